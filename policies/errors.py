@@ -1,0 +1,37 @@
+"""What a user can get wrong, one class per mistake; every message says found, needed, what to do."""
+
+
+class VivaceError(Exception):
+    """Root of every error a user's input can cause; the CLI turns it into one line and exit code 2."""
+
+
+class PolicyNotFound(VivaceError):
+    """Raised when a checkpoint is missing, foreign, truncated or holds impossible values."""
+
+
+class UnsupportedPolicy(VivaceError):
+    """Raised when a technique is asked of a policy that lacks the stage it works on."""
+
+
+class PlanMismatch(VivaceError):
+    """Raised when an acceleration plan was made for another policy, or is malformed."""
+
+
+class UnknownBlock(PlanMismatch):
+    """Raised when a plan or an option names a block that the policy does not have."""
+
+
+class CalibrationError(VivaceError):
+    """Raised when calibration cannot give a plan: settings out of range or unusable data."""
+
+
+class ObservationMismatch(VivaceError):
+    """Raised when an observation lacks a key, or has another shape or non-finite values."""
+
+
+class UnknownEnvironment(VivaceError):
+    """Raised when an environment type or task is not registered."""
+
+
+class BadSetting(VivaceError):
+    """Raised when an option has a value outside its range, or options contradict each other."""

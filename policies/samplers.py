@@ -1,0 +1,228 @@
+"""Samplers as tables of coefficients: diffusers' schedulers, made pure.
+
+A diffusers scheduler computes its coefficients and updates the sample in one stateful call. Here the
+coefficients are read from the scheduler once, and `advance` applies them in the scheduler's own order of
+operations, so that DDPM and DDIM are bit-equal to it; no attribute is written while sampling, and an
+exported policy needs only the numbers.
+
+Sources: DDPM arXiv 2006.11239 eq. 7; DDIM 2010.02502 eq. 12; DPM-Solver++ 2211.01095 (2M, midpoint);
+flow matching Euler and RK4 as in lerobot's multi_task_dit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from vivace.policies.errors import BadSetting
+from vivace.policies.noise import Noise
+
+Memory = tuple[Tensor, ...]
+Update = Callable[[Tensor, Tensor, Memory, Noise], tuple[Tensor, Memory]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the denoiser."""
+
+    index: int
+    """Position in the order the steps are run, from 0."""
+    t: Tensor
+    """Timestep given to the denoiser, 0-d."""
+    advance: Update = field(repr=False)
+    """(x, out, memory, noise) -> (next x, next memory)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The steps that turn noise into actions."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The forward process a denoiser was trained with; field names are diffusers'."""
+
+    num_train_timesteps: int = 100
+    beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    prediction_type: str = "epsilon"
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+
+    @classmethod
+    def of(cls, config: Any) -> "NoiseSchedule":
+        """Read the schedule from a lerobot policy config."""
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+    def scheduler(self, kind: type, **extra: Any) -> Any:
+        """Build a diffusers scheduler of this process."""
+        known = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if kind is DPMSolverMultistepScheduler:
+            known = {key: value for key, value in known.items() if not key.startswith("clip_")}
+        return kind(**known, **extra)
+
+
+def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule) -> Sampler:
+    """Build a diffusion sampler by name.
+
+    Args:
+        name: "ddpm", "ddim" or "dpmsolver++".
+        n_steps: denoiser calls, 1..num_train_timesteps.
+        schedule: the process the denoiser was trained with.
+
+    Raises:
+        BadSetting: unknown name or a number of steps outside the range.
+    """
+    if name not in _BUILDERS:
+        raise BadSetting(f"unknown sampler {name!r}; known samplers: {', '.join(_BUILDERS)}")
+    if not 1 <= n_steps <= schedule.num_train_timesteps:
+        raise BadSetting(
+            f"sampler {name!r} was asked for {n_steps} steps; the policy was trained with "
+            f"{schedule.num_train_timesteps}, choose 1..{schedule.num_train_timesteps}"
+        )
+    return Sampler(name, _BUILDERS[name](n_steps, schedule))
+
+
+def _clean(x: Tensor, out: Tensor, ab: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Predicted clean sample; `ab` is the cumulative product of alphas at this step."""
+    if schedule.prediction_type == "epsilon":
+        x0 = (x - (1 - ab) ** 0.5 * out) / ab**0.5
+    elif schedule.prediction_type == "sample":
+        x0 = out
+    else:
+        x0 = (ab**0.5) * x - ((1 - ab) ** 0.5) * out
+    if schedule.clip_sample:
+        x0 = x0.clamp(-schedule.clip_sample_range, schedule.clip_sample_range)
+    return x0
+
+
+def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
+    scheduler = schedule.scheduler(DDPMScheduler)
+    scheduler.set_timesteps(n_steps)
+
+    def step(index: int, t: Tensor) -> Step:
+        previous = scheduler.previous_timestep(t)
+        ab = scheduler.alphas_cumprod[t]
+        ab_previous = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.one
+        alpha = ab / ab_previous
+        c_clean = (ab_previous**0.5 * (1 - alpha)) / (1 - ab)
+        c_x = alpha**0.5 * (1 - ab_previous) / (1 - ab)
+        sigma = scheduler._get_variance(t) ** 0.5 if t > 0 else None
+
+        def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
+            x0 = _clean(x, out, ab, schedule)
+            mean = c_clean * x0 + c_x * x
+            return (mean if sigma is None else mean + sigma * noise(tuple(x.shape), x)), memory
+
+        return Step(index, t, advance)
+
+    return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
+
+
+def _ddim(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
+    scheduler = schedule.scheduler(DDIMScheduler)
+    scheduler.set_timesteps(n_steps)
+
+    def step(index: int, t: Tensor) -> Step:
+        previous = t - schedule.num_train_timesteps // n_steps
+        ab = scheduler.alphas_cumprod[t]
+        ab_previous = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+
+        def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
+            x0 = _clean(x, out, ab, schedule)
+            if schedule.prediction_type == "epsilon":
+                eps = out
+            elif schedule.prediction_type == "sample":
+                eps = (x - ab**0.5 * out) / (1 - ab) ** 0.5
+            else:
+                eps = (ab**0.5) * out + ((1 - ab) ** 0.5) * x
+            return ab_previous**0.5 * x0 + (1 - ab_previous) ** 0.5 * eps, memory
+
+        return Step(index, t, advance)
+
+    return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
+
+
+def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
+    """Second-order multistep; first order at the first and last step, as diffusers runs it."""
+    scheduler = schedule.scheduler(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2)
+    scheduler.set_timesteps(n_steps)
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
+    lam = torch.log(alpha) - torch.log(sigma)
+    n = len(scheduler.timesteps)
+
+    def step(i: int, t: Tensor) -> Step:
+        h = lam[i + 1] - lam[i]
+        ratio, gain = sigma[i + 1] / sigma[i], alpha[i + 1] * (torch.exp(-h) - 1.0)
+        r = (lam[i] - lam[i - 1]) / h if 0 < i < n - 1 else None
+        unclipped = _unclipped(schedule)
+
+        def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
+            x0 = _clean(x, out, alpha[i] ** 2, unclipped)
+            following = ratio * x - gain * x0
+            if r is not None:
+                following = following - 0.5 * gain * ((1.0 / r) * (x0 - memory[0]))
+            return following, (x0,)
+
+        return Step(i, t, advance)
+
+    return tuple(step(i, t) for i, t in enumerate(scheduler.timesteps))
+
+
+def _unclipped(schedule: NoiseSchedule) -> NoiseSchedule:
+    values = {name: getattr(schedule, name) for name in schedule.__dataclass_fields__}
+    return NoiseSchedule(**(values | {"clip_sample": False}))
+
+
+_BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}
+
+
+def make_flow_sampler(name: str, n_steps: int) -> Sampler:
+    """Build a flow-matching sampler from t = 0 to 1; "rk4" calls the denoiser four times a step.
+
+    Raises:
+        BadSetting: unknown name or no steps.
+    """
+    if name not in ("euler", "rk4"):
+        raise BadSetting(f"unknown flow sampler {name!r}; known samplers: euler, rk4")
+    if n_steps < 1:
+        raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
+    grid = torch.linspace(0, 1, n_steps + 1)
+    starts = [grid[i].item() for i in range(n_steps)]
+    widths = [(grid[i + 1] - grid[i]).item() for i in range(n_steps)]
+    steps: list[Step] = []
+    for t, dt in zip(starts, widths, strict=True):
+        stages = _euler_stages(t, dt) if name == "euler" else _rk4_stages(t, dt)
+        steps += [Step(len(steps) + k, torch.tensor(at), update) for k, (at, update) in enumerate(stages)]
+    return Sampler(name, tuple(steps))
+
+
+def _euler_stages(t: float, dt: float) -> list[tuple[float, Update]]:
+    return [(t, lambda x, v, memory, noise: (x + dt * v, memory))]
+
+
+def _rk4_stages(t: float, dt: float) -> list[tuple[float, Update]]:
+    """Memory is (x at the start of the step, k1, …)."""
+
+    def last(x: Tensor, v: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
+        start, k1, k2, k3 = memory
+        return start + dt / 6 * (k1 + 2 * k2 + 2 * k3 + v), ()
+
+    return [
+        (t, lambda x, v, memory, noise: (x + dt * v / 2, (x, v))),
+        (t + dt / 2, lambda x, v, memory, noise: (memory[0] + dt * v / 2, (*memory, v))),
+        (t + dt / 2, lambda x, v, memory, noise: (memory[0] + dt * v, (*memory, v))),
+        (t + dt, last),
+    ]

@@ -1,0 +1,99 @@
+"""The staged form of a policy and the one loop that samples it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
+from vivace.policies.noise import Noise
+from vivace.policies.samplers import Sampler, Step
+from vivace.policies.types import PolicySpec
+
+Batch = dict[str, Tensor]
+"""lerobot keys -> normalised observations (B, To, ...)."""
+Context = Any
+"""What `encode` makes of an observation; known to the policy alone, a tree of tensors."""
+Condition = Any
+"""What the denoiser needs besides x at one step; known to the policy alone, a tree of tensors."""
+
+
+class DenoisingPolicy(Protocol):
+    """A diffusion or flow-matching policy taken apart into stages, over its original weights."""
+
+    spec: PolicySpec
+    blocks: tuple[Block, ...]
+    """Blocks of the denoiser in the order they run."""
+    sampler: Sampler
+    """The sampler the checkpoint asks for."""
+
+    def encode(self, batch: Batch) -> Context:
+        """Encode observations, once a chunk."""
+
+    def condition(self, step: Step, context: Context) -> Condition:
+        """Compute what depends on the timestep and the observation but not on x."""
+
+    def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
+        """Predict noise, clean actions or velocity (B, H, A) from x (B, H, A)."""
+
+    def finish(self, x: Tensor, context: Context) -> Tensor:
+        """Turn the last x into normalised actions (B, H, A)."""
+
+    def resample(self, name: str, n_steps: int) -> Sampler:
+        """Build another sampler of the same process; raises `BadSetting` when it cannot."""
+
+    def hoist(self, sampler: Sampler) -> "DenoisingPolicy":
+        """Return a twin that computes once what depends on the timestep or the observation alone."""
+
+
+ActionRunner = Callable[[int, Cache], Runner]
+"""(step index, what the previous step left) -> the runner of the denoiser's blocks."""
+
+
+def always_compute(index: int, cache: Cache) -> Runner:
+    """Compute every block at every step."""
+    return compute
+
+
+Evaluate = Callable[["Execution", Step, Tensor, Context, Cache], tuple[Tensor, Cache]]
+
+
+def evaluate(
+    execution: "Execution", step: Step, x: Tensor, context: Context, cache: Cache
+) -> tuple[Tensor, Cache]:
+    """Call the denoiser at one step; returns its output and what the next step may use."""
+    run = execution.action(step.index, cache)
+    out = execution.policy.denoise(x, execution.policy.condition(step, context), run)
+    return out, run.cache
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a staged policy is run; the defaults mean everything, always."""
+
+    policy: DenoisingPolicy
+    sampler: Sampler
+    action: ActionRunner = always_compute
+    evaluate: Evaluate = evaluate
+
+    @classmethod
+    def of(cls, policy: DenoisingPolicy) -> "Execution":
+        """Run the policy as its checkpoint asks."""
+        return cls(policy, policy.sampler)
+
+
+@torch.inference_mode()
+def sample(execution: Execution, batch: Batch, noise: Noise) -> Tensor:
+    """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...)."""
+    policy = execution.policy
+    context = policy.encode(batch)
+    like = next(value for value in batch.values() if value.is_floating_point())
+    x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)
+    memory: tuple[Tensor, ...] = ()
+    cache = EMPTY
+    for step in execution.sampler.steps:
+        out, cache = execution.evaluate(execution, step, x, context, cache)
+        x, memory = step.advance(x, out, memory, noise)
+    return policy.finish(x, context)

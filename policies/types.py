@@ -1,0 +1,103 @@
+"""What travels between a robot, a policy and the loop, and what a policy is; free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from vivace.policies.errors import ObservationMismatch
+
+
+class ActionKind(StrEnum):
+    """What one action dimension means, hence what is safe when no fresh action exists."""
+
+    ABSOLUTE = "absolute"
+    """A target (joint angle, gripper command): the fallback holds the last one."""
+    DELTA = "delta"
+    """A displacement per control period: the fallback is zero."""
+    VELOCITY = "velocity"
+    """A rate: the fallback ramps down to zero."""
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """What is known of a block without running it."""
+
+    id: str
+    """`stage.index.branch`, e.g. "action.3.mlp"."""
+    additive: bool = True
+    """Its output is added to the residual stream, or replaces it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """Shapes and meaning of a policy's inputs and outputs."""
+
+    type: str
+    """lerobot's policy type, e.g. "dp_transformer"."""
+    action_dim: int
+    horizon: int
+    """Actions predicted at once (H)."""
+    n_obs_steps: int
+    n_action_steps: int
+    """Actions executed of a chunk before the next one is asked for."""
+    observation_shapes: Mapping[str, tuple[int, ...]]
+    """Input key -> shape of one observation, e.g. {"observation.state": (39,)}."""
+    action_kinds: tuple[ActionKind, ...]
+    blocks: tuple[BlockInfo, ...]
+    """Blocks in the order they run; empty for an opaque policy."""
+
+    @property
+    def first_action(self) -> int:
+        """Index of the predicted action that belongs to the newest observation."""
+        return self.n_obs_steps - 1
+
+    @property
+    def block_ids(self) -> tuple[str, ...]:
+        """Block ids in the order they run."""
+        return tuple(block.id for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot saw at one control tick."""
+
+    values: Mapping[str, np.ndarray]
+    """lerobot keys -> one observation without batch axis; images HWC uint8 in [0, 255]."""
+    tick: int
+    time_s: float
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Actions of one inference; `actions[i]` is meant for tick `tick + i`."""
+
+    actions: np.ndarray
+    """(n, A), in the robot's units."""
+    tick: int
+    """Tick of the observation the chunk was computed from."""
+    ready_s: float
+    """When it became available [s]."""
+
+
+def check_observation(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check keys, shapes and finiteness of one observation.
+
+    Raises:
+        ObservationMismatch: a key is missing, a shape differs or a value is not finite.
+    """
+    for key, shape in shapes.items():
+        if key not in values:
+            raise ObservationMismatch(
+                f"observation has keys {sorted(values)}, but the policy needs {key!r} of shape {shape}; "
+                "map your names onto lerobot's keys"
+            )
+        value = np.asarray(values[key])
+        if value.shape != tuple(shape):
+            raise ObservationMismatch(f"observation {key!r} has shape {value.shape}, the policy needs {shape}")
+        if not np.isfinite(value).all():
+            raise ObservationMismatch(
+                f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"
+            )
