@@ -70,7 +70,12 @@ def train_policy(
     began = time.monotonic()
     averaged = policy
     for done, loss, averaged in train(
-        policy, DPTransformerPolicy.loss, windows, settings, output_dir / "training.pt"
+        policy,
+        DPTransformerPolicy.loss,
+        policy.get_optim_params(),
+        windows,
+        settings,
+        output_dir / "training.pt",
     ):
         on_step(done, loss)
     save(averaged, pre, post, output_dir / "pretrained_model")

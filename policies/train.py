@@ -26,7 +26,6 @@ class TrainSettings:
     """Optimiser steps."""
     batch_size: int = 128
     lr: float = 3e-4
-    weight_decay: float = 1e-3
     warmup: int = 200
     """Steps of linear warm-up."""
     ema_power: float = 0.75
@@ -82,6 +81,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 def train(
     model: nn.Module,
     loss_fn: Callable[[nn.Module, dict[str, Tensor], Tensor], Tensor],
+    groups: list[dict],
     windows: Windows,
     settings: TrainSettings,
     checkpoint: Path,
@@ -89,17 +89,15 @@ def train(
     """Train `model` in place; yield (steps done, loss, averaged model) after every step.
 
     Args:
-        model: the network; a `parameter_groups(weight_decay)` method is used when it has one.
+        model: the network.
         loss_fn: (model, observations, actions) -> scalar loss; draws its own noise from torch's generator.
+        groups: the optimiser's parameter groups of `model`.
         windows: normalised training windows.
         settings: how long and how fast.
         checkpoint: where the resumable state lives; read when it exists, rewritten every `save_every` steps.
     """
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    groups = getattr(model, "parameter_groups", None)
-    optimiser = torch.optim.AdamW(
-        groups(settings.weight_decay) if groups else model.parameters(), lr=settings.lr, betas=(0.9, 0.95)
-    )
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))
     torch.manual_seed(settings.seed)
     done = _resume(checkpoint, settings, model, averaged, optimiser)
     model.train()

@@ -101,3 +101,19 @@ def check_observation(values: Mapping[str, np.ndarray], shapes: Mapping[str, tup
             raise ObservationMismatch(
                 f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"
             )
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a plan was made for."""
+
+    policy_type: str
+    config: str
+    """Hash of the policy's config."""
+    weights: str
+    """Hash of every tensor."""
+    blocks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        span = f"{self.blocks[0]} … {self.blocks[-1]}" if self.blocks else "no blocks"
+        return f"{self.policy_type!r} (config {self.config[:8]}, weights {self.weights[:8]}, {span})"

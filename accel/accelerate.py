@@ -1,0 +1,59 @@
+"""Apply a plan, and make one: two pure functions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData, Technique, technique_class
+from vivace.policies.staged import DenoisingPolicy, Execution
+from vivace.policies.types import Fingerprint
+
+
+def accelerate(
+    policy: DenoisingPolicy, plan: AccelerationPlan, fingerprint: Fingerprint | None = None
+) -> Execution:
+    """Return the execution of `policy` under `plan`; the policy itself is unchanged.
+
+    Args:
+        policy: a staged policy.
+        plan: its plan; a plan without techniques gives the policy's own execution, bit for bit.
+        fingerprint: of the policy; when given, a plan made for another policy is refused.
+
+    Raises:
+        PlanMismatch: the plan was made for another policy, or a technique does not fit.
+        UnsupportedPolicy: the policy lacks a stage that a technique works on.
+    """
+    if fingerprint is not None:
+        plan.check(fingerprint)
+    execution = Execution.of(policy)
+    for technique in plan.techniques:
+        execution = _apply(technique, execution)
+    return execution
+
+
+def calibrate(
+    policy: DenoisingPolicy,
+    fingerprint: Fingerprint,
+    data: CalibrationData,
+    wanted: Sequence[tuple[str, Mapping[str, Any]]],
+) -> AccelerationPlan:
+    """Calibrate techniques in the order of their seams, each on the policy as the earlier ones left it.
+
+    Args:
+        policy: a staged policy.
+        fingerprint: of the policy, stored in the plan.
+        data: observations to calibrate on.
+        wanted: (kind, options) of every technique, in any order.
+    """
+    execution = Execution.of(policy)
+    techniques: list[Technique] = []
+    for kind, options in sorted(wanted, key=lambda entry: technique_class(entry[0]).seam):
+        technique = technique_class(kind).calibrate(execution, data, dict(options))
+        execution = _apply(technique, execution)
+        techniques.append(technique)
+    return AccelerationPlan(fingerprint, tuple(techniques))
+
+
+def _apply(technique: Technique, execution: Execution) -> Execution:
+    technique.check(execution)
+    return technique.apply(execution)

@@ -1,0 +1,65 @@
+"""Say what a plan does: the grid of steps and blocks, the work saved by stage, and what was refused."""
+
+from vivace.accel.flops import Flops
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.rows import Row, Rows
+from vivace.policies.staged import Execution
+
+FRESH, REUSED, FORECAST, SKIPPED = "#", "·", "~", "/"
+
+
+def grid(execution: Execution) -> dict[str, str]:
+    """Return block id -> one mark a step: # computed, · reused, ~ forecast, / skipped."""
+    blocks = execution.policy.spec.block_ids
+    if not isinstance(execution.action, Rows):
+        return dict.fromkeys(blocks, FRESH * len(execution.sampler))
+    marks = [_marks(row) for row in execution.action.rows]
+    return {name: "".join(mark.get(name, SKIPPED) for mark in marks) for name in blocks}
+
+
+def _marks(row: Row) -> dict[str, str]:
+    marks = dict.fromkeys(row.fresh, FRESH)
+    for group in row.groups:
+        marks |= dict.fromkeys(group.members, REUSED if group.weights == (1.0,) else FORECAST)
+    return marks
+
+
+def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accelerated: Flops) -> str:
+    """Describe a plan in text: techniques, FLOPs stage by stage, and the grid."""
+    lines = [f"plan for {plan.fingerprint}"]
+    for technique in plan.techniques:
+        settings = getattr(technique, "options", None) or {
+            key: value for key, value in vars(technique).items() if key not in ("updates", "options")
+        }
+        lines.append(f"  {technique.kind:<14}" + ", ".join(f"{k}={v}" for k, v in settings.items()))
+    if not plan.techniques:
+        lines.append("  no techniques: everything is computed at every step")
+    lines += ["", _flops_table(baseline, accelerated), ""]
+    if isinstance(execution.action, Rows):
+        lines.append(
+            f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   {SKIPPED} skipped   "
+            f"({execution.action.programs} distinct steps of {len(execution.sampler)})"
+        )
+    rows = grid(execution)
+    width = max((len(name) for name in rows), default=0)
+    lines += [f"{name:<{width}} {marks} {marks.count(FRESH):>4}" for name, marks in rows.items()]
+    return "\n".join(lines)
+
+
+def _flops_table(before: Flops, after: Flops) -> str:
+    def stages(flops: Flops) -> dict[str, int]:
+        blocks = sum(flops.blocks[name] * n for name, n in flops.computed.items())
+        return {
+            "encode": flops.encode,
+            "condition": flops.steps * flops.condition,
+            "blocks": blocks,
+            "embed, head": flops.steps * flops.rest,
+            "total": flops.total,
+        }
+
+    first, second = stages(before), stages(after)
+    lines = [f"{'stage':<12}{'GFLOP':>10}{'with plan':>12}{'saved':>9}"]
+    for name, value in first.items():
+        saved = 1 - second[name] / value if value else 0.0
+        lines.append(f"{name:<12}{value / 1e9:>10.3f}{second[name] / 1e9:>12.3f}{saved:>9.1%}")
+    return "\n".join(lines)

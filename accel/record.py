@@ -1,0 +1,65 @@
+"""Record every block's output over an uncached run: what schedules are calibrated on."""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivace.accel.technique import CalibrationData
+from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.errors import CalibrationError
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import Execution, sample
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How each block's output changes over the steps of the sampler."""
+
+    similarity: dict[str, np.ndarray]
+    """Block id -> cosine similarity between steps, mean over observations, (S, S) in [-1, 1]."""
+    volatility: dict[str, float]
+    """Block id -> mean over pairs of steps of the mean absolute difference."""
+
+
+class Recorder:
+    """A runner that computes every block and hands its output to `keep`."""
+
+    cache: Cache = EMPTY
+
+    def __init__(self, outputs: dict[str, list[Tensor]]):
+        self._outputs = outputs
+
+    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
+        """Compute and keep."""
+        out = block.fn(h, *cond)
+        self._outputs[block.id].append(out.flatten(1))
+        return out
+
+
+def record(execution: Execution, data: CalibrationData) -> Trace:
+    """Sample once, every block computed, and compare each block's outputs between steps.
+
+    Raises:
+        CalibrationError: an output is not finite.
+    """
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
+    uncached = replace(execution, action=lambda index, cache: Recorder(outputs))
+    sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
+    similarity, volatility = {}, {}
+    for name in execution.policy.spec.block_ids:
+        features = torch.stack(outputs.pop(name), dim=1)  # (B, S, F)
+        if not features.isfinite().all():
+            raise CalibrationError(
+                f"block {name!r} gave NaN or infinity on the calibration observations; check the checkpoint"
+            )
+        unit = torch.nn.functional.normalize(features, dim=-1)
+        similarity[name] = (unit @ unit.mT).mean(0).clamp(-1, 1).double().cpu().numpy()
+        distance = torch.cdist(features, features, p=1).mean(0) / features.shape[-1]  # (S, S)
+        pairs = distance[*torch.triu_indices(*distance.shape, offset=1)]
+        volatility[name] = float(pairs.mean()) if pairs.numel() else 0.0
+    return Trace(similarity, volatility)
+
+

@@ -1,0 +1,33 @@
+"""Another sampler, or fewer steps of it: the baseline every cache has to beat, and a technique itself."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.policies.staged import Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSchedule:
+    """Sampler and number of denoiser calls."""
+
+    kind: ClassVar[str] = "step_schedule"
+    seam: ClassVar[Seam] = Seam.STEPS
+    is_static: ClassVar[bool] = True
+
+    sampler: str = "ddim"
+    """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching."""
+    n_steps: int = 16
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Nothing is measured; options are the fields."""
+        return read_options(cls, cls.kind, options)
+
+    def check(self, execution: Execution) -> None:
+        """Raise `BadSetting` if the policy's process has no such sampler."""
+        execution.policy.resample(self.sampler, self.n_steps)
+
+    def apply(self, execution: Execution) -> Execution:
+        """Run the other sampler."""
+        return replace(execution, sampler=execution.policy.resample(self.sampler, self.n_steps))

@@ -1,0 +1,83 @@
+"""What a technique is, where it attaches, and the list of known ones."""
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from importlib import import_module
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+from torch import Tensor
+
+from vivace.policies.errors import BadSetting
+from vivace.policies.staged import Execution
+
+
+class Seam(IntEnum):
+    """Where a technique attaches; plans apply them in this order, whatever order was asked for."""
+
+    WEIGHTS = 0
+    LAYERS = 1
+    TOKENS = 2
+    STEPS = 3
+    HOIST = 4
+    BLOCKS = 5
+    DECODE = 6
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Observations a technique is calibrated on."""
+
+    batch: dict[str, Tensor]
+    """lerobot keys -> normalised observations (B, To, ...)."""
+    noise_keys: tuple[tuple[int, ...], ...]
+    """One key per row, naming its noise stream (`EpisodeNoise`)."""
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A technique *is* its calibrated settings: a frozen, JSON-able dataclass."""
+
+    kind: ClassVar[str]
+    """Key in acceleration.json, e.g. "block_cache"."""
+    seam: ClassVar[Seam]
+    is_static: ClassVar[bool]
+    """No decision depends on tensor values, so it can be exported and captured as a graph."""
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Choose the settings for this policy; raises `CalibrationError`."""
+
+    def check(self, execution: Execution) -> None:
+        """Raise `PlanMismatch` or `UnsupportedPolicy` if it does not fit this execution."""
+
+    def apply(self, execution: Execution) -> Execution:
+        """Return the accelerated execution; the given one is unchanged."""
+
+
+_MODULES = {
+    "step_schedule": "vivace.accel.step_schedule:StepSchedule",
+    "hoist": "vivace.accel.hoist:Hoist",
+    "block_cache": "vivace.accel.block_cache:BlockCache",
+    "forecast": "vivace.accel.forecast:Forecast",
+}
+"""Kind -> class. Adding a technique is one file and one line here."""
+
+TECHNIQUES = tuple(_MODULES)
+"""Known kinds, in the order of their seams."""
+
+
+def technique_class(kind: str) -> type[Technique]:
+    """Return the class of a technique by kind; raises `BadSetting` naming the known ones."""
+    if kind not in _MODULES:
+        raise BadSetting(f"unknown technique {kind!r}; known techniques: {', '.join(TECHNIQUES)}")
+    module, name = _MODULES[kind].split(":")
+    return getattr(import_module(module), name)
+
+
+def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) -> T:
+    """Build an options dataclass from a dict; raises `BadSetting` naming unknown keys."""
+    known = {field.name for field in fields(options_class)}  # type: ignore[arg-type]
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise BadSetting(f"{kind} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}")
+    return options_class(**options)

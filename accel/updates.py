@@ -1,0 +1,183 @@
+"""When each block is computed: BAC's adaptive schedule and Bubbling Union, and the plain baselines.
+
+    cos(a, b)  similarity of one block's output at steps a and b, from an uncached run
+    ACS        choose S update steps 0 = c_1 < … < c_S maximising the similarity kept by reuse:
+               anchor       sum over segments of sum_{t in segment} cos(c_m, t)        (default)
+               consecutive  sum over t that are not updates of cos(t, t - 1)
+    BUA        the n blocks of highest volatility  mean_{i<j} mean |x_i - x_j|  also update whenever
+               a feed-forward block of the same or a later layer does
+
+Sources: BAC, arXiv 2506.13456 (sections on ACS and BUA; consecutive form), ky-ji/HAS (anchor form, union).
+Deviations: similarities are averaged over a handful of observations where the code uses one; the forced
+last step is an option where the code always adds step 99; with one selected block the union still
+happens, where the code wants two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vivace.policies.errors import BadSetting, CalibrationError
+
+Schedule = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions:
+    """How update steps are chosen."""
+
+    method: Literal["bac", "shared", "uniform", "deepcache"] = "bac"
+    """"bac": per block; "shared": one ACS schedule for all; "uniform": every S-th share of the steps;
+    "deepcache": uniform for the inner half of the blocks, the outer blocks every step."""
+    updates: int = 10
+    """Updates per block including step 0 (S), 1..number of steps."""
+    bubbling: int = 5
+    """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out."""
+    objective: Literal["anchor", "consecutive"] = "anchor"
+    force_last: bool = False
+    """Also compute every block at the last step, as the authors' code does."""
+
+    def __post_init__(self):
+        """Check the choices; ranges that depend on the policy are checked at calibration."""
+        for name, known in (
+            ("method", ("bac", "shared", "uniform", "deepcache")),
+            ("objective", ("anchor", "consecutive")),
+        ):
+            if getattr(self, name) not in known:
+                raise BadSetting(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.bubbling < 0:
+            raise BadSetting(f"bubbling={self.bubbling} is negative; choose 0 to leave Bubbling Union out")
+
+
+def check_updates(updates: int, n_steps: int) -> None:
+    """Raise `CalibrationError` if S is not in 1..n_steps."""
+    if not 1 <= updates <= n_steps:
+        raise CalibrationError(f"updates={updates}, but the sampler runs {n_steps} steps; choose 1..{n_steps}")
+
+
+def optimal_updates(similarity: np.ndarray, updates: int, objective: str = "anchor") -> tuple[int, ...]:
+    """Choose the steps at which one block is computed, maximising the similarity kept by reuse.
+
+    Dynamic programme over segments: best[k, i] is the best value of steps 0..i with k updates.
+
+    Args:
+        similarity: of the block's output between steps, (S, S), in [-1, 1].
+        updates: number of computed steps, 1..S; step 0 is always one of them.
+        objective: "anchor" or "consecutive", see the module.
+
+    Returns:
+        Computed steps, ascending, first is 0.
+
+    Raises:
+        CalibrationError: `updates` is outside 1..S, or `similarity` is not square.
+    """
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+        raise CalibrationError(f"similarity has shape {similarity.shape}; a square matrix is needed")
+    n = len(similarity)
+    check_updates(updates, n)
+    value = segment_values(similarity, objective)
+    best = value[0].copy()
+    came_from = np.zeros((updates, n), dtype=int)
+    for k in range(1, updates):
+        extended = np.full(n, -np.inf)
+        for last in range(k, n):
+            starts = np.arange(k, last + 1)
+            candidates = best[starts - 1] + value[starts, last]
+            came_from[k, last] = starts[np.argmax(candidates)]
+            extended[last] = candidates.max()
+        best = extended
+    steps, last = [], n - 1
+    for k in range(updates - 1, 0, -1):
+        steps.append(int(came_from[k, last]))
+        last = steps[-1] - 1
+    return (0, *reversed(steps))
+
+
+def segment_values(similarity: np.ndarray, objective: str) -> np.ndarray:
+    """Value of computing at step a and reusing through step b, (S, S); -inf below the diagonal."""
+    n = len(similarity)
+    if objective == "anchor":
+        kept = np.cumsum(np.triu(similarity), axis=1)
+    else:
+        steps = np.concatenate([[0.0], np.diagonal(similarity, offset=-1)])
+        totals = np.cumsum(steps)
+        kept = totals[None, :] - totals[:, None]
+    return np.where(np.arange(n)[None, :] >= np.arange(n)[:, None], kept, -np.inf)
+
+
+def uniform_updates(n_steps: int, updates: int) -> tuple[int, ...]:
+    """Spread `updates` evenly over the steps, first is 0."""
+    check_updates(updates, n_steps)
+    return tuple(sorted({int(i * n_steps / updates) for i in range(updates)}))
+
+
+def bubbling_union(schedule: Mapping[str, Sequence[int]], volatile: Sequence[str]) -> Schedule:
+    """Let volatile blocks update with every feed-forward block of the same or a later layer.
+
+    Args:
+        schedule: block id -> update steps, in the order the blocks run.
+        volatile: ids of the blocks that follow.
+    """
+    feed_forward = [name for name in schedule if name.endswith(".mlp")]
+    union = {}
+    for name, steps in schedule.items():
+        followed = [f for f in feed_forward if name in volatile and _layer(f) >= _layer(name)]
+        union[name] = tuple(sorted(set(steps).union(*(schedule[f] for f in followed))))
+    return union
+
+
+def _layer(block_id: str) -> int:
+    return int(block_id.split(".")[1])
+
+
+def choose_updates(
+    blocks: Sequence[str],
+    similarity: Mapping[str, np.ndarray],
+    volatility: Mapping[str, float],
+    n_steps: int,
+    options: UpdateOptions,
+) -> Schedule:
+    """Choose every block's update steps.
+
+    Args:
+        blocks: block ids in the order they run.
+        similarity: block id -> (S, S); read by "bac" and "shared" only.
+        volatility: block id -> mean absolute change of its output between steps.
+        n_steps: steps of the sampler.
+        options: how to choose.
+
+    Raises:
+        CalibrationError: S is outside 1..n_steps, or n exceeds the number of blocks.
+    """
+    check_updates(options.updates, n_steps)
+    if options.bubbling > len(blocks):
+        raise CalibrationError(f"bubbling={options.bubbling}, but the policy has {len(blocks)} blocks")
+    if options.method == "bac":
+        schedule = {b: optimal_updates(similarity[b], options.updates, options.objective) for b in blocks}
+        volatile = sorted(blocks, key=lambda b: -volatility[b])[: options.bubbling]
+        schedule = bubbling_union(schedule, volatile) if volatile else schedule
+    elif options.method == "shared":
+        mean = np.mean([similarity[b] for b in blocks], axis=0)
+        schedule = dict.fromkeys(blocks, optimal_updates(mean, options.updates, options.objective))
+    else:
+        steps = uniform_updates(n_steps, options.updates)
+        deep = inner_half(blocks) if options.method == "deepcache" else set(blocks)
+        schedule = {b: steps if b in deep else tuple(range(n_steps)) for b in blocks}
+    if options.force_last:
+        schedule = {b: tuple(sorted({*steps, n_steps - 1})) for b, steps in schedule.items()}
+    return schedule
+
+
+def inner_half(blocks: Sequence[str]) -> set[str]:
+    """Blocks that DeepCache reuses (arXiv 2312.00858): all but the first and last level of a U-Net.
+
+    A policy without levels (`downK`, `upK`) has its middle half reused.
+    """
+    down = [b for b in blocks if b.startswith("action.down")]
+    if not down:
+        quarter = len(blocks) // 4
+        return set(blocks[quarter : len(blocks) - quarter])
+    last_up = max(b.split(".")[1] for b in blocks if b.startswith("action.up"))
+    return {b for b in blocks if b.split(".")[1] not in ("down0", last_up)}

@@ -1,0 +1,182 @@
+"""Meta-World's 50 manipulation tasks as gymnasium environments with lerobot's observation keys."""
+
+import copy
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.spaces import Box, Dict
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+from vivace.envs.camera import Camera
+from vivace.policies.errors import BadSetting, UnknownEnvironment
+from vivace.policies.types import ActionKind
+
+STATE_KEY = "observation.state"
+IMAGE_KEY = "observation.images."
+STATE_DIM = 39
+ACTION_DIM = 4
+MAX_STEPS = 500
+"""Meta-World refuses to step further."""
+
+_MODEL_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat", "site_rgba")
+"""Parts of the model that Meta-World's resets write into."""
+
+
+class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """One Meta-World task; an episode is a function of its reset seed and its actions, bit for bit.
+
+    Observation: "observation.state", float32 (39,): hand xyz [m], gripper opening in [0, 1], object
+    positions [m] and quaternions (14, zero-padded), the same 18 numbers one step earlier, goal xyz [m];
+    with `image_size` also "observation.images.<camera>", HWC uint8.
+    Action: float32 (4,) in [-1, 1]: hand displacement (1 is 1 cm a step) and gripper command.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
+    action_kinds: tuple[ActionKind, ...] = (ActionKind.DELTA,) * 3 + (ActionKind.ABSOLUTE,)
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        image_size: int = 0,
+        cameras: tuple[str, ...] = ("corner2",),
+        max_episode_steps: int = 300,
+        terminate_on_success: bool = False,
+        render_size: int = 320,
+    ) -> None:
+        """Load the world of a task.
+
+        Args:
+            task: Meta-World's name, e.g. "push-v3".
+            image_size: edge of the square observation images [px]; 0 leaves images out.
+            cameras: cameras of the observation images; the first one also makes the videos.
+            max_episode_steps: steps after which an episode is truncated, 1..500.
+            terminate_on_success: whether success ends the episode.
+            render_size: edge of the square frames that `render` returns [px].
+
+        Raises:
+            UnknownEnvironment: Meta-World has no such task, or the task no such camera.
+            BadSetting: `max_episode_steps` is outside 1..500, or a size is negative.
+        """
+        if not 1 <= max_episode_steps <= MAX_STEPS:
+            raise BadSetting(
+                f"max_episode_steps is {max_episode_steps}, but Meta-World runs 1 to {MAX_STEPS} steps"
+            )
+        if image_size < 0 or render_size < 1:
+            raise BadSetting(
+                f"image_size is {image_size} and render_size {render_size} px; give image_size >= 0 and "
+                "render_size >= 1"
+            )
+        self.task = task
+        self.task_description = describe(task)
+        self.max_episode_steps = max_episode_steps
+        self.terminate_on_success = terminate_on_success
+        self.render_mode = "rgb_array"
+        self._world = _load_world(self._base_task())
+        self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
+        self._fresh_attributes = copy.deepcopy(_plain_attributes(self._world))
+        self._cameras = _checked_cameras(self._world.model, cameras)
+        self._eye = Camera(self._world.model, image_size, image_size) if image_size else None
+        self._film = Camera(self._world.model, render_size, render_size)
+        self._ticks = 0
+        self.observation_space = self._make_observation_space(image_size)
+        self.action_space = Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    @property
+    def ticks(self) -> int:
+        """Steps taken in this episode."""
+        return self._ticks
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin the episode that `seed` determines; without a seed the next one of this environment."""
+        super().reset(seed=seed)
+        episode_seed = seed if seed is not None else int(self.np_random.integers(2**31))
+        world = self._world
+        for name, value in self._pristine.items():
+            getattr(world.model, name)[:] = value
+        world.__dict__.update(copy.deepcopy(self._fresh_attributes))
+        # SawyerXYZEnv.reset would place the objects twice and draw two random vectors.
+        state, _ = MujocoEnv.reset(world, seed=episode_seed)
+        self._ticks = 0
+        self._begin(np.random.default_rng([episode_seed, 1]))
+        state = self._observe_state(state)
+        state[18:36] = state[:18]
+        world._prev_obs = state[:18].copy()
+        return self._observation(state), {"is_success": False}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Advance the world by one control tick; `info["is_success"]` tells whether the task is done now."""
+        command = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
+        self._disturb(self._ticks)
+        state, reward, _, _, info = self._world.step(command)
+        self._ticks += 1
+        is_success = self._judge(bool(info["success"]))
+        info = {**info, "is_success": is_success}
+        terminated = is_success and self.terminate_on_success
+        return self._observation(state), float(reward), terminated, self._ticks >= self.max_episode_steps, info
+
+    def render(self) -> np.ndarray:
+        """Return a frame for a video, HWC RGB uint8, from the first camera."""
+        return self._film.image(self._world.data, self._cameras[0])
+
+    def close(self) -> None:
+        """Free the renderers."""
+        self._film.close()
+        if self._eye is not None:
+            self._eye.close()
+
+    def _base_task(self) -> str:
+        """Name of the Meta-World task whose world is used."""
+        return self.task
+
+    def _begin(self, random: np.random.Generator) -> None:
+        """Draw what happens in this episode; called once the world is reset."""
+
+    def _disturb(self, tick: int) -> None:
+        """Move the world before the step of `tick`, whatever the action is."""
+
+    def _judge(self, is_success: bool) -> bool:
+        """Turn Meta-World's success of this step into this environment's."""
+        return is_success
+
+    def _observe_state(self, state: np.ndarray) -> np.ndarray:
+        """Give the first state of the episode, after `_begin` changed the world."""
+        return np.array(state, np.float64)
+
+    def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        values = {STATE_KEY: np.asarray(state, np.float32)}
+        if self._eye is not None:
+            for camera in self._cameras:
+                values[IMAGE_KEY + camera] = self._eye.image(self._world.data, camera)
+        return values
+
+    def _make_observation_space(self, image_size: int) -> Dict:
+        spaces: dict[str, gymnasium.Space[Any]] = {STATE_KEY: Box(-np.inf, np.inf, (STATE_DIM,), np.float32)}
+        if image_size:
+            for camera in self._cameras:
+                spaces[IMAGE_KEY + camera] = Box(0, 255, (image_size, image_size, 3), np.uint8)
+        return Dict(spaces)
+
+
+@cache
+def _descriptions() -> dict[str, str]:
+    spec = find_spec("lerobot.envs")
+    assert spec is not None
+    assert spec.origin is not None
+    config = json.loads(Path(spec.origin).with_name("metaworld_config.json").read_text())
+    return config["TASK_DESCRIPTIONS"]
+
+
+def describe(task: str) -> str:
+    """Return the instruction of a Meta-World task as lerobot words it."""
+    return _descriptions()[task]

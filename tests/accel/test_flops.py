@@ -1,0 +1,52 @@
+"""The FLOP counter gives the published figures (methods of BAC, Diffusion Policy image shape)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+
+from vivace.accel.flops import count_flops
+from vivace.accel.rows import make_rows
+from vivace.accel.updates import uniform_updates
+from vivace.policies.dp_staged import StagedDPTransformer
+from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.staged import Execution
+
+
+@pytest.fixture(scope="module")
+def image_shape():
+    """8 layers, width 256, 10 action tokens, 2 observations of 137 features (image encoder left out)."""
+    config = DPTransformerConfig(
+        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (137,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (10,))},
+        horizon=10,
+        device="cpu",
+    )
+    staged = StagedDPTransformer(DPTransformerPolicy(config))
+    return Execution.of(staged), {"observation.state": torch.randn(1, 2, 137)}
+
+
+def test_full_sampling_costs_what_the_paper_prints(image_shape):
+    assert count_flops(*image_shape).denoise / 1e9 == pytest.approx(15.755, abs=0.0015)
+
+
+@pytest.mark.parametrize(("updates", "expected"), [(5, 1.11), (8, 1.57), (10, 1.88), (20, 3.42)])
+def test_updates_cost_what_the_paper_prints(image_shape, updates, expected):
+    execution, batch = image_shape
+    schedule = dict.fromkeys(execution.policy.spec.block_ids, uniform_updates(100, updates))
+    cached = replace(execution, action=make_rows(execution.policy.spec.blocks, schedule, 100))
+    assert count_flops(cached, batch).denoise / 1e9 == pytest.approx(expected, abs=0.005)
+
+
+def test_hoisting_is_counted_apart(image_shape):
+    execution, batch = image_shape
+    plain = count_flops(execution, batch)
+    hoisted = count_flops(
+        replace(execution, policy=execution.policy.hoist(execution.sampler)), batch
+    )
+    assert hoisted.condition == 0
+    assert hoisted.encode > plain.encode
+    saved_per_layer = 2 * 2 * 3 * 256 * 256  # keys and values of three memory tokens
+    assert plain.blocks["action.0.cross"] - hoisted.blocks["action.0.cross"] == saved_per_layer
+    assert plain.blocks["action.0.mlp"] == hoisted.blocks["action.0.mlp"]
