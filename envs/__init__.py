@@ -3,22 +3,18 @@
 import importlib
 import os
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is imported: renders without a display
+from vivace.envs.registry import make, task_names
 
-_HOME = {
-    "MetaWorld": "metaworld",
-    "MovingReach": "dynamic",
-    "DisturbedPush": "dynamic",
-    "Expert": "experts",
-    "ActionNoise": "experts",
-    "make": "registry",
-    "task_names": "registry",
-    "EpisodeBatch": "vector",
-    "CollectSettings": "collect",
-    "collect": "collect",
-    "load_demonstrations": "collect",
+os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported: renders without a display
+_LAZY = {
+    "dynamic": ("MovingReach", "DisturbedPush"),
+    "metaworld": ("MetaWorld",),
+    "experts": ("NoiseSettings", "expert"),
+    "demonstrations": ("CollectSettings", "Demonstrations", "collect", "load_demonstrations", "record"),
+    "vector": ("BatchStep", "EpisodeBatch"),
 }
-__all__ = list(_HOME)
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+__all__ = ["make", "task_names", *_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -1,5 +1,6 @@
 """Fast offscreen rendering of a MuJoCo world, for headless machines without a GPU."""
 
+import weakref
 from types import TracebackType
 from typing import Self
 
@@ -10,8 +11,12 @@ _UPSIDE_DOWN = frozenset({"corner2"})
 """Meta-World's cameras whose image has to be turned by 180 degrees."""
 
 
+CLOSE_UP = "close_up"
+"""Not a camera of the model: a free view of the table from the front right, for videos."""
+
+
 class Camera:
-    """One offscreen renderer; made at the first frame, to be closed before the interpreter exits.
+    """One offscreen renderer, made at the first frame.
 
     Shadows, reflections and multisampling are off: they cost about 90 % of the time in software
     rendering and carry nothing a policy needs.
@@ -35,13 +40,13 @@ class Camera:
 
         Args:
             data: state of the world the camera was made for.
-            camera: name of a camera in the model.
+            camera: name of a camera in the model, or `CLOSE_UP`.
 
         Returns:
             Image, HWC RGB uint8 in [0, 255].
         """
         renderer = self._renderer or self._open()
-        renderer.update_scene(data, camera=camera)
+        renderer.update_scene(data, camera=_close_up() if camera == CLOSE_UP else camera)
         flags = renderer.scene.flags
         flags[:] = 0
         flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
@@ -52,7 +57,7 @@ class Camera:
     def close(self) -> None:
         """Free the rendering context; a later frame opens a new one."""
         if self._renderer is not None:
-            self._renderer.close()
+            self._closer()
             self._renderer = None
 
     def __enter__(self) -> Self:
@@ -69,4 +74,13 @@ class Camera:
         self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, self._width)
         self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, self._height)
         self._renderer = mujoco.Renderer(self._model, self._height, self._width)
+        # At exit mujoco's own destructors come after the rendering library is gone, and complain.
+        self._closer = weakref.finalize(self, self._renderer.close)
         return self._renderer
+
+
+def _close_up() -> mujoco.MjvCamera:
+    view = mujoco.MjvCamera()
+    view.lookat[:] = [0.0, 0.7, 0.1]
+    view.distance, view.azimuth, view.elevation = 1.15, 150.0, -30.0
+    return view

@@ -1,10 +1,5 @@
 """Meta-World's 50 manipulation tasks as gymnasium environments with lerobot's observation keys."""
 
-import copy
-import json
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
@@ -15,7 +10,8 @@ from gymnasium.spaces import Box, Dict
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-from vivace.envs.camera import Camera
+from vivace.envs.camera import CLOSE_UP, Camera
+from vivace.envs.registry import nearest, task_descriptions
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import ActionKind
 
@@ -30,7 +26,7 @@ _MODEL_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "
 """Parts of the model that Meta-World's resets write into."""
 
 
-class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """One Meta-World task; an episode is a function of its reset seed and its actions, bit for bit.
 
     Observation: "observation.state", float32 (39,): hand xyz [m], gripper opening in [0, 1], object
@@ -39,8 +35,12 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     Action: float32 (4,) in [-1, 1]: hand displacement (1 is 1 cm a step) and gripper command.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 80}
-    action_kinds: tuple[ActionKind, ...] = (ActionKind.DELTA,) * 3 + (ActionKind.ABSOLUTE,)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}
+    base_task: ClassVar[str] = ""
+    """Meta-World task whose world a derived environment uses; empty: the task asked for."""
+    instruction: ClassVar[str] = ""
+    """Text for language-conditioned policies; empty: lerobot's text for the task."""
+    action_kinds: ClassVar[tuple[ActionKind, ...]] = (ActionKind.DELTA,) * 3 + (ActionKind.ABSOLUTE,)
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Args:
             task: Meta-World's name, e.g. "push-v3".
             image_size: edge of the square observation images [px]; 0 leaves images out.
-            cameras: cameras of the observation images; the first one also makes the videos.
+            cameras: cameras of the observation images.
             max_episode_steps: steps after which an episode is truncated, 1..500.
             terminate_on_success: whether success ends the episode.
             render_size: edge of the square frames that `render` returns [px].
@@ -76,18 +76,22 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 "render_size >= 1"
             )
         self.task = task
-        self.task_description = describe(task)
         self.max_episode_steps = max_episode_steps
         self.terminate_on_success = terminate_on_success
         self.render_mode = "rgb_array"
-        self._world = _load_world(self._base_task())
+        self._world = _load_world(self.base_task or task)
+        self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
-        self._fresh_attributes = copy.deepcopy(_plain_attributes(self._world))
         self._cameras = _checked_cameras(self._world.model, cameras)
         self._eye = Camera(self._world.model, image_size, image_size) if image_size else None
         self._film = Camera(self._world.model, render_size, render_size)
         self._ticks = 0
-        self.observation_space = self._make_observation_space(image_size)
+        self.image_shapes = {
+            IMAGE_KEY + camera: (image_size, image_size, 3) for camera in self._cameras if image_size
+        }
+        """Key -> HWC shape of the images in an observation."""
+        spaces = {key: Box(0, 255, shape, np.uint8) for key, shape in self.image_shapes.items()}
+        self.observation_space = Dict({STATE_KEY: Box(-np.inf, np.inf, (STATE_DIM,), np.float32), **spaces})
         self.action_space = Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
 
     @property
@@ -104,14 +108,17 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         world = self._world
         for name, value in self._pristine.items():
             getattr(world.model, name)[:] = value
-        world.__dict__.update(copy.deepcopy(self._fresh_attributes))
-        # SawyerXYZEnv.reset would place the objects twice and draw two random vectors.
-        state, _ = MujocoEnv.reset(world, seed=episode_seed)
+        # Twice with one random vector, as Meta-World's frozen tasks do: many tasks read, while they place
+        # their objects, positions that only the first pass brings up to date.
+        world._freeze_rand_vec = False
+        MujocoEnv.reset(world, seed=episode_seed)
+        world._freeze_rand_vec = True
+        MujocoEnv.reset(world)
+        world.curr_path_length = 0
         self._ticks = 0
         self._begin(np.random.default_rng([episode_seed, 1]))
-        state = self._observe_state(state)
+        state = world._get_obs()
         state[18:36] = state[:18]
-        world._prev_obs = state[:18].copy()
         return self._observation(state), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -123,21 +130,18 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         is_success = self._judge(bool(info["success"]))
         info = {**info, "is_success": is_success}
         terminated = is_success and self.terminate_on_success
-        return self._observation(state), float(reward), terminated, self._ticks >= self.max_episode_steps, info
+        truncated = self._ticks >= self.max_episode_steps
+        return self._observation(state), float(reward), terminated, truncated, info
 
     def render(self) -> np.ndarray:
-        """Return a frame for a video, HWC RGB uint8, from the first camera."""
-        return self._film.image(self._world.data, self._cameras[0])
+        """Return a frame for a video, a view of the table from nearby, HWC RGB uint8."""
+        return self._film.image(self._world.data, CLOSE_UP)
 
     def close(self) -> None:
         """Free the renderers."""
         self._film.close()
         if self._eye is not None:
             self._eye.close()
-
-    def _base_task(self) -> str:
-        """Name of the Meta-World task whose world is used."""
-        return self.task
 
     def _begin(self, random: np.random.Generator) -> None:
         """Draw what happens in this episode; called once the world is reset."""
@@ -149,34 +153,38 @@ class MetaWorld(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Turn Meta-World's success of this step into this environment's."""
         return is_success
 
-    def _observe_state(self, state: np.ndarray) -> np.ndarray:
-        """Give the first state of the episode, after `_begin` changed the world."""
-        return np.array(state, np.float64)
+    def _show(self, state: np.ndarray) -> np.ndarray:
+        """Turn Meta-World's state into this environment's, (39,)."""
+        return state
 
     def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        values = {STATE_KEY: np.asarray(state, np.float32)}
+        values = {STATE_KEY: self._show(state).astype(np.float32)}
         if self._eye is not None:
             for camera in self._cameras:
                 values[IMAGE_KEY + camera] = self._eye.image(self._world.data, camera)
         return values
 
-    def _make_observation_space(self, image_size: int) -> Dict:
-        spaces: dict[str, gymnasium.Space[Any]] = {STATE_KEY: Box(-np.inf, np.inf, (STATE_DIM,), np.float32)}
-        if image_size:
-            for camera in self._cameras:
-                spaces[IMAGE_KEY + camera] = Box(0, 255, (image_size, image_size, 3), np.uint8)
-        return Dict(spaces)
+
+def _load_world(task: str) -> SawyerXYZEnv:
+    """Load a Meta-World task with a visible goal, randomised by its own seeded generator."""
+    if task not in ALL_V3_ENVIRONMENTS:
+        raise UnknownEnvironment(
+            f"Meta-World has no task {task!r}; the nearest of its {len(ALL_V3_ENVIRONMENTS)} tasks: "
+            f"{', '.join(nearest(task, tuple(ALL_V3_ENVIRONMENTS)))}"
+        )
+    world = ALL_V3_ENVIRONMENTS[task]()
+    world._partially_observable = False
+    world.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden, clips the state
+    world.seeded_rand_vec = True
+    world._set_task_called = True
+    return world
 
 
-@cache
-def _descriptions() -> dict[str, str]:
-    spec = find_spec("lerobot.envs")
-    assert spec is not None
-    assert spec.origin is not None
-    config = json.loads(Path(spec.origin).with_name("metaworld_config.json").read_text())
-    return config["TASK_DESCRIPTIONS"]
-
-
-def describe(task: str) -> str:
-    """Return the instruction of a Meta-World task as lerobot words it."""
-    return _descriptions()[task]
+def _checked_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> tuple[str, ...]:
+    known = [model.camera(i).name for i in range(model.ncam)]
+    for camera in cameras:
+        if camera not in known:
+            raise UnknownEnvironment(f"this task has no camera {camera!r}; its cameras: {', '.join(known)}")
+    if not cameras:
+        raise BadSetting(f"cameras is empty; name at least one of {', '.join(known)}")
+    return cameras

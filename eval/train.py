@@ -1,15 +1,21 @@
-"""Train a `dp_transformer` on demonstrations and write a lerobot checkpoint folder."""
+"""`vivace collect` and `vivace train`: demonstrations, and a lerobot checkpoint folder learned from them."""
 
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
+from vivace.eval.settings import CollectCommand, TrainCommand
 from vivace.policies.dp_transformer import (
     DPTransformerConfig,
     DPTransformerPolicy,
@@ -30,7 +36,7 @@ def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def train_policy(
-    demonstrations: dict[str, np.ndarray],
+    demonstrations: Demonstrations,
     architecture: dict[str, object],
     settings: TrainSettings,
     output_dir: Path,
@@ -39,7 +45,7 @@ def train_policy(
     """Train on low-dimensional demonstrations and save the averaged policy.
 
     Args:
-        demonstrations: "state" (N, D), "action" (N, A), "episode" (N,).
+        demonstrations: states, actions and the episode each step belongs to.
         architecture: fields of `DPTransformerConfig`, e.g. {"n_layer": 8, "n_emb": 256}.
         settings: how long and how fast; an interrupted run in `output_dir` continues.
         output_dir: where the checkpoint folder `pretrained_model` and `training.pt` go.
@@ -48,7 +54,7 @@ def train_policy(
     Returns:
         Wall time of this call [s].
     """
-    state, action = demonstrations["state"], demonstrations["action"]
+    state, action = demonstrations.state, demonstrations.action
     config = DPTransformerConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, state.shape[1:])},
         output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
@@ -63,7 +69,7 @@ def train_policy(
     windows = Windows(
         {"observation.state": normalised["observation.state"].numpy()},
         normalised["action"].numpy(),
-        demonstrations["episode"],
+        demonstrations.episode,
         config.n_obs_steps,
         config.horizon,
     )
@@ -91,3 +97,70 @@ def save(policy: DPTransformerPolicy, pre, post, folder: Path) -> None:
     post.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def join(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """Put several sets of demonstrations one after the other, episodes numbered on."""
+    episodes, first = [], 0
+    for part in parts:
+        episodes.append(part.episode + first)
+        first += int(part.episode.max()) + 1
+    return Demonstrations(
+        np.concatenate([part.state for part in parts]),
+        np.concatenate([part.action for part in parts]),
+        np.concatenate(episodes),
+    )
+
+
+def run_collect(command: CollectCommand) -> tuple[dict[str, Any], bool]:
+    """Demonstrate a task and store it as a LeRobotDataset."""
+    options = command.collect
+    settings = CollectSettings(
+        task=command.env.task,
+        env_type=command.env.type,
+        episodes=options.episodes,
+        seed=options.seed,
+        image_size=options.image_size,
+        max_episode_steps=options.max_steps,
+    )
+    tries = 0
+    with _progress() as progress:
+        bar = progress.add_task(f"demonstrating {command.env.task}", total=options.episodes)
+
+        def on_episode(kept: int, tried: int) -> None:
+            nonlocal tries
+            tries = tried
+            progress.update(bar, completed=kept)
+
+        record(settings, Path(command.output_dir), on_episode)
+    return {"dataset": command.output_dir, "episodes": options.episodes, "tried": tries}, True
+
+
+def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
+    """Train on demonstrations; writes `training.pt` as it goes and `pretrained_model` at the end."""
+    if command.threads:
+        torch.set_num_threads(command.threads)
+    demonstrations = join([load_demonstrations(Path(path)) for path in command.data])
+    output_dir = Path(command.output_dir)
+    smooth = 0.0
+    with _progress() as progress:
+        bar = progress.add_task("training", total=command.train.steps)
+
+        def on_step(done: int, loss: float) -> None:
+            nonlocal smooth
+            smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
+            progress.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
+
+        wall_s = train_policy(demonstrations, asdict(command.policy), command.train, output_dir, on_step)
+    return {
+        "policy": str(output_dir / "pretrained_model"),
+        "frames": len(demonstrations.episode),
+        "steps": command.train.steps,
+        "loss": smooth,
+        "wall_s": wall_s,
+    }, True
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

@@ -97,7 +97,7 @@ def train(
         checkpoint: where the resumable state lives; read when it exists, rewritten every `save_every` steps.
     """
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))
+    optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
     torch.manual_seed(settings.seed)
     done = _resume(checkpoint, settings, model, averaged, optimiser)
     model.train()

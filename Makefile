@@ -1,0 +1,35 @@
+# make demo: set up once, then drive a robot under a latency budget and write a report.
+# make test: set up once, then run the everyday suite.
+.PHONY: setup demo test check bench clean
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export HF_HUB_OFFLINE = 1
+export MUJOCO_GL ?= egl
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.sh
+	bash setup.sh $(VENV)
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/vivace eval --output_dir=outputs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	mkdir -p build/types/vivace
+	for folder in policies accel envs eval deploy; do ln -sfn ../../../$$folder build/types/vivace/$$folder; done
+	MYPYPATH=build/types $(BIN)/mypy -p vivace.policies -p vivace.accel -p vivace.envs -p vivace.eval -p vivace.deploy
+
+bench: $(STAMP)
+	$(BIN)/vivace bench
+
+clean:
+	rm -rf build dist outputs *.egg-info

@@ -1,0 +1,53 @@
+"""`torch.compile` applied to an execution: the baseline every speed claim has to stand beside.
+
+A policy that computes everything at every step is compiled whole (one graph for the denoiser). Under a
+static schedule each distinct step is its own graph, which does not pay when every block has its own
+schedule (dozens of programs); then each block is compiled instead, and the schedule stays in Python.
+The condition is computed outside the graph, so a step enters it as tensors only.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vivace.accel.rows import Rows
+from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.samplers import Step
+from vivace.policies.staged import Context, Execution, always_compute
+
+_INSIDE = {"dynamic": False}
+
+
+def compile_execution(execution: Execution) -> Execution:
+    """Return a compiled twin of an execution; the first call of each graph compiles it.
+
+    Raises:
+        UnsupportedPolicy: the execution decides at run time what to compute.
+    """
+    if not execution.policy.blocks:
+        raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
+    if execution.action is always_compute:
+        denoise = torch.compile(execution.policy.denoise, fullgraph=True, **_INSIDE)
+
+        def evaluate(
+            execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
+        ) -> tuple[Tensor, Cache]:
+            return denoise(x, execution.policy.condition(step, context)), EMPTY
+
+        return replace(execution, evaluate=evaluate)
+    if not isinstance(execution.action, Rows):
+        raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
+    return replace(execution, policy=_with_compiled_blocks(execution.policy))
+
+
+def _with_compiled_blocks(policy):
+    """Return a twin whose blocks are compiled one by one; weights are shared."""
+    twin = copy.copy(policy)
+    twin.blocks = tuple(
+        Block(block.id, torch.compile(block.fn, fullgraph=True, **_INSIDE), block.additive)
+        for block in policy.blocks
+    )
+    return twin

@@ -1,0 +1,121 @@
+"""Actions waiting to be executed, aligned with the tick they were meant for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """One action and where it comes from."""
+
+    action: np.ndarray
+    """(A,)."""
+    chunk_id: int
+    """Count of the chunk, from 0."""
+    index: int
+    """Position in the chunk."""
+    age_ticks: int
+    """Ticks since the observation it was computed from."""
+
+
+class ChunkQueue:
+    """One chunk at a time; a newer one replaces it at the tick it arrives.
+
+    Ticks ascend, so no action is executed twice or after a later one: (chunk_id, index) of what `pop`
+    returns ascends strictly.
+
+    Args:
+        drop_late: execute action i at tick `chunk.tick + i` and drop it if that has passed (async); else
+            execute from the first action on when the chunk arrives, one action a tick (sync).
+        limit: how many actions of a chunk may be executed, all when None.
+        blend_ticks: ticks over which a newer chunk is blended linearly with what the older one meant for the
+            same ticks; 0 switches at once. Only with `drop_late`.
+    """
+
+    def __init__(self, *, drop_late: bool, limit: int | None = None, blend_ticks: int = 0) -> None:
+        if limit is not None and limit < 1:
+            raise BadSetting(f"limit={limit}; at least 1 action of a chunk must be executed")
+        if blend_ticks < 0 or (blend_ticks and not drop_late):
+            raise BadSetting(
+                f"blend_ticks={blend_ticks} with drop_late={drop_late}; needed: 0 or more, and 0 unless late "
+                "actions are dropped (mode async)"
+            )
+        self.drop_late, self._limit, self._blend_ticks = drop_late, limit, blend_ticks
+        self._chunk: Chunk | None = None
+        self._previous: Chunk | None = None
+        self._start = 0
+        self._switched = 0
+        self._popped = -1
+        self.accepted = 0
+        """Chunks taken so far."""
+        self.dropped = 0
+        """Actions dropped so far because they arrived late."""
+
+    @property
+    def observed_tick(self) -> int | None:
+        """Tick of the observation behind the current chunk, None before the first chunk."""
+        return None if self._chunk is None else self._chunk.tick
+
+    def push(self, chunk: Chunk, tick: int) -> bool:
+        """Switch to a chunk that is there at `tick`.
+
+        Returns:
+            False if the current chunk is as new: the older one is ignored.
+
+        Raises:
+            BadSetting: the chunk's observation lies in the future.
+        """
+        if chunk.tick > tick:
+            raise BadSetting(
+                f"a chunk observed at tick {chunk.tick} arrived at tick {tick}; number both by the same clock"
+            )
+        if self._chunk is not None and chunk.tick <= self._chunk.tick:
+            return False
+        self._previous = self._chunk if self._blend_ticks else None
+        self._chunk, self._switched = chunk, tick
+        self._start = chunk.tick if self.drop_late else tick
+        self.accepted += 1
+        self.dropped += min(tick - self._start, len(chunk.actions))
+        return True
+
+    def remaining(self, tick: int) -> int:
+        """Actions that may be executed at `tick` and later."""
+        if self._chunk is None:
+            return 0
+        usable = len(self._chunk.actions)
+        if self._limit is not None:
+            usable = min(self._limit, usable)
+        return max(0, usable - (tick - self._start))
+
+    def pop(self, tick: int) -> Queued | None:
+        """Return the action for `tick`, None if there is none.
+
+        Raises:
+            BadSetting: `tick` does not come after the tick asked for before.
+        """
+        if tick <= self._popped:
+            raise BadSetting(
+                f"the action of tick {tick} was asked for after that of {self._popped}; ticks must ascend"
+            )
+        self._popped = tick
+        chunk = self._chunk
+        if chunk is None or self.remaining(tick) == 0:
+            return None
+        index = tick - self._start
+        return Queued(self._blended(chunk.actions[index], tick), self.accepted - 1, index, tick - chunk.tick)
+
+    def _blended(self, action: np.ndarray, tick: int) -> np.ndarray:
+        """Mix in what the previous chunk meant for `tick`, less from tick to tick."""
+        since = tick - self._switched
+        if self._previous is None or since >= self._blend_ticks:
+            return action
+        index = tick - self._previous.tick
+        if index >= len(self._previous.actions) or not np.isfinite(self._previous.actions[index]).all():
+            return action
+        share = (since + 1) / (self._blend_ticks + 1)
+        mixed = share * action + (1.0 - share) * self._previous.actions[index]
+        return np.asarray(mixed, dtype=action.dtype)

@@ -1,0 +1,280 @@
+"""The one control loop: scored in simulation, run on the robot.
+
+A tick is  observe → accept → submit → accept → pop → guard → act,  once every control period.
+
+    sync   n_action_steps of a chunk are executed from its first action on, whenever it arrives; then the loop
+           asks for the next one, and the fallback acts while the policy thinks and the world moves
+    async  the next chunk is asked for before the fresh actions are used up; action i of a chunk is executed
+           at its own tick or dropped, and a newer chunk replaces the older one when it arrives
+    rtc    reserved
+
+Each tick says what it executed. The age of an action is the ticks since the observation it was computed from.
+
+    chunk     an action younger than n_action_steps ticks, as in a world that waits
+    stale     an action of age n_action_steps or more: no action is that old in a world that waits. In async
+              mode an action of the previous chunk after the next one was due; in sync mode the last actions
+              of a chunk that arrived late
+    fallback  no action of a chunk: the queue was empty or the guard refused a non-finite action
+
+`LatencyBudget` says when a chunk is due and a deadline missed.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.chunk_queue import ChunkQueue
+from vivace.deploy.clock import Clock
+from vivace.deploy.fallback import fallback_action
+from vivace.deploy.guard import ActionGuard
+from vivace.deploy.robot import Robot
+from vivace.deploy.worker import Request, Worker
+from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.types import Observation, PolicySpec
+
+
+class Mode(StrEnum):
+    """How thinking and acting overlap."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+    RTC = "rtc"
+
+
+class Source(StrEnum):
+    """What a tick executed."""
+
+    CHUNK = "chunk"
+    STALE = "stale"
+    FALLBACK = "fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class TickRecord:
+    """What happened at one tick."""
+
+    tick: int
+    source: Source
+    action: np.ndarray
+    """Executed action (A,), after the guard."""
+    chunk_id: int | None
+    """Count of the chunk it came from, None for the fallback."""
+    age_ticks: int | None
+    """Ticks since the observation it was computed from, None for the fallback."""
+    has_asked: bool
+    """A chunk was asked for at this tick."""
+    has_accepted: bool
+    """A chunk was there for the first time at this tick."""
+    is_guarded: bool
+    """The guard refused or changed an action."""
+    remaining: int
+    """Actions left for later ticks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How the loop executes chunks."""
+
+    mode: Mode = Mode.SYNC
+    n_action_steps: int = 8
+    """Actions of a chunk that are fresh; in sync mode the ones that are executed."""
+    request_at: int | None = None
+    """Async: ask for the next chunk when at most this many fresh actions are left, 0..n_action_steps;
+    None: as many as the expected latency takes."""
+    blend_ticks: int = 0
+    """Async: ticks over which a newer chunk is blended in; 0 switches at once."""
+    ramp_ticks: int = 5
+    """Ticks in which the fallback brings velocities to zero."""
+    initial_action: tuple[float, ...] | None = None
+    """What the fallback holds before the first action, such as the robot's posture; zeros when None."""
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        if self.mode not in list(Mode):
+            raise BadSetting(f"mode={self.mode!r} is unknown; the modes: sync, async")
+        if self.mode == Mode.RTC:
+            raise BadSetting("mode='rtc' (real-time chunking) comes with a later version; use sync or async")
+        if self.n_action_steps < 1:
+            raise BadSetting(f"n_action_steps={self.n_action_steps}; at least 1 is needed")
+        if self.request_at is not None and not 0 <= self.request_at <= self.n_action_steps:
+            raise BadSetting(
+                f"request_at={self.request_at}; needed: 0..{self.n_action_steps} (n_action_steps), or None"
+            )
+        if self.mode == Mode.SYNC and (self.request_at is not None or self.blend_ticks):
+            raise BadSetting(
+                "request_at and blend_ticks do nothing in mode sync; leave them out or use async"
+            )
+        if self.blend_ticks < 0 or self.ramp_ticks < 1:
+            raise BadSetting(
+                f"blend_ticks={self.blend_ticks}, ramp_ticks={self.ramp_ticks}; needed: >= 0 and >= 1"
+            )
+        if self.initial_action is not None and not np.isfinite(self.initial_action).all():
+            raise BadSetting(f"initial_action={self.initial_action} holds NaN or infinity")
+
+
+def make_queue(settings: LoopSettings) -> ChunkQueue:
+    """Build the queue a mode needs."""
+    if settings.mode == Mode.SYNC:
+        return ChunkQueue(drop_late=False, limit=settings.n_action_steps)
+    return ChunkQueue(drop_late=True, blend_ticks=settings.blend_ticks)
+
+
+class ControlLoop:
+    """Drives one robot with one policy for one episode.
+
+    Args:
+        robot: observed and acted on once a tick.
+        worker: computes chunks.
+        queue: of `make_queue(settings)`.
+        guard: limits every action.
+        budget: control rate, deadlines and their misses.
+        clock: wall or virtual time; the episode begins now.
+        settings: how chunks are executed.
+        spec: of the policy.
+        episode_seed: names this episode's noise, together with the tick.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        worker: Worker,
+        queue: ChunkQueue,
+        guard: ActionGuard,
+        budget: LatencyBudget,
+        clock: Clock,
+        settings: LoopSettings,
+        *,
+        spec: PolicySpec,
+        episode_seed: int = 0,
+    ) -> None:
+        _check_sizes(settings, queue, guard, spec)
+        self._robot, self._worker, self._guard, self._clock = robot, worker, guard, clock
+        self._settings, self._spec, self._seed = settings, spec, episode_seed
+        self.queue, self.budget = queue, budget
+        self.tick_count = 0
+        """Ticks that have acted."""
+        self._began_s = clock.now()
+        self._asked_s = 0.0
+        self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
+        start = settings.initial_action or (0.0,) * spec.action_dim
+        self._last = np.array(start, dtype=np.float32)
+        self._fallback_ticks = 0
+        self._has_asked = self._has_accepted = False
+
+    def tick(self) -> TickRecord:
+        """Run one control period."""
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        """First half of a tick: wait for its time, observe, accept what is there, ask for more if due.
+
+        Many loops in virtual time do this half together, so that their requests form one batch.
+        """
+        self._clock.sleep_until(self._began_s + self.tick_count * self.budget.period_s)
+        self._has_asked = self._has_accepted = False
+        self._observe()
+        self._accept()
+        if not self._worker.is_busy:
+            fresh = self._fresh_left()
+            if self._is_due(fresh):
+                self._ask(fresh)
+
+    def end(self) -> TickRecord:
+        """Second half of a tick: accept what is there by now, then act."""
+        self._accept()
+        tick = self.tick_count
+        if self._worker.is_busy:
+            self.budget.wait(tick)
+        interventions = self._guard.interventions
+        queued = self.queue.pop(tick)
+        action = None if queued is None else self._guard.check(queued.action)
+        if queued is None or action is None:
+            self._fallback_ticks += 1
+            source, chunk_id, age = Source.FALLBACK, None, None
+            action = self._guard.limit(self._fallback())
+        else:
+            self._last, self._fallback_ticks = action, 0
+            chunk_id, age = queued.chunk_id, queued.age_ticks
+            source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
+        self._robot.act(action)
+        self.tick_count = tick + 1
+        return TickRecord(
+            tick,
+            source,
+            action,
+            chunk_id,
+            age,
+            self._has_asked,
+            self._has_accepted,
+            self._guard.interventions > interventions,
+            self.queue.remaining(tick + 1),
+        )
+
+    def _observe(self) -> None:
+        observation = self._robot.observe()
+        if not self._history:  # padded by repetition, as Diffusion Policy does
+            self._history.extend([observation] * self._spec.n_obs_steps)
+        else:
+            self._history.append(observation)
+
+    def _accept(self) -> None:
+        chunk = self._worker.poll(self._clock.now())
+        if chunk is None:
+            return
+        if chunk.actions.ndim != 2 or chunk.actions.shape[1] != self._spec.action_dim:
+            raise BadSetting(
+                f"a chunk has shape {chunk.actions.shape}; (actions, {self._spec.action_dim}) is needed"
+            )
+        self.budget.arrive(chunk.ready_s - self._asked_s)
+        self._has_accepted = self.queue.push(chunk, self.tick_count) or self._has_accepted
+
+    def _fresh_left(self) -> int:
+        """Actions in the queue that will still be fresh when their tick comes."""
+        observed = self.queue.observed_tick
+        if observed is None:
+            return 0
+        young = observed + self._settings.n_action_steps - self.tick_count
+        return max(0, min(young, self.queue.remaining(self.tick_count)))
+
+    def _is_due(self, fresh: int) -> bool:
+        if self._settings.mode == Mode.SYNC:
+            return self.queue.remaining(self.tick_count) == 0
+        lead = self._settings.request_at
+        return fresh <= (self.budget.expected_ticks if lead is None else lead)
+
+    def _ask(self, fresh: int) -> None:
+        self._asked_s, self._has_asked = self._clock.now(), True
+        self.budget.ask(self.tick_count + fresh)
+        try:
+            keys = self._spec.observation_shapes
+            observations = {key: np.stack([seen.values[key] for seen in self._history]) for key in keys}
+        except KeyError as error:
+            raise ObservationMismatch(
+                f"observation has keys {sorted(self._history[-1].values)}, but the policy needs {error}; "
+                "map your names onto lerobot's keys"
+            ) from error
+        plan = self.budget.choose(fresh * self.budget.period_s)
+        key = (self._seed, self.tick_count)
+        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan))
+
+    def _fallback(self) -> np.ndarray:
+        kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks
+        return fallback_action(self._last, kinds, self._fallback_ticks, ramp_ticks)
+
+
+def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, spec: PolicySpec) -> None:
+    if queue.drop_late == (settings.mode == Mode.SYNC):
+        raise BadSetting(
+            f"the queue has drop_late={queue.drop_late}, which mode {settings.mode.value} cannot use; "
+            "build it with make_queue(settings)"
+        )
+    sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
+    if settings.initial_action is not None:
+        sizes["initial_action"] = len(settings.initial_action)
+    for name, size in sizes.items():
+        if size not in (None, spec.action_dim):
+            raise BadSetting(f"{name} has {size} dimensions, the policy's actions have {spec.action_dim}")

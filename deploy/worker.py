@@ -1,0 +1,141 @@
+"""Who computes chunks, and when they are there."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import Chunk
+
+_SLACK_S = 1e-9
+"""Rounding of tick times is not lateness."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an inference starts from."""
+
+    observations: Mapping[str, np.ndarray]
+    """Key -> (To, ...), newest last."""
+    tick: int
+    """Tick of the newest observation."""
+    time_s: float
+    """When it was asked for [s]."""
+    noise_key: tuple[int, int]
+    """Names the noise of this inference: (episode seed, tick)."""
+    plan: str | None = None
+    """Plan the latency budget chose; None for a policy with one plan."""
+
+
+class Worker(Protocol):
+    """Computes one request at a time, beside the control loop."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+
+    def submit(self, request: Request) -> None:
+        """Start an inference and return at once; the worker must be idle."""
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk in flight if it is there at `now` [s]; at most once."""
+
+
+Predict = Callable[[dict[str, np.ndarray], list[tuple[int, int]]], np.ndarray]
+"""(key -> (B, To, ...), noise keys (B)) -> actions (B, n, A) in the robot's units."""
+
+
+class BatchedInference:
+    """Computes the requests of many simulated workers in one batch, when the first of them is needed."""
+
+    def __init__(self, predict: Predict) -> None:
+        self._predict = predict
+        self._waiting: dict[SimulatedWorker, Request] = {}
+
+    def add(self, worker: "SimulatedWorker", request: Request) -> None:
+        """Take a request; it is computed later, with the others."""
+        self._waiting[worker] = request
+
+    def discard(self, worker: "SimulatedWorker") -> None:
+        """Forget the request of a worker, if it is not computed yet."""
+        self._waiting.pop(worker, None)
+
+    def flush(self) -> None:
+        """Compute every waiting request in one batch and hand out the chunks.
+
+        Raises:
+            BadSetting: `predict` returned another shape than (B, n, A).
+        """
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, {}
+        requests = list(waiting.values())
+        batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
+        actions = np.asarray(self._predict(batch, [r.noise_key for r in requests]))
+        if actions.ndim != 3 or len(actions) != len(requests):
+            raise BadSetting(
+                f"predict returned shape {actions.shape} for {len(requests)} observations; "
+                f"({len(requests)}, actions, action size) is needed"
+            )
+        for worker, chunk in zip(waiting, actions, strict=True):
+            worker.receive(chunk.copy())
+
+
+class SimulatedWorker:
+    """A worker in virtual time: its chunk is there when the latency has passed.
+
+    Args:
+        inference: shared by the workers that are batched together.
+        latency_s: number of the request, from 0 -> latency [s].
+    """
+
+    def __init__(self, inference: BatchedInference, latency_s: Callable[[int], float]) -> None:
+        self._inference, self._latency_s = inference, latency_s
+        self._request: Request | None = None
+        self._actions: np.ndarray | None = None
+        self.asked: list[tuple[int, float]] = []
+        """(tick, latency [s]) of every request so far."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+        return self._request is not None
+
+    def submit(self, request: Request) -> None:
+        """Start an inference.
+
+        Raises:
+            BadSetting: one is in flight already.
+        """
+        if self._request is not None:
+            raise BadSetting(
+                f"a request came at tick {request.tick} while that of {self._request.tick} is in flight; "
+                "a worker takes one at a time"
+            )
+        self._request = request
+        self.asked.append((request.tick, self._latency_s(len(self.asked))))
+        self._inference.add(self, request)
+
+    def receive(self, actions: np.ndarray) -> None:
+        """Take the computed actions (n, A) of the request in flight."""
+        self._actions = actions
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk once its latency has passed."""
+        request = self._request
+        if request is None:
+            return None
+        ready_s = request.time_s + self.asked[-1][1]
+        if now < ready_s - _SLACK_S:
+            return None
+        if self._actions is None:
+            self._inference.flush()
+        actions, self._request, self._actions = self._actions, None, None
+        return None if actions is None else Chunk(actions, request.tick, ready_s)
+
+    def cancel(self) -> None:
+        """Drop the request in flight, if any."""
+        self._inference.discard(self)
+        self._request = self._actions = None

@@ -1,0 +1,80 @@
+"""The command line: `vivace <verb> --dotted.flag=value …`.
+
+Exit codes: 0 done, 1 a stated target was missed, 2 bad input, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+VERBS: dict[str, tuple[str, str]] = {
+    "eval": ("vivace.eval.evaluate:run", "EvalCommand"),
+    "bench": ("vivace.eval.bench:run", "BenchCommand"),
+    "calibrate": ("vivace.eval.plans:run_calibrate", "CalibrateCommand"),
+    "explain": ("vivace.eval.plans:run_explain", "ExplainCommand"),
+    "report": ("vivace.eval.evaluate:run_report", "ReportCommand"),
+    "collect": ("vivace.eval.train:run_collect", "CollectCommand"),
+    "train": ("vivace.eval.train:run_train", "TrainCommand"),
+    "doctor": ("vivace.eval.doctor:run", "DoctorCommand"),
+}
+"""Verb -> (function, settings class in `vivace.eval.settings`)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the last line on stdout is its summary as JSON. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] not in VERBS:
+        print(f"vivace: unknown verb {arguments[0]!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vivace.policies.errors import VivaceError
+
+    function, settings_class = VERBS[arguments[0]]
+    try:
+        settings = _parse(settings_class, arguments[0], arguments[1:])
+        summary, is_met = _load(function)(settings)
+    except VivaceError as error:
+        print(f"vivace {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command with the same --output_dir to continue", file=sys.stderr)
+        return 130
+    print(json.dumps(summary, default=str))
+    return 0 if is_met else 1
+
+
+def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
+    import draccus
+
+    from vivace.policies.errors import BadSetting
+
+    config_class = getattr(import_module("vivace.eval.settings"), settings_class)
+    try:
+        return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
+    except draccus.utils.DraccusException as error:
+        raise BadSetting(str(error).strip().splitlines()[-1]) from error
+
+
+def _load(function: str) -> Callable[[Any], tuple[dict[str, Any], bool]]:
+    module, name = function.split(":")
+    return getattr(import_module(module), name)
+
+
+def _usage() -> str:
+    """One line a verb: the first line of its settings' docstring."""
+    settings = import_module("vivace.eval.settings")
+    lines = ["usage: vivace <verb> [--dotted.flag=value …]      vivace <verb> --help", ""]
+    for verb, (_, name) in VERBS.items():
+        lines.append(f"  {verb:<10} {(getattr(settings, name).__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""`vivace doctor`: does this installation do what it should?"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vivace.accel.accelerate import accelerate
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.envs.registry import make
+from vivace.eval.machine import machine, versions
+from vivace.eval.settings import DoctorCommand
+from vivace.policies.errors import VivaceError
+from vivace.policies.load import ZOO, load_policy
+from vivace.policies.noise import EpisodeNoise, GlobalNoise
+from vivace.policies.session import Session
+from vivace.policies.staged import Execution, sample
+
+console = Console()
+
+
+def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
+    """Run every check; exit code 1 if one fails."""
+    console.print({**versions(), **machine()})
+    checks: dict[str, Callable[[], str]] = {"simulator": _simulator, "rendering": _rendering}
+    for folder in sorted(ZOO.glob("*/config.json")):
+        checks[f"zoo/{folder.parent.name}"] = lambda name=folder.parent.name: _checkpoint(name)
+    outcome = {}
+    for name, check in checks.items():
+        try:
+            outcome[name] = check()
+            console.print(f"[green]ok[/]      {name}: {outcome[name]}", highlight=False)
+        except (VivaceError, RuntimeError, OSError, ImportError) as error:
+            outcome[name] = f"failed: {error}"
+            console.print(f"[red]failed[/]  {name}: {error}", highlight=False)
+    return {"checks": outcome}, not any(text.startswith("failed") for text in outcome.values())
+
+
+def _simulator() -> str:
+    env = make("metaworld", "reach-v3")
+    env.reset(seed=0)
+    began = time.perf_counter()
+    for _ in range(100):
+        env.step(np.zeros(4, np.float32))
+    env.close()
+    return f"{100 / (time.perf_counter() - began):.0f} steps/s"
+
+
+def _rendering() -> str:
+    env = make("metaworld", "reach-v3")
+    env.reset(seed=0)
+    frame = env.render()
+    env.close()
+    if frame.max() == frame.min():
+        raise RuntimeError("rendered frame is empty; set MUJOCO_GL=egl or osmesa and install its library")
+    return f"{frame.shape[1]} x {frame.shape[0]} px"
+
+
+def _checkpoint(name: str) -> str:
+    loaded = load_policy(f"zoo/{name}")
+    shapes = loaded.staged.spec.observation_shapes
+    zeros = {k: np.zeros((1, loaded.staged.spec.n_obs_steps, *s), np.float32) for k, s in shapes.items()}
+    batch = Session(loaded).prepare(zeros)
+    torch.manual_seed(0)
+    plain = loaded.policy.sample_actions(batch)
+    torch.manual_seed(0)
+    if not torch.equal(plain, sample(Execution.of(loaded.staged), batch, GlobalNoise())):
+        raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
+    if not (loaded.path / FILE_NAME).exists():
+        return "bit-equal to its own sampling; no plan"
+    plan = AccelerationPlan.load(loaded.path)
+    execution = accelerate(loaded.staged, plan, loaded.fingerprint)
+    began = time.perf_counter()
+    sample(execution, batch, EpisodeNoise([(0, 0)]))
+    ms = 1e3 * (time.perf_counter() - began)
+    return f"bit-equal to its own sampling; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"

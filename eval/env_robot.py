@@ -1,0 +1,60 @@
+"""A gymnasium environment as the robot of a control loop."""
+
+from typing import Any
+
+import numpy as np
+
+from vivace.policies.errors import UnknownEnvironment
+from vivace.policies.types import Observation
+
+
+class EnvRobot:
+    """Steps an environment once per action: the world's own pace is one step a control period.
+
+    Args:
+        env: gymnasium environment with lerobot observation keys and `info["is_success"]`.
+        control_hz: control rate [Hz].
+    """
+
+    def __init__(self, env: Any, control_hz: float) -> None:
+        self.env, self._period_s = env, 1.0 / control_hz
+        self._values: dict[str, np.ndarray] = {}
+        self._tick = 0
+        self.is_over = True
+        """The episode has ended: success, or the environment said so."""
+        self.is_success = False
+
+    def reset(self, seed: int) -> None:
+        """Begin the episode that a seed decides."""
+        values, _ = self.env.reset(seed=seed)
+        self._see(values)
+        self._tick, self.is_over, self.is_success = 0, False, False
+
+    def observe(self) -> Observation:
+        """Return the newest observation."""
+        return Observation(self._values, self._tick, self._tick * self._period_s)
+
+    def act(self, action: np.ndarray) -> None:
+        """Advance the world by one control period.
+
+        Raises:
+            UnknownEnvironment: the environment does not say whether it succeeded.
+        """
+        values, _, terminated, truncated, info = self.env.step(action)
+        self._see(values)
+        self._tick += 1
+        if "is_success" not in info:
+            raise UnknownEnvironment(
+                f"the environment's info has keys {sorted(info)}, but 'is_success' is needed; wrap it"
+            )
+        self.is_success = bool(info["is_success"])
+        self.is_over = bool(terminated or truncated or self.is_success)
+
+    def _see(self, values: dict[str, np.ndarray]) -> None:
+        """Keep a copy: environments may write into the arrays they returned before."""
+        if not isinstance(values, dict):
+            raise UnknownEnvironment(
+                f"the environment's observation is a {type(values).__name__}; a dict with lerobot's keys is "
+                "needed, such as {'observation.state': …}"
+            )
+        self._values = {key: np.array(value) for key, value in values.items()}

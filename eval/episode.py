@@ -1,0 +1,87 @@
+"""What came of one episode, and the file an interrupted evaluation continues from."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from vivace.deploy.loop import Source, TickRecord
+from vivace.policies.errors import BadSetting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """What came of one episode."""
+
+    seed: int
+    success: bool
+    steps: int
+    """Ticks until it ended."""
+    time_to_success_s: float | None
+    """None without success."""
+    ticks: dict[str, int]
+    """Source ("chunk", "stale", "fallback") -> ticks that executed it."""
+    deadline_misses: int
+    interventions: int
+    """Actions the guard refused or changed."""
+    latencies_s: tuple[float, ...]
+    """Latency of every request, in order."""
+    request_ticks: tuple[int, ...] = ()
+    """Tick of every request, in order."""
+    timeline: str = ""
+    """Source of every tick by its first letter, e.g. "ffccccs"."""
+    records: tuple[TickRecord, ...] = field(default=(), repr=False, compare=False)
+    """Every tick; not stored in files."""
+
+    @property
+    def fresh_share(self) -> float:
+        """Share of ticks that executed a fresh action; times control_hz: the effective control rate."""
+        return self.ticks[Source.CHUNK.value] / self.steps if self.steps else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data without the tick records."""
+        return {name: getattr(self, name) for name in _STORED}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Restore a result from plain data.
+
+        Raises:
+            BadSetting: fields are missing or unknown.
+        """
+        if not isinstance(data, dict) or set(data) != set(_STORED):
+            found = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise BadSetting(
+                f"an episode result has {found}; needed: {', '.join(_STORED)}; it is "
+                "another program's or version's, choose another folder"
+            )
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**plain)
+
+
+_STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")
+
+
+def append_result(path: Path, result: EpisodeResult) -> None:
+    """Append one result to a JSON-lines file, on a line of its own even after an interrupted write."""
+    is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * is_cut + json.dumps(result.to_json()) + "\n")
+
+
+def load_results(path: Path) -> list[EpisodeResult]:
+    """Read the results a file holds; none if it does not exist.
+
+    A line that was cut off while it was written is left out: its episode runs again, to the same result.
+
+    Raises:
+        BadSetting: a line is whole, but no episode result.
+    """
+    results = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        results.append(EpisodeResult.from_json(data))
+    return results

@@ -1,0 +1,184 @@
+"""How long a chunk takes, as a pure function of (seed, number of the request)."""
+
+import csv
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import draccus
+import numpy as np
+
+from vivace.policies.errors import BadSetting
+
+_NORMAL_P99 = 2.3263478740408408
+"""99th percentile of the standard normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyModel(draccus.ChoiceRegistry, ABC):
+    """Latency of the chunks of one plan; `--latency.type` picks the kind."""
+
+    @abstractmethod
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return the latency [s] of the n-th request, from 0, of the episode with this seed."""
+
+
+@LatencyModel.register_subclass("none")
+@dataclass(frozen=True, kw_only=True)
+class NoLatency(LatencyModel):
+    """The world waits: the usual frozen-world evaluation."""
+
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return zero."""
+        return 0.0
+
+
+@LatencyModel.register_subclass("constant")
+@dataclass(frozen=True, kw_only=True)
+class ConstantLatency(LatencyModel):
+    """Every chunk takes the same time."""
+
+    seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        """The time must be finite and not negative."""
+        _check_times([self.seconds], "constant latency")
+
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return `seconds`."""
+        return self.seconds
+
+
+@LatencyModel.register_subclass("measured")
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLatency(LatencyModel):
+    """Drawn from latencies measured on this machine for this very plan."""
+
+    samples_s: tuple[float, ...] = ()
+    """Measured latencies [s]; the evaluation measures and fills them in."""
+    scale: float = 1.0
+    """Factor for another device."""
+
+    def __post_init__(self) -> None:
+        """Measured times must be finite and not negative."""
+        _check_times(self.samples_s, "measured latency")
+        _check_scale(self.scale)
+
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return one of the measured latencies, each equally likely."""
+        if not self.samples_s:
+            raise BadSetting("measured latency has no samples; measure the plan first: vivace bench")
+        pick = np.random.default_rng([seed, request]).integers(len(self.samples_s))
+        return self.scale * self.samples_s[pick]
+
+
+@LatencyModel.register_subclass("trace")
+@dataclass(frozen=True, kw_only=True)
+class TraceLatency(LatencyModel):
+    """A recorded sequence, replayed in its order; every episode begins at a place of its own.
+
+    The file is a JSON list of seconds, a JSON object that holds such a list under `column`, a CSV file whose
+    header names `column`, or text with one number a line.
+    """
+
+    path: str = ""
+    column: str = "latency_s"
+    """Name of the sequence in the file."""
+    scale: float = 1.0
+    """Factor for another device."""
+    samples_s: tuple[float, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        """Read the file."""
+        times = _read_trace(Path(self.path), self.column)
+        _check_times(times, f"latency trace {self.path}")
+        _check_scale(self.scale)
+        object.__setattr__(self, "samples_s", tuple(times))
+
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return the latency that follows that of the request before in the record, which is a ring."""
+        first = int(np.random.default_rng(seed).integers(len(self.samples_s)))
+        return self.scale * self.samples_s[(first + request) % len(self.samples_s)]
+
+
+@LatencyModel.register_subclass("profile")
+@dataclass(frozen=True, kw_only=True)
+class ProfileLatency(LatencyModel):
+    """A log-normal distribution given by median and p99; scale it to stand for another device."""
+
+    p50_s: float = 0.1
+    p99_s: float = 0.12
+    scale: float = 1.0
+    """Factor for another device."""
+
+    def __post_init__(self) -> None:
+        """Times must be positive and ordered."""
+        _check_times([self.p50_s, self.p99_s], "latency profile")
+        _check_scale(self.scale)
+        if not 0 < self.p50_s <= self.p99_s:
+            raise BadSetting(
+                f"latency profile has p50 {self.p50_s} s and p99 {self.p99_s} s; needed: 0 < p50 <= p99"
+            )
+
+    def latency_s(self, seed: int, request: int) -> float:
+        """Return a draw of the distribution."""
+        sigma = math.log(self.p99_s / self.p50_s) / _NORMAL_P99
+        draw = float(np.random.default_rng([seed, request]).standard_normal())
+        return self.scale * self.p50_s * math.exp(sigma * draw)
+
+
+def _check_times(times: Sequence[float], what: str) -> None:
+    for time_s in times:
+        if not 0 <= time_s < math.inf:
+            raise BadSetting(f"{what} holds {time_s}; finite seconds, 0 or more, are needed")
+
+
+def _check_scale(scale: float) -> None:
+    if not 0 < scale < math.inf:
+        raise BadSetting(f"latency scale is {scale}; a finite factor above 0 is needed")
+
+
+def _read_trace(path: Path, column: str) -> list[float]:
+    if not path.is_file():
+        raise BadSetting(f"no latency trace at {str(path)!r}; give a JSON, CSV or text file of seconds")
+    try:
+        values = _parse_trace(path.read_text(), column)
+        times = [float(value) for value in values]
+    except KeyError as error:
+        raise BadSetting(
+            f"latency trace {path} has {error.args[0]}, not {column!r}; name a column"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise BadSetting(f"latency trace {path} cannot be read ({error}); seconds are needed") from error
+    if not times:
+        raise BadSetting(f"latency trace {path} is empty; at least one number of seconds is needed")
+    return times
+
+
+def _parse_trace(text: str, column: str) -> list[Any]:
+    """Return the sequence in a trace; raises `KeyError(names)` if none of its names is `column`."""
+    if text.lstrip().startswith(("[", "{")):
+        data = json.loads(text)
+        names = sorted(data) if isinstance(data, dict) else [column]
+        if column not in names:
+            raise KeyError(names)
+        return list(data[column] if isinstance(data, dict) else data)
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if not rows or _is_number(rows[0][0]):
+        return [row[0] for row in rows]
+    names = [name.strip() for name in rows[0]]
+    if column not in names:
+        raise KeyError(names)
+    return [row[names.index(column)] for row in rows[1:]]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,45 @@
+"""What a measurement was taken on, and with which versions."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("vivace", "torch", "lerobot", "diffusers", "gymnasium", "metaworld", "mujoco", "numpy", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results; missing ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """Describe the processor, threads, device and dtype."""
+    return {
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "dtype": "float32",
+    }
+
+
+def command() -> str:
+    """Return the command line that is running, as a user would type it."""
+    return " ".join(["vivace", *sys.argv[1:]])
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

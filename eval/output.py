@@ -1,0 +1,55 @@
+"""Where results go, and how they are written: to a temporary name first, then renamed."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.policies.errors import BadSetting
+
+
+def output_folder(verb: str, output_dir: str | None, job_name: str) -> Path:
+    """Return the folder of this job's results, made if need be.
+
+    Args:
+        verb: e.g. "eval".
+        output_dir: chosen by the user; outputs/<verb>/<date>/<time>_<job> when None.
+        job_name: part of the default name.
+    """
+    if output_dir is None:
+        now = datetime.now()
+        folder = Path("outputs") / verb / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{job_name or verb}"
+    else:
+        folder = Path(output_dir)
+    if folder.is_file():
+        raise BadSetting(f"output_dir={folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically; numpy scalars and arrays become numbers and lists."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON; raises `BadSetting` naming what was expected there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BadSetting(f"no {what} at {path}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadSetting(f"{path} is not a {what}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} does not go into JSON")

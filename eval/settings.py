@@ -1,0 +1,220 @@
+"""The command line's options: dotted flags as lerobot's users type them, read by draccus."""
+
+from dataclasses import dataclass, field
+
+from vivace.eval.latency_model import LatencyModel, MeasuredLatency
+from vivace.policies.train import TrainSettings
+
+
+@dataclass(kw_only=True)
+class PolicyOptions:
+    """Which policy."""
+
+    path: str = "zoo/reach-moving"
+    """lerobot checkpoint folder, or zoo/<name>."""
+    device: str = "cpu"
+    n_action_steps: int | None = None
+    """Actions executed of a chunk; the checkpoint's own when not given."""
+
+
+@dataclass(kw_only=True)
+class EnvOptions:
+    """Which environment."""
+
+    type: str = "metaworld"
+    task: str = "reach-moving"
+    control_hz: float = 20.0
+    """Control rate [Hz]; the world steps once every period, always."""
+    max_steps: int | None = None
+    """Longest episode [steps]; the environment's own when not given."""
+
+
+@dataclass(kw_only=True)
+class AccelOptions:
+    """Which acceleration: a plan to load, or techniques to calibrate."""
+
+    path: str | None = None
+    """acceleration.json, or the folder it is in; the one beside the checkpoint when not given."""
+    techniques: list[str] = field(default_factory=lambda: ["hoist", "block_cache"])
+    method: str = "bac"
+    """How update steps are chosen: bac, shared, uniform, deepcache."""
+    updates: int = 10
+    """Updates per block (S)."""
+    bubbling: int = 5
+    """Blocks that take part in Bubbling Union (n)."""
+    objective: str = "anchor"
+    force_last: bool = False
+    rule: str = "taylor"
+    """Forecast rule: taylor, adams_bashforth, fused."""
+    order: int = 1
+    """Forecast order."""
+    sampler: str = "ddim"
+    """For step_schedule: ddpm, ddim, dpmsolver++; euler, rk4 for flow matching."""
+    n_steps: int = 16
+    episodes: int = 3
+    """Episodes the calibration observations come from."""
+    samples: int = 8
+    """Observations to calibrate on."""
+
+    def wanted(self) -> list[tuple[str, dict[str, object]]]:
+        """(kind, options) of every technique asked for."""
+        updates = {
+            name: getattr(self, name) for name in ("method", "updates", "bubbling", "objective", "force_last")
+        }
+        options: dict[str, dict[str, object]] = {
+            "step_schedule": {"sampler": self.sampler, "n_steps": self.n_steps},
+            "block_cache": updates,
+            "forecast": updates | {"rule": self.rule, "order": self.order},
+        }
+        return [(kind, options.get(kind, {})) for kind in self.techniques]
+
+
+@dataclass(kw_only=True)
+class EvalOptions:
+    """How to evaluate."""
+
+    n_episodes: int = 20
+    batch_size: int = 20
+    """Episodes stepped together, their inference batched."""
+    mode: str = "sync"
+    """sync or async."""
+    curve: list[float] = field(default_factory=list)
+    """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
+    videos: bool = True
+
+
+@dataclass(kw_only=True)
+class BenchOptions:
+    """How to time."""
+
+    repeats: int = 10
+    """Timed rounds; every plan runs once a round."""
+    warmup: int = 1
+    threads: int | None = None
+    """torch threads; torch's own choice when not given."""
+    compile: bool = True
+    """Time torch.compile too (takes a minute or more to compile)."""
+
+
+@dataclass(kw_only=True)
+class CommonOptions:
+    """What every verb understands."""
+
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    env: EnvOptions = field(default_factory=EnvOptions)
+    accel: AccelOptions = field(default_factory=AccelOptions)
+    seed: int = 100_000
+    """Episode i is reset with seed + i; demonstrations use seeds under 100 000."""
+    output_dir: str | None = None
+    """Folder of the results; outputs/<verb>/<date>/<time>_<job> when not given. An existing one is resumed."""
+    job_name: str = ""
+    require: list[str] = field(default_factory=list)
+    """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
+
+
+@dataclass(kw_only=True)
+class EvalCommand(CommonOptions):
+    """Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.
+
+    Example: vivace eval --policy.path=zoo/reach-moving --env.task=reach-moving --eval.n_episodes=50
+    """
+
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5))
+    latency: LatencyModel = field(default_factory=MeasuredLatency)
+
+
+@dataclass(kw_only=True)
+class BenchCommand(CommonOptions):
+    """Time plans interleaved in one process, batch 1; with --bench.success also judge them by success.
+
+    Example: vivace bench --policy.path=zoo/reach-moving --accel.updates=10 --accel.bubbling=5
+    """
+
+    bench: BenchOptions = field(default_factory=BenchOptions)
+
+
+@dataclass(kw_only=True)
+class CalibrateCommand(CommonOptions):
+    """Calibrate techniques for a policy and save them as acceleration.json beside the checkpoint.
+
+    Example: vivace calibrate --policy.path=outputs/train/push --env.task=push-v3
+    --accel.techniques='[hoist, block_cache]' --accel.updates=10 --accel.bubbling=5
+    """
+
+
+@dataclass(kw_only=True)
+class ExplainCommand(CommonOptions):
+    """Say what a plan does: step by block grid, FLOPs saved stage by stage.
+
+    Example: vivace explain --policy.path=zoo/reach-moving
+    """
+
+
+@dataclass(kw_only=True)
+class CollectOptions:
+    """What to demonstrate."""
+
+    episodes: int = 300
+    seed: int = 0
+    image_size: int = 0
+    max_steps: int = 300
+
+
+@dataclass(kw_only=True)
+class CollectCommand:
+    """Demonstrate a task with its scripted expert and store a LeRobotDataset.
+
+    Example: vivace collect --env.task=push-v3 --collect.episodes=300 --output_dir=data/push-v3
+    """
+
+    env: EnvOptions = field(default_factory=EnvOptions)
+    collect: CollectOptions = field(default_factory=CollectOptions)
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class ArchitectureOptions:
+    """Size of a dp_transformer."""
+
+    n_layer: int = 8
+    n_head: int = 4
+    n_emb: int = 256
+    horizon: int = 16
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    p_drop_attn: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TrainCommand:
+    """Train a dp_transformer on demonstrations; an interrupted run in output_dir continues.
+
+    Example: vivace train --data='[data/push-v3]' --policy.n_layer=6 --policy.n_emb=128
+    --train.steps=7000 --output_dir=outputs/train/push
+    """
+
+    data: list[str]
+    """Folders of LeRobotDatasets."""
+    policy: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    threads: int | None = None
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class ReportCommand:
+    """Write report.html and trace.json again from a results.json.
+
+    Example: vivace report --results=outputs/eval/2026-11-23/10-00-00_eval/results.json
+    """
+
+    results: str
+
+
+@dataclass(kw_only=True)
+class DoctorCommand:
+    """Check this installation: versions, simulator, rendering, bundled checkpoints, parity.
+
+    Example: vivace doctor
+    """

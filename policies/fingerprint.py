@@ -1,0 +1,35 @@
+"""Fingerprints: which policy a plan was made for."""
+
+import dataclasses
+import hashlib
+import json
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from vivace.policies.types import Fingerprint
+
+_RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path"}
+"""Config fields that do not change what the policy computes."""
+
+
+def fingerprint(policy: nn.Module, blocks: tuple[str, ...]) -> Fingerprint:
+    """Fingerprint a lerobot policy: type, config, every tensor, block ids."""
+    config: Any = policy.config
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _RUNTIME}
+    text = json.dumps(_plain(settings), sort_keys=True)
+    weights = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return Fingerprint(config.type, hashlib.sha256(text.encode()).hexdigest(), weights.hexdigest(), blocks)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value if isinstance(value, int | float) else str(value)

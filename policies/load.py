@@ -1,0 +1,147 @@
+"""Load a checkpoint folder as a staged policy with its processors and fingerprint."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors import SafetensorError, safe_open
+
+from vivace.policies.errors import PolicyNotFound
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.staged import DenoisingPolicy
+from vivace.policies.types import ActionKind, Fingerprint
+
+ADAPTERS = {
+    "dp_transformer": "vivace.policies.dp_staged:StagedDPTransformer",
+    "diffusion": "vivace.policies.diffusion_unet:StagedDiffusion",
+    "multi_task_dit": "vivace.policies.multi_task_dit:StagedMultiTaskDiT",
+}
+"""lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
+
+OURS = {"dp_transformer": "vivace.policies.dp_transformer"}
+"""Policy types that lerobot lacks -> the module that registers them."""
+
+ZOO = Path(__file__).parent / "zoo"
+"""Trained checkpoints that ship with the package."""
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A checkpoint, ready to run."""
+
+    path: Path
+    policy: Any
+    """lerobot's own object, untouched."""
+    staged: DenoisingPolicy
+    preprocess: Callable[[dict[str, Any]], dict[str, Any]]
+    """Normalise observations, as the checkpoint asks."""
+    postprocess: Callable[[torch.Tensor], torch.Tensor]
+    """Bring actions back to the robot's units."""
+    fingerprint: Fingerprint
+
+
+def load_policy(
+    path: str | Path, device: str = "cpu", action_kinds: tuple[ActionKind, ...] = ()
+) -> LoadedPolicy:
+    """Load a lerobot checkpoint folder.
+
+    Args:
+        path: folder with config.json, model.safetensors and the processor files, or `zoo/<name>`.
+        device: where it runs.
+        action_kinds: meaning of each action dimension; absolute targets when empty.
+
+    Raises:
+        PolicyNotFound: the folder is missing, is not a lerobot checkpoint, or is damaged.
+    """
+    folder = resolve(path)
+    config = _read_config(folder, device)
+    _check_weights(folder)
+    policy_class = get_policy_class(config.type)
+    try:
+        policy = policy_class.from_pretrained(folder, config=config, strict=True).to(device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise PolicyNotFound(f"{folder}: model.safetensors does not fit config.json: {error}") from error
+    try:
+        preprocess, postprocess = make_pre_post_processors(
+            config,
+            str(folder),
+            preprocessor_overrides={"device_processor": {"device": device}},
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PolicyNotFound(
+            f"{folder} lacks usable processor files (policy_preprocessor.json, policy_postprocessor.json): {error}"
+        ) from error
+    _check_statistics(folder, preprocess, postprocess)
+    staged = stage(policy, action_kinds)
+    return LoadedPolicy(
+        folder, policy, staged, preprocess, postprocess, fingerprint(policy, staged.spec.block_ids)
+    )
+
+
+def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> DenoisingPolicy:
+    """Take a lerobot policy apart with the adapter of its type."""
+    module, name = ADAPTERS.get(policy.config.type, "vivace.policies.opaque:OpaquePolicy").split(":")
+    return getattr(import_module(module), name)(policy, action_kinds)
+
+
+def resolve(path: str | Path) -> Path:
+    """Find a checkpoint folder, in the zoo too; raises `PolicyNotFound` naming the zoo's checkpoints."""
+    folder = Path(path)
+    if folder.parts[:1] == ("zoo",) and not folder.exists():
+        folder = ZOO.joinpath(*folder.parts[1:])
+    if (folder / "pretrained_model").is_dir():
+        folder = folder / "pretrained_model"
+    if not folder.is_dir():
+        names = ", ".join(f"zoo/{entry.name}" for entry in sorted(ZOO.glob("*")) if entry.is_dir())
+        raise PolicyNotFound(f"no checkpoint folder at {path}; give a lerobot checkpoint or one of: {names}")
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise PolicyNotFound(f"{folder} has no {name}; a lerobot checkpoint (save_pretrained) is needed")
+    return folder
+
+
+def _read_config(folder: Path, device: str) -> PreTrainedConfig:
+    file = folder / "config.json"
+    try:
+        kind = json.loads(file.read_text()).get("type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise PolicyNotFound(f"{file} is not a JSON object ({error}); restore the checkpoint") from error
+    for module in OURS.values():
+        import_module(module)
+    import lerobot.policies  # noqa: F401  registers lerobot's own types
+
+    known = PreTrainedConfig.get_known_choices()
+    if kind not in known:
+        raise PolicyNotFound(f"{file} has policy type {kind!r}; known types: {', '.join(sorted(known))}")
+    try:
+        config = PreTrainedConfig.from_pretrained(folder)
+    except Exception as error:  # draccus raises many kinds for a foreign field or value
+        raise PolicyNotFound(f"{file} is not a config of lerobot 0.6: {error}") from error
+    config.device = device
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    try:
+        with safe_open(file, "pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise PolicyNotFound(f"{file} is truncated or not safetensors ({error}); copy it again") from error
+
+
+def _check_statistics(folder: Path, *pipelines: Any) -> None:
+    for pipeline in pipelines:
+        for step in pipeline.steps:
+            for name, tensor in step.state_dict().items():
+                if not torch.isfinite(tensor.float()).all():
+                    raise PolicyNotFound(
+                        f"{folder}: normaliser statistic {name!r} holds NaN or infinity; "
+                        "recompute the dataset statistics and save the checkpoint again"
+                    )

@@ -1,0 +1,65 @@
+"""A lerobot policy without an adapter, as one opaque stage: it runs, but has no blocks to accelerate."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivace.policies.block import Runner, compute
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.samplers import Sampler, Step
+from vivace.policies.staged import Batch
+from vivace.policies.types import ActionKind, PolicySpec
+
+
+class OpaquePolicy:
+    """Calls the policy's own `predict_action_chunk`; its random numbers come from torch's global generator."""
+
+    blocks = ()
+
+    def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
+        config = policy.config
+        if getattr(config, "n_obs_steps", 1) != 1:
+            raise UnsupportedPolicy(
+                f"policy {config.type!r} has no adapter and takes {config.n_obs_steps} observations at once; "
+                "only policies of one observation run as an opaque block"
+            )
+        self.policy = policy.eval()
+        action_dim = config.action_feature.shape[0]
+        self.sampler = Sampler("whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),))
+        self.spec = PolicySpec(
+            type=config.type,
+            action_dim=action_dim,
+            horizon=len(config.action_delta_indices or [0]),
+            n_obs_steps=1,
+            n_action_steps=getattr(config, "n_action_steps", 1),
+            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
+            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
+            blocks=(),
+        )
+
+    def encode(self, batch: Batch) -> Batch:
+        """Observations without the time axis, (B, ...)."""
+        return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
+
+    def condition(self, step: Step, context: Batch) -> Batch:
+        """Nothing to prepare."""
+        return context
+
+    def denoise(self, x: Tensor, condition: Batch, run: Runner = compute) -> Tensor:
+        """Predict actions (B, n, A), padded by repetition to (B, H, A)."""
+        actions = self.policy.predict_action_chunk(dict(condition))
+        missing = self.spec.horizon - actions.shape[1]
+        return actions if missing <= 0 else torch.cat([actions, actions[:, -1:].repeat(1, missing, 1)], 1)
+
+    def finish(self, x: Tensor, context: Batch) -> Tensor:
+        """Return x."""
+        return x
+
+    def resample(self, name: str, n_steps: int) -> Sampler:
+        """Refuse: the loop is inside the policy."""
+        raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
+
+    def hoist(self, sampler: Sampler) -> "OpaquePolicy":
+        """Refuse: there are no stages."""
+        raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")

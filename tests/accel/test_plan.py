@@ -1,0 +1,162 @@
+"""Plans: order of seams, JSON round trip, refusals; applying and calibrating on a small transformer."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+
+from vivace.accel.accelerate import accelerate, calibrate
+from vivace.accel.block_cache import BlockCache
+from vivace.accel.explain import explain, grid
+from vivace.accel.flops import count_flops
+from vivace.accel.forecast import Forecast
+from vivace.accel.hoist import Hoist
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.step_schedule import StepSchedule
+from vivace.accel.technique import TECHNIQUES, CalibrationData, Technique, technique_class
+from vivace.policies.dp_staged import StagedDPTransformer
+from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.errors import BadSetting, CalibrationError, PlanMismatch, UnknownBlock
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import Execution, sample
+
+KEYS = ((1, 0), (2, 0))
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.manual_seed(0)
+    config = DPTransformerConfig(
+        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (5,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        device="cpu",
+        n_layer=2,
+        n_emb=32,
+        horizon=8,
+        n_action_steps=4,
+        num_inference_steps=10,
+    )
+    built = DPTransformerPolicy(config)
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return StagedDPTransformer(built)
+
+
+@pytest.fixture(scope="module")
+def mark(policy):
+    return fingerprint(policy.policy, policy.spec.block_ids)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return CalibrationData({"observation.state": torch.randn(2, 2, 5)}, KEYS)
+
+
+def test_the_identity_plan_is_bit_equal_to_no_plan(policy, mark, data):
+    plain = sample(Execution.of(policy), data.batch, EpisodeNoise(KEYS))
+    planned = sample(accelerate(policy, AccelerationPlan(mark), mark), data.batch, EpisodeNoise(KEYS))
+    assert torch.equal(plain, planned)
+
+
+def test_computing_everything_on_a_schedule_is_bit_equal_to_no_plan(policy, mark, data):
+    everything = BlockCache(n_steps=10, updates=dict.fromkeys(policy.spec.block_ids, tuple(range(10))))
+    planned = accelerate(policy, AccelerationPlan(mark, (everything,)))
+    plain = sample(Execution.of(policy), data.batch, EpisodeNoise(KEYS))
+    assert torch.equal(plain, sample(planned, data.batch, EpisodeNoise(KEYS)))
+
+
+def test_plan_survives_json_and_files(policy, mark, data, tmp_path):
+    wanted = [("block_cache", {"updates": 3, "bubbling": 2}), ("hoist", {}), ("step_schedule", {"n_steps": 8})]
+    plan = calibrate(policy, mark, data, wanted)
+    assert [t.kind for t in plan.techniques] == ["step_schedule", "hoist", "block_cache"]
+    assert AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    plan.save(tmp_path)
+    restored = AccelerationPlan.load(tmp_path)
+    assert restored == plan
+    before = sample(accelerate(policy, plan), data.batch, EpisodeNoise(KEYS))
+    after = sample(accelerate(policy, restored, mark), data.batch, EpisodeNoise(KEYS))
+    assert torch.equal(before, after)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_two_techniques_on_one_seam_are_refused(mark):
+    cache, forecast = BlockCache(n_steps=1, updates={}), Forecast(n_steps=1, updates={})
+    with pytest.raises(PlanMismatch, match="block_cache and forecast both work on the blocks seam; keep one"):
+        AccelerationPlan(mark, (cache, forecast))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("policy_type", "smolvla"), ("config", "9f3c"), ("weights", "00"), ("blocks", ())]
+)
+def test_a_foreign_plan_is_refused(policy, mark, field, value):
+    foreign = AccelerationPlan(replace(mark, **{field: value}))
+    with pytest.raises(PlanMismatch, match=f"its {field.replace('_', ' ')} differ; recalibrate"):
+        accelerate(policy, foreign, mark)
+
+
+def test_unknown_blocks_and_impossible_steps_are_refused(policy, mark):
+    def apply(**settings):
+        return accelerate(policy, AccelerationPlan(mark, (BlockCache(**settings),)))
+
+    with pytest.raises(UnknownBlock, match=r"names block 'action\.15\.mlp', but .* has action\.0\.self … action\.1\.mlp"):
+        apply(n_steps=10, updates={"action.15.mlp": (0,)})
+    with pytest.raises(PlanMismatch, match=r"needed are ascending steps from 0 to at most 9"):
+        apply(n_steps=10, updates={"action.0.mlp": (0, 12)})
+    with pytest.raises(PlanMismatch, match="calibrated for 7 steps, but ddpm runs 10"):
+        apply(n_steps=7, updates={})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d | {"version": 9},
+        lambda d: {k: v for k, v in d.items() if k != "fingerprint"},
+        lambda d: d | {"techniques": [{"kind": "hoist", "surprise": 1}]},
+        lambda d: d | {"techniques": 3},
+    ],
+)
+def test_malformed_plans_are_refused(mark, damage):
+    with pytest.raises(PlanMismatch, match="recalibrate"):
+        AccelerationPlan.from_json(damage(AccelerationPlan(mark, (Hoist(),)).to_json()))
+
+
+def test_broken_files_are_refused(tmp_path):
+    with pytest.raises(PlanMismatch, match="no plan at"):
+        AccelerationPlan.load(tmp_path)
+    (tmp_path / "acceleration.json").write_text('{"version": 1, ')
+    with pytest.raises(PlanMismatch, match="is not JSON"):
+        AccelerationPlan.load(tmp_path)
+
+
+def test_unknown_techniques_and_options_are_refused(policy, mark, data):
+    with pytest.raises(BadSetting, match="unknown technique 'magic'; known techniques: step_schedule, hoist"):
+        calibrate(policy, mark, data, [("magic", {})])
+    with pytest.raises(BadSetting, match="block_cache has no option 'interval'; its options: bubbling, "):
+        calibrate(policy, mark, data, [("block_cache", {"interval": 5})])
+    with pytest.raises(CalibrationError, match=r"updates=11, but the sampler runs 10 steps; choose 1\.\.10"):
+        calibrate(policy, mark, data, [("block_cache", {"updates": 11})])
+
+
+def test_every_listed_technique_keeps_the_protocol():
+    for kind in TECHNIQUES:
+        found = technique_class(kind)
+        assert found.kind == kind
+        assert isinstance(found(n_steps=1, updates={}) if "updates" in found.__annotations__ else found(), Technique)
+
+
+def test_explain_shows_what_is_computed(policy, mark, data):
+    updates = dict.fromkeys(policy.spec.block_ids, (0, 5))
+    plan = AccelerationPlan(mark, (StepSchedule(n_steps=10, sampler="ddim"), BlockCache(n_steps=10, updates=updates)))
+    execution = accelerate(policy, plan)
+    assert grid(execution)["action.1.cross"] == "#····#····"
+    baseline = count_flops(Execution.of(policy), data.batch)
+    text = explain(plan, execution, baseline, count_flops(execution, data.batch))
+    assert "sampler=ddim, n_steps=10" in text
+    assert "blocks" in text
+    assert "80.0%" in text
+    forecast = replace(plan, techniques=(Forecast(n_steps=10, updates=updates, order=1),))
+    assert grid(accelerate(policy, forecast))["action.0.self"] == "#····#~~~~"
+    assert set(grid(Execution.of(policy)).values()) == {"#" * 10}

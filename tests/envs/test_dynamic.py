@@ -1,0 +1,104 @@
+import gymnasium
+import numpy as np
+import pytest
+
+from vivace.envs import DisturbedPush, MovingReach, expert, make
+
+pytestmark = pytest.mark.sim
+CHUNK = 8
+
+
+def _success(task: str, seeds: range, delay: int) -> float:
+    """Success of an expert that stands still for `delay` ticks before each chunk of 8 actions.
+
+    The chunk is what the expert does from the observation at which thinking began: it is found by
+    replaying the episode in a twin environment.
+    """
+    env, twin, act = make("metaworld", task), make("metaworld", task), expert(task)
+    wins = 0
+    for seed in seeds:
+        env.reset(seed=seed)
+        executed: list[np.ndarray] = []
+        is_over = is_success = False
+        while not is_over:
+            observation, _ = twin.reset(seed=seed)
+            for action in executed:
+                observation, *_ = twin.step(action)
+            plan = [np.append(np.zeros(3), executed[-1][3] if executed else 0.0)] * delay
+            for _ in range(CHUNK):
+                plan.append(act(observation["observation.state"]))
+                observation, *_ = twin.step(plan[-1])
+            for action in plan:
+                _, _, _, truncated, info = env.step(action)
+                executed.append(action)
+                is_success = info["is_success"]
+                is_over = is_success or truncated
+                if is_over:
+                    break
+        wins += is_success
+    return wins / len(seeds)
+
+
+@pytest.mark.parametrize("task", ["reach-moving", "push-disturbed"])
+def test_success_falls_as_latency_grows(task):
+    seeds = range(100_000, 100_004)
+    success = [_success(task, seeds, delay) for delay in (5, 20)]
+    assert success[0] >= 0.75
+    assert success[1] == 0.0
+
+
+def test_goal_moves_whatever_the_robot_does():
+    first, second = MovingReach(), MovingReach()
+    goals = []
+    for env, action in ((first, np.ones(4)), (second, -np.ones(4))):
+        start, _ = env.reset(seed=3)
+        states = [start["observation.state"], *(env.step(action)[0]["observation.state"] for _ in range(20))]
+        goals.append(np.array(states)[:, 36:39])
+    np.testing.assert_array_equal(goals[0], goals[1])
+    steps = np.linalg.norm(np.diff(goals[0], axis=0), axis=1)
+    assert steps.min() > 0.0008
+    assert steps.max() < 0.008
+
+
+def test_state_tells_the_goals_velocity():
+    env = MovingReach()
+    env.reset(seed=1)
+    before = env.step(np.zeros(4))[0]["observation.state"]
+    after = env.step(np.zeros(4))[0]["observation.state"]
+    np.testing.assert_array_equal(after[22:25], before[36:39])
+    np.testing.assert_array_equal(after[4:7], after[36:39])
+    np.testing.assert_allclose(after[36:39], env.goal(2), atol=1e-7)
+
+
+def test_staying_with_the_goal_is_needed():
+    env = MovingReach()
+    observation, _ = env.reset(seed=2)
+    act = expert("reach-moving")
+    flags = []
+    while not (flags and flags[-1]):
+        observation, _, _, truncated, info = env.step(act(observation["observation.state"]))
+        flags.append(info["is_success"])
+        assert not truncated
+    assert len(flags) >= MovingReach.HOLD_TICKS
+
+
+def test_knocks_move_the_puck_and_leave_it_standing():
+    env = DisturbedPush()
+    observation, _ = env.reset(seed=4)
+    start = observation["observation.state"][4:7]
+    knocks = [tick for tick in range(100) if env.knock(tick).any()]
+    assert len(knocks) == DisturbedPush.KNOCKS
+    for tick in range(knocks[0] + 15):
+        observation, *_ = env.step(np.array([0.0, -1.0, 1.0, -1.0]))
+        moved = np.linalg.norm(observation["observation.state"][4:6] - start[:2])
+        assert (moved > 1e-3) == (tick >= knocks[0])
+    assert 0.03 < moved < 0.11
+    assert abs(observation["observation.state"][6] - start[2]) < 0.005
+
+
+def test_gymnasium_knows_the_environments():
+    env = gymnasium.make("vivace/ReachMoving-v0")
+    assert isinstance(env.unwrapped, MovingReach)
+    assert env.reset(seed=0)[0]["observation.state"].shape == (39,)
+    assert isinstance(gymnasium.make("vivace/PushDisturbed-v0").unwrapped, DisturbedPush)
+    assert gymnasium.make("vivace/MetaWorld-v0", task="reach-v3").unwrapped.task == "reach-v3"

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from vivace.envs import MetaWorld, make, task_names
+from vivace.policies.errors import BadSetting, UnknownEnvironment
+from vivace.policies.types import ActionKind
+
+pytestmark = pytest.mark.sim
+TASKS = ("push-v3", "drawer-open-v3", "box-close-v3", "reach-moving", "push-disturbed")
+
+
+def _states(env: MetaWorld, seed: int, steps: int = 40) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    states = [observation["observation.state"]]
+    for _ in range(steps):
+        observation, *_ = env.step(random.uniform(-1, 1, 4))
+        states.append(observation["observation.state"])
+    return np.array(states)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_episode_depends_on_its_seed_alone(task):
+    env = make("metaworld", task)
+    first = _states(env, 5)
+    _states(env, 6, steps=60)
+    np.testing.assert_array_equal(_states(env, 5), first)
+    other = make("metaworld", task)
+    _states(other, 9, steps=20)
+    np.testing.assert_array_equal(_states(other, 5), first)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_seeds_place_things_differently_and_the_goal_is_visible(task):
+    env = make("metaworld", task)
+    starts = np.array([env.reset(seed=seed)[0]["observation.state"] for seed in range(4)])
+    assert len(np.unique(starts, axis=0)) == 4
+    assert np.abs(starts[:, 36:39]).max() > 0.1
+
+
+def test_unseeded_resets_go_on_from_the_last_seed():
+    env = make("metaworld", "push-v3")
+    env.reset(seed=1)
+    second = env.reset()[0]["observation.state"]
+    third = env.reset()[0]["observation.state"]
+    assert (second != third).any()
+    env.reset(seed=1)
+    np.testing.assert_array_equal(env.reset()[0]["observation.state"], second)
+
+
+def test_observation_and_action_spaces_hold_what_is_given():
+    env = make("metaworld", "pick-place-v3", image_size=32, cameras=("corner2", "topview"))
+    observation, info = env.reset(seed=0)
+    assert set(observation) == {
+        "observation.state",
+        "observation.images.corner2",
+        "observation.images.topview",
+    }
+    assert env.observation_space.contains(observation)
+    assert info["is_success"] is False
+    observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation)
+    assert isinstance(reward, float)
+    assert (terminated, truncated, info["is_success"]) == (False, False, False)
+    np.testing.assert_array_equal(
+        make("metaworld", "pick-place-v3").reset(seed=0)[0]["observation.state"],
+        env.reset(seed=0)[0]["observation.state"],
+    )
+    env.close()
+
+
+def test_images_are_upright():
+    env = make("metaworld", "push-v3", image_size=64, render_size=96)
+    observation, _ = env.reset(seed=0)
+    image = observation["observation.images.corner2"].astype(float)
+    sky, ground = image[:8].mean(axis=(0, 1)), image[-24:, 24:48].mean(axis=(0, 1))
+    assert np.ptp(sky) < 12, "the plain grey background is at the top"
+    assert ground[0] - ground[2] > 18, "the brown table is at the bottom"
+    frame = env.render()
+    assert frame.shape == (96, 96, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 10
+    env.close()
+    assert env.render().shape == (96, 96, 3), "a closed renderer opens again"
+    env.close()
+
+
+def test_actions_are_displacements_and_a_gripper_command():
+    env = make("metaworld", "push-v3")
+    assert env.action_kinds == (ActionKind.DELTA, ActionKind.DELTA, ActionKind.DELTA, ActionKind.ABSOLUTE)
+    env.reset(seed=0)
+    before = env.step(np.zeros(4))[0]["observation.state"][:3]
+    for _ in range(10):
+        after = env.step(np.array([9.0, 0.0, 0.0, 0.0]))[0]["observation.state"][:3]
+    assert 0.05 < after[0] - before[0] < 0.11, "at most one centimetre a step, whatever is asked for"
+
+
+def test_episode_ends_after_max_episode_steps():
+    env = make("metaworld", "reach-v3", max_episode_steps=3)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(4))[3] for _ in range(3)] == [False, False, True]
+    assert env.ticks == 3
+
+
+def test_every_task_has_a_description():
+    assert len(task_names("metaworld")) == 52
+    assert make("metaworld", "push-v3").task_description == "Push the puck to a goal"
+    assert "moving" in make("metaworld", "reach-moving").task_description
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(UnknownEnvironment, match=r"no task 'psh-v3'; the nearest .* push-v3"):
+        make("metaworld", "psh-v3")
+    with pytest.raises(UnknownEnvironment, match=r"Meta-World has no task 'push'; .* push-v3"):
+        MetaWorld("push")
+
+
+def test_unknown_type_lists_the_types():
+    with pytest.raises(UnknownEnvironment, match="'libero' does not exist; the types: metaworld"):
+        make("libero", "push-v3")
+
+
+def test_unknown_camera_lists_the_cameras():
+    with pytest.raises(UnknownEnvironment, match=r"no camera 'left'; its cameras: .*corner2"):
+        make("metaworld", "push-v3", cameras=("left",))
+    with pytest.raises(BadSetting, match="cameras is empty"):
+        make("metaworld", "push-v3", cameras=())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_episode_steps": 501}, "max_episode_steps is 501, .* 1 to 500"),
+        ({"image_size": -1}, "image_size is -1"),
+        ({"render_size": 0}, "render_size 0 px"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(BadSetting, match=message):
+        make("metaworld", "push-v3", **options)
