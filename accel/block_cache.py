@@ -45,9 +45,7 @@ class BlockCache:
 
     def apply(self, execution: Execution) -> Execution:
         """Run the schedule."""
-        return replace(
-            execution, action=make_rows(execution.policy.spec.blocks, self.updates, self.n_steps)
-        )
+        return replace(execution, action=make_rows(execution.policy.spec.blocks, self.updates, self.n_steps))
 
 
 def calibrate_updates(execution: Execution, data: CalibrationData, options: UpdateOptions) -> Schedule:

@@ -57,7 +57,9 @@ class AccelerationPlan:
         """Restore a plan; raises `PlanMismatch` if the data is malformed or of another version."""
         try:
             if data["version"] != VERSION:
-                raise PlanMismatch(f"plan has version {data['version']}, this vivace reads {VERSION}; recalibrate")
+                raise PlanMismatch(
+                    f"plan has version {data['version']}, this vivace reads {VERSION}; recalibrate"
+                )
             return cls(
                 Fingerprint(**{k: _tuples(v) for k, v in data["fingerprint"].items()}),
                 tuple(_technique(entry) for entry in data["techniques"]),

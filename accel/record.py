@@ -61,5 +61,3 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
         pairs = distance[*torch.triu_indices(*distance.shape, offset=1)]
         volatility[name] = float(pairs.mean()) if pairs.numel() else 0.0
     return Trace(similarity, volatility)
-
-

@@ -72,9 +72,10 @@ class ActionGuard:
             allowed = np.clip(allowed, self._last - step, self._last + step)
         if self.limits.low is not None or self.limits.high is not None:
             allowed = np.clip(allowed, self.limits.low, self.limits.high)
+        allowed = np.asarray(allowed, dtype=action.dtype)  # a limit as precise as the action
         if np.array_equal(allowed, action):
             self._last = action
             return action
         self.interventions += 1
-        self._last = np.asarray(allowed, dtype=action.dtype)
-        return self._last
+        self._last = allowed
+        return allowed

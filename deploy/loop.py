@@ -269,7 +269,7 @@ class ControlLoop:
 def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, spec: PolicySpec) -> None:
     if queue.drop_late == (settings.mode == Mode.SYNC):
         raise BadSetting(
-            f"the queue has drop_late={queue.drop_late}, which mode {settings.mode.value} cannot use; "
+            f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
             "build it with make_queue(settings)"
         )
     sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}

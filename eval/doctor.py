@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vivace.accel.accelerate import accelerate
+from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import make
 from vivace.eval.machine import machine, versions
@@ -76,4 +76,6 @@ def _checkpoint(name: str) -> str:
     began = time.perf_counter()
     sample(execution, batch, EpisodeNoise([(0, 0)]))
     ms = 1e3 * (time.perf_counter() - began)
-    return f"bit-equal to its own sampling; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"
+    return (
+        f"bit-equal to its own sampling; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"
+    )

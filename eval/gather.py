@@ -41,7 +41,11 @@ def observe_episodes(
             batch = {k: np.stack([s[k] for s in stacked]) for k in spec.observation_shapes}
             chunks = session.predict(batch, [(seed + i, steps) for i in running])
             steps += spec.n_action_steps
-            over = {i for i, chunk in zip(running, chunks, strict=True) if _execute(envs[i], histories, i, chunk, spec)}
+            over = {
+                i
+                for i, chunk in zip(running, chunks, strict=True)
+                if _execute(envs[i], histories, i, chunk, spec)
+            }
             running = [i for i in running if i not in over and (max_steps is None or steps < max_steps)]
         return seen
     finally:

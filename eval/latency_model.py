@@ -5,7 +5,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
     @abstractmethod
     def latency_s(self, seed: int, request: int) -> float:
         """Return the latency [s] of the n-th request, from 0, of the episode with this seed."""
+
+    def for_run(self, name: str) -> "LatencyModel":
+        """Return the model of one of several runs; the same for all, unless it can tell them apart."""
+        return self
 
 
 @LatencyModel.register_subclass("none")
@@ -62,6 +66,8 @@ class MeasuredLatency(LatencyModel):
     """Measured latencies [s]; the evaluation measures and fills them in."""
     scale: float = 1.0
     """Factor for another device."""
+    refresh: bool = False
+    """Measure again although this machine's latencies of this plan are known."""
 
     def __post_init__(self) -> None:
         """Measured times must be finite and not negative."""
@@ -87,17 +93,23 @@ class TraceLatency(LatencyModel):
 
     path: str = ""
     column: str = "latency_s"
-    """Name of the sequence in the file."""
+    """Name of the sequence in the file; "{run}" in it stands for the name of the run."""
     scale: float = 1.0
     """Factor for another device."""
     samples_s: tuple[float, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        """Read the file."""
+        """Read the file, unless it depends on the run which sequence is meant."""
+        _check_scale(self.scale)
+        if "{run}" in self.column:
+            return
         times = _read_trace(Path(self.path), self.column)
         _check_times(times, f"latency trace {self.path}")
-        _check_scale(self.scale)
         object.__setattr__(self, "samples_s", tuple(times))
+
+    def for_run(self, name: str) -> "TraceLatency":
+        """Return the trace of one run."""
+        return replace(self, column=self.column.replace("{run}", name))
 
     def latency_s(self, seed: int, request: int) -> float:
         """Return the latency that follows that of the request before in the record, which is a ring."""
@@ -152,7 +164,7 @@ def _read_trace(path: Path, column: str) -> list[float]:
         raise BadSetting(
             f"latency trace {path} has {error.args[0]}, not {column!r}; name a column"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:  # a short row is an IndexError
         raise BadSetting(f"latency trace {path} cannot be read ({error}); seconds are needed") from error
     if not times:
         raise BadSetting(f"latency trace {path} is empty; at least one number of seconds is needed")

@@ -47,8 +47,12 @@ def lineup(
     for order in (1, 2):
         taylor = {"method": "uniform", "updates": updates, "order": order}
         entries.append(
-            Entry(f"taylor{order}", f"TaylorSeer order {order}, uniform S = {updates}, hoisted", "taylor",
-                  (_HOIST, ("forecast", taylor)))
+            Entry(
+                f"taylor{order}",
+                f"TaylorSeer order {order}, uniform S = {updates}, hoisted",
+                "taylor",
+                (_HOIST, ("forecast", taylor)),
+            )
         )
     for sampler, family in (("ddim", "ddim"), ("dpmsolver++", "dpmsolver++")):
         for k in steps:
@@ -56,8 +60,12 @@ def lineup(
     for k in (16, 32):
         fewer = bac | {"updates": max(2, k // 3)}
         entries.append(
-            Entry(f"ddim-{k}+bac", f"ddim {k} steps + BAC, S = {fewer['updates']}, hoisted", "ddim+bac",
-                  (_steps("ddim", k), _HOIST, ("block_cache", fewer)))
+            Entry(
+                f"ddim-{k}+bac",
+                f"ddim {k} steps + BAC, S = {fewer['updates']}, hoisted",
+                "ddim+bac",
+                (_steps("ddim", k), _HOIST, ("block_cache", fewer)),
+            )
         )
     return tuple(entries)
 

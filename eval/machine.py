@@ -7,7 +7,17 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("vivace", "torch", "lerobot", "diffusers", "gymnasium", "metaworld", "mujoco", "numpy", "onnxruntime")
+_PACKAGES = (
+    "vivace",
+    "torch",
+    "lerobot",
+    "diffusers",
+    "gymnasium",
+    "metaworld",
+    "mujoco",
+    "numpy",
+    "onnxruntime",
+)
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,25 @@ def output_folder(verb: str, output_dir: str | None, job_name: str) -> Path:
     return folder
 
 
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Note what a folder's results are of; a folder that holds another job's is refused.
+
+    Raises:
+        BadSetting: the folder was begun by a job with other settings.
+    """
+    note = folder / "job.json"
+    wanted = json.loads(json.dumps(identity, default=str))
+    if note.is_file():
+        found = read_json(note, "job description")
+        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        if changed:
+            raise BadSetting(
+                f"{folder} holds results of another job (it differs in {', '.join(changed)}); give another "
+                "--output_dir, or remove it"
+            )
+    write_json(note, wanted)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; numpy scalars and arrays become numbers and lists."""
     partial = path.with_name(path.name + ".partial")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vivace.accel.accelerate import accelerate, calibrate
+from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
@@ -85,10 +85,12 @@ def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     plan = load_plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
     shapes = loaded.staged.spec.observation_shapes
-    zeros = {
-        key: torch.zeros(1, loaded.staged.spec.n_obs_steps, *shape) for key, shape in shapes.items()
-    }
+    zeros = {key: torch.zeros(1, loaded.staged.spec.n_obs_steps, *shape) for key, shape in shapes.items()}
     baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
     ratio = accelerated.total / baseline.total
-    return {"policy": str(loaded.path), "techniques": [t.kind for t in plan.techniques], "flop_ratio": ratio}, True
+    return {
+        "policy": str(loaded.path),
+        "techniques": [t.kind for t in plan.techniques],
+        "flop_ratio": ratio,
+    }, True

@@ -74,13 +74,18 @@ class EvalOptions:
     """How to evaluate."""
 
     n_episodes: int = 20
-    batch_size: int = 20
+    batch_size: int = 50
     """Episodes stepped together, their inference batched."""
     mode: str = "sync"
     """sync or async."""
-    curve: list[float] = field(default_factory=list)
+    curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
-    videos: bool = True
+    curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
+    """Runs that have a curve: plain, accelerated, fewer_steps."""
+    lineup: bool = True
+    """Time every baseline and compare its actions (the Pareto plot)."""
+    video: bool = True
+    """Film one episode under every run, side by side."""
 
 
 @dataclass(kw_only=True)
@@ -89,11 +94,16 @@ class BenchOptions:
 
     repeats: int = 10
     """Timed rounds; every plan runs once a round."""
-    warmup: int = 1
     threads: int | None = None
     """torch threads; torch's own choice when not given."""
     compile: bool = True
     """Time torch.compile too (takes a minute or more to compile)."""
+    n_episodes: int = 0
+    """Episodes in a frozen world by which every plan is judged too; 0 leaves success out."""
+    batch_size: int = 50
+    """Episodes stepped together."""
+    only: list[str] = field(default_factory=list)
+    """Names of the plans to run besides the plain loop; all when empty."""
 
 
 @dataclass(kw_only=True)
@@ -120,15 +130,15 @@ class EvalCommand(CommonOptions):
     """
 
     eval: EvalOptions = field(default_factory=EvalOptions)
-    bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5))
+    bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5, compile=False))
     latency: LatencyModel = field(default_factory=MeasuredLatency)
 
 
 @dataclass(kw_only=True)
 class BenchCommand(CommonOptions):
-    """Time plans interleaved in one process, batch 1; with --bench.success also judge them by success.
+    """Time plans interleaved in one process, batch 1; with --bench.n_episodes also judge them by success.
 
-    Example: vivace bench --policy.path=zoo/reach-moving --accel.updates=10 --accel.bubbling=5
+    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.updates=10 --accel.bubbling=5
     """
 
     bench: BenchOptions = field(default_factory=BenchOptions)

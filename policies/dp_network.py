@@ -105,9 +105,7 @@ class TransformerForDiffusion(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Predict noise (B, T, A) in x (B, T, A) at timesteps t (B,) given cond (B, To, cond_dim)."""
         memory = self.embed_condition(t, cond)
-        h = self.decoder(
-            self.embed_actions(x), memory, tgt_mask=self.mask, memory_mask=self.memory_mask
-        )
+        h = self.decoder(self.embed_actions(x), memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
         return self.head(self.ln_f(h))
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:

@@ -35,7 +35,9 @@ class EpisodeNoise:
 
     def __init__(self, keys: Sequence[tuple[int, ...]]):
         self._generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+            torch.Generator().manual_seed(
+                int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+            )
             for key in keys
         ]
 

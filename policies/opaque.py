@@ -26,7 +26,9 @@ class OpaquePolicy:
             )
         self.policy = policy.eval()
         action_dim = config.action_feature.shape[0]
-        self.sampler = Sampler("whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),))
+        self.sampler = Sampler(
+            "whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),)
+        )
         self.spec = PolicySpec(
             type=config.type,
             action_dim=action_dim,

@@ -55,7 +55,9 @@ class Session:
             batch[key] = value.float()
         rows = len(next(iter(batch.values())))
         ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
-        return {k: v for k, v in ready.items() if isinstance(v, torch.Tensor) and k.startswith("observation.")}
+        return {
+            k: v for k, v in ready.items() if isinstance(v, torch.Tensor) and k.startswith("observation.")
+        }
 
     def predict(
         self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]

@@ -10,12 +10,14 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class TrainSettings:
     ema_power: float = 0.75
     ema_max: float = 0.9999
     seed: int = 0
+    bf16: bool = False
+    """Autocast the forward pass to bfloat16: about three times faster on processors that have it."""
     save_every: int = 200
     """Steps between resumable checkpoints."""
 
@@ -57,7 +61,10 @@ class Windows:
         now = np.arange(len(episodes))[:, None]
         to_index = np.clip(now + np.arange(1 - n_obs_steps, 1), first, last)
         action_index = np.clip(now + np.arange(1 - n_obs_steps, 1 - n_obs_steps + horizon), first, last)
-        self._observation_index, self._action_index = torch.from_numpy(to_index), torch.from_numpy(action_index)
+        self._observation_index, self._action_index = (
+            torch.from_numpy(to_index),
+            torch.from_numpy(action_index),
+        )
         self._observations = {key: torch.from_numpy(value) for key, value in observations.items()}
         self._actions = torch.from_numpy(actions)
 
@@ -101,11 +108,13 @@ def train(
     torch.manual_seed(settings.seed)
     done = _resume(checkpoint, settings, model, averaged, optimiser)
     model.train()
+    device = next(model.parameters()).device.type
     for step in range(done, settings.steps):
         rows = torch.randint(len(windows), (settings.batch_size,))
-        loss = loss_fn(model, *windows.batch(rows))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with _precision(device, settings.bf16):
+            loss = loss_fn(model, *windows.batch(rows))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings)
         optimiser.step()
@@ -113,6 +122,16 @@ def train(
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             _save(checkpoint, step + 1, settings, model, averaged, optimiser)
         yield step + 1, loss.item(), averaged
+
+
+@contextmanager
+def _precision(device: str, is_bf16: bool) -> Iterator[None]:
+    """Autocast to bfloat16, if asked for, with plain attention: torch's fused one is slow there on a CPU."""
+    if not is_bf16:
+        yield
+        return
+    with torch.autocast(device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @torch.no_grad()

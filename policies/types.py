@@ -96,7 +96,9 @@ def check_observation(values: Mapping[str, np.ndarray], shapes: Mapping[str, tup
             )
         value = np.asarray(values[key])
         if value.shape != tuple(shape):
-            raise ObservationMismatch(f"observation {key!r} has shape {value.shape}, the policy needs {shape}")
+            raise ObservationMismatch(
+                f"observation {key!r} has shape {value.shape}, the policy needs {shape}"
+            )
         if not np.isfinite(value).all():
             raise ObservationMismatch(
                 f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"

@@ -42,9 +42,7 @@ def test_updates_cost_what_the_paper_prints(image_shape, updates, expected):
 def test_hoisting_is_counted_apart(image_shape):
     execution, batch = image_shape
     plain = count_flops(execution, batch)
-    hoisted = count_flops(
-        replace(execution, policy=execution.policy.hoist(execution.sampler)), batch
-    )
+    hoisted = count_flops(replace(execution, policy=execution.policy.hoist(execution.sampler)), batch)
     assert hoisted.condition == 0
     assert hoisted.encode > plain.encode
     saved_per_layer = 2 * 2 * 3 * 256 * 256  # keys and values of three memory tokens

@@ -35,7 +35,9 @@ def test_first_order_forecasts_are_exact_on_lines(gaps, ahead):
     for order in range(1, 5):
         assert predict(taylor_weights(history, step, order), history, line) == pytest.approx(line(step))
     for order in range(1, 4):
-        assert predict(adams_bashforth_weights(history, step, order), history, line) == pytest.approx(line(step))
+        assert predict(adams_bashforth_weights(history, step, order), history, line) == pytest.approx(
+            line(step)
+        )
     assert predict(fused_weights(history, step), history, line) == pytest.approx(line(step))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 
-from vivace.accel.accelerate import accelerate, calibrate
+from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.block_cache import BlockCache
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
@@ -69,7 +69,11 @@ def test_computing_everything_on_a_schedule_is_bit_equal_to_no_plan(policy, mark
 
 
 def test_plan_survives_json_and_files(policy, mark, data, tmp_path):
-    wanted = [("block_cache", {"updates": 3, "bubbling": 2}), ("hoist", {}), ("step_schedule", {"n_steps": 8})]
+    wanted = [
+        ("block_cache", {"updates": 3, "bubbling": 2}),
+        ("hoist", {}),
+        ("step_schedule", {"n_steps": 8}),
+    ]
     plan = calibrate(policy, mark, data, wanted)
     assert [t.kind for t in plan.techniques] == ["step_schedule", "hoist", "block_cache"]
     assert AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
@@ -101,7 +105,9 @@ def test_unknown_blocks_and_impossible_steps_are_refused(policy, mark):
     def apply(**settings):
         return accelerate(policy, AccelerationPlan(mark, (BlockCache(**settings),)))
 
-    with pytest.raises(UnknownBlock, match=r"names block 'action\.15\.mlp', but .* has action\.0\.self … action\.1\.mlp"):
+    with pytest.raises(
+        UnknownBlock, match=r"names block 'action\.15\.mlp', but .* has action\.0\.self … action\.1\.mlp"
+    ):
         apply(n_steps=10, updates={"action.15.mlp": (0,)})
     with pytest.raises(PlanMismatch, match=r"needed are ascending steps from 0 to at most 9"):
         apply(n_steps=10, updates={"action.0.mlp": (0, 12)})
@@ -144,12 +150,16 @@ def test_every_listed_technique_keeps_the_protocol():
     for kind in TECHNIQUES:
         found = technique_class(kind)
         assert found.kind == kind
-        assert isinstance(found(n_steps=1, updates={}) if "updates" in found.__annotations__ else found(), Technique)
+        assert isinstance(
+            found(n_steps=1, updates={}) if "updates" in found.__annotations__ else found(), Technique
+        )
 
 
 def test_explain_shows_what_is_computed(policy, mark, data):
     updates = dict.fromkeys(policy.spec.block_ids, (0, 5))
-    plan = AccelerationPlan(mark, (StepSchedule(n_steps=10, sampler="ddim"), BlockCache(n_steps=10, updates=updates)))
+    plan = AccelerationPlan(
+        mark, (StepSchedule(n_steps=10, sampler="ddim"), BlockCache(n_steps=10, updates=updates))
+    )
     execution = accelerate(policy, plan)
     assert grid(execution)["action.1.cross"] == "#····#····"
     baseline = count_flops(Execution.of(policy), data.batch)

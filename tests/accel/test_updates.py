@@ -18,7 +18,14 @@ from vivace.accel.updates import (
 )
 from vivace.policies.errors import BadSetting, CalibrationError
 
-BLOCKS = ("action.0.self", "action.0.cross", "action.0.mlp", "action.1.self", "action.1.cross", "action.1.mlp")
+BLOCKS = (
+    "action.0.self",
+    "action.0.cross",
+    "action.0.mlp",
+    "action.1.self",
+    "action.1.cross",
+    "action.1.mlp",
+)
 
 
 def value(similarity, steps, objective):
@@ -44,7 +51,9 @@ def test_dynamic_programme_equals_brute_force(seed, n, objective):
         found = optimal_updates(similarity, updates, objective)
         assert len(found) == updates
         assert found[0] == 0
-        best = max(value(similarity, (0, *rest), objective) for rest in combinations(range(1, n), updates - 1))
+        best = max(
+            value(similarity, (0, *rest), objective) for rest in combinations(range(1, n), updates - 1)
+        )
         assert value(similarity, found, objective) == pytest.approx(best)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from vivace_tests import build
+
 from vivace.policies.dp_original import from_original
 from vivace.policies.errors import PolicyNotFound
 
@@ -14,7 +14,10 @@ def original():
     policy = build(n_layer=3)
     state = {f"model.{name}": value for name, value in policy.model.state_dict().items()}
     state |= {"model._dummy_variable": torch.zeros(0), "mask_generator._dummy_variable": torch.zeros(0)}
-    limits = {"obs": (torch.arange(5.0), torch.arange(5.0) + 2), "action": (-torch.ones(3), 3 * torch.ones(3))}
+    limits = {
+        "obs": (torch.arange(5.0), torch.arange(5.0) + 2),
+        "action": (-torch.ones(3), 3 * torch.ones(3)),
+    }
     for key, (low, high) in limits.items():
         scale = 2 / (high - low)
         state[f"normalizer.params_dict.{key}.scale"] = scale
@@ -33,7 +36,9 @@ def test_network_and_normaliser_are_the_originals(original):
     assert torch.equal(loaded.model(x, t, cond), policy.model(x, t, cond))
     raw = torch.randn(1, 5)
     scale, offset = (state[f"normalizer.params_dict.obs.{n}"] for n in ("scale", "offset"))
-    torch.testing.assert_close(preprocess({"observation.state": raw})["observation.state"], raw * scale + offset)
+    torch.testing.assert_close(
+        preprocess({"observation.state": raw})["observation.state"], raw * scale + offset
+    )
     scale, offset = (state[f"normalizer.params_dict.action.{n}"] for n in ("scale", "offset"))
     action = torch.rand(1, 3) * 2 - 1
     torch.testing.assert_close(postprocess(action), (action - offset) / scale)

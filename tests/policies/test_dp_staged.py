@@ -18,7 +18,10 @@ def build(**changes) -> DPTransformerPolicy:
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (5,))},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
         device="cpu",
-        **({"n_layer": 2, "n_emb": 32, "horizon": 8, "n_action_steps": 4, "num_inference_steps": 10} | changes),
+        **(
+            {"n_layer": 2, "n_emb": 32, "horizon": 8, "n_action_steps": 4, "num_inference_steps": 10}
+            | changes
+        ),
     )
     policy = DPTransformerPolicy(config)
     for parameter in policy.parameters():
@@ -74,9 +77,7 @@ def test_every_block_runs_once_a_step_in_order():
 def test_an_episode_does_not_depend_on_its_neighbours():
     staged = StagedDPTransformer(build())
     together = sample(Execution.of(staged), batch(3), EpisodeNoise([(1, 0), (2, 0), (3, 0)]))
-    alone = sample(
-        Execution.of(staged), {k: v[1:2] for k, v in batch(3).items()}, EpisodeNoise([(2, 0)])
-    )
+    alone = sample(Execution.of(staged), {k: v[1:2] for k, v in batch(3).items()}, EpisodeNoise([(2, 0)]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 

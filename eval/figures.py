@@ -1,0 +1,238 @@
+"""The report's figures: plotly, one function a figure, from the plain data of results.json."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vivace.eval.statistics import wilson_interval
+from vivace.eval.trace import stretches
+
+COLOURS = {
+    "plain": "#8b93a1",
+    "accelerated": "#0b8f7d",
+    "fewer_steps": "#d9822b",
+    "bac": "#0b8f7d",
+    "hoist": "#5a6472",
+    "uniform": "#4c78c9",
+    "shared": "#7a5cc0",
+    "taylor": "#b3589a",
+    "ddim": "#d9822b",
+    "dpmsolver++": "#c0392b",
+    "ddim+bac": "#14c3a8",
+    "compile": "#2f3640",
+}
+SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
+_FADE = 0.18
+
+
+def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Success against constant latency with Wilson intervals; each run marked at its own latency."""
+    figure = go.Figure()
+    for name, line in curve.items():
+        points = line["points"]
+        x = [1e3 * p["latency_s"] for p in points]
+        y = [100 * p["successes"] / p["n"] for p in points]
+        bounds = [wilson_interval(p["successes"], p["n"]) for p in points]
+        colour = COLOURS.get(name, "#444")
+        figure.add_scatter(
+            x=[*x, *reversed(x)],
+            y=[*(100 * high for _, high in bounds), *(100 * low for low, _ in reversed(bounds))],
+            fill="toself",
+            fillcolor=_rgba(colour, _FADE),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        label = f"{line['label']}: at a constant latency (mean over the range {line['area']:.0%})"
+        figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour})
+    for run in runs:
+        low, high = run["interval"]
+        rate = run["successes"] / run["n"]
+        figure.add_scatter(
+            x=[1e3 * run["latency"]["p50_s"]],
+            y=[100 * rate],
+            error_y={"type": "data", "array": [100 * (high - rate)], "arrayminus": [100 * (rate - low)]},
+            mode="markers",
+            marker={"size": 14, "symbol": "diamond", "color": COLOURS.get(run["name"], "#444")},
+            name=f"{run['label']}: at its own latency",
+        )
+    return _styled(figure, "latency of a chunk [ms]", "success [%]", y_range=(-3, 103))
+
+
+def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Action error, and success where it was measured, against latency, all plans."""
+    judged = [row for row in rows if "n" in row]
+    figure = make_subplots(
+        rows=1,
+        cols=2 if judged else 1,
+        subplot_titles=("action error against the plain loop", "success") if judged else None,
+    )
+    for row in rows:
+        colour, x = COLOURS.get(row["family"], "#444"), 1e3 * row["latency_s"]
+        marker = {"color": colour, "size": 13 if row["family"] in ("accelerated", "bac") else 9}
+        figure.add_scatter(
+            x=[x],
+            y=[max(row["action_error"], 1e-8)],
+            mode="markers+text",
+            text=row["name"],
+            textposition="top center",
+            textfont={"size": 9, "color": colour},
+            marker=marker,
+            name=row["label"],
+            hovertemplate=f"{row['label']}<br>%{{x:.0f}} ms, error %{{y:.2g}}, {row['ratio']:.2f}×<extra></extra>",
+            showlegend=False,
+            row=1,
+            col=1,
+        )
+        if row in judged:
+            rate = row["successes"] / row["n"]
+            low, high = wilson_interval(row["successes"], row["n"])
+            figure.add_scatter(
+                x=[x],
+                y=[100 * rate],
+                error_y={
+                    "type": "data",
+                    "array": [100 * (high - rate)],
+                    "arrayminus": [100 * (rate - low)],
+                    "thickness": 1,
+                },
+                mode="markers+text",
+                text=row["name"],
+                textposition="top right",
+                textfont={"size": 9, "color": colour},
+                marker=marker,
+                hovertemplate=f"{row['label']}<br>%{{x:.0f}} ms, {row['successes']}/{row['n']}<extra></extra>",
+                showlegend=False,
+                row=1,
+                col=2,
+            )
+    _styled(figure, "latency of a chunk [ms]", "mean absolute error")
+    figure.update_xaxes(type="log", title_text="latency of a chunk [ms], log")
+    figure.update_yaxes(type="log", row=1, col=1)
+    if judged:
+        figure.update_yaxes(title_text="success [%]", row=1, col=2)
+    return figure
+
+
+def latency_figure(runs: Sequence[Mapping[str, Any]], period_s: float) -> go.Figure:
+    """Distribution of every run's latencies, against the control period."""
+    figure = go.Figure()
+    for run in runs:
+        figure.add_box(
+            x=[1e3 * latency for latency in run["latencies_s"]],
+            name=run["label"],
+            marker_color=COLOURS.get(run["name"], "#444"),
+            boxpoints="outliers",
+        )
+    figure.add_vline(x=1e3 * period_s, line_dash="dot", annotation_text="control period")
+    _styled(figure, "latency of a chunk [ms], log", "")
+    figure.update_xaxes(type="log")
+    figure.update_layout(showlegend=False, height=90 + 60 * len(runs))
+    return figure
+
+
+def timeline_figure(episodes: Mapping[str, tuple[str, Mapping[str, Any]]], control_hz: float) -> go.Figure:
+    """What every tick of one episode executed, a bar per run: fresh, stale or fallback.
+
+    Args:
+        episodes: run name -> (label, `EpisodeResult` as plain data).
+        control_hz: control rate [Hz].
+    """
+    figure = go.Figure()
+    shown: set[str] = set()
+    for label, episode in reversed(list(episodes.values())):
+        outcome = "solved" if episode["success"] else "failed"
+        for source, tick, length in stretches(episode["timeline"]):
+            figure.add_bar(
+                y=[f"{label} ({outcome})"],
+                x=[length / control_hz],
+                base=tick / control_hz,
+                orientation="h",
+                marker={"color": SOURCES[source], "line": {"width": 0}},
+                name={"chunk": "fresh"}.get(source, source),
+                legendgroup=source,
+                showlegend=source not in shown,
+                hovertemplate=f"{source}: %{{base:.2f}} s + %{{x:.2f}} s<extra></extra>",
+            )
+            shown.add(source)
+    _styled(figure, "time of the episode [s]", "")
+    figure.update_layout(barmode="stack", height=110 + 55 * len(episodes), bargap=0.35)
+    return figure
+
+
+def schedule_figure(grid: Mapping[str, str]) -> go.Figure:
+    """Step by block: computed, reused, forecast or skipped."""
+    marks = {"#": 1.0, "~": 0.5, "·": 0.0, "/": 0.25}
+    names = list(grid)
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[marks[mark] for mark in grid[name]] for name in names],
+            y=names,
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "#e9edf2"], [0.25, "#c9a7c9"], [0.5, "#8cc9be"], [1, COLOURS["accelerated"]]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            hovertemplate="%{y}, step %{x}<extra></extra>",
+        )
+    )
+    _styled(figure, "denoising step", "")
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 9})
+    figure.update_layout(height=120 + 16 * len(names))
+    return figure
+
+
+def similarity_figure(calibration: Mapping[str, Any]) -> go.Figure:
+    """Cosine similarity of every block's output between steps, small multiples."""
+    names = list(calibration["similarity"])
+    columns = 6
+    rows = math.ceil(len(names) / columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, subplot_titles=names, horizontal_spacing=0.015, vertical_spacing=0.22 / rows
+    )
+    for i, name in enumerate(names):
+        figure.add_heatmap(
+            z=calibration["similarity"][name],
+            x=calibration["steps"],
+            y=calibration["steps"],
+            coloraxis="coloraxis",
+            hovertemplate=f"{name}: steps %{{x}}, %{{y}}: %{{z}} %<extra></extra>",
+            row=i // columns + 1,
+            col=i % columns + 1,
+        )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    figure.update_annotations(font_size=10)
+    figure.update_layout(
+        coloraxis={"colorscale": "Viridis", "colorbar": {"title": "%", "thickness": 10}},
+        height=60 + 150 * rows,
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+        template="plotly_white",
+    )
+    return figure
+
+
+def _styled(
+    figure: go.Figure, x_title: str, y_title: str, y_range: tuple[float, float] | None = None
+) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        font={"family": "Inter, system-ui, sans-serif", "size": 13},
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        height=420,
+        legend={"orientation": "h", "y": -0.22},
+    )
+    figure.update_xaxes(title_text=x_title)
+    figure.update_yaxes(title_text=y_title)
+    if y_range:
+        figure.update_yaxes(range=y_range)
+    return figure
+
+
+def _rgba(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

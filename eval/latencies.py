@@ -1,0 +1,61 @@
+"""Latencies of several executions on this machine, measured together and kept for the next run.
+
+Keeping them makes an evaluation repeatable: with the same seed, machine, policy and plan a second run meets
+the same latencies. `--latency.refresh=true` measures again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivace.eval.machine import machine, versions
+from vivace.eval.output import read_json, write_json
+from vivace.eval.timing import interleaved
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import Execution, sample
+
+CACHE = Path("outputs/latency")
+
+
+def measured_latencies(
+    executions: Mapping[str, Execution],
+    one: dict[str, Tensor],
+    identity: Mapping[str, Any],
+    repeats: int,
+    refresh: bool = False,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> dict[str, list[float]]:
+    """Return chunk latencies [s] of every execution at batch 1, timed interleaved or read from the last time.
+
+    Args:
+        executions: name -> what to time.
+        one: one normalised observation {key: (1, To, ...)}.
+        identity: JSON-able; what the latencies depend on besides the machine: policy, plans, repeats.
+        repeats: timed rounds.
+        refresh: measure again although they are known.
+        on_round: called with the number of rounds done.
+    """
+    device = next(iter(one.values())).device
+    known = _file(dict(identity), executions, str(device))
+    if known.is_file() and not refresh:
+        return read_json(known, "latency measurement")["latencies_s"]
+    runs = {
+        name: lambda e=execution: sample(e, one, EpisodeNoise([(0, 0)]))
+        for name, execution in executions.items()
+    }
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = interleaved(runs, repeats, on_round=on_round, synchronise=synchronise)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    write_json(known, {"machine": machine(str(device)), "versions": versions(), "latencies_s": times})
+    return times
+
+
+def _file(identity: dict[str, Any], executions: Mapping[str, Execution], device: str) -> Path:
+    key = {"what": identity, "runs": list(executions), "machine": machine(device), "versions": versions()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    return CACHE / f"{digest[:16]}.json"

@@ -1,0 +1,334 @@
+"""The report: one self-contained HTML page made from results.json alone (and the video beside it)."""
+
+import base64
+import html
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from vivace.eval.figures import (
+    curve_figure,
+    latency_figure,
+    pareto_figure,
+    schedule_figure,
+    similarity_figure,
+    timeline_figure,
+)
+from vivace.policies.errors import BadSetting
+
+_STYLE = """
+:root { --ink: #1d2530; --soft: #667085; --line: #e4e8ee; --good: #0b8f7d; --bad: #d64545; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f5f7fa; color: var(--ink); font: 15px/1.55 Inter, system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
+header .kicker { color: var(--good); font-weight: 600; letter-spacing: .08em; text-transform: uppercase;
+  font-size: 12px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 6px 0 8px; }
+h2 { font-size: 19px; margin: 0 0 4px; }
+p { margin: 4px 0 12px; color: var(--soft); max-width: 76ch; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px; margin: 18px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 22px 0; }
+.card { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
+.card .name { color: var(--soft); font-size: 13px; }
+.card .value { font-size: 26px; font-weight: 650; margin-top: 2px; white-space: nowrap; }
+.card .value small { color: var(--soft); font-weight: 400; font-size: 15px; }
+.card .note { color: var(--soft); font-size: 13px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; }
+th:first-child, td:first-child { text-align: left; }
+tr.ours td { font-weight: 600; color: var(--good); }
+.wide { overflow-x: auto; }
+video { width: 100%; border-radius: 8px; background: #000; }
+code { background: #eef1f5; padding: 2px 6px; border-radius: 5px; font-size: 13px; word-break: break-all; }
+"""
+
+
+def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Write report.html into the folder of a results.json; returns its path.
+
+    Raises:
+        BadSetting: the results are of another program or version.
+    """
+    if not isinstance(results, Mapping) or results.get("format") != 1 or results.get("kind") not in _PAGES:
+        raise BadSetting("these are not results of vivace eval or bench, format 1; run the command again")
+    try:
+        title, body = _PAGES[results["kind"]](folder, results)
+    except (KeyError, TypeError, IndexError) as error:
+        raise BadSetting(
+            f"results.json is incomplete ({type(error).__name__}: {error}); run again"
+        ) from error
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+        f"<script>{get_plotlyjs()}</script></head><body><main>{body}{_footer(results)}</main></body></html>"
+    )
+    target = folder / "report.html"
+    partial = target.with_suffix(".html.partial")
+    partial.write_text(page)
+    os.replace(partial, target)
+    return target
+
+
+def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
+    environment, policy, runs = results["environment"], results["policy"], results["runs"]
+    title = f"{policy['path']} on {environment['task']}"
+    lead = (
+        f"The world steps {environment['control_hz']:g} times a second whether or not the policy has finished "
+        f"thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
+    )
+    parts = [_header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
+    parts.append(
+        _section("Success under latency", _runs_text(results), _runs_table(runs), _pairs_table(results))
+    )
+    if results.get("video"):
+        text = f"Episode {results['shown_seed']} under every run; the bar says what the robot executes."
+        parts.append(_section("Side by side", text, _video(folder / results["video"])))
+    shown = {
+        r["name"]: (r["label"], next(e for e in r["episodes"] if e["seed"] == results["shown_seed"]))
+        for r in runs
+    }
+    parts.append(
+        _section(
+            "One episode, tick by tick",
+            "Fresh: an action as young as in a world that waits. Stale: an older one. Fallback: no action was "
+            "there, so displacements are zero and targets hold. The same as a trace: trace.json, for "
+            "ui.perfetto.dev.",
+            _figure(timeline_figure(shown, environment["control_hz"])),
+        )
+    )
+    if results["curve"]:
+        parts.append(
+            _section(
+                "Success against latency",
+                "Lines: every chunk takes the latency on the axis, bands are 95 % Wilson intervals. "
+                "Diamonds: each run at its own latency.",
+                _figure(curve_figure(results["curve"], runs)),
+            )
+        )
+    parts.append(
+        _section(
+            "Latency",
+            "Of one chunk at batch 1, timed interleaved in one process; the loop draws from these.",
+            _latency_table(runs),
+            _figure(latency_figure(runs, 1 / environment["control_hz"])),
+        )
+    )
+    parts += _pareto_sections(results)
+    parts += _calibration_sections(results.get("calibration"))
+    return title, "".join(parts)
+
+
+def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
+    title = (
+        f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
+    )
+    lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
+    return title, "".join([_header("benchmark", title, lead), *_pareto_sections(results)])
+
+
+_PAGES = {"eval": _eval_page, "bench": _bench_page}
+
+
+def _header(kicker: str, title: str, lead: str) -> str:
+    return f'<header><div class="kicker">vivace · {kicker}</div><h1>{html.escape(title)}</h1><p>{lead}</p></header>'
+
+
+def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
+    plain, ours = runs[0], next(r for r in runs if r["name"] == "accelerated")
+    before, after = plain["latency"]["p50_s"], ours["latency"]["p50_s"]
+    cards = [
+        (
+            "chunk latency, p50",
+            f"{1e3 * before:.0f} → {1e3 * after:.0f} <small>ms</small>",
+            f"{before / after:.1f}× faster",
+        ),
+        ("success under it", f"{_rate(plain)} → {_rate(ours)}", f"{ours['n']} paired episodes"),
+        (
+            "ticks without a fresh action",
+            f"{1 - _fresh(plain):.0%} → {1 - _fresh(ours):.0%}",
+            "stale or fallback",
+        ),
+        (
+            "deadline misses",
+            f"{plain['deadline_misses']} → {ours['deadline_misses']}",
+            f"of {plain['chunks']} and {ours['chunks']} chunks",
+        ),
+    ]
+    inner = "".join(
+        f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div>'
+        f'<div class="note">{note}</div></div>'
+        for name, value, note in cards
+    )
+    return f'<div class="cards">{inner}</div>'
+
+
+def _rate(run: Mapping[str, Any]) -> str:
+    return f"{run['successes'] / run['n']:.0%}"
+
+
+def _fresh(run: Mapping[str, Any]) -> float:
+    return run["ticks"]["chunk"] / sum(run["ticks"].values())
+
+
+def _runs_text(results: Mapping[str, Any]) -> str:
+    return (
+        "Intervals are Wilson's at 95 %. Differences are paired on seeds, with Agresti and Min's interval and "
+        "the exact McNemar test. The run with fewer steps is the honest baseline: as many steps of a plain "
+        "sampler as cost what the accelerated run costs."
+    )
+
+
+def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    head = (
+        "run",
+        "success",
+        "95 %",
+        "median time to success",
+        "fresh / stale / fallback",
+        "misses",
+        "effective rate",
+        "GFLOP a chunk",
+    )
+    rows = []
+    for run in runs:
+        total = sum(run["ticks"].values())
+        shares = " / ".join(f"{run['ticks'][key] / total:.0%}" for key in ("chunk", "stale", "fallback"))
+        took = "–" if run["time_to_success_s"] is None else f"{run['time_to_success_s']:.2f} s"
+        low, high = run["interval"]
+        rows.append(
+            (
+                run["label"],
+                f"{run['successes']}/{run['n']} = {_rate(run)}",
+                f"{low:.0%} … {high:.0%}",
+                took,
+                shares,
+                f"{run['deadline_misses']} of {run['chunks']}",
+                f"{run['effective_hz']:.1f} Hz",
+                "–" if run["gflop"] is None else f"{run['gflop']:.2f}",
+            )
+        )
+    return _table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
+
+
+def _pairs_table(results: Mapping[str, Any]) -> str:
+    labels = {run["name"]: run["label"] for run in results["runs"]}
+    rows = [
+        (
+            f"{labels[p['second']]} − {labels[p['first']]}",
+            f"{p['difference']:+.1%}",
+            f"{p['interval'][0]:+.1%} … {p['interval'][1]:+.1%}",
+            f"{p['gained']}",
+            f"{p['lost']}",
+            f"{p['p_value']:.2g}",
+        )
+        for p in results["comparisons"]
+    ]
+    return _table(
+        ("difference", "success", "95 %", "only the first solved", "only the second solved", "McNemar p"),
+        rows,
+    )
+
+
+def _latency_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    keys = ("p50_s", "p90_s", "p95_s", "p99_s", "p99.9_s", "jitter_s")
+    rows = [(run["label"], *(f"{1e3 * run['latency'][key]:.1f}" for key in keys)) for run in runs]
+    head = ("run", *(f"{key.removesuffix('_s')} [ms]" for key in keys))
+    return _table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
+
+
+def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
+    rows = results["pareto"]
+    if len(rows) < 2:
+        return []
+    judged = any("difference" in row for row in rows)
+    head = ("plan", "latency [ms]", "ratio to plain", "95 %", "action error", "GFLOP")
+    head += ("success", "95 %", "− plain", "McNemar p") if judged else ()
+    cells = []
+    for row in rows:
+        low, high = row["ratio_interval"]
+        gflop = "–" if row["gflop"] is None else f"{row['gflop']:.2f}"
+        line = (
+            row["label"],
+            f"{1e3 * row['latency_s']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{low:.2f} … {high:.2f}",
+            f"{row['action_error']:.4f}",
+            gflop,
+        )
+        if judged:
+            low, high = row["interval"]
+            line += (
+                f"{row['successes']}/{row['n']}",
+                f"{low:.0%} … {high:.0%}",
+                f"{row['difference']:+.1%}",
+                f"{row['p_value']:.2g}",
+            )
+        cells.append(line)
+    text = (
+        "Lower left is better on the left, upper left on the right. Action error is the mean absolute difference "
+        "of normalised actions from the plain loop's, same observations and noise; samplers other than the "
+        "plain one draw other actions by right, so between samplers success decides, not this error."
+    )
+    ours = [row["family"] in ("accelerated", "bac") for row in rows]
+    return [
+        _section("All plans and baselines", text, _figure(pareto_figure(rows)), _table(head, cells, ours))
+    ]
+
+
+def _calibration_sections(calibration: Mapping[str, Any] | None) -> list[str]:
+    if not calibration:
+        return []
+    text = (
+        f"Dark: computed; light: reused; between: forecast. {calibration['distinct_steps']} of "
+        f"{len(next(iter(calibration['grid'].values())))} steps are distinct programs."
+    )
+    return [
+        _section("Schedule", text, _figure(schedule_figure(calibration["grid"]))),
+        _section(
+            "What the schedule rests on",
+            "Cosine similarity of each block's output between denoising steps, every block computed: bright "
+            "squares along the diagonal are stretches in which an output may be reused.",
+            _figure(similarity_figure(calibration)),
+        ),
+    ]
+
+
+def _section(title: str, text: str, *parts: str) -> str:
+    return f"<section><h2>{title}</h2><p>{text}</p>{''.join(parts)}</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[bool] = ()) -> str:
+    marked = list(ours) or [False] * len(rows)
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join(
+        f'<tr class="{"ours" if mark else ""}">'
+        + "".join(f"<td>{html.escape(c)}</td>" for c in row)
+        + "</tr>"
+        for row, mark in zip(rows, marked, strict=True)
+    )
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _figure(figure: go.Figure) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+
+
+def _video(path: Path) -> str:
+    if not path.is_file():
+        return "<p>The video is not in this folder any more.</p>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<video controls autoplay muted loop src="data:video/mp4;base64,{data}"></video>'
+
+
+def _footer(results: Mapping[str, Any]) -> str:
+    made = {**results["machine"], **results["versions"], "seed": results["seed"]}
+    facts = ", ".join(f"{html.escape(str(key))} {html.escape(str(value))}" for key, value in made.items())
+    return (
+        f"<section><h2>How this was made</h2><p><code>{html.escape(results['command'])}</code></p>"
+        f"<p>{facts}. {html.escape(results.get('created', ''))}</p></section>"
+    )

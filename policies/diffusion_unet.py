@@ -1,0 +1,181 @@
+"""lerobot's `diffusion` in stages: encode -> per step condition -> `action.{downK,mid,upK}.*` -> final conv.
+
+`StagedDiffusion` runs lerobot's own U-Net modules and is bit-equal to `DiffusionModel.conditional_sample`.
+`HoistedDiffusion` computes once what x does not enter. A residual block reads its FiLM vector off the
+timestep embedding t and the observation o through Mish, which is elementwise, and a linear layer:
+
+    W Mish([t, o]) + b  =  W_t Mish(t)  +  (W_o Mish(o) + b)
+
+The first term is computed for all steps at construction, the second once a chunk, both for all blocks at
+once. It is equal to 1e-5, since matrix products are then done in other shapes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.diffusion.modeling_diffusion import (
+    DiffusionConditionalResidualBlock1d,
+    DiffusionPolicy,
+)
+from lerobot.utils.constants import OBS_IMAGES
+from torch import Tensor, nn
+
+from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_sampler
+from vivace.policies.staged import Batch
+from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+
+
+class _Level(NamedTuple):
+    """Blocks of one resolution of the U-Net, in running order."""
+
+    residual: tuple[Block, ...]
+    resample: Block | None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block of the level."""
+        return self.residual if self.resample is None else (*self.residual, self.resample)
+
+
+class StagedDiffusion:
+    """lerobot's U-Net Diffusion Policy as a `DenoisingPolicy`, over its own modules.
+
+    Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
+    block's output but not skip the block.
+    """
+
+    def __init__(self, policy: DiffusionPolicy, action_kinds: tuple[ActionKind, ...] = ()):
+        self.policy = policy.eval()
+        self.network = policy.diffusion.unet
+        config = policy.config
+        self.schedule = NoiseSchedule.of(config)
+        self.sampler = self.resample(
+            config.noise_scheduler_type.lower(), config.num_inference_steps or config.num_train_timesteps
+        )
+        self._down = tuple(self._level(f"down{k}", m) for k, m in enumerate(self.network.down_modules))
+        self._mid = self._level("mid", self.network.mid_modules)
+        self._up = tuple(self._level(f"up{k}", m) for k, m in enumerate(self.network.up_modules))
+        levels = (*self._down, self._mid, *self._up)
+        self.blocks = tuple(block for level in levels for block in level.blocks)
+        self._n_residual = sum(len(level.residual) for level in levels)
+        action_dim = config.action_feature.shape[0]
+        self.spec = PolicySpec(
+            type=config.type,
+            action_dim=action_dim,
+            horizon=config.horizon,
+            n_obs_steps=config.n_obs_steps,
+            n_action_steps=config.n_action_steps,
+            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
+            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
+            blocks=tuple(BlockInfo(block.id, block.additive) for block in self.blocks),
+        )
+
+    def _level(self, name: str, modules: nn.ModuleList) -> _Level:
+        """Two residual blocks, and a strided convolution where the resolution changes."""
+        first, second, *resample = modules
+        residual = (
+            self._residual_block(f"action.{name}.0", first),
+            self._residual_block(f"action.{name}.1", second),
+        )
+        if not resample or isinstance(resample[0], nn.Identity):
+            return _Level(residual, None)
+        return _Level(residual, Block(f"action.{name}.sample", resample[0], additive=False))
+
+    def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
+        return Block(block_id, module, additive=False)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Observation features (B, D) of all observation steps and cameras."""
+        cameras = list(self.policy.config.image_features)
+        if cameras:
+            batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
+        return self.policy.diffusion._prepare_global_conditioning(batch)
+
+    def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
+        """Timestep embedding and observation (B, E + D), the same for every residual block."""
+        t = self.network.diffusion_step_encoder(step.t.to(context.device).expand(context.shape[0]))
+        return (torch.cat([t, context], dim=-1),) * self._n_residual
+
+    def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
+        """Predict noise or clean actions (B, H, A) from x (B, H, A)."""
+        h = x.transpose(1, 2)
+        conditions = iter(condition)
+        skips: list[Tensor] = []
+        for level in self._down:
+            h = _residual(run, level, h, conditions)
+            skips.append(h)
+            h = _resample(run, level, h)
+        h = _residual(run, self._mid, h, conditions)
+        for level in self._up:
+            h = _residual(run, level, torch.cat([h, skips.pop()], dim=1), conditions)
+            h = _resample(run, level, h)
+        return self.network.final_conv(h).transpose(1, 2)
+
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """Return x: the sampler's last step already gives actions."""
+        return x
+
+    def resample(self, name: str, n_steps: int) -> Sampler:
+        """Build another diffusion sampler of the same process."""
+        return make_sampler(name, n_steps, self.schedule)
+
+    def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
+        """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""
+        return HoistedDiffusion(self, sampler)
+
+
+def _residual(run: Runner, level: _Level, h: Tensor, conditions: Iterator[Tensor]) -> Tensor:
+    for block in level.residual:
+        h = through(run, block, h, next(conditions))
+    return h
+
+
+def _resample(run: Runner, level: _Level, h: Tensor) -> Tensor:
+    return h if level.resample is None else through(run, level.resample, h)
+
+
+class HoistedDiffusion(StagedDiffusion):
+    """The same policy with everything that x does not enter computed once."""
+
+    def __init__(self, plain: StagedDiffusion, sampler: Sampler):
+        super().__init__(plain.policy, plain.spec.action_kinds)
+        self.sampler = sampler
+        levels = (*self.network.down_modules, self.network.mid_modules, *self.network.up_modules)
+        linears = [module.cond_encoder[1] for level in levels for module in level[:2]]
+        self._channels = [linear.out_features for linear in linears]
+        n = self.policy.config.diffusion_step_embed_dim
+        with torch.no_grad():
+            t = torch.stack([step.t for step in sampler.steps]).to(linears[0].weight.device)
+            embedding = F.mish(self.network.diffusion_step_encoder(t))  # (S, E)
+            self._time = F.linear(
+                embedding, torch.cat([linear.weight[:, :n] for linear in linears])
+            )  # (S, F)
+            self._weight = torch.cat([linear.weight[:, n:] for linear in linears])  # (F, D)
+            self._bias = torch.cat([linear.bias for linear in linears])  # (F,)
+
+    def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
+        def modulate(h: Tensor, film: Tensor) -> Tensor:
+            out, film = module.conv1(h), film.unsqueeze(-1)
+            if module.use_film_scale_modulation:
+                scale, bias = film.chunk(2, dim=1)
+                out = scale * out + bias
+            else:
+                out = out + film
+            return module.conv2(out) + module.residual_conv(h)
+
+        return Block(block_id, modulate, additive=False)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Observation's part of the FiLM vectors of all residual blocks (B, F)."""
+        return F.linear(F.mish(super().encode(batch)), self._weight, self._bias)
+
+    def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
+        """FiLM vector (B, C), or scale and bias (B, 2C), of every residual block."""
+        return (self._time[step.index] + context).split(self._channels, dim=-1)
+
+    def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
+        """Return a twin for another sampler."""
+        return HoistedDiffusion(self, sampler)

@@ -1,0 +1,145 @@
+"""Miniature policies with seeded random weights, for tests, tours and smoke runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+
+
+def tiny_diffusion(images: bool = False, **changes: Any) -> DiffusionPolicy:
+    """Build a miniature of lerobot's U-Net Diffusion Policy; the same weights at every call.
+
+    Observations are a state (5,), and an environment state (4,) or, with `images`, one camera (3, 64, 64);
+    actions are (3,). 64 pixels are the least power of two that resnet18 does not shrink to a single
+    position, whose spatial softmax would ignore the image.
+
+    Args:
+        images: observe `observation.images.front` instead of `observation.environment_state`.
+        **changes: fields of `DiffusionConfig` that differ from the miniature's.
+    """
+    if images:
+        exteroception = {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))}
+    else:
+        exteroception = {"observation.environment_state": PolicyFeature(FeatureType.ENV, (4,))}
+    settings = {
+        "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (5,)), **exteroception},
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        "device": "cpu",
+        "n_obs_steps": 2,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "vision_backbone": "resnet18",
+        "pretrained_backbone_weights": None,
+        "crop_shape": None,
+        "use_group_norm": True,
+        "spatial_softmax_num_keypoints": 4,
+        "down_dims": (16, 32),
+        "kernel_size": 3,
+        "n_groups": 4,
+        "diffusion_step_embed_dim": 16,
+        "num_train_timesteps": 10,
+    }
+    config = DiffusionConfig(**(settings | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return DiffusionPolicy(config).eval()
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Write a miniature CLIP with its tokenizer; the same weights at every call.
+
+    Two layers of width 32 for text (16 tokens) and for images of 32 pixels in patches of 16. The tokenizer
+    knows single bytes and no merges.
+
+    Args:
+        folder: where the checkpoint folder is made.
+
+    Returns:
+        The checkpoint folder; "clip" is part of its name, as lerobot's config demands.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    clip = folder / "tiny-clip"
+    clip.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_clip_tokenizer(clip)
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 32,
+    }
+    start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    text = {"vocab_size": len(vocabulary), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config=tower | text | {"max_position_embeddings": 16},
+        vision_config=tower | {"image_size": 32, "patch_size": 16},
+        projection_dim=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(clip)
+    return clip
+
+
+def _write_clip_tokenizer(clip: Path) -> dict[str, int]:
+    """Write vocab.json, merges.txt and tokenizer_config.json; returns token -> id."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    (clip / "vocab.json").write_text(json.dumps(vocabulary))
+    (clip / "merges.txt").write_text("#version: 0.2\n")
+    (clip / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 16})
+    )
+    return vocabulary
+
+
+def tiny_multi_task_dit(clip: Path, **changes: Any) -> MultiTaskDiTPolicy:
+    """Build a miniature of lerobot's multi-task diffusion transformer; the same weights at every call.
+
+    Observations are a state (5,), one camera (3, 40, 40), cropped to 32 pixels, and an instruction of 16
+    tokens at most; actions are (3,). Whatever starts at zero, such as the adaLN that closes every gate, is
+    drawn at random, so that all blocks have an effect.
+
+    Args:
+        clip: a miniature CLIP, see `tiny_clip`.
+        **changes: fields of `MultiTaskDiTConfig` that differ from the miniature's.
+    """
+    settings = {
+        "input_features": {
+            "observation.state": PolicyFeature(FeatureType.STATE, (5,)),
+            "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 40, 40)),
+        },
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        "device": "cpu",
+        "n_obs_steps": 2,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "hidden_dim": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "timestep_embed_dim": 16,
+        "num_train_timesteps": 10,
+        "num_integration_steps": 4,
+        "image_crop_shape": (32, 32),
+        "vision_encoder_name": str(clip),
+        "text_encoder_name": str(clip),
+        "tokenizer_max_length": 16,
+    }
+    config = MultiTaskDiTConfig(**(settings | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = MultiTaskDiTPolicy(config)
+        for parameter in policy.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return policy.eval()

@@ -1,0 +1,323 @@
+"""The control loop in virtual time: what each tick executes, by mental arithmetic."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vivace.deploy.budget import LatencyBudget, Rung
+from vivace.deploy.clock import VirtualClock
+from vivace.deploy.fallback import fallback_action
+from vivace.deploy.guard import ActionGuard, Limits
+from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
+from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.types import ActionKind, Observation, PolicySpec
+
+HZ, KEY = 10.0, "observation.state"
+KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
+
+
+class CountingRobot:
+    """A robot that sees the number of the tick and remembers what it did."""
+
+    def __init__(self):
+        self.actions = []
+
+    def observe(self):
+        return Observation({KEY: np.array([len(self.actions)], np.float32)}, len(self.actions), 0.0)
+
+    def act(self, action):
+        self.actions.append(action.tolist())
+
+
+def count_on(observations, keys):
+    """Eight actions; each is the number of the tick it is meant for, plus one."""
+    ticks = observations[KEY][:, -1]
+    return np.tile(ticks[:, None] + np.arange(1, 9, dtype=np.float32)[:, None], (1, 1, 3))
+
+
+def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, ladder=(), window=8, **options):
+    """A loop over `CountingRobot`; the latency is a number of ticks, or request -> ticks."""
+    ticks = latency_ticks if callable(latency_ticks) else lambda request: latency_ticks
+    choices = LoopSettings(**{"n_action_steps": 4, **options})
+    spec = PolicySpec(
+        type="counter",
+        action_dim=3,
+        horizon=9,
+        n_obs_steps=2,
+        n_action_steps=4,
+        observation_shapes={KEY: (1,)},
+        action_kinds=kinds,
+        blocks=(),
+    )
+    return ControlLoop(
+        CountingRobot(),
+        SimulatedWorker(BatchedInference(predict), lambda request: ticks(request) / HZ),
+        make_queue(choices),
+        ActionGuard(limits),
+        LatencyBudget(HZ, ladder, window=window),
+        VirtualClock(),
+        choices,
+        spec=spec,
+        episode_seed=7,
+    )
+
+
+def run(loop, n_ticks):
+    """Return the records and the timeline, such as "ffcccs"."""
+    records = [loop.tick() for _ in range(n_ticks)]
+    assert [record.tick for record in records] == list(range(n_ticks))
+    return records, "".join(record.source[0] for record in records)
+
+
+def first_column(records):
+    return [float(record.action[0]) for record in records]
+
+
+def test_sync_without_latency_executes_every_tick_from_a_chunk():
+    loop = make_loop()
+    records, timeline = run(loop, 12)
+    assert timeline == "c" * 12
+    assert first_column(records) == list(range(1, 13))
+    assert [record.chunk_id for record in records] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [record.age_ticks for record in records] == [0, 1, 2, 3] * 3
+    assert [record.remaining for record in records] == [3, 2, 1, 0] * 3
+    assert [record.tick for record in records if record.has_asked] == [0, 4, 8]
+    assert [record.tick for record in records if record.has_accepted] == [0, 4, 8]
+    assert (loop.budget.misses, loop.tick_count) == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("latency_ticks", "cycle"),
+    [(0.5, "fcccs"), (1, "fcccs"), (2, "ffccss"), (3, "fffcsss"), (4, "ffffssss"), (4.2, "fffffssss")],
+)
+def test_sync_waits_exactly_the_latency_before_each_chunk(latency_ticks, cycle):
+    loop = make_loop(latency_ticks)
+    records, timeline = run(loop, 3 * len(cycle))
+    assert timeline == 3 * cycle
+    wait = cycle.count("f")
+    executed = [record.action[0] for record in records if record.chunk_id == 2]
+    assert executed == [2 * len(cycle) + i for i in (1, 2, 3, 4)]
+    assert [record.age_ticks for record in records if record.chunk_id == 2] == [wait + i for i in range(4)]
+    assert loop.budget.misses == 3  # once a chunk, however long the wait
+
+
+def test_the_fallback_holds_stands_still_or_ramps_by_kind_of_action():
+    loop = make_loop(latency_ticks=6, ramp_ticks=4, initial_action=(8.0, 8.0, 8.0))
+    run(loop, 16)
+    first, chunk, second = loop._robot.actions[:6], loop._robot.actions[6:10], loop._robot.actions[10:]
+    assert first == [[8, 0, velocity] for velocity in (6, 4, 2, 0, 0, 0)]
+    assert chunk == [[i, i, i] for i in (1, 2, 3, 4)]
+    assert second == [[4, 0, velocity] for velocity in (3, 2, 1, 0, 0, 0)]
+
+
+def test_the_fallback_is_zero_before_the_first_action_unless_told():
+    loop = make_loop(latency_ticks=2)
+    run(loop, 2)
+    assert loop._robot.actions == [[0, 0, 0]] * 2
+
+
+def test_the_fallback_keeps_the_type_of_the_action():
+    assert fallback_action(np.ones(3, np.float32), KINDS).dtype == np.float32
+
+
+@pytest.mark.parametrize("latency_ticks", [0, 1, 2])
+def test_async_with_latency_shorter_than_the_lead_never_falls_back_again(latency_ticks):
+    loop = make_loop(latency_ticks, mode=Mode.ASYNC, request_at=3)
+    records, timeline = run(loop, 40)
+    assert timeline == "f" * latency_ticks + "c" * (40 - latency_ticks)
+    assert first_column(records)[latency_ticks:] == list(range(latency_ticks + 1, 41))  # each at its own tick
+    assert loop.queue.dropped == latency_ticks * loop.queue.accepted
+    assert loop.budget.misses == (latency_ticks > 0)  # the first chunk is due at tick 0
+
+
+@pytest.mark.parametrize("latency_ticks", [0, 1, 2])
+def test_async_learns_its_lead_from_the_first_chunk(latency_ticks):
+    _, timeline = run(make_loop(latency_ticks, mode=Mode.ASYNC), 40)
+    assert timeline == "f" * latency_ticks + "c" * (40 - latency_ticks)
+
+
+def test_async_is_stale_but_aligned_where_one_worker_cannot_keep_up():
+    records, timeline = run(make_loop(latency_ticks=3, mode=Mode.ASYNC), 12)
+    assert timeline == "fff" + 3 * "css"  # a chunk every 3 ticks, of age 3, 4 and 5; 4 is not fresh
+    assert first_column(records)[3:] == list(range(4, 13))
+
+
+def test_async_that_asks_too_late_executes_stale_actions_and_misses_every_deadline():
+    loop = make_loop(latency_ticks=2, mode=Mode.ASYNC, request_at=0)
+    records, timeline = run(loop, 14)
+    assert timeline == "ffccssccssccss"
+    assert [record.tick for record in records if record.has_asked] == [0, 4, 8, 12]
+    assert loop.budget.misses == 4
+    assert first_column(records)[2:] == list(range(3, 15))
+
+
+def test_a_deadline_is_not_missed_while_fresh_actions_are_left():
+    loop = make_loop(lambda request: 3 * (request == 1), mode=Mode.ASYNC, request_at=2)
+    records, timeline = run(loop, 5)
+    assert [record.has_asked for record in records] == [True, False, True, False, False]
+    assert (timeline, loop.budget.misses) == ("ccccs", 1)  # asked for at 2, due at 4, there at 5
+    loop = make_loop(lambda request: 2 * (request == 1), mode=Mode.ASYNC, request_at=2)
+    _, timeline = run(loop, 5)
+    assert (timeline, loop.budget.misses) == ("ccccc", 0)
+
+
+def test_an_action_that_is_not_finite_is_refused_and_the_fallback_acts():
+    def second_is_broken(observations, keys):
+        actions = count_on(observations, keys)
+        if keys[0][1] == 4:
+            actions[:, 1:] = np.nan
+        return actions
+
+    loop = make_loop(predict=second_is_broken)
+    records, timeline = run(loop, 12)
+    assert timeline == "cccccfffcccc"
+    assert [record.tick for record in records if record.is_guarded] == [5, 6, 7]
+    assert loop._guard.interventions == 3
+    assert loop._robot.actions[5][:2] == [5, 0]
+    assert loop._robot.actions[5][2] == pytest.approx(4.0)
+    assert np.isfinite(loop._robot.actions).all()
+
+
+def test_the_guard_limits_chunk_and_fallback():
+    limits = Limits(low=(-2.0, -2.0, -2.0), high=(2.0, 2.0, 2.0))
+    loop = make_loop(lambda request: request, limits=limits, initial_action=(5.0, 0.0, 0.0))
+    records, _ = run(loop, 5)
+    assert first_column(records) == [1, 2, 2, 2, 2]  # 3 and 4 are too much, then the 2 is held
+    assert [record.is_guarded for record in records] == [False, False, True, True, False]
+    loop = make_loop(1, limits=limits, initial_action=(5.0, 0.0, 0.0))
+    assert (loop.tick().action[0], loop._guard.interventions) == (2, 1)
+
+
+def test_a_slow_chunk_does_not_raise_the_expected_latency_for_ever():
+    slow = 2
+    loop = make_loop(lambda request: 9 if request == slow else 1, mode=Mode.ASYNC, window=4)
+    records, expected = [], []
+    for _ in range(60):
+        records.append(loop.tick())
+        expected.append(loop.budget.expected_ticks)
+    assert max(expected) == 9
+    assert expected[-1] == 1
+    assert all(record.source == "chunk" for record in records[-30:])
+    asked = [record.tick for record in records if record.has_asked]
+    assert np.diff(asked[:3]).tolist() == np.diff(asked[-3:]).tolist() == [3, 3]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    latencies=st.lists(st.floats(0, 12), min_size=1, max_size=9),
+    mode=st.sampled_from([Mode.SYNC, Mode.ASYNC]),
+    request_at=st.none() | st.integers(0, 4),
+)
+def test_for_any_latencies_actions_are_aligned_and_sources_honest(latencies, mode, request_at):
+    options = {} if mode == Mode.SYNC else {"request_at": request_at}
+    loop = make_loop(lambda request: latencies[request % len(latencies)], mode=mode, **options)
+    records, timeline = run(loop, 60)
+    executed = [record for record in records if record.chunk_id is not None]
+    for record in executed:
+        assert (record.source == "chunk") == (record.age_ticks < 4)
+        if mode == Mode.ASYNC:
+            assert record.action[0] == record.tick + 1
+    assert all(record.age_ticks is None for record in records if record.source == "fallback")
+    numbers = [record.action[0] for record in executed]
+    assert numbers == sorted(set(numbers))
+    asked = loop._worker.asked
+    assert [tick for tick, _ in asked] == [record.tick for record in records if record.has_asked]
+    assert loop.budget.misses <= len(asked)
+    assert (loop.budget.misses == 0) == (timeline == "c" * 60)
+
+
+def test_noise_is_keyed_by_seed_and_tick_and_history_is_padded():
+    seen = []
+
+    def note(observations, keys):
+        seen.append((keys, observations[KEY][:, :, 0].tolist()))
+        return count_on(observations, keys)
+
+    run(make_loop(predict=note), 8)
+    assert seen == [([(7, 0)], [[0, 0]]), ([(7, 4)], [[3, 4]])]
+
+
+def test_the_plan_that_fits_the_time_left_is_asked_for():
+    loop = make_loop(ladder=(Rung("good", 0.2), Rung("fast", 0.1)), mode=Mode.ASYNC, request_at=2)
+    plans, submit = [], loop._worker.submit
+    loop._worker.submit = lambda request: (plans.append(request.plan), submit(request))
+    run(loop, 4)
+    assert plans == ["fast", "good"]  # no time at tick 0, two ticks of 0.1 s at tick 2
+
+
+def test_rtc_is_refused_by_name():
+    with pytest.raises(BadSetting, match="mode='rtc'.* later version; use sync or async"):
+        LoopSettings(mode=Mode.RTC)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "turbo"}, "'turbo' is unknown; the modes: sync, async"),
+        ({"n_action_steps": 0}, "n_action_steps=0"),
+        ({"mode": Mode.ASYNC, "request_at": 9}, "request_at=9; needed: 0..8"),
+        ({"request_at": 2}, "do nothing in mode sync"),
+        ({"blend_ticks": 2}, "do nothing in mode sync"),
+        ({"mode": Mode.ASYNC, "blend_ticks": -1}, "blend_ticks=-1"),
+        ({"ramp_ticks": 0}, "ramp_ticks=0"),
+        ({"initial_action": (np.nan,)}, "holds NaN or infinity"),
+    ],
+)
+def test_bad_settings_are_refused(options, message):
+    with pytest.raises(BadSetting, match=message):
+        LoopSettings(**options)
+
+
+def test_wrong_action_sizes_are_refused():
+    with pytest.raises(BadSetting, match="limits has 2 dimensions, the policy's actions have 3"):
+        make_loop(limits=Limits(low=(0.0, 0.0)))
+    with pytest.raises(BadSetting, match="initial_action has 1 dimensions"):
+        make_loop(initial_action=(0.0,))
+    with pytest.raises(BadSetting, match="action_kinds has 2 dimensions"):
+        make_loop(kinds=KINDS[:2])
+    with pytest.raises(BadSetting, match=r"a chunk has shape \(8, 2\); \(actions, 3\) is needed"):
+        make_loop(predict=lambda *batch: count_on(*batch)[..., :2]).tick()
+    with pytest.raises(BadSetting, match="predict returned shape"):
+        make_loop(predict=lambda *batch: count_on(*batch)[0]).tick()
+
+
+def test_a_missing_observation_is_refused():
+    loop = make_loop()
+    loop._robot.observe = lambda: Observation({"state": np.zeros(1)}, 0, 0.0)
+    with pytest.raises(ObservationMismatch, match=r"has keys \['state'\], but the policy needs"):
+        loop.tick()
+
+
+@pytest.mark.parametrize("mode", [Mode.SYNC, "sync"])
+def test_the_queue_of_another_mode_is_refused(mode):
+    loop, other = make_loop(), make_queue(LoopSettings(mode=Mode.ASYNC))
+    parts = (loop._robot, loop._worker, other, loop._guard, loop.budget, VirtualClock())
+    with pytest.raises(BadSetting, match="drop_late=True, which mode sync cannot use"):
+        ControlLoop(*parts, LoopSettings(mode=mode), spec=loop._spec)
+
+
+def test_workers_share_one_batch_when_the_first_is_needed():
+    sizes = []
+
+    def note(observations, keys):
+        sizes.append(len(keys))
+        return count_on(observations, keys)
+
+    inference = BatchedInference(note)
+    fast, slow, gone = (SimulatedWorker(inference, lambda n, t=t: t) for t in (0.1, 0.2, 0.3))
+    for tick, worker in enumerate((fast, slow, gone)):
+        worker.submit(Request({KEY: np.full((2, 1), tick)}, tick, 0.0, (0, tick)))
+    with pytest.raises(BadSetting, match="a request came at tick 5 while that of 0 is in flight"):
+        fast.submit(Request({}, 5, 0.0, (0, 5)))
+    gone.cancel()
+    assert not gone.is_busy
+    assert fast.poll(0.05) is None
+    assert sizes == []
+    chunk = fast.poll(0.1)
+    assert (chunk.actions[0, 0], chunk.tick, chunk.ready_s) == (1, 0, 0.1)
+    assert fast.poll(0.1) is None
+    assert slow.poll(0.1) is None
+    assert slow.poll(0.2).actions[0, 0] == 2
+    assert sizes == [2]
