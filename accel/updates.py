@@ -118,6 +118,8 @@ def uniform_updates(n_steps: int, updates: int) -> tuple[int, ...]:
 def bubbling_union(schedule: Mapping[str, Sequence[int]], volatile: Sequence[str]) -> Schedule:
     """Let volatile blocks update with every feed-forward block of the same or a later layer.
 
+    A U-Net has no feed-forward blocks, so there the schedule stays as it is.
+
     Args:
         schedule: block id -> update steps, in the order the blocks run.
         volatile: ids of the blocks that follow.
@@ -154,7 +156,7 @@ def choose_updates(
         CalibrationError: S is outside 1..n_steps, or n exceeds the number of blocks.
     """
     check_updates(options.updates, n_steps)
-    if options.bubbling > len(blocks):
+    if options.method == "bac" and options.bubbling > len(blocks):
         raise CalibrationError(f"bubbling={options.bubbling}, but the policy has {len(blocks)} blocks")
     if options.method == "bac":
         schedule = {b: optimal_updates(similarity[b], options.updates, options.objective) for b in blocks}

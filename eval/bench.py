@@ -29,6 +29,7 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.output import claim, output_folder, write_json
 from vivace.eval.plans import load
 from vivace.eval.report import write_report
+from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.rollout import RolloutSettings, rollout
 from vivace.eval.settings import BenchCommand, CommonOptions
 from vivace.eval.statistics import paired_difference, ratio_of_medians, wilson_interval
@@ -48,6 +49,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         torch.set_num_threads(command.bench.threads)
     loaded = load(command)
     entries = _entries(command)
+    values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
+    requirements = read_requirements(command.require, [entry.name for entry in entries], values)
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
     with console.status("collecting calibration observations (frozen world, the policy as trained)"):
@@ -83,7 +86,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     Console().print(table(rows))
     kept = ("latency_s", "ratio", "action_error", "success")
     summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
-    return {"results": str(folder / "results.json"), "plans": summary}, is_met(command.require, summary)
+    return {"results": str(folder / "results.json"), "plans": summary}, are_met(requirements, summary)
 
 
 def describe(command: CommonOptions, loaded: LoadedPolicy) -> dict[str, Any]:
@@ -264,22 +267,3 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             ]
         out.add_row(*cells)
     return out
-
-
-def is_met(requirements: Sequence[str], summary: Mapping[str, Mapping[str, float]]) -> bool:
-    """Check targets such as "bac.ratio>=3.4"; raises `BadSetting` if one cannot be read."""
-    met = True
-    for requirement in requirements:
-        name, _, bound = requirement.partition(">=")
-        run_name, _, field = name.strip().partition(".")
-        try:
-            value, needed = summary[run_name][field], float(bound)
-        except (KeyError, ValueError) as error:
-            raise BadSetting(
-                f"requirement {requirement!r} cannot be read; form: <run>.<value>>=<number>, "
-                f"runs: {', '.join(summary)}"
-            ) from error
-        if value < needed:
-            console.print(f"missed: {requirement} (got {value:.3f})", style="red")
-            met = False
-    return met

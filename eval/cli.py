@@ -3,10 +3,13 @@
 Exit codes: 0 done, 1 a stated target was missed, 2 bad input, 130 interrupted.
 """
 
+import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
     from vivace.policies.errors import VivaceError
 
     function, settings_class = VERBS[arguments[0]]
@@ -56,10 +60,21 @@ def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
     from vivace.policies.errors import BadSetting
 
     config_class = getattr(import_module("vivace.eval.settings"), settings_class)
+    said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
-        return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
+        with redirect_stderr(said):
+            return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
-        raise BadSetting(str(error).strip().splitlines()[-1]) from error
+        raise BadSetting(f"{_last_line(str(error))}; vivace {verb} --help lists the flags") from error
+    except SystemExit as error:
+        if not error.code:
+            raise
+        message = _last_line(said.getvalue()).partition("error: ")[2]
+        raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["cannot be read"])[-1]
 
 
 def _load(function: str) -> Callable[[Any], tuple[dict[str, Any], bool]]:

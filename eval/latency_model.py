@@ -14,6 +14,7 @@ import numpy as np
 
 from vivace.policies.errors import BadSetting
 
+_PER_RUN = "per_run"
 _NORMAL_P99 = 2.3263478740408408
 """99th percentile of the standard normal distribution."""
 
@@ -93,7 +94,7 @@ class TraceLatency(LatencyModel):
 
     path: str = ""
     column: str = "latency_s"
-    """Name of the sequence in the file; "{run}" in it stands for the name of the run."""
+    """Name of the sequence in the file; "per_run": each run has a sequence of its own name."""
     scale: float = 1.0
     """Factor for another device."""
     samples_s: tuple[float, ...] = field(default=(), init=False)
@@ -101,7 +102,7 @@ class TraceLatency(LatencyModel):
     def __post_init__(self) -> None:
         """Read the file, unless it depends on the run which sequence is meant."""
         _check_scale(self.scale)
-        if "{run}" in self.column:
+        if self.column == _PER_RUN:
             return
         times = _read_trace(Path(self.path), self.column)
         _check_times(times, f"latency trace {self.path}")
@@ -109,7 +110,7 @@ class TraceLatency(LatencyModel):
 
     def for_run(self, name: str) -> "TraceLatency":
         """Return the trace of one run."""
-        return replace(self, column=self.column.replace("{run}", name))
+        return replace(self, column=name) if self.column == _PER_RUN else self
 
     def latency_s(self, seed: int, request: int) -> float:
         """Return the latency that follows that of the request before in the record, which is a ring."""

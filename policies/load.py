@@ -1,7 +1,9 @@
 """Load a checkpoint folder as a staged policy with its processors and fingerprint."""
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +66,8 @@ def load_policy(
     _check_weights(folder)
     policy_class = get_policy_class(config.type)
     try:
-        policy = policy_class.from_pretrained(folder, config=config, strict=True).to(device).eval()
+        with redirect_stdout(sys.stderr):  # lerobot prints; stdout is for results
+            policy = policy_class.from_pretrained(folder, config=config, strict=True).to(device).eval()
     except (RuntimeError, ValueError) as error:
         raise PolicyNotFound(f"{folder}: model.safetensors does not fit config.json: {error}") from error
     try:

@@ -11,6 +11,39 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 
+from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+
+
+def tiny_dp_transformer(images: bool = False, **changes: Any) -> DPTransformerPolicy:
+    """Build a miniature transformer Diffusion Policy; the same weights at every call.
+
+    Observations are a state (5,), with `images` also one camera (3, 64, 64); actions are (3,).
+
+    Args:
+        images: observe `observation.images.front` too.
+        **changes: fields of `DPTransformerConfig` that differ from the miniature's.
+    """
+    camera = {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))} if images else {}
+    settings = {
+        "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (5,)), **camera},
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        "device": "cpu",
+        "n_layer": 2,
+        "n_emb": 32,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "num_inference_steps": 10,
+        "crop_shape": None,
+        "spatial_softmax_num_keypoints": 4,
+    }
+    config = DPTransformerConfig(**(settings | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = DPTransformerPolicy(config)
+        for parameter in policy.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return policy.eval()
+
 
 def tiny_diffusion(images: bool = False, **changes: Any) -> DiffusionPolicy:
     """Build a miniature of lerobot's U-Net Diffusion Policy; the same weights at every call.

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.block_cache import BlockCache
@@ -17,32 +16,18 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import TECHNIQUES, CalibrationData, Technique, technique_class
 from vivace.policies.dp_staged import StagedDPTransformer
-from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
 from vivace.policies.errors import BadSetting, CalibrationError, PlanMismatch, UnknownBlock
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
+from vivace.policies.tiny import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))
 
 
 @pytest.fixture(scope="module")
 def policy():
-    torch.manual_seed(0)
-    config = DPTransformerConfig(
-        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (5,))},
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
-        device="cpu",
-        n_layer=2,
-        n_emb=32,
-        horizon=8,
-        n_action_steps=4,
-        num_inference_steps=10,
-    )
-    built = DPTransformerPolicy(config)
-    for parameter in built.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return StagedDPTransformer(built)
+    return StagedDPTransformer(tiny_dp_transformer())
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from vivace_tests import build
 
 from vivace.policies.dp_original import from_original
 from vivace.policies.errors import PolicyNotFound
+from vivace.policies.tiny import tiny_dp_transformer
 
 
 @pytest.fixture
 def original():
     """What the original project saves for a small low-dimensional policy, names and shapes."""
-    policy = build(n_layer=3)
+    policy = tiny_dp_transformer(n_layer=3)
     state = {f"model.{name}": value for name, value in policy.model.state_dict().items()}
     state |= {"model._dummy_variable": torch.zeros(0), "mask_generator._dummy_variable": torch.zeros(0)}
     limits = {
@@ -29,7 +29,7 @@ def original():
 
 def test_network_and_normaliser_are_the_originals(original):
     policy, state = original
-    loaded, preprocess, postprocess = from_original(state, n_head=4)
+    loaded, preprocess, postprocess = from_original(state, n_head=4, n_action_steps=4)
     assert loaded.config.n_layer == 3
     assert (loaded.config.horizon, loaded.config.n_obs_steps) == (8, 2)
     x, t, cond = torch.randn(2, 8, 3), torch.tensor([3, 50]), torch.randn(2, 2, 5)
@@ -47,8 +47,10 @@ def test_network_and_normaliser_are_the_originals(original):
 def test_damaged_state_dicts_are_refused(original):
     _, state = original
     with pytest.raises(PolicyNotFound, match=r"lacks 'model\.head\.weight'"):
-        from_original({k: v for k, v in state.items() if k != "model.head.weight"}, n_head=4)
+        from_original(
+            {k: v for k, v in state.items() if k != "model.head.weight"}, n_head=4, n_action_steps=4
+        )
     with pytest.raises(PolicyNotFound, match=r"Missing key\(s\) in state_dict: \"ln_f\.bias\""):
-        from_original({k: v for k, v in state.items() if k != "model.ln_f.bias"}, n_head=4)
+        from_original({k: v for k, v in state.items() if k != "model.ln_f.bias"}, n_head=4, n_action_steps=4)
     with pytest.raises(PolicyNotFound, match="lacks the normaliser's"):
-        from_original({k: v for k, v in state.items() if "obs.scale" not in k}, n_head=4)
+        from_original({k: v for k, v in state.items() if "obs.scale" not in k}, n_head=4, n_action_steps=4)

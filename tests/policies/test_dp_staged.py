@@ -2,31 +2,13 @@
 
 import pytest
 import torch
-from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.policies.block import Compute
 from vivace.policies.dp_staged import StagedDPTransformer
-from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.staged import Execution, sample
-
-
-def build(**changes) -> DPTransformerPolicy:
-    torch.manual_seed(0)
-    config = DPTransformerConfig(
-        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (5,))},
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
-        device="cpu",
-        **(
-            {"n_layer": 2, "n_emb": 32, "horizon": 8, "n_action_steps": 4, "num_inference_steps": 10}
-            | changes
-        ),
-    )
-    policy = DPTransformerPolicy(config)
-    for parameter in policy.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return policy.eval()
+from vivace.policies.tiny import tiny_dp_transformer
 
 
 def batch(n: int = 3) -> dict[str, torch.Tensor]:
@@ -36,7 +18,7 @@ def batch(n: int = 3) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("scheduler", ["DDPM", "DDIM"])
 @pytest.mark.parametrize("architecture", [{}, {"causal_attn": False}, {"n_cond_layers": 1}])
 def test_staged_is_bit_equal_to_the_plain_loop(scheduler, architecture):
-    policy = build(noise_scheduler_type=scheduler, **architecture)
+    policy = tiny_dp_transformer(noise_scheduler_type=scheduler, **architecture)
     torch.manual_seed(3)
     plain = policy.sample_actions(batch())
     torch.manual_seed(3)
@@ -45,7 +27,7 @@ def test_staged_is_bit_equal_to_the_plain_loop(scheduler, architecture):
 
 
 def test_hoisting_changes_rounding_only():
-    policy = build()
+    policy = tiny_dp_transformer()
     staged = StagedDPTransformer(policy)
     keys = [(7, 0), (7, 1), (8, 0)]
     plain = sample(Execution.of(staged), batch(), EpisodeNoise(keys))
@@ -55,13 +37,13 @@ def test_hoisting_changes_rounding_only():
 
 
 def test_hoisting_refuses_a_condition_encoder_that_mixes_tokens():
-    staged = StagedDPTransformer(build(n_cond_layers=1))
+    staged = StagedDPTransformer(tiny_dp_transformer(n_cond_layers=1))
     with pytest.raises(UnsupportedPolicy, match="n_cond_layers > 0"):
         staged.hoist(staged.sampler)
 
 
 def test_every_block_runs_once_a_step_in_order():
-    staged = StagedDPTransformer(build())
+    staged = StagedDPTransformer(tiny_dp_transformer())
     seen = []
 
     class Spy(Compute):
@@ -75,14 +57,14 @@ def test_every_block_runs_once_a_step_in_order():
 
 
 def test_an_episode_does_not_depend_on_its_neighbours():
-    staged = StagedDPTransformer(build())
+    staged = StagedDPTransformer(tiny_dp_transformer())
     together = sample(Execution.of(staged), batch(3), EpisodeNoise([(1, 0), (2, 0), (3, 0)]))
     alone = sample(Execution.of(staged), {k: v[1:2] for k, v in batch(3).items()}, EpisodeNoise([(2, 0)]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 
 def test_resample_refuses_what_the_process_cannot_do():
-    staged = StagedDPTransformer(build())
+    staged = StagedDPTransformer(tiny_dp_transformer())
     assert len(staged.resample("ddim", 4)) == 4
     with pytest.raises(BadSetting, match="known samplers: ddpm, ddim"):
         staged.resample("heun", 4)

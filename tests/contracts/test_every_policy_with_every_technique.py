@@ -1,0 +1,107 @@
+"""What every technique promises on every policy."""
+
+import json
+
+import pytest
+import torch
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.explain import explain, grid
+from vivace.accel.flops import count_flops
+from vivace.accel.plan import AccelerationPlan
+from vivace.policies.errors import PlanMismatch, UnknownBlock
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import Execution, sample
+
+TECHNIQUES = {
+    "hoist": [("hoist", {})],
+    "bac": [("block_cache", {"updates": 4, "bubbling": 2})],
+    "bac-consecutive": [
+        ("block_cache", {"updates": 4, "bubbling": 1, "objective": "consecutive", "force_last": True})
+    ],
+    "shared": [("block_cache", {"method": "shared", "updates": 4})],
+    "uniform": [("block_cache", {"method": "uniform", "updates": 5})],
+    "deepcache": [("block_cache", {"method": "deepcache", "updates": 5})],
+    **{
+        f"taylor{order}": [("forecast", {"method": "uniform", "updates": 5, "order": order})]
+        for order in range(5)
+    },
+    "adams_bashforth": [("forecast", {"updates": 5, "rule": "adams_bashforth", "order": 2, "bubbling": 0})],
+    "fused": [("forecast", {"updates": 5, "rule": "fused", "bubbling": 0})],
+    "steps": [("step_schedule", {"n_steps": 5})],
+    "all": [("block_cache", {"updates": 2, "bubbling": 1}), ("hoist", {}), ("step_schedule", {"n_steps": 5})],
+}
+
+
+@pytest.fixture(params=list(TECHNIQUES))
+def plan(request, subject) -> AccelerationPlan:
+    wanted = [(kind, dict(options)) for kind, options in TECHNIQUES[request.param]]
+    for kind, options in wanted:
+        if kind == "step_schedule":
+            options["sampler"] = "euler" if subject.staged.sampler.name == "euler" else "ddim"
+    return calibrate(subject.staged, subject.mark, subject.data, wanted)
+
+
+def run(execution, subject) -> torch.Tensor:
+    return sample(execution, subject.data.batch, EpisodeNoise(subject.data.noise_keys))
+
+
+def test_a_plan_keeps_its_promises(subject, plan):
+    plain = Execution.of(subject.staged)
+    before = {name: value.clone() for name, value in subject.policy.state_dict().items()}
+    reference = run(plain, subject)
+    execution = accelerate(subject.staged, plan, subject.mark)
+    actions = run(execution, subject)
+    assert actions.shape == reference.shape
+    assert actions.isfinite().all()
+    assert torch.equal(actions, run(execution, subject)), "not deterministic"
+    assert torch.equal(reference, run(plain, subject)), "the policy itself was changed"
+    after = subject.policy.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    restored = AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert restored == plan
+    assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
+    one = {key: value[:1] for key, value in subject.data.batch.items()}
+    costs = count_flops(plain, one), count_flops(execution, one)
+    assert costs[1].denoise < costs[0].denoise
+    text = explain(plan, execution, *costs)
+    assert all(
+        name in text and len(marks) == len(execution.sampler) for name, marks in grid(execution).items()
+    )
+
+
+def test_a_plan_of_other_weights_is_refused(subject, plan):
+    from dataclasses import replace
+
+    foreign = replace(plan, fingerprint=replace(plan.fingerprint, weights="0" * 64))
+    with pytest.raises(PlanMismatch, match=r"its weights differ; recalibrate"):
+        accelerate(subject.staged, foreign, subject.mark)
+
+
+def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
+    plain = run(Execution.of(subject.staged), subject)
+    assert torch.equal(plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject))
+
+
+@pytest.mark.parametrize("kind", ["block_cache", "forecast"])
+def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
+    options = {"method": "uniform", "updates": len(subject.staged.sampler)}
+    plan = calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
+    execution = accelerate(subject.staged, plan)
+    assert torch.equal(run(Execution.of(subject.staged), subject), run(execution, subject))
+
+
+def test_hoisting_changes_rounding_only(subject):
+    plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
+    hoisted = run(accelerate(subject.staged, plan), subject)
+    torch.testing.assert_close(hoisted, run(Execution.of(subject.staged), subject), atol=1e-5, rtol=0)
+
+
+def test_a_block_of_another_policy_is_named(subject):
+    plan = calibrate(
+        subject.staged, subject.mark, subject.data, [("block_cache", {"updates": 3, "bubbling": 0})]
+    )
+    data = plan.to_json()
+    data["techniques"][0]["updates"]["language.7.attn"] = [0, 3]
+    with pytest.raises(UnknownBlock, match=r"names block 'language\.7\.attn', but policy '.*' has action\."):
+        accelerate(subject.staged, AccelerationPlan.from_json(data))

@@ -1,0 +1,181 @@
+"""The verbs, run as a user runs them, on a miniature policy and the real simulator."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from vivace.eval import evaluate
+from vivace.eval.cli import VERBS, main
+
+pytestmark = pytest.mark.sim
+
+QUICK = ("--env.task=reach-moving", "--env.max_steps=25", "--eval.n_episodes=3", "--eval.lineup=false",
+         "--eval.curve=[0.0,0.2]", "--eval.video=false", "--bench.repeats=2", "--accel.episodes=1",
+         "--accel.samples=2")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def timeless(results: dict) -> dict:
+    return {key: value for key, value in results.items() if key not in ("created", "wall", "command")}
+
+
+def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp_path, capsys):
+    for name in ("first", "second"):
+        assert main(["eval", f"--policy.path={checkpoint}", f"--output_dir={name}", *QUICK]) == 0
+    summary = last_line(capsys)
+    assert set(summary["runs"]) == {"plain", "accelerated", "fewer_steps"}
+    first, second = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second")
+    )
+    assert timeless(first) == timeless(second)
+    assert [len(run["episodes"]) for run in first["runs"]] == [3, 3, 3]
+    assert first["runs"][0]["latency"]["p50_s"] > 0
+    assert [p["latency_s"] for p in first["curve"]["accelerated"]["points"]] == [0.0, 0.2]
+    assert sum(first["runs"][1]["ticks"].values()) == 75
+    page = (tmp_path / "first" / "report.html").read_text()
+    assert "Success under latency" in page
+    assert "Schedule" in page
+    events = json.loads((tmp_path / "first" / "trace.json").read_text())["traceEvents"]
+    assert {"chunk", "fallback", "inference"} <= {event["name"] for event in events if event["ph"] == "X"}
+
+
+def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
+    calls = 0
+
+    def interrupt(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return append(*args)
+
+    append = evaluate.append_result
+    monkeypatch.setattr(evaluate, "append_result", interrupt)
+    assert main(command) == 130
+    assert not (tmp_path / "out" / "results.json").exists()
+    stored = sum(len(f.read_text().splitlines()) for f in (tmp_path / "out" / "episodes").glob("*.jsonl"))
+    assert stored == 4
+    monkeypatch.setattr(evaluate, "append_result", append)
+    assert main(command) == 0
+    assert main([*command[:2], "--output_dir=whole", *QUICK]) == 0
+    continued, whole = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "whole"))
+    for run, expected in zip(continued["runs"], whole["runs"], strict=True):
+        assert run["episodes"] == expected["episodes"]
+
+
+def test_a_folder_of_another_job_is_refused(checkpoint, capsys):
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
+    assert main(command) == 0
+    assert main([*command, "--seed=7"]) == 2
+    assert "holds results of another job (it differs in seed)" in capsys.readouterr().err
+
+
+def test_latency_can_be_given(checkpoint, tmp_path):
+    (tmp_path / "latency.json").write_text(
+        json.dumps({"plain": [0.5], "accelerated": [0.1], "fewer_steps": [0.1]})
+    )
+    trace = ["--latency.type=trace", "--latency.path=latency.json", "--latency.column=per_run"]
+    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=trace", *QUICK, *trace]) == 0
+    runs = json.loads((tmp_path / "trace" / "results.json").read_text())["runs"]
+    assert [run["latency"]["p50_s"] for run in runs] == pytest.approx([0.5, 0.1, 0.1])
+    frozen = ["eval", f"--policy.path={checkpoint}", "--output_dir=frozen", *QUICK, "--latency.type=none"]
+    assert main(frozen) == 0
+    runs = json.loads((tmp_path / "frozen" / "results.json").read_text())["runs"]
+    assert {run["ticks"]["fallback"] for run in runs} == {0}
+
+
+def test_a_missed_target_is_exit_code_1(checkpoint, capsys):
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
+    assert main([*command, "--require=[accelerated.success>=0.0]"]) == 0
+    assert main([*command, "--require=[accelerated.success>=0.99]"]) == 1
+    assert "missed: accelerated.success>=0.99" in capsys.readouterr().err
+
+
+def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
+    command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-v3", "--env.max_steps=20",
+               "--bench.only=[hoist,bac,ddim-2]", "--bench.repeats=3", "--bench.n_episodes=2",
+               "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+               "--output_dir=out"]  # fmt: skip
+    assert main(command) == 0
+    plans = last_line(capsys)["plans"]
+    assert list(plans) == ["plain", "hoist", "bac", "ddim-2"]
+    assert plans["plain"]["ratio"] == 1
+    assert plans["plain"]["action_error"] == 0
+    assert plans["hoist"]["action_error"] < 1e-5
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["pareto"]
+    assert all(row["n"] == 2 for row in rows)
+    assert rows[2]["gflop"] < rows[1]["gflop"] < rows[0]["gflop"]
+
+
+def test_report_is_rewritten_from_results(checkpoint, tmp_path, capsys):
+    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["report", "--results=out"]) == 0
+    assert len((tmp_path / "out" / "report.html").read_text()) == pytest.approx(len(page), rel=0.01)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    del results["runs"]
+    (tmp_path / "out" / "results.json").write_text(json.dumps(results))
+    assert main(["report", "--results=out/results.json"]) == 2
+    assert "incomplete (KeyError: 'runs')" in capsys.readouterr().err
+
+
+def test_explain_draws_the_grid(checkpoint, capsys):
+    assert main(["explain", f"--policy.path={checkpoint}", "--env.task=reach-moving"]) == 0
+    out = capsys.readouterr().out
+    assert "action.0.self" in out
+    assert json.loads(out.strip().splitlines()[-1])["flop_ratio"] < 1
+
+
+def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
+    assert main(["collect", "--env.task=reach-v3", "--collect.episodes=2", "--output_dir=data"]) == 0
+    train = ["train", "--data=[data]", "--policy.n_layer=1", "--policy.n_emb=32", "--train.batch_size=8",
+             "--train.save_every=2", "--output_dir=out"]  # fmt: skip
+    assert main([*train, "--train.steps=4"]) == 0
+    assert np.isfinite(last_line(capsys)["loss"])
+    calibrate = ["calibrate", "--policy.path=out", "--env.task=reach-v3", "--accel.episodes=1",
+                 "--accel.samples=1", "--accel.bubbling=1"]  # fmt: skip
+    assert main(calibrate) == 0
+    assert (tmp_path / "out" / "pretrained_model" / "acceleration.json").is_file()
+
+
+def test_a_verb_without_a_renderer_still_evaluates(checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise RuntimeError("no EGL here")
+
+    monkeypatch.setattr("vivace.envs.metaworld.MetaWorld.render", fail)
+    quick = [flag for flag in QUICK if "video" not in flag]
+    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *quick]) == 0
+    assert "no video: rendering failed (no EGL here)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["video"] is None
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([verb, "--help"])
+    assert exit_info.value.code == 0
+    assert f"vivace {verb}" in capsys.readouterr().out
+
+
+def test_the_video_shows_the_runs_side_by_side(checkpoint, tmp_path):
+    if shutil.which("ffmpeg") is None:
+        pytest.importorskip("imageio_ffmpeg")
+    import imageio.v3 as imageio
+
+    quick = [flag for flag in QUICK if "video" not in flag]
+    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *quick]) == 0
+    frames = imageio.imread(tmp_path / "out" / "videos" / "side_by_side.mp4", plugin="FFMPEG")
+    assert frames.shape[0] == 25
+    assert frames.shape[2] == 3 * 320
