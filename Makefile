@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml setup.sh
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/vivace eval --output_dir=outputs/demo
+	$(BIN)/vivace eval --job_name=demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

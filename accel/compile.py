@@ -18,8 +18,6 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Context, Execution, always_compute
 
-_INSIDE = {"dynamic": False}
-
 
 def compile_execution(execution: Execution) -> Execution:
     """Return a compiled twin of an execution; the first call of each graph compiles it.
@@ -30,7 +28,7 @@ def compile_execution(execution: Execution) -> Execution:
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
     if execution.action is always_compute:
-        denoise = torch.compile(execution.policy.denoise, fullgraph=True, **_INSIDE)
+        denoise = torch.compile(execution.policy.denoise, fullgraph=True, dynamic=False)
 
         def evaluate(
             execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
@@ -47,7 +45,7 @@ def _with_compiled_blocks(policy):
     """Return a twin whose blocks are compiled one by one; weights are shared."""
     twin = copy.copy(policy)
     twin.blocks = tuple(
-        Block(block.id, torch.compile(block.fn, fullgraph=True, **_INSIDE), block.additive)
+        Block(block.id, torch.compile(block.fn, fullgraph=True, dynamic=False), block.additive)
         for block in policy.blocks
     )
     return twin

@@ -29,7 +29,8 @@ class AccelerationPlan:
         for first, second in zip(ordered, ordered[1:], strict=False):
             if first.seam == second.seam != Seam.WEIGHTS:
                 raise PlanMismatch(
-                    f"{first.kind} and {second.kind} both work on the {first.seam.name.lower()} seam; keep one"
+                    f"{first.kind} and {second.kind} both work on the "
+                    f"{first.seam.name.lower()} seam; keep one"
                 )
         object.__setattr__(self, "techniques", ordered)
 

@@ -58,6 +58,6 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
         unit = torch.nn.functional.normalize(features, dim=-1)
         similarity[name] = (unit @ unit.mT).mean(0).clamp(-1, 1).double().cpu().numpy()
         distance = torch.cdist(features, features, p=1).mean(0) / features.shape[-1]  # (S, S)
-        pairs = distance[*torch.triu_indices(*distance.shape, offset=1)]
+        pairs = distance[*torch.triu_indices(len(distance), len(distance), offset=1)]
         volatility[name] = float(pairs.mean()) if pairs.numel() else 0.0
     return Trace(similarity, volatility)

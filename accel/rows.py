@@ -32,7 +32,7 @@ class Group:
     members: tuple[str, ...]
     weights: tuple[float, ...]
     is_renewed: bool
-    """The summed histories must be made anew at this step: a member was just computed, or the group is new."""
+    """The summed histories must be made anew: a member was just computed, or the group is new."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a plan's schedule rests on, for the report: how alike each block's outputs are, and when it is computed."""
+"""What a schedule rests on, for the report: how alike a block's outputs are, and when it is computed."""
 
 from typing import Any
 

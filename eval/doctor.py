@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
     console.print({**versions(), **machine()})
     checks: dict[str, Callable[[], str]] = {"simulator": _simulator, "rendering": _rendering}
     for folder in sorted(ZOO.glob("*/config.json")):
-        checks[f"zoo/{folder.parent.name}"] = lambda name=folder.parent.name: _checkpoint(name)
+        checks[f"zoo/{folder.parent.name}"] = partial(_checkpoint, folder.parent.name)
     outcome = {}
     for name, check in checks.items():
         try:

@@ -159,7 +159,7 @@ def run_report(command: ReportCommand) -> tuple[dict[str, Any], bool]:
 
 
 def latency_of(model: LatencyModel, name: str, times: Mapping[str, list[float]]) -> LatencyModel:
-    """Return the latency model of one run: its own measurements, its own trace column, or the same for all."""
+    """Return the latency model of one run: its own measurements, its own trace, or the same for all."""
     if isinstance(model, MeasuredLatency) and not model.samples_s:
         return replace(model, samples_s=tuple(times[name]))
     return model.for_run(name)
@@ -285,7 +285,7 @@ def _rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSet
         seed=command.seed,
         batch_size=command.eval.batch_size,
         control_hz=command.env.control_hz,
-        mode=command.eval.mode,
+        mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
         n_action_steps=command.policy.n_action_steps,
         latency=latency,
         max_steps=command.env.max_steps,

@@ -18,7 +18,7 @@ class Entry:
     is_compiled: bool = False
 
 
-_HOIST = ("hoist", {})
+_HOIST: tuple[str, dict[str, Any]] = ("hoist", {})
 
 
 def lineup(

@@ -32,7 +32,7 @@ def load(command: CommonOptions) -> LoadedPolicy:
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
-    """Load the plan a command names, else the one beside the checkpoint, and check that it is the policy's."""
+    """Load the plan a command names, else the one beside the checkpoint; it must be the policy's."""
     from pathlib import Path
 
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)

@@ -30,8 +30,10 @@ header .kicker { color: var(--good); font-weight: 600; letter-spacing: .08em; te
 h1 { font-size: 30px; line-height: 1.2; margin: 6px 0 8px; }
 h2 { font-size: 19px; margin: 0 0 4px; }
 p { margin: 4px 0 12px; color: var(--soft); max-width: 76ch; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px; margin: 18px 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 22px 0; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
+  padding: 22px 24px; margin: 18px 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px;
+  margin: 22px 0; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
 .card .name { color: var(--soft); font-size: 13px; }
 .card .value { font-size: 26px; font-weight: 650; margin-top: 2px; white-space: nowrap; }
@@ -78,8 +80,8 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     environment, policy, runs = results["environment"], results["policy"], results["runs"]
     title = f"{policy['path']} on {environment['task']}"
     lead = (
-        f"The world steps {environment['control_hz']:g} times a second whether or not the policy has finished "
-        f"thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
+        f"The world steps {environment['control_hz']:g} times a second whether or not the policy has "
+        f"finished thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
     )
     parts = [_header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
     parts.append(
@@ -95,9 +97,9 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts.append(
         _section(
             "One episode, tick by tick",
-            "Fresh: an action as young as in a world that waits. Stale: an older one. Fallback: no action was "
-            "there, so displacements are zero and targets hold. The same as a trace: trace.json, for "
-            "ui.perfetto.dev.",
+            "Fresh: an action as young as in a world that waits. Stale: an older one. Fallback: no "
+            "action was there, so displacements are zero and targets hold. "
+            "The same as a trace: trace.json, for ui.perfetto.dev.",
             _figure(timeline_figure(shown, environment["control_hz"])),
         )
     )
@@ -135,17 +137,19 @@ _PAGES = {"eval": _eval_page, "bench": _bench_page}
 
 
 def _header(kicker: str, title: str, lead: str) -> str:
-    return f'<header><div class="kicker">vivace · {kicker}</div><h1>{html.escape(title)}</h1><p>{lead}</p></header>'
+    kicker = f'<div class="kicker">vivace · {kicker}</div>'
+    return f"<header>{kicker}<h1>{html.escape(title)}</h1><p>{lead}</p></header>"
 
 
 def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
     plain, ours = runs[0], next(r for r in runs if r["name"] == "accelerated")
     before, after = plain["latency"]["p50_s"], ours["latency"]["p50_s"]
+    faster = f"{before / after:.1f}× faster" if after else "the world waits"
     cards = [
         (
             "chunk latency, p50",
             f"{1e3 * before:.0f} → {1e3 * after:.0f} <small>ms</small>",
-            f"{before / after:.1f}× faster",
+            faster,
         ),
         ("success under it", f"{_rate(plain)} → {_rate(ours)}", f"{ours['n']} paired episodes"),
         (
@@ -177,9 +181,9 @@ def _fresh(run: Mapping[str, Any]) -> float:
 
 def _runs_text(results: Mapping[str, Any]) -> str:
     return (
-        "Intervals are Wilson's at 95 %. Differences are paired on seeds, with Agresti and Min's interval and "
-        "the exact McNemar test. The run with fewer steps is the honest baseline: as many steps of a plain "
-        "sampler as cost what the accelerated run costs."
+        "Intervals are Wilson's at 95 %. Differences are paired on seeds, with Agresti and Min's interval "
+        "and the exact McNemar test. The run with fewer steps is the honest baseline: as many steps of a "
+        "plain sampler as cost what the accelerated run costs."
     )
 
 
@@ -246,13 +250,13 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
     if len(rows) < 2:
         return []
     judged = any("difference" in row for row in rows)
-    head = ("plan", "latency [ms]", "ratio to plain", "95 %", "action error", "GFLOP")
+    head: tuple[str, ...] = ("plan", "latency [ms]", "ratio to plain", "95 %", "action error", "GFLOP")
     head += ("success", "95 %", "− plain", "McNemar p") if judged else ()
     cells = []
     for row in rows:
         low, high = row["ratio_interval"]
         gflop = "–" if row["gflop"] is None else f"{row['gflop']:.2f}"
-        line = (
+        line: tuple[str, ...] = (
             row["label"],
             f"{1e3 * row['latency_s']:.1f}",
             f"{row['ratio']:.2f}",
@@ -270,9 +274,10 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
             )
         cells.append(line)
     text = (
-        "Lower left is better on the left, upper left on the right. Action error is the mean absolute difference "
-        "of normalised actions from the plain loop's, same observations and noise; samplers other than the "
-        "plain one draw other actions by right, so between samplers success decides, not this error."
+        "Lower left is better on the left, upper left on the right. Action error is the mean absolute "
+        "difference of normalised actions from the plain loop's, same observations and noise; samplers "
+        "other than the plain one draw other actions by right, so between "
+        "samplers success decides, not this error."
     )
     ours = [row["family"] in ("accelerated", "bac") for row in rows]
     return [

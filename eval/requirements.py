@@ -40,8 +40,8 @@ def read_requirements(
             requirement = None
         if requirement is None or run not in runs or value not in values:
             raise BadSetting(
-                f"requirement {text!r} cannot be read; form: <run>.<value>>=<number>, runs: {', '.join(runs)}, "
-                f"values: {', '.join(values)}"
+                f"requirement {text!r} cannot be read; form: <run>.<value>>=<number>, "
+                f"runs: {', '.join(runs)}, values: {', '.join(values)}"
             )
         found.append(requirement)
     return tuple(found)

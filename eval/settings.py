@@ -10,7 +10,7 @@ from vivace.policies.train import TrainSettings
 class PolicyOptions:
     """Which policy."""
 
-    path: str = "zoo/reach-moving"
+    path: str = "zoo/reach"
     """lerobot checkpoint folder, or zoo/<name>."""
     device: str = "cpu"
     n_action_steps: int | None = None
@@ -116,7 +116,7 @@ class CommonOptions:
     seed: int = 100_000
     """Episode i is reset with seed + i; demonstrations use seeds under 100 000."""
     output_dir: str | None = None
-    """Folder of the results; outputs/<verb>/<date>/<time>_<job> when not given. An existing one is resumed."""
+    """Folder of the results; outputs/<verb>/<date>/<time>_<job> when not given. One begun is resumed."""
     job_name: str = ""
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
@@ -126,7 +126,7 @@ class CommonOptions:
 class EvalCommand(CommonOptions):
     """Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.
 
-    Example: vivace eval --policy.path=zoo/reach-moving --env.task=reach-moving --eval.n_episodes=50
+    Example: vivace eval --policy.path=zoo/reach --env.task=reach-moving --eval.n_episodes=50
     """
 
     eval: EvalOptions = field(default_factory=EvalOptions)
@@ -157,7 +157,7 @@ class CalibrateCommand(CommonOptions):
 class ExplainCommand(CommonOptions):
     """Say what a plan does: step by block grid, FLOPs saved stage by stage.
 
-    Example: vivace explain --policy.path=zoo/reach-moving
+    Example: vivace explain --policy.path=zoo/reach
     """
 
 
@@ -209,6 +209,8 @@ class TrainCommand:
     policy: ArchitectureOptions = field(default_factory=ArchitectureOptions)
     train: TrainSettings = field(default_factory=TrainSettings)
     threads: int | None = None
+    half: bool = False
+    """Store the weights as float16: half the size; they are computed with in float32."""
     output_dir: str
 
 

@@ -13,6 +13,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 
 from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
 from vivace.eval.settings import CollectCommand, TrainCommand
@@ -37,10 +38,11 @@ def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
 
 def train_policy(
     demonstrations: Demonstrations,
-    architecture: dict[str, object],
+    architecture: dict[str, Any],
     settings: TrainSettings,
     output_dir: Path,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    half: bool = False,
 ) -> float:
     """Train on low-dimensional demonstrations and save the averaged policy.
 
@@ -50,6 +52,7 @@ def train_policy(
         settings: how long and how fast; an interrupted run in `output_dir` continues.
         output_dir: where the checkpoint folder `pretrained_model` and `training.pt` go.
         on_step: called with (steps done, loss).
+        half: store the weights as float16; they are computed with in float32 again when loaded.
 
     Returns:
         Wall time of this call [s].
@@ -74,25 +77,27 @@ def train_policy(
         config.horizon,
     )
     began = time.monotonic()
-    averaged = policy
-    for done, loss, averaged in train(
+    for done, loss, averaged in train(  # noqa: B007  used after the loop
         policy,
-        DPTransformerPolicy.loss,
+        lambda model, seen, actions: model.loss(seen, actions),
         policy.get_optim_params(),
         windows,
         settings,
         output_dir / "training.pt",
     ):
         on_step(done, loss)
-    save(averaged, pre, post, output_dir / "pretrained_model")
+    save(averaged, pre, post, output_dir / "pretrained_model", half)
     return time.monotonic() - began
 
 
-def save(policy: DPTransformerPolicy, pre, post, folder: Path) -> None:
+def save(policy: DPTransformerPolicy, pre: Any, post: Any, folder: Path, half: bool = False) -> None:
     """Write config, weights and processors to a temporary folder, then rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.save_pretrained(partial)
+    if half:
+        weights = partial / "model.safetensors"
+        save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
     pre.save_pretrained(partial)
     post.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
@@ -151,7 +156,9 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
             smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
             progress.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
 
-        wall_s = train_policy(demonstrations, asdict(command.policy), command.train, output_dir, on_step)
+        wall_s = train_policy(
+            demonstrations, asdict(command.policy), command.train, output_dir, on_step, command.half
+        )
     return {
         "policy": str(output_dir / "pretrained_model"),
         "frames": len(demonstrations.episode),

@@ -13,6 +13,7 @@ Deviations: the encoder-only form (timestep as an action token, no observation) 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class TransformerForDiffusion(nn.Module):
         super().__init__()
         self.horizon, self.n_obs_steps = horizon, n_obs_steps
         n_cond = 1 + n_obs_steps
-        layer = {
+        layer: dict[str, Any] = {
             "d_model": n_emb,
             "nhead": n_head,
             "dim_feedforward": 4 * n_emb,
@@ -110,7 +111,8 @@ class TransformerForDiffusion(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """Parameters with and without weight decay: biases, norms and position embeddings have none."""
-        decay, plain = [], []
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             is_matrix = name.endswith("weight") and parameter.dim() >= 2
             (decay if is_matrix else plain).append(parameter)

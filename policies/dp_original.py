@@ -71,7 +71,7 @@ def _infer_config(
         action_dim, cond_dim = network["head.weight"].shape[0], network["cond_obs_emb.weight"].shape[1]
     except KeyError as error:
         raise PolicyNotFound(
-            f"state dict lacks 'model.{error.args[0]}'; needed is the decoder form with observations as condition"
+            f"state dict lacks 'model.{error.args[0]}'; the decoder form with observations is needed"
         ) from error
     layers = {name.split(".")[2] for name in network if name.startswith("decoder.layers.")}
     cond_layers = {name.split(".")[2] for name in network if name.startswith("encoder.layers.")}

@@ -6,7 +6,7 @@ cross-attention keys and values for all steps (at construction), and the observa
 (once a chunk). It is equal to 1e-5, since matrix products are then done in other shapes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +64,11 @@ class StagedDPTransformer:
             Block(f"action.{i}.mlp", feed_forward),
         )
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.features(batch)
 
-    def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
+    def condition(self, step: Step, context: Any) -> tuple[Tensor, ...]:
         """Memory (B, 1 + To, n), the same for every layer."""
         memory = self.network.embed_condition(step.t.to(context.device).expand(context.shape[0]), context)
         return (memory,) * len(self.network.decoder.layers)
@@ -108,7 +108,7 @@ class HoistedDPTransformer(StagedDPTransformer):
     def __init__(self, plain: StagedDPTransformer, sampler: Sampler):
         if not isinstance(plain.network.encoder, nn.Sequential):
             raise UnsupportedPolicy(
-                "hoisting needs a token-wise condition encoder, but this dp_transformer has n_cond_layers > 0: "
+                "hoisting needs a token-wise condition encoder, but this policy has n_cond_layers > 0: "
                 "its timestep and observation tokens attend to each other; leave 'hoist' out of the plan"
             )
         super().__init__(plain.policy, plain.spec.action_kinds)

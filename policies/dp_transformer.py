@@ -136,7 +136,8 @@ class DPTransformerPolicy(PreTrainedPolicy):
         if config.image_features:
             count = len(config.image_features) if config.use_separate_rgb_encoder_per_camera else 1
             self.rgb_encoders.extend(DiffusionRgbEncoder(config) for _ in range(count))
-            cond_dim += self.rgb_encoders[0].feature_dim * len(config.image_features)
+            feature_dim: Any = self.rgb_encoders[0].feature_dim
+            cond_dim += feature_dim * len(config.image_features)
         self.model = TransformerForDiffusion(
             action_dim=config.action_feature.shape[0],
             horizon=config.horizon,
@@ -242,7 +243,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
 
 
 def make_dp_transformer_pre_post_processors(
-    config: DPTransformerConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
+    config: DPTransformerConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[Any, Any]:
     """Build lerobot's processor pipelines; a constant dimension is only shifted, as in the original."""
     stats = {key: _spread(values) for key, values in (dataset_stats or {}).items()}

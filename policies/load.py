@@ -78,7 +78,8 @@ def load_policy(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise PolicyNotFound(
-            f"{folder} lacks usable processor files (policy_preprocessor.json, policy_postprocessor.json): {error}"
+            f"{folder} lacks usable processor files "
+            f"(policy_preprocessor.json, policy_postprocessor.json): {error}"
         ) from error
     _check_statistics(folder, preprocess, postprocess)
     staged = stage(policy, action_kinds)

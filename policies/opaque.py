@@ -13,7 +13,7 @@ from vivace.policies.types import ActionKind, PolicySpec
 
 
 class OpaquePolicy:
-    """Calls the policy's own `predict_action_chunk`; its random numbers come from torch's global generator."""
+    """Calls the policy's own `predict_action_chunk`; its noise comes from torch's global generator."""
 
     blocks = ()
 

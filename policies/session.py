@@ -37,8 +37,8 @@ class Session:
         for key, shape in self.spec.observation_shapes.items():
             if key not in observations:
                 raise ObservationMismatch(
-                    f"observation has keys {sorted(observations)}, but the policy needs {key!r} of shape {shape}; "
-                    "map your names onto lerobot's keys"
+                    f"observation has keys {sorted(observations)}, but the policy needs {key!r} of shape "
+                    f"{shape}; map your names onto lerobot's keys"
                 )
             value = torch.from_numpy(np.ascontiguousarray(observations[key]))
             if key.startswith("observation.image"):

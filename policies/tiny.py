@@ -24,7 +24,7 @@ def tiny_dp_transformer(images: bool = False, **changes: Any) -> DPTransformerPo
         **changes: fields of `DPTransformerConfig` that differ from the miniature's.
     """
     camera = {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))} if images else {}
-    settings = {
+    settings: dict[str, Any] = {
         "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (5,)), **camera},
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
         "device": "cpu",
@@ -60,7 +60,7 @@ def tiny_diffusion(images: bool = False, **changes: Any) -> DiffusionPolicy:
         exteroception = {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))}
     else:
         exteroception = {"observation.environment_state": PolicyFeature(FeatureType.ENV, (4,))}
-    settings = {
+    settings: dict[str, Any] = {
         "input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (5,)), **exteroception},
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
         "device": "cpu",
@@ -110,7 +110,7 @@ def tiny_clip(folder: Path) -> Path:
     }
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     text = {"vocab_size": len(vocabulary), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    config = CLIPConfig(
+    config = CLIPConfig(  # type: ignore[call-arg]  # its fields are made by a decorator
         text_config=tower | text | {"max_position_embeddings": 16},
         vision_config=tower | {"image_size": 32, "patch_size": 16},
         projection_dim=32,
@@ -147,7 +147,7 @@ def tiny_multi_task_dit(clip: Path, **changes: Any) -> MultiTaskDiTPolicy:
         clip: a miniature CLIP, see `tiny_clip`.
         **changes: fields of `MultiTaskDiTConfig` that differ from the miniature's.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "input_features": {
             "observation.state": PolicyFeature(FeatureType.STATE, (5,)),
             "observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 40, 40)),

@@ -1,6 +1,6 @@
 """Train a Diffusion Policy denoiser on arrays of demonstrations; needs torch and safetensors only.
 
-Loss: E_{t, eps} || eps - eps_theta(sqrt(abar_t) a + sqrt(1 - abar_t) eps, t, o) ||^2 (arXiv 2303.04137, eq. 5),
+Loss: E_{t, eps} || eps - eps_theta(sqrt(abar_t) a + sqrt(1 - abar_t) eps, t, o) ||^2 (2303.04137, eq. 5),
 with AdamW, linear warm-up and cosine decay, and an exponential moving average of the weights
 (rate 1 - (1 + step)^-power, at most `ema_max`), as in the original project.
 Interrupted training resumes from its last checkpoint, to the same random stream.
@@ -85,14 +85,14 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def train(
-    model: nn.Module,
-    loss_fn: Callable[[nn.Module, dict[str, Tensor], Tensor], Tensor],
+def train[Model: nn.Module](
+    model: Model,
+    loss_fn: Callable[[Model, dict[str, Tensor], Tensor], Tensor],
     groups: list[dict],
     windows: Windows,
     settings: TrainSettings,
     checkpoint: Path,
-) -> Iterator[tuple[int, float, nn.Module]]:
+) -> Iterator[tuple[int, float, Model]]:
     """Train `model` in place; yield (steps done, loss, averaged model) after every step.
 
     Args:
@@ -107,6 +107,8 @@ def train(
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
     torch.manual_seed(settings.seed)
     done = _resume(checkpoint, settings, model, averaged, optimiser)
+    if done >= settings.steps:
+        yield done, math.nan, averaged
     model.train()
     device = next(model.parameters()).device.type
     for step in range(done, settings.steps):

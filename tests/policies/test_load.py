@@ -1,0 +1,134 @@
+"""Loading checkpoints, opaque policies, sessions: observations in the robot's units to actions in them."""
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.act.modeling_act import ACTPolicy
+
+from vivace.accel.apply import calibrate
+from vivace.accel.technique import CalibrationData
+from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.errors import ObservationMismatch, PolicyNotFound, UnsupportedPolicy
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import ZOO, load_policy, resolve, stage
+from vivace.policies.noise import EpisodeNoise, GlobalNoise
+from vivace.policies.session import Session
+from vivace.policies.staged import Execution, sample
+from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.types import ActionKind
+
+STATE, CAMERA = "observation.state", "observation.images.front"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint with state and image, its actions between 10 and 30."""
+    policy = tiny_dp_transformer(images=True)
+    stats = {
+        STATE: {"min": torch.full((5,), -2.0), "max": torch.full((5,), 2.0)},
+        "action": {"min": torch.full((3,), 10.0), "max": torch.full((3,), 30.0)},
+        CAMERA: {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)},
+    }
+    path = tmp_path_factory.mktemp("saved") / "policy"
+    policy.save_pretrained(path)
+    for pipeline in make_dp_transformer_pre_post_processors(policy.config, stats):
+        pipeline.save_pretrained(path)
+    return path
+
+
+def observation(n: int = 2) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        STATE: random.uniform(-2, 2, (n, 2, 5)).astype(np.float32),
+        CAMERA: random.integers(0, 256, (n, 2, 64, 64, 3), dtype=np.uint8),
+    }
+
+
+@pytest.fixture
+def session(folder):
+    loaded = load_policy(folder, action_kinds=(ActionKind.DELTA,) * 3)
+    # lerobot lists images as CHW, robots and simulators give HWC
+    assert loaded.staged.spec.observation_shapes[CAMERA] == (3, 64, 64)
+    return Session(loaded)
+
+
+def test_a_saved_policy_is_the_policy(folder):
+    loaded = load_policy(folder)
+    fresh = tiny_dp_transformer(images=True)
+    assert all(torch.equal(v, loaded.policy.state_dict()[k]) for k, v in fresh.state_dict().items())
+    assert loaded.fingerprint == fingerprint(fresh, loaded.staged.spec.block_ids)
+    assert loaded.policy.config.type == "dp_transformer"
+
+
+def test_predict_normalises_and_brings_actions_back(session):
+    actions = session.predict(observation(), [(1, 0), (2, 0)])
+    assert actions.shape == (2, 7, 3)
+    assert (actions >= 10 - 1e-3).all()
+    assert (actions <= 30 + 1e-3).all()
+    batch = session.prepare(observation())
+    assert batch[STATE].abs().max() <= 1
+    np.testing.assert_allclose(batch[STATE].numpy(), observation()[STATE] / 2, atol=1e-6)
+    assert batch[CAMERA].shape == (2, 2, 3, 64, 64)
+    normalised = sample(session.execution, batch, EpisodeNoise([(1, 0), (2, 0)]))[:, 1:]
+    np.testing.assert_allclose(actions, 20 + 10 * normalised.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda o: o.pop(STATE), r"has keys \['observation\.images\.front'\], but the policy needs 'observation\.state'"),
+    (lambda o: o.update({STATE: np.zeros((2, 2, 4), np.float32)}), r"shape \(2, 2, 4\)"),
+    (lambda o: o.update({STATE: np.full((2, 2, 5), np.nan, np.float32)}), "holds NaN or infinity"),
+    (lambda o: o.update({CAMERA: np.zeros((2, 2, 32, 32, 3), np.uint8)}), r"'observation\.images\.front'"),
+])  # fmt: skip
+def test_observations_that_do_not_fit_are_refused(session, change, message):
+    values = observation()
+    change(values)
+    with pytest.raises(ObservationMismatch, match=message):
+        session.predict(values, [(1, 0), (2, 0)])
+
+
+def test_a_fingerprint_tells_weights_config_and_device_apart(folder):
+    policy = tiny_dp_transformer()
+    blocks = stage(policy).spec.block_ids
+    before = fingerprint(policy, blocks)
+    policy.config.device = "cuda"
+    assert fingerprint(policy, blocks) == before
+    policy.config.clip_sample = False
+    assert fingerprint(policy, blocks).config != before.config
+    with torch.no_grad():
+        policy.model.head.bias[0] += 1e-3
+    assert fingerprint(policy, blocks).weights != before.weights
+
+
+def test_paths(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pretrained_model").symlink_to(folder)
+    assert resolve(tmp_path / "run") == tmp_path / "run" / "pretrained_model"
+    with pytest.raises(PolicyNotFound, match="no checkpoint folder at zoo/none; give a lerobot checkpoint or one"):
+        resolve("zoo/none")
+    for entry in ZOO.iterdir():
+        assert resolve(f"zoo/{entry.name}") == entry
+
+
+def test_a_policy_without_adapter_runs_but_has_no_blocks():
+    config = ACTConfig(
+        input_features={
+            STATE: PolicyFeature(FeatureType.STATE, (5,)),
+            "observation.environment_state": PolicyFeature(FeatureType.ENV, (4,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        device="cpu", chunk_size=6, n_action_steps=4, dim_model=16, n_heads=2, dim_feedforward=16,
+        n_encoder_layers=1, n_decoder_layers=1, use_vae=False, pretrained_backbone_weights=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    policy = ACTPolicy(config).eval()
+    staged = stage(policy)
+    batch = {STATE: torch.rand(2, 1, 5), "observation.environment_state": torch.rand(2, 1, 4)}
+    chunk = sample(Execution.of(staged), batch, GlobalNoise())
+    theirs = policy.predict_action_chunk({key: value[:, 0] for key, value in batch.items()})
+    assert torch.equal(chunk[:, : theirs.shape[1]], theirs)
+    data = CalibrationData(batch, ((1, 0), (2, 0)))
+    for kind in ("block_cache", "hoist", "forecast", "step_schedule"):
+        with pytest.raises(UnsupportedPolicy, match="opaque"):
+            calibrate(staged, fingerprint(policy, ()), data, [(kind, {})])
