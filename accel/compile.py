@@ -1,13 +1,14 @@
 """`torch.compile` applied to an execution: the baseline every speed claim has to stand beside.
 
 A policy that computes everything at every step is compiled whole (one graph for the denoiser). Under a
-static schedule each distinct step is its own graph, which does not pay when every block has its own
-schedule (dozens of programs); then each block is compiled instead, and the schedule stays in Python.
+static schedule each distinct step would be a graph of its own, which does not pay when every block has its
+own schedule (dozens of programs); then each block is compiled instead, and the schedule stays in Python.
 The condition is computed outside the graph, so a step enters it as tensors only.
 """
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.samplers import Step
-from vivace.policies.staged import Context, Execution, always_compute
+from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute
 
 
 def compile_execution(execution: Execution) -> Execution:
@@ -27,6 +28,7 @@ def compile_execution(execution: Execution) -> Execution:
     """
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
+    _allow_graphs(len(execution.policy.blocks))
     if execution.action is always_compute:
         denoise = torch.compile(execution.policy.denoise, fullgraph=True, dynamic=False)
 
@@ -41,7 +43,13 @@ def compile_execution(execution: Execution) -> Execution:
     return replace(execution, policy=_with_compiled_blocks(execution.policy))
 
 
-def _with_compiled_blocks(policy):
+def _allow_graphs(n_blocks: int) -> None:
+    """Raise Dynamo's limit: blocks of all layers share one code object, and are counted as recompilations."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, n_blocks + 8)
+
+
+def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
     """Return a twin whose blocks are compiled one by one; weights are shared."""
     twin = copy.copy(policy)
     twin.blocks = tuple(

@@ -26,6 +26,8 @@ COLOURS = {
 }
 SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
 _FADE = 0.18
+_EXACT = 1e-4
+"""Smaller action errors are rounding, and drawn here."""
 
 
 def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -75,7 +77,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         marker = {"color": colour, "size": 13 if row["family"] in ("accelerated", "bac") else 9}
         figure.add_scatter(
             x=[x],
-            y=[max(row["action_error"], 1e-8)],
+            y=[max(row["action_error"], _EXACT)],
             mode="markers+text",
             text=row["name"],
             textposition="top center",
@@ -109,7 +111,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
                 row=1,
                 col=2,
             )
-    _styled(figure, "latency of a chunk [ms]", "mean absolute error")
+    _styled(figure, "latency of a chunk [ms]", f"mean absolute error ({_EXACT:g}: exact)")
     figure.update_xaxes(type="log", title_text="latency of a chunk [ms], log")
     figure.update_yaxes(type="log", row=1, col=1)
     if judged:
@@ -127,9 +129,11 @@ def latency_figure(runs: Sequence[Mapping[str, Any]], period_s: float) -> go.Fig
             marker_color=COLOURS.get(run["name"], "#444"),
             boxpoints="outliers",
         )
-    figure.add_vline(x=1e3 * period_s, line_dash="dot", annotation_text="control period")
-    _styled(figure, "latency of a chunk [ms], log", "")
-    figure.update_xaxes(type="log")
+    every = [1e3 * latency for run in runs for latency in run["latencies_s"] if latency > 0]
+    ends = min([*every, 1e3 * period_s]), max([*every, 1e3 * period_s])
+    figure.add_vline(x=1e3 * period_s, line_dash="dot")
+    _styled(figure, "latency of a chunk [ms], log; dotted: the control period", "")
+    figure.update_xaxes(type="log", range=[math.log10(ends[0] / 1.5), math.log10(ends[1] * 1.5)])
     figure.update_layout(showlegend=False, height=90 + 60 * len(runs))
     return figure
 

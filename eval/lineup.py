@@ -38,12 +38,22 @@ def lineup(
         Entry("plain", "plain loop, as trained", "ddpm"),
         Entry("hoist", "exact hoisting alone", "hoist", (_HOIST,)),
         Entry("compile", "plain loop, torch.compile", "compile", (), is_compiled=True),
+        Entry("hoist-compile", "hoisted, torch.compile", "compile", (_HOIST,), is_compiled=True),
     ]
     for name, (label, family, options) in cached.items():
         entries.append(
             Entry(name, f"{label}, S = {updates}, hoisted", family, (_HOIST, ("block_cache", options)))
         )
     entries.append(Entry("bac-alone", f"BAC, S = {updates}, not hoisted", "bac", (("block_cache", bac),)))
+    entries.append(
+        Entry(
+            "bac-compile",
+            f"BAC, S = {updates}, hoisted, blocks compiled",
+            "compile",
+            (_HOIST, ("block_cache", bac)),
+            is_compiled=True,
+        )
+    )
     for order in (1, 2):
         taylor = {"method": "uniform", "updates": updates, "order": order}
         entries.append(

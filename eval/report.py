@@ -41,6 +41,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
 .card .note { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); }
+td:not(:first-child) { white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; }
 tr.ours td { font-weight: 600; color: var(--good); }
@@ -192,11 +193,11 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
         "run",
         "success",
         "95 %",
-        "median time to success",
+        "median time",
         "fresh / stale / fallback",
         "misses",
-        "effective rate",
-        "GFLOP a chunk",
+        "effective",
+        "GFLOP",
     )
     rows = []
     for run in runs:
@@ -233,7 +234,7 @@ def _pairs_table(results: Mapping[str, Any]) -> str:
         for p in results["comparisons"]
     ]
     return _table(
-        ("difference", "success", "95 %", "only the first solved", "only the second solved", "McNemar p"),
+        ("difference", "success", "95 %", "only accelerated", "only the other", "McNemar p"),
         rows,
     )
 

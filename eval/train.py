@@ -1,5 +1,6 @@
 """`vivace collect` and `vivace train`: demonstrations, and a lerobot checkpoint folder learned from them."""
 
+import math
 import os
 import shutil
 import time
@@ -163,7 +164,7 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
         "policy": str(output_dir / "pretrained_model"),
         "frames": len(demonstrations.episode),
         "steps": command.train.steps,
-        "loss": smooth,
+        "loss": smooth if math.isfinite(smooth) else None,
         "wall_s": wall_s,
     }, True
 
