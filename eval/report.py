@@ -184,7 +184,7 @@ def _runs_text(results: Mapping[str, Any]) -> str:
     return (
         "Intervals are Wilson's at 95 %. Differences are paired on seeds, with Agresti and Min's interval "
         "and the exact McNemar test. The run with fewer steps is the honest baseline: as many steps of a "
-        "plain sampler as cost what the accelerated run costs."
+        "plain sampler as take the accelerated run's time, hoisted too if the plan is."
     )
 
 
