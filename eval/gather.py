@@ -9,6 +9,8 @@ from vivace.accel.technique import CalibrationData
 from vivace.policies.session import Session
 
 MakeEnv = Callable[[], Any]
+CALIBRATION_SEED = 1_000_000
+"""Seeds from here on are for calibration: no plan is judged on what it was calibrated on."""
 
 
 def observe_episodes(
@@ -63,7 +65,7 @@ def _execute(env: Any, histories: list[list[Any]], i: int, chunk: np.ndarray, sp
 
 
 def calibration_data(
-    session: Session, make_env: MakeEnv, episodes: int, samples: int, seed: int
+    session: Session, make_env: MakeEnv, episodes: int, samples: int, seed: int = CALIBRATION_SEED
 ) -> CalibrationData:
     """Pick `samples` observations, evenly spread over a handful of episodes, as calibration data."""
     seen = observe_episodes(session, make_env, episodes, seed)

@@ -11,7 +11,7 @@ from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import make
-from vivace.eval.gather import calibration_data
+from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
 from vivace.eval.settings import CalibrateCommand, CommonOptions, ExplainCommand
@@ -52,7 +52,6 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
             lambda: make(command.env.type, command.env.task),
             command.accel.episodes,
             command.accel.samples,
-            command.seed,
         )
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
@@ -68,7 +67,7 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         "flop_ratio": flops[1].total / flops[0].total,
         "observations": len(data.noise_keys),
         "env": f"{command.env.type}/{command.env.task}",
-        "seed": command.seed,
+        "seed": CALIBRATION_SEED,
     }
     plan = replace(plan, measurements=measurements)
     target = loaded.path

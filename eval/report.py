@@ -265,7 +265,9 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
             f"{row['action_error']:.4f}",
             gflop,
         )
-        if judged:
+        if judged and "interval" not in row:
+            line += ("as eager", "", "", "")
+        elif judged:
             low, high = row["interval"]
             line += (
                 f"{row['successes']}/{row['n']}",

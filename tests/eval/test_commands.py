@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vivace.eval import evaluate
+from vivace.eval import trials
 from vivace.eval.cli import VERBS, main
 
 pytestmark = pytest.mark.sim
@@ -60,13 +60,13 @@ def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return append(*args)
 
-    append = evaluate.append_result
-    monkeypatch.setattr(evaluate, "append_result", interrupt)
+    append = trials.append_result
+    monkeypatch.setattr(trials, "append_result", interrupt)
     assert main(command) == 130
     assert not (tmp_path / "out" / "results.json").exists()
     stored = sum(len(f.read_text().splitlines()) for f in (tmp_path / "out" / "episodes").glob("*.jsonl"))
     assert stored == 4
-    monkeypatch.setattr(evaluate, "append_result", append)
+    monkeypatch.setattr(trials, "append_result", append)
     assert main(command) == 0
     assert main([*command[:2], "--output_dir=whole", *QUICK]) == 0
     continued, whole = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "whole"))

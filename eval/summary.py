@@ -1,0 +1,89 @@
+"""What came of the runs of an evaluation, summed up for results.json and for a person."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from vivace.eval.episode import EpisodeResult
+from vivace.eval.statistics import paired_difference, percentiles, wilson_interval
+from vivace.eval.trials import Run
+
+
+def run_summary(
+    run: Run, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
+) -> dict[str, Any]:
+    """Success with its interval, latency percentiles, what the ticks executed, and every episode.
+
+    Args:
+        run: the run.
+        episodes: what came of it.
+        control_hz: control rate [Hz].
+        gflop: work of one chunk [GFLOP], None if it cannot be counted.
+    """
+    successes, steps = sum(e.success for e in episodes), sum(e.steps for e in episodes)
+    times = [e.time_to_success_s for e in episodes if e.time_to_success_s is not None]
+    latencies = [latency for e in episodes for latency in e.latencies_s]
+    return {
+        "name": run.name,
+        "label": run.entry.label,
+        "latency": percentiles(latencies),
+        "latencies_s": latencies,
+        "gflop": gflop,
+        "successes": successes,
+        "n": len(episodes),
+        "interval": wilson_interval(successes, len(episodes)),
+        "time_to_success_s": float(np.median(times)) if times else None,
+        "ticks": {key: sum(e.ticks[key] for e in episodes) for key in episodes[0].ticks},
+        "deadline_misses": sum(e.deadline_misses for e in episodes),
+        "chunks": len(latencies),
+        "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
+        "episodes": [e.to_json() for e in episodes],
+    }
+
+
+def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> list[dict[str, Any]]:
+    """Compare the run named `ours` with each other run on the same seeds."""
+    mine = {e.seed: e.success for e in episodes[ours]}
+    return [
+        {"first": name, "second": ours, **vars(paired_difference({e.seed: e.success for e in others}, mine))}
+        for name, others in episodes.items()
+        if name != ours
+    ]
+
+
+def telling_seed(plain: Sequence[EpisodeResult], ours: Sequence[EpisodeResult]) -> int:
+    """First seed that only our run solves, else the first of all."""
+    pairs = zip(plain, ours, strict=True)
+    return next((a.seed for p, a in pairs if a.success and not p.success), plain[0].seed)
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The runs as a table a person reads."""
+    environment = results["environment"]
+    title = f"{environment['task']} at {environment['control_hz']:g} Hz, {environment['mode']}, world moving"
+    out = Table(title=title)
+    for name in (
+        "run",
+        "chunk latency p50 / p99 [ms]",
+        "success under it",
+        "95 % interval",
+        "deadline misses",
+    ):
+        out.add_column(name, justify="left" if name == "run" else "right")
+    for entry in results["runs"]:
+        low, high = entry["interval"]
+        out.add_row(
+            entry["label"],
+            f"{1e3 * entry['latency']['p50_s']:.0f} / {1e3 * entry['latency']['p99_s']:.0f}",
+            f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
+            f"{low:.0%} … {high:.0%}",
+            f"{entry['deadline_misses']} of {entry['chunks']} chunks",
+        )
+    for pair in results["comparisons"]:
+        out.caption = (out.caption or "") + (
+            f"accelerated - {pair['first']}: {pair['difference']:+.0%} "
+            f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}\n"
+        )
+    return out

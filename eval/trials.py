@@ -1,0 +1,174 @@
+"""The episodes of one evaluation: run under each plan's latency, stored as they end, filmed."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vivace.deploy.loop import TickRecord
+from vivace.envs.registry import make
+from vivace.eval.episode import EpisodeResult, append_result, load_results
+from vivace.eval.latency_model import ConstantLatency, LatencyModel
+from vivace.eval.lineup import Entry
+from vivace.eval.rollout import RolloutSettings, rollout
+from vivace.eval.settings import EvalCommand
+from vivace.eval.statistics import curve_area
+from vivace.eval.video import caption, side_by_side, write_video
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.session import Session
+from vivace.policies.staged import Execution
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of running the policy, and how long its chunks take."""
+
+    entry: Entry
+    execution: Execution
+    latency: LatencyModel
+
+    @property
+    def name(self) -> str:
+        """Its name in results."""
+        return self.entry.name
+
+
+class Stopwatch:
+    """Tells the time the policy took from the time the world took."""
+
+    def __init__(self) -> None:
+        self.inference_s = self.total_s = self.simulated_s = 0.0
+
+    def timed(self, predict: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """Wrap `Session.predict`."""
+
+        def run(*args: Any) -> np.ndarray:
+            began = time.perf_counter()
+            actions = predict(*args)
+            self.inference_s += time.perf_counter() - began
+            return actions
+
+        return run
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """Time a whole rollout."""
+        began = time.perf_counter()
+        yield
+        self.total_s += time.perf_counter() - began
+
+    def summary(self) -> dict[str, float]:
+        """Wall times [s], simulated time [s] and how much faster than real time the world ran."""
+        world_s = self.total_s - self.inference_s
+        return {
+            "inference_s": round(self.inference_s, 2),
+            "world_s": round(world_s, 2),
+            "simulated_s": round(self.simulated_s, 2),
+            "faster_than_real_time": round(self.simulated_s / world_s, 1) if world_s > 0 else 0.0,
+        }
+
+
+def rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSettings:
+    """What a command asks of every rollout; raises `BadSetting`."""
+    return RolloutSettings(
+        n_episodes=command.eval.n_episodes,
+        seed=command.seed,
+        batch_size=command.eval.batch_size,
+        control_hz=command.env.control_hz,
+        mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
+        n_action_steps=command.policy.n_action_steps,
+        latency=latency,
+        max_steps=command.env.max_steps,
+    )
+
+
+class Trials:
+    """Runs the episodes of one command; those an interrupted evaluation has stored are not run again."""
+
+    def __init__(self, command: EvalCommand, loaded: LoadedPolicy, folder: Path) -> None:
+        self._command, self._loaded, self._folder = command, loaded, folder
+        self.stopwatch = Stopwatch()
+        (folder / "episodes").mkdir(exist_ok=True)
+
+    def episodes(self, run: Run) -> list[EpisodeResult]:
+        """Every episode of a run under its own latency."""
+        return self._episodes(run, run.name)
+
+    def curve(self, runs: list[Run]) -> dict[str, Any]:
+        """Success of the chosen runs at constant latencies, and the area under each curve."""
+        found: dict[str, Any] = {}
+        options = self._command.eval
+        for run in runs:
+            if run.name not in options.curve_runs or not options.curve:
+                continue
+            points = []
+            for latency_s in sorted(set(options.curve)):
+                constant = replace(run, latency=ConstantLatency(seconds=latency_s))
+                episodes = self._episodes(constant, f"{run.name}_{latency_s:g}s")
+                successes = sum(e.success for e in episodes)
+                points.append({"latency_s": latency_s, "successes": successes, "n": len(episodes)})
+            rates = [p["successes"] / p["n"] for p in points]
+            area = curve_area([p["latency_s"] for p in points], rates)
+            found[run.name] = {"label": run.entry.label, "points": points, "area": area}
+        return found
+
+    def film(self, runs: list[Run], seed: int) -> str | None:
+        """Run one episode of every run again with a camera; None, and a line why, without a renderer."""
+        films: dict[str, list[np.ndarray]] = {}
+        try:
+            for run in runs:
+                with console.status(f"filming {run.entry.label}"):
+                    films[run.name] = self._frames(run, seed)
+        except (ImportError, RuntimeError, AttributeError) as error:
+            console.print(f"no video: rendering failed ({error}); vivace doctor says more", style="yellow")
+            return None
+        name = "videos/side_by_side.mp4"
+        write_video(self._folder / name, side_by_side(films), self._command.env.control_hz)
+        return name
+
+    def _frames(self, run: Run, seed: int) -> list[np.ndarray]:
+        frames: list[np.ndarray] = []
+        control_hz = self._command.env.control_hz
+
+        def on_tick(seed: int, env: Any, record: TickRecord) -> None:
+            frames.append(
+                caption(env.render(), run.entry.label, record.source.value, record.tick, control_hz)
+            )
+
+        session = Session(self._loaded, run.execution)
+        settings = replace(rollout_settings(self._command, run.latency), n_episodes=1, seed=seed)
+        rollout(self._make_env, session.predict, session.spec, settings, on_tick=on_tick)
+        return frames
+
+    def _episodes(self, run: Run, name: str) -> list[EpisodeResult]:
+        settings = rollout_settings(self._command, run.latency)
+        store = self._folder / "episodes" / f"{name}.jsonl"
+        done = load_results(store)
+        session = Session(self._loaded, run.execution)
+        with progress() as bars, self.stopwatch.rollout():
+            bar = bars.add_task(name.replace("_", " "), total=settings.n_episodes, completed=len(done))
+
+            def on_episode(result: EpisodeResult) -> None:
+                append_result(store, result)
+                self.stopwatch.simulated_s += result.steps / settings.control_hz
+                bars.advance(bar)
+
+            predict = self.stopwatch.timed(session.predict)
+            return rollout(self._make_env, predict, session.spec, settings, on_episode, done)
+
+    def _make_env(self) -> Any:
+        return make(self._command.env.type, self._command.env.task)
+
+
+def progress() -> Progress:
+    """Bars on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
