@@ -57,7 +57,16 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
             )
         unit = torch.nn.functional.normalize(features, dim=-1)
         similarity[name] = (unit @ unit.mT).mean(0).clamp(-1, 1).double().cpu().numpy()
-        distance = torch.cdist(features, features, p=1).mean(0) / features.shape[-1]  # (S, S)
-        pairs = distance[*torch.triu_indices(len(distance), len(distance), offset=1)]
-        volatility[name] = float(pairs.mean()) if pairs.numel() else 0.0
+        volatility[name] = float(mean_difference(features))
     return Trace(similarity, volatility)
+
+
+def mean_difference(features: Tensor) -> Tensor:
+    """Mean over pairs of steps of the mean absolute difference, of features (B, S, F); 0 for one step.
+
+    Over sorted values x_0 <= … <= x_{S-1} the sum over pairs is sum_k (2k - S + 1) x_k, so no pair is formed.
+    """
+    steps = features.shape[1]
+    ranks = 2 * torch.arange(steps, dtype=features.dtype, device=features.device) - (steps - 1)
+    pairs = max(1, steps * (steps - 1) // 2)
+    return (features.sort(dim=1).values * ranks[:, None]).sum(1).mean() / pairs

@@ -32,8 +32,8 @@ def lineup(
     Hoisting is exact, so every baseline has it too, and none of it is credited to caching; rows that say
     "not hoisted" and the compiled plain loop tell its share.
     """
-    bac = {"updates": updates, "bubbling": bubbling, "force_last": force_last}
-    cached = {
+    bac: dict[str, Any] = {"updates": updates, "bubbling": bubbling, "force_last": force_last}
+    cached: dict[str, tuple[str, str, dict[str, Any]]] = {
         "bac": ("BAC", "bac", bac),
         "uniform": ("uniform interval", "uniform", {"method": "uniform", "updates": updates}),
         "shared": ("one shared schedule", "shared", {"method": "shared", "updates": updates}),

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from vivace.accel import technique
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
@@ -31,6 +32,10 @@ TECHNIQUES = {
     "steps": [("step_schedule", {"n_steps": 5})],
     "all": [("block_cache", {"updates": 2, "bubbling": 1}), ("hoist", {}), ("step_schedule", {"n_steps": 5})],
 }
+
+
+def test_every_technique_there_is_is_tested():
+    assert {kind for wanted in TECHNIQUES.values() for kind, _ in wanted} == set(technique.TECHNIQUES)
 
 
 @pytest.fixture(params=list(TECHNIQUES))

@@ -1,0 +1,28 @@
+"""The robot side imports on a machine that has numpy only."""
+
+import subprocess
+import sys
+
+import pytest
+
+MODULES = [
+    "vivace.policies.types", "vivace.policies.errors", "vivace.deploy.clock", "vivace.deploy.budget",
+    "vivace.deploy.chunk_queue", "vivace.deploy.guard", "vivace.deploy.worker", "vivace.deploy.loop",
+]  # fmt: skip
+HEAVY = ("torch", "lerobot", "gymnasium", "mujoco", "diffusers", "transformers", "draccus", "rich", "scipy")
+
+
+@pytest.mark.parametrize("package", ["vivace.policies", "vivace.accel", "vivace.deploy", "vivace.eval"])
+def test_packages_load_nothing_by_themselves(package):
+    _run(f"import {package}; assert dir({package})")
+
+
+def test_the_control_loop_needs_numpy_only():
+    _run("; ".join(f"import {module}" for module in MODULES))
+    _run("from vivace.deploy import ControlLoop, LatencyBudget; from vivace.policies import Observation")
+
+
+def _run(code: str) -> None:
+    absent = "import sys; " + "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY) + "; "
+    done = subprocess.run([sys.executable, "-c", absent + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
