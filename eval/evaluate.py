@@ -37,7 +37,7 @@ from vivace.eval.plans import load, load_plan
 from vivace.eval.report import write_report
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.settings import EvalCommand, ReportCommand
-from vivace.eval.summary import comparisons, run_summary, table, telling_seed
+from vivace.eval.summary import comparisons, frequency_score, run_summary, table, telling_seed
 from vivace.eval.trace import write_trace
 from vivace.eval.trials import Run, Trials, progress, rollout_settings
 from vivace.policies.errors import BadSetting
@@ -87,12 +87,15 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     curve = trials.curve(runs)
     seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
     one = {key: value[:1] for key, value in data.batch.items()}
+    hz = command.env.control_hz
+    summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, one)) for run in runs]
+    for entry in summaries:
+        if entry["name"] in curve:
+            line = curve[entry["name"]]
+            line["frequency_score"] = frequency_score(line["points"], entry["latency"]["p50_s"], hz)
     results = {
         **_circumstances(command, loaded, plan),
-        "runs": [
-            run_summary(run, episodes[run.name], command.env.control_hz, _gflop(run.execution, one))
-            for run in runs
-        ],
+        "runs": summaries,
         "comparisons": comparisons(episodes, ACCELERATED.name),
         "curve": curve,
         "pareto": _pareto(entries, executions, times, data, episodes),
@@ -102,7 +105,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         "wall": {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()},
     }
     shown = {name: next(e.to_json() for e in found if e.seed == seed) for name, found in episodes.items()}
-    write_trace(folder / "trace.json", shown, command.env.control_hz)
+    write_trace(folder / "trace.json", shown, hz)
     write_json(folder / "results.json", results)
     write_report(folder, results)
     Console().print(table(results))
@@ -112,7 +115,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
             "success": entry["successes"] / entry["n"],
             "deadline_misses": entry["deadline_misses"],
         }
-        for entry in results["runs"]
+        for entry in summaries
     }
     report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
     return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)

@@ -48,7 +48,7 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
             hoverinfo="skip",
             showlegend=False,
         )
-        label = f"{line['label']}: at a constant latency (mean over the range {line['area']:.0%})"
+        label = f"{line['label']}: at a constant latency"
         figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour})
     for run in runs:
         low, high = run["interval"]

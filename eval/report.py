@@ -111,6 +111,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
                 "Lines: every chunk takes the latency on the axis, bands are 95 % Wilson intervals. "
                 "Diamonds: each run at its own latency.",
                 _figure(curve_figure(results["curve"], runs)),
+                _curve_table(results["curve"]),
             )
         )
     parts.append(
@@ -237,6 +238,18 @@ def _pairs_table(results: Mapping[str, Any]) -> str:
         ("difference", "success", "95 %", "only accelerated", "only the other", "McNemar p"),
         rows,
     )
+
+
+def _curve_table(curve: Mapping[str, Any]) -> str:
+    rows = [
+        (line["label"], f"{line['area']:.0%}", f"{line['frequency_score']:.0%}") for line in curve.values()
+    ]
+    head = (
+        "run",
+        "mean success over the latencies above",
+        "over control rates 5 to 50 Hz, at its own latency",
+    )
+    return _table(head, rows)
 
 
 def _latency_table(runs: Sequence[Mapping[str, Any]]) -> str:

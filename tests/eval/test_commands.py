@@ -41,6 +41,7 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
     assert [len(run["episodes"]) for run in first["runs"]] == [3, 3, 3]
     assert first["runs"][0]["latency"]["p50_s"] > 0
     assert [p["latency_s"] for p in first["curve"]["accelerated"]["points"]] == [0.0, 0.2]
+    assert 0 <= first["curve"]["accelerated"]["frequency_score"] <= 1
     assert sum(first["runs"][1]["ticks"].values()) == 75
     page = (tmp_path / "first" / "report.html").read_text()
     assert "Success under latency" in page
@@ -166,7 +167,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main([verb, "--help"])
     assert exit_info.value.code == 0
-    assert f"vivace {verb}" in capsys.readouterr().out
+    assert f"Example: vivace {verb}" in capsys.readouterr().out
 
 
 def test_the_video_shows_the_runs_side_by_side(checkpoint, tmp_path):
