@@ -22,6 +22,9 @@ from torch import Tensor
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
 
+_LAMBDA_MIN = -5.1
+"""Smallest log-SNR / 2 at which DPM-Solver++ starts; before it a cosine schedule is noise alone."""
+
 Memory = tuple[Tensor, ...]
 Update = Callable[[Tensor, Tensor, Memory, Noise], tuple[Tensor, Memory]]
 
@@ -156,8 +159,17 @@ def _ddim(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
 
 
 def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
-    """Second-order multistep; first order at the first and last step, as diffusers runs it."""
-    scheduler = schedule.scheduler(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2)
+    """Second-order multistep; first order at the first and last step, as diffusers runs it.
+
+    With diffusers' settings for a cosine schedule (`lambda_min_clipped`), and clean samples clipped where the
+    policy clips them (its `thresholding` at the same range): without either it diverges on robot actions.
+    """
+    scheduler = schedule.scheduler(
+        DPMSolverMultistepScheduler,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lambda_min_clipped=_LAMBDA_MIN,
+    )
     scheduler.set_timesteps(n_steps)
     alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
     lam = torch.log(alpha) - torch.log(sigma)
@@ -167,10 +179,9 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
         h = lam[i + 1] - lam[i]
         ratio, gain = sigma[i + 1] / sigma[i], alpha[i + 1] * (torch.exp(-h) - 1.0)
         r = (lam[i] - lam[i - 1]) / h if 0 < i < n - 1 else None
-        unclipped = _unclipped(schedule)
 
         def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
-            x0 = _clean(x, out, alpha[i] ** 2, unclipped)
+            x0 = _clean(x, out, alpha[i] ** 2, schedule)
             following = ratio * x - gain * x0
             if r is not None:
                 following = following - 0.5 * gain * ((1.0 / r) * (x0 - memory[0]))
@@ -179,11 +190,6 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
         return Step(i, t, advance)
 
     return tuple(step(i, t) for i, t in enumerate(scheduler.timesteps))
-
-
-def _unclipped(schedule: NoiseSchedule) -> NoiseSchedule:
-    values = {name: getattr(schedule, name) for name in schedule.__dataclass_fields__}
-    return NoiseSchedule(**(values | {"clip_sample": False}))
 
 
 _BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}

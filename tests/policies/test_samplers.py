@@ -47,10 +47,18 @@ def test_bit_equal_to_diffusers(name, kind, n_steps, clip_sample, prediction_typ
     assert torch.equal(theirs, run(make_sampler(name, n_steps, schedule), start))
 
 
+@pytest.mark.parametrize("clip_sample", [True, False])
 @pytest.mark.parametrize("n_steps", [1, 2, 5, 20])
-def test_dpm_solver_agrees_with_diffusers(n_steps):
-    schedule = NoiseSchedule()
-    scheduler = schedule.scheduler(DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", solver_order=2)
+def test_dpm_solver_agrees_with_diffusers(n_steps, clip_sample):
+    schedule = NoiseSchedule(clip_sample=clip_sample)
+    scheduler = schedule.scheduler(
+        DPMSolverMultistepScheduler,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lambda_min_clipped=-5.1,
+        thresholding=clip_sample,
+        sample_max_value=1.0,
+    )
     scheduler.set_timesteps(n_steps)
     torch.manual_seed(0)
     start = torch.randn(2, 8, 3)
