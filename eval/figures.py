@@ -73,6 +73,8 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         subplot_titles=("action error against the plain loop", "success") if judged else None,
     )
     for row in rows:
+        if row["action_error"] is None:
+            continue
         colour, x = COLOURS.get(row["family"], "#444"), 1e3 * row["latency_s"]
         marker = {"color": colour, "size": 13 if row["family"] in ("accelerated", "bac") else 9}
         figure.add_scatter(

@@ -275,7 +275,7 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
             f"{1e3 * row['latency_s']:.1f}",
             f"{row['ratio']:.2f}",
             f"{low:.2f} … {high:.2f}",
-            f"{row['action_error']:.4f}",
+            "as eager" if row["action_error"] is None else f"{row['action_error']:.4f}",
             gflop,
         )
         if judged and "interval" not in row:
