@@ -7,6 +7,8 @@ STAMP := $(VENV)/.ready
 export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 
+test: export OMP_NUM_THREADS = 1
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml setup.sh
@@ -17,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/vivace eval --job_name=demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -n auto --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
