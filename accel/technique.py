@@ -32,6 +32,11 @@ class CalibrationData:
     noise_keys: tuple[tuple[int, ...], ...]
     """One key per row, naming its noise stream (`EpisodeNoise`)."""
 
+    @property
+    def one(self) -> dict[str, Tensor]:
+        """The first observation alone (1, To, ...): a batch of one, as on the robot."""
+        return {key: value[:1] for key, value in self.batch.items()}
+
 
 @runtime_checkable
 class Technique(Protocol):

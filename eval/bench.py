@@ -6,14 +6,12 @@ latency against success comes out of one command.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from vivace.accel.apply import accelerate, calibrate
@@ -21,26 +19,22 @@ from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
 from vivace.accel.technique import CalibrationData
 from vivace.envs.registry import make
-from vivace.eval.episode import EpisodeResult, append_result, load_results
-from vivace.eval.gather import calibration_data
+from vivace.eval.latencies import chunk_latencies
 from vivace.eval.lineup import Entry, lineup
-from vivace.eval.machine import command as command_line
-from vivace.eval.machine import machine, versions
-from vivace.eval.output import claim, output_folder, write_json
-from vivace.eval.plans import load
-from vivace.eval.report import write_report
+from vivace.eval.output import claim, output_folder
+from vivace.eval.plans import load, observe
 from vivace.eval.requirements import are_met, read_requirements
-from vivace.eval.rollout import RolloutSettings, rollout
-from vivace.eval.settings import BenchCommand, CommonOptions
+from vivace.eval.results import circumstances, write_results
+from vivace.eval.rollout import RolloutSettings
+from vivace.eval.settings import BenchCommand
 from vivace.eval.statistics import paired_difference, ratio_of_medians, wilson_interval
-from vivace.eval.timing import interleaved
+from vivace.eval.terminal import console
+from vivace.eval.trials import stored_rollout
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
-
-console = Console(stderr=True)
 
 
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
@@ -53,64 +47,34 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, [entry.name for entry in entries], values)
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
-    with console.status("collecting calibration observations (frozen world, the policy as trained)"):
-        data = calibration_data(
-            Session(loaded),
-            lambda: make(command.env.type, command.env.task),
-            command.accel.episodes,
-            command.accel.samples,
-        )
+    data = observe(command, Session(loaded))
     executions = build(loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
-    times = _time(executions, command, data)
+    times = chunk_latencies(executions, data.one, command.bench.repeats)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))
     rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
     if command.bench.n_episodes:
         eager = {entry.name for entry in entries if not entry.is_compiled}
         _judge([row for row in rows if row["name"] in eager], executions, command, loaded, folder)
-    results = {
-        "format": 1,
-        "kind": "bench",
-        "command": command_line(),
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
-        "machine": machine(command.policy.device),
-        "seed": command.seed,
-        "policy": describe(command, loaded),
-        "environment": {"type": command.env.type, "task": command.env.task},
-        "pareto": rows,
-        "latencies_s": times,
-    }
-    write_json(folder / "results.json", results)
-    write_report(folder, results)
+    results = circumstances("bench", command, loaded) | {"pareto": rows, "latencies_s": times}
+    write_results(folder, results)
     Console().print(table(rows))
     kept = ("latency_s", "ratio", "action_error", "success")
     summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
     return {"results": str(folder / "results.json"), "plans": summary}, are_met(requirements, summary)
 
 
-def describe(command: CommonOptions, loaded: LoadedPolicy) -> dict[str, Any]:
-    """What a reader of results must know of the policy."""
-    spec = loaded.staged.spec
-    return {
-        "path": str(command.policy.path),
-        "type": spec.type,
-        "parameters": sum(p.numel() for p in loaded.policy.parameters()),
-        "sampler": loaded.staged.sampler.name,
-        "n_steps": len(loaded.staged.sampler),
-        "horizon": spec.horizon,
-        "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
-        "weights": loaded.fingerprint.weights,
-    }
-
-
 def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData) -> dict[str, Execution]:
     """Calibrate and apply every entry; name -> execution. A sampler the policy does not have is left out."""
     executions: dict[str, Execution] = {}
+    eager: dict[str, Execution] = {}
     for entry in entries:
+        wanted = repr(entry.wanted)
         with console.status(f"calibrating {entry.label}"), suppress(BadSetting):
-            plan = calibrate(loaded.staged, loaded.fingerprint, data, entry.wanted)
-            execution = accelerate(loaded.staged, plan)
+            if wanted not in eager:
+                plan = calibrate(loaded.staged, loaded.fingerprint, data, entry.wanted)
+                eager[wanted] = accelerate(loaded.staged, plan)
+            execution = eager[wanted]
             executions[entry.name] = compile_execution(execution) if entry.is_compiled else execution
     return executions
 
@@ -136,7 +100,6 @@ def pareto_row(
         actions = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
         error = float((actions - reference).abs().mean())
     ratio = ratio_of_medians(times["plain"], times[entry.name])
-    one = {key: value[:1] for key, value in data.batch.items()}
     return {
         "name": entry.name,
         "label": entry.label,
@@ -146,7 +109,7 @@ def pareto_row(
         "ratio": ratio.ratio,
         "ratio_interval": list(ratio.interval),
         "action_error": error,
-        "gflop": count_flops(execution, one).total / 1e9 if not entry.is_compiled else None,
+        "gflop": count_flops(execution, data.one).total / 1e9 if not entry.is_compiled else None,
     }
 
 
@@ -176,21 +139,6 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Ent
     }
 
 
-def _time(
-    executions: Mapping[str, Execution], command: BenchCommand, data: CalibrationData
-) -> dict[str, list[float]]:
-    one = {key: value[:1] for key, value in data.batch.items()}
-    runs = {
-        name: lambda e=execution: sample(e, one, EpisodeNoise([(command.seed, 0)]))
-        for name, execution in executions.items()
-    }
-    with Progress(console=console) as progress:
-        bar = progress.add_task("timing", total=command.bench.repeats + 1)
-        return interleaved(
-            runs, command.bench.repeats, on_round=lambda done: progress.update(bar, completed=done)
-        )
-
-
 def _judge(
     rows: list[dict[str, Any]],
     executions: Mapping[str, Execution],
@@ -210,28 +158,18 @@ def _judge(
         n_action_steps=command.policy.n_action_steps,
         max_steps=command.env.max_steps,
     )
-    (folder / "episodes").mkdir(exist_ok=True)
     outcomes: dict[str, dict[int, bool]] = {}
-    with Progress(console=console) as progress:
-        for row in rows:
-            store = folder / "episodes" / f"{row['name']}.jsonl"
-            done = load_results(store)
-            bar = progress.add_task(row["label"], total=settings.n_episodes, completed=len(done))
-
-            def on_episode(result: EpisodeResult, store: Path = store, bar: Any = bar) -> None:
-                append_result(store, result)
-                progress.advance(bar)
-
-            session = Session(loaded, executions[row["name"]])
-            episodes = rollout(
-                lambda: make(command.env.type, command.env.task),
-                session.predict,
-                session.spec,
-                settings,
-                on_episode,
-                done,
-            )
-            outcomes[row["name"]] = {e.seed: e.success for e in episodes}
+    for row in rows:
+        session = Session(loaded, executions[row["name"]])
+        episodes = stored_rollout(
+            folder / "episodes" / f"{row['name']}.jsonl",
+            row["label"],
+            lambda: make(command.env.type, command.env.task),
+            session.predict,
+            session.spec,
+            settings,
+        )
+        outcomes[row["name"]] = {e.seed: e.success for e in episodes}
     for row in rows:
         mine = outcomes[row["name"]]
         pair = paired_difference(outcomes["plain"], mine)

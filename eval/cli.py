@@ -18,7 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("vivace.eval.bench:run", "BenchCommand"),
     "calibrate": ("vivace.eval.plans:run_calibrate", "CalibrateCommand"),
     "explain": ("vivace.eval.plans:run_explain", "ExplainCommand"),
-    "report": ("vivace.eval.evaluate:run_report", "ReportCommand"),
+    "report": ("vivace.eval.results:run_report", "ReportCommand"),
     "collect": ("vivace.eval.train:run_collect", "CollectCommand"),
     "train": ("vivace.eval.train:run_train", "TrainCommand"),
     "doctor": ("vivace.eval.doctor:run", "DoctorCommand"),

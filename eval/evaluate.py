@@ -6,9 +6,6 @@ honest baseline, as many DDIM or Euler steps as take the accelerated run's time 
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,35 +19,40 @@ from vivace.accel.hoist import Hoist
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
-from vivace.envs.registry import make
-from vivace.eval.bench import build, describe, pareto_row
+from vivace.eval.bench import build, pareto_row
 from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
-from vivace.eval.gather import calibration_data
 from vivace.eval.latencies import measured_latencies
-from vivace.eval.latency_model import LatencyModel, MeasuredLatency, NoLatency
+from vivace.eval.latency_model import MeasuredLatency, NoLatency
 from vivace.eval.lineup import Entry, lineup
-from vivace.eval.machine import command as command_line
-from vivace.eval.machine import machine, versions
-from vivace.eval.output import claim, output_folder, read_json, write_json
-from vivace.eval.plans import load, load_plan
-from vivace.eval.report import write_report
+from vivace.eval.output import claim, output_folder
+from vivace.eval.plans import load, load_plan, observe
 from vivace.eval.requirements import are_met, read_requirements
-from vivace.eval.settings import EvalCommand, ReportCommand
+from vivace.eval.results import circumstances, write_results
+from vivace.eval.settings import EvalCommand
 from vivace.eval.summary import comparisons, frequency_score, run_summary, table, telling_seed
-from vivace.eval.trace import write_trace
-from vivace.eval.trials import Run, Trials, progress, rollout_settings
+from vivace.eval.terminal import console
+from vivace.eval.trials import Run, Trials, rollout_settings
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 
-console = Console(stderr=True)
-
 PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps")
+BASELINES = (
+    "hoist",
+    "uniform",
+    "taylor1",
+    "ddim-4",
+    "ddim-16",
+    "dpmsolver++-4",
+    "dpmsolver++-16",
+    "ddim-16+bac",
+)
+"""Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
 
 
 def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
@@ -68,46 +70,21 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
-    with console.status("collecting calibration observations (frozen world, accelerated policy)"):
-        data = calibration_data(
-            Session(loaded, accelerated),
-            lambda: make(command.env.type, command.env.task),
-            command.accel.episodes,
-            command.accel.samples,
-        )
+    data = observe(command, Session(loaded, accelerated))
     executions, entries = _executions(command, loaded, plan, accelerated, data)
     times = _latencies(command, loaded, plan, executions, data)
     runs = [
-        Run(entry, executions[entry.name], latency_of(command.latency, entry.name, times))
+        Run(entry, executions[entry.name], command.latency.for_run(entry.name, times[entry.name]))
         for entry in entries
         if entry.name in RUNS
     ]
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
-    curve = trials.curve(runs)
-    seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
-    one = {key: value[:1] for key, value in data.batch.items()}
-    hz = command.env.control_hz
-    summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, one)) for run in runs]
-    for entry in summaries:
-        if entry["name"] in curve:
-            line = curve[entry["name"]]
-            line["frequency_score"] = frequency_score(line["points"], entry["latency"]["p50_s"], hz)
-    results = {
-        **_circumstances(command, loaded, plan),
-        "runs": summaries,
-        "comparisons": comparisons(episodes, ACCELERATED.name),
-        "curve": curve,
-        "pareto": _pareto(entries, executions, times, data, episodes),
-        "calibration": calibration_section(accelerated, data),
-        "shown_seed": seed,
-        "video": trials.film(runs, seed) if command.eval.video else None,
-        "wall": {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()},
-    }
-    shown = {name: next(e.to_json() for e in found if e.seed == seed) for name, found in episodes.items()}
-    write_trace(folder / "trace.json", shown, hz)
-    write_json(folder / "results.json", results)
-    write_report(folder, results)
+    results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
+    results["pareto"] = _pareto(entries, executions, times, data, episodes)
+    results["calibration"] = calibration_section(accelerated, data)
+    results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
+    write_results(folder, results)
     Console().print(table(results))
     summary = {
         entry["name"]: {
@@ -115,30 +92,35 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
             "success": entry["successes"] / entry["n"],
             "deadline_misses": entry["deadline_misses"],
         }
-        for entry in summaries
+        for entry in results["runs"]
     }
     report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
     return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
 
 
-def run_report(command: ReportCommand) -> tuple[dict[str, Any], bool]:
-    """Write report.html and trace.json again from a results.json."""
-    path = Path(command.results)
-    path = path / "results.json" if path.is_dir() else path
-    results = read_json(path, "results.json of vivace eval or bench")
-    written = write_report(path.parent, results)
-    if results["kind"] == "eval":
-        seed = results["shown_seed"]
-        shown = {r["name"]: next(e for e in r["episodes"] if e["seed"] == seed) for r in results["runs"]}
-        write_trace(path.parent / "trace.json", shown, results["environment"]["control_hz"])
-    return {"report": str(written)}, True
-
-
-def latency_of(model: LatencyModel, name: str, times: Mapping[str, list[float]]) -> LatencyModel:
-    """Return the latency model of one run: its own measurements, its own trace, or the same for all."""
-    if isinstance(model, MeasuredLatency) and not model.samples_s:
-        return replace(model, samples_s=tuple(times[name]))
-    return model.for_run(name)
+def _outcomes(
+    command: EvalCommand,
+    trials: Trials,
+    runs: list[Run],
+    episodes: Mapping[str, list[EpisodeResult]],
+    data: CalibrationData,
+) -> dict[str, Any]:
+    """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
+    hz = command.env.control_hz
+    curve = trials.curve(runs)
+    seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
+    summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, data.one)) for run in runs]
+    for entry in summaries:
+        if entry["name"] in curve:
+            line = curve[entry["name"]]
+            line["frequency_score"] = frequency_score(line["points"], entry["latency"]["p50_s"], hz)
+    return {
+        "runs": summaries,
+        "comparisons": comparisons(episodes, ACCELERATED.name),
+        "curve": curve,
+        "shown_seed": seed,
+        "video": trials.film(runs, seed) if command.eval.video else None,
+    }
 
 
 def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
@@ -157,23 +139,9 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
 
 def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
     """What was evaluated, where, and by which command."""
-    return {
-        "format": 1,
-        "kind": "eval",
-        "command": command_line(),
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
-        "machine": machine(command.policy.device),
-        "seed": command.seed,
-        "policy": describe(command, loaded),
-        "environment": {
-            "type": command.env.type,
-            "task": command.env.task,
-            "control_hz": command.env.control_hz,
-            "mode": command.eval.mode,
-        },
-        "plan": plan.to_json()["techniques"],
-    }
+    results = circumstances("eval", command, loaded)
+    results["environment"] |= {"control_hz": command.env.control_hz, "mode": command.eval.mode}
+    return results | {"plan": plan.to_json()["techniques"]}
 
 
 def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:
@@ -204,8 +172,7 @@ def _executions(
         loaded.staged, AccelerationPlan(loaded.fingerprint, (fewer, *exact))
     )
     if command.eval.lineup:
-        others = [e for e in lineup(command.accel.updates, command.accel.bubbling) if not e.is_compiled]
-        others = [entry for entry in others if entry.name not in executions]
+        others = [e for e in lineup(command.accel.updates, command.accel.bubbling) if e.name in BASELINES]
         built = build(loaded, others, data)
         executions |= built
         entries += [entry for entry in others if entry.name in built]
@@ -232,23 +199,13 @@ def _latencies(
     executions: Mapping[str, Execution],
     data: CalibrationData,
 ) -> dict[str, list[float]]:
-    one = {key: value[:1] for key, value in data.batch.items()}
     identity = {
         "weights": loaded.fingerprint.weights,
         "plan": plan.to_json()["techniques"],
         "repeats": command.bench.repeats,
     }
     refresh = isinstance(command.latency, MeasuredLatency) and command.latency.refresh
-    with progress() as bars:
-        bar = bars.add_task("measuring latencies, interleaved", total=command.bench.repeats + 1)
-        return measured_latencies(
-            executions,
-            one,
-            identity,
-            command.bench.repeats,
-            refresh,
-            lambda done: bars.update(bar, completed=done),
-        )
+    return measured_latencies(executions, data.one, identity, command.bench.repeats, refresh)
 
 
 def _pareto(

@@ -51,12 +51,11 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
         label = f"{line['label']}: at a constant latency"
         figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour})
     for run in runs:
-        low, high = run["interval"]
         rate = run["successes"] / run["n"]
         figure.add_scatter(
             x=[1e3 * run["latency"]["p50_s"]],
             y=[100 * rate],
-            error_y={"type": "data", "array": [100 * (high - rate)], "arrayminus": [100 * (rate - low)]},
+            error_y=_error_bar(rate, run["interval"]),
             mode="markers",
             marker={"size": 14, "symbol": "diamond", "color": COLOURS.get(run["name"], "#444")},
             name=f"{run['label']}: at its own latency",
@@ -91,18 +90,12 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
             row=1,
             col=1,
         )
-        if row in judged:
+        if "n" in row:
             rate = row["successes"] / row["n"]
-            low, high = wilson_interval(row["successes"], row["n"])
             figure.add_scatter(
                 x=[x],
                 y=[100 * rate],
-                error_y={
-                    "type": "data",
-                    "array": [100 * (high - rate)],
-                    "arrayminus": [100 * (rate - low)],
-                    "thickness": 1,
-                },
+                error_y=_error_bar(rate, wilson_interval(row["successes"], row["n"])),
                 mode="markers+text",
                 text=row["name"],
                 textposition="top right",
@@ -237,6 +230,16 @@ def _styled(
     if y_range:
         figure.update_yaxes(range=y_range)
     return figure
+
+
+def _error_bar(rate: float, interval: Sequence[float]) -> dict[str, Any]:
+    low, high = interval
+    return {
+        "type": "data",
+        "array": [100 * (high - rate)],
+        "arrayminus": [100 * (rate - low)],
+        "thickness": 1,
+    }
 
 
 def _rgba(colour: str, alpha: float) -> str:

@@ -6,7 +6,7 @@ the same latencies. `--latency.refresh=true` measures again.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,35 @@ from torch import Tensor
 
 from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
+from vivace.eval.terminal import progress
 from vivace.eval.timing import interleaved
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
 
 CACHE = Path("outputs/latency")
+
+
+def chunk_latencies(
+    executions: Mapping[str, Execution], one: dict[str, Tensor], repeats: int
+) -> dict[str, list[float]]:
+    """Time chunks of every execution at batch 1, interleaved; name -> latencies [s].
+
+    Args:
+        executions: name -> what to time.
+        one: one normalised observation {key: (1, To, ...)}.
+        repeats: timed rounds.
+    """
+    device = next(iter(one.values())).device
+    runs = {
+        name: lambda e=execution: sample(e, one, EpisodeNoise([(0, 0)]))
+        for name, execution in executions.items()
+    }
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    with progress() as bars:
+        bar = bars.add_task("measuring latencies, interleaved", total=repeats + 1)
+        return interleaved(
+            runs, repeats, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
+        )
 
 
 def measured_latencies(
@@ -28,9 +52,8 @@ def measured_latencies(
     identity: Mapping[str, Any],
     repeats: int,
     refresh: bool = False,
-    on_round: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
-    """Return chunk latencies [s] of every execution at batch 1, timed interleaved or read from the last time.
+    """Return `chunk_latencies`, read from the last time if they were measured before.
 
     Args:
         executions: name -> what to time.
@@ -38,20 +61,14 @@ def measured_latencies(
         identity: JSON-able; what the latencies depend on besides the machine: policy, plans, repeats.
         repeats: timed rounds.
         refresh: measure again although they are known.
-        on_round: called with the number of rounds done.
     """
-    device = next(iter(one.values())).device
-    known = _file(dict(identity), executions, str(device))
+    device = str(next(iter(one.values())).device)
+    known = _file(dict(identity), executions, device)
     if known.is_file() and not refresh:
         return read_json(known, "latency measurement")["latencies_s"]
-    runs = {
-        name: lambda e=execution: sample(e, one, EpisodeNoise([(0, 0)]))
-        for name, execution in executions.items()
-    }
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    times = interleaved(runs, repeats, on_round=on_round, synchronise=synchronise)
+    times = chunk_latencies(executions, one, repeats)
     known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, {"machine": machine(str(device)), "versions": versions(), "latencies_s": times})
+    write_json(known, {"machine": machine(device), "versions": versions(), "latencies_s": times})
     return times
 
 

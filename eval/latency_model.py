@@ -27,8 +27,13 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
     def latency_s(self, seed: int, request: int) -> float:
         """Return the latency [s] of the n-th request, from 0, of the episode with this seed."""
 
-    def for_run(self, name: str) -> "LatencyModel":
-        """Return the model of one of several runs; the same for all, unless it can tell them apart."""
+    def for_run(self, name: str, measured_s: Sequence[float]) -> "LatencyModel":
+        """Return the model of one of several runs; the same for all, unless it can tell them apart.
+
+        Args:
+            name: of the run.
+            measured_s: latencies [s] measured of it.
+        """
         return self
 
 
@@ -75,6 +80,10 @@ class MeasuredLatency(LatencyModel):
         _check_times(self.samples_s, "measured latency")
         _check_scale(self.scale)
 
+    def for_run(self, name: str, measured_s: Sequence[float]) -> "MeasuredLatency":
+        """Fill the run's own measurements in, unless samples were given."""
+        return self if self.samples_s else replace(self, samples_s=tuple(measured_s))
+
     def latency_s(self, seed: int, request: int) -> float:
         """Return one of the measured latencies, each equally likely."""
         if not self.samples_s:
@@ -108,7 +117,7 @@ class TraceLatency(LatencyModel):
         _check_times(times, f"latency trace {self.path}")
         object.__setattr__(self, "samples_s", tuple(times))
 
-    def for_run(self, name: str) -> "TraceLatency":
+    def for_run(self, name: str, measured_s: Sequence[float]) -> "TraceLatency":
         """Return the trace of one run."""
         return replace(self, column=name) if self.column == _PER_RUN else self
 

@@ -1,6 +1,7 @@
 """`vivace calibrate` and `vivace explain`."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,17 +11,17 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.accel.technique import CalibrationData
 from vivace.envs.registry import make
 from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
 from vivace.eval.settings import CalibrateCommand, CommonOptions, ExplainCommand
+from vivace.eval.terminal import console
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
-
-console = Console(stderr=True)
 
 
 def load(command: CommonOptions) -> LoadedPolicy:
@@ -33,34 +34,34 @@ def load(command: CommonOptions) -> LoadedPolicy:
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     """Load the plan a command names, else the one beside the checkpoint; it must be the policy's."""
-    from pathlib import Path
-
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
     return plan
+
+
+def observe(command: CommonOptions, session: Session) -> CalibrationData:
+    """Calibration observations of the command's environment, the world frozen, actions by `session`."""
+    with console.status("collecting calibration observations (frozen world)"):
+        return calibration_data(
+            session,
+            lambda: make(command.env.type, command.env.task),
+            command.accel.episodes,
+            command.accel.samples,
+        )
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate, measure action error and FLOPs, save the plan."""
     loaded = load(command)
     wanted = command.accel.wanted()
-    AccelerationPlan(loaded.fingerprint)
-    session = Session(loaded)
-    with console.status("collecting calibration observations"):
-        data = calibration_data(
-            session,
-            lambda: make(command.env.type, command.env.task),
-            command.accel.episodes,
-            command.accel.samples,
-        )
+    data = observe(command, Session(loaded))
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
     execution = accelerate(loaded.staged, plan)
     baseline = Execution.of(loaded.staged)
     before = sample(baseline, data.batch, EpisodeNoise(data.noise_keys))
     after = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
-    one = {key: value[:1] for key, value in data.batch.items()}
-    flops = count_flops(baseline, one), count_flops(execution, one)
+    flops = count_flops(baseline, data.one), count_flops(execution, data.one)
     measurements = {
         **machine(command.policy.device),
         "action_error": float((after - before).abs().mean()),

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from vivace.deploy.budget import LatencyBudget
 from vivace.deploy.clock import Clock, VirtualClock
 from vivace.deploy.guard import ActionGuard, Limits
@@ -59,8 +57,7 @@ class RolloutSettings:
                 raise BadSetting(f"{name}={value}; a number above 0 is needed")
         if self.seed < 0:
             raise BadSetting(f"seed={self.seed}; 0 or more is needed")
-        if self.mode == Mode.RTC or self.mode not in list(Mode):
-            LoopSettings(mode=self.mode)  # says what is wrong with it
+        LoopSettings(mode=self.mode)  # says what is wrong with it
 
     def loop_settings(self, spec: PolicySpec) -> LoopSettings:
         """Return what the control loop of a policy needs.
@@ -126,11 +123,6 @@ def rollout(
         for env in envs:
             env.close()
     return [results[seed] for seed in seeds]
-
-
-def stack_actions(result: EpisodeResult) -> np.ndarray:
-    """Return the executed actions of an episode (steps, A)."""
-    return np.stack([record.action for record in result.records])
 
 
 class _Episode:

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 
 from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
 from vivace.eval.settings import CollectCommand, TrainCommand
+from vivace.eval.terminal import progress
 from vivace.policies.dp_transformer import (
     DPTransformerConfig,
     DPTransformerPolicy,
@@ -130,13 +129,13 @@ def run_collect(command: CollectCommand) -> tuple[dict[str, Any], bool]:
         max_episode_steps=options.max_steps,
     )
     tries = 0
-    with _progress() as progress:
-        bar = progress.add_task(f"demonstrating {command.env.task}", total=options.episodes)
+    with progress() as bars:
+        bar = bars.add_task(f"demonstrating {command.env.task}", total=options.episodes)
 
         def on_episode(kept: int, tried: int) -> None:
             nonlocal tries
             tries = tried
-            progress.update(bar, completed=kept)
+            bars.update(bar, completed=kept)
 
         record(settings, Path(command.output_dir), on_episode)
     return {"dataset": command.output_dir, "episodes": options.episodes, "tried": tries}, True
@@ -149,13 +148,13 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
     demonstrations = join([load_demonstrations(Path(path)) for path in command.data])
     output_dir = Path(command.output_dir)
     smooth = 0.0
-    with _progress() as progress:
-        bar = progress.add_task("training", total=command.train.steps)
+    with progress() as bars:
+        bar = bars.add_task("training", total=command.train.steps)
 
         def on_step(done: int, loss: float) -> None:
             nonlocal smooth
             smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
-            progress.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
+            bars.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
 
         wall_s = train_policy(
             demonstrations, asdict(command.policy), command.train, output_dir, on_step, command.half
@@ -167,8 +166,3 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
         "loss": smooth if math.isfinite(smooth) else None,
         "wall_s": wall_s,
     }, True
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))

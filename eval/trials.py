@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vivace.deploy.loop import TickRecord
+from vivace.deploy.worker import Predict
 from vivace.envs.registry import make
 from vivace.eval.episode import EpisodeResult, append_result, load_results
 from vivace.eval.latency_model import ConstantLatency, LatencyModel
@@ -19,12 +18,12 @@ from vivace.eval.lineup import Entry
 from vivace.eval.rollout import RolloutSettings, rollout
 from vivace.eval.settings import EvalCommand
 from vivace.eval.statistics import curve_area
+from vivace.eval.terminal import console, progress
 from vivace.eval.video import caption, side_by_side, write_video
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution
-
-console = Console(stderr=True)
+from vivace.policies.types import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,35 @@ def rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSett
     )
 
 
+def stored_rollout(
+    store: Path,
+    label: str,
+    make_env: Callable[[], Any],
+    predict: Predict,
+    spec: PolicySpec,
+    settings: RolloutSettings,
+    on_episode: Callable[[EpisodeResult], None] = lambda result: None,
+) -> list[EpisodeResult]:
+    """`rollout` with a bar; each episode is added to the file `store` as it ends, those in it are done."""
+    done = load_results(store)
+    store.parent.mkdir(exist_ok=True)
+    with progress() as bars:
+        bar = bars.add_task(label, total=settings.n_episodes, completed=len(done))
+
+        def on_result(result: EpisodeResult) -> None:
+            append_result(store, result)
+            on_episode(result)
+            bars.advance(bar)
+
+        return rollout(make_env, predict, spec, settings, on_result, done)
+
+
 class Trials:
     """Runs the episodes of one command; those an interrupted evaluation has stored are not run again."""
 
     def __init__(self, command: EvalCommand, loaded: LoadedPolicy, folder: Path) -> None:
         self._command, self._loaded, self._folder = command, loaded, folder
         self.stopwatch = Stopwatch()
-        (folder / "episodes").mkdir(exist_ok=True)
 
     def episodes(self, run: Run) -> list[EpisodeResult]:
         """Every episode of a run under its own latency."""
@@ -150,25 +171,21 @@ class Trials:
 
     def _episodes(self, run: Run, name: str) -> list[EpisodeResult]:
         settings = rollout_settings(self._command, run.latency)
-        store = self._folder / "episodes" / f"{name}.jsonl"
-        done = load_results(store)
         session = Session(self._loaded, run.execution)
-        with progress() as bars, self.stopwatch.rollout():
-            bar = bars.add_task(name.replace("_", " "), total=settings.n_episodes, completed=len(done))
 
-            def on_episode(result: EpisodeResult) -> None:
-                append_result(store, result)
-                self.stopwatch.simulated_s += result.steps / settings.control_hz
-                bars.advance(bar)
+        def on_episode(result: EpisodeResult) -> None:
+            self.stopwatch.simulated_s += result.steps / settings.control_hz
 
-            predict = self.stopwatch.timed(session.predict)
-            return rollout(self._make_env, predict, session.spec, settings, on_episode, done)
+        with self.stopwatch.rollout():
+            return stored_rollout(
+                self._folder / "episodes" / f"{name}.jsonl",
+                name.replace("_", " "),
+                self._make_env,
+                self.stopwatch.timed(session.predict),
+                session.spec,
+                settings,
+                on_episode,
+            )
 
     def _make_env(self) -> Any:
         return make(self._command.env.type, self._command.env.task)
-
-
-def progress() -> Progress:
-    """Bars on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)

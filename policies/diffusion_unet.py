@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_sampler
-from vivace.policies.staged import Batch
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.types import ActionKind
 
 
 class _Level(NamedTuple):
@@ -61,17 +61,7 @@ class StagedDiffusion:
         levels = (*self._down, self._mid, *self._up)
         self.blocks = tuple(block for level in levels for block in level.blocks)
         self._n_residual = sum(len(level.residual) for level in levels)
-        action_dim = config.action_feature.shape[0]
-        self.spec = PolicySpec(
-            type=config.type,
-            action_dim=action_dim,
-            horizon=config.horizon,
-            n_obs_steps=config.n_obs_steps,
-            n_action_steps=config.n_action_steps,
-            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
-            blocks=tuple(BlockInfo(block.id, block.additive) for block in self.blocks),
-        )
+        self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def _level(self, name: str, modules: nn.ModuleList) -> _Level:
         """Two residual blocks, and a strided convolution where the resolution changes."""

@@ -16,8 +16,8 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dp_transformer import DPTransformerPolicy
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.samplers import Sampler, Step, make_sampler
-from vivace.policies.staged import Batch
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.types import ActionKind
 
 
 class StagedDPTransformer:
@@ -33,17 +33,7 @@ class StagedDPTransformer:
             for block in self._layer_blocks(i, layer)
         )
         config = policy.config
-        action_dim = config.action_feature.shape[0]
-        self.spec = PolicySpec(
-            type=config.type,
-            action_dim=action_dim,
-            horizon=config.horizon,
-            n_obs_steps=config.n_obs_steps,
-            n_action_steps=config.n_action_steps,
-            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
-            blocks=tuple(BlockInfo(block.id, block.additive) for block in self.blocks),
-        )
+        self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def _layer_blocks(self, i: int, layer: nn.TransformerDecoderLayer) -> tuple[Block, ...]:
         mask, memory_mask = self.network.mask, self.network.memory_mask

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_flow_sampler, make_sampler
-from vivace.policies.staged import Batch
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.types import ActionKind
 
 
 class StagedMultiTaskDiT:
@@ -49,17 +49,7 @@ class StagedMultiTaskDiT:
             if config.is_diffusion
             else self.resample(config.integration_method, config.num_integration_steps)
         )
-        action_dim = config.action_feature.shape[0]
-        self.spec = PolicySpec(
-            type=config.type,
-            action_dim=action_dim,
-            horizon=config.horizon,
-            n_obs_steps=config.n_obs_steps,
-            n_action_steps=config.n_action_steps,
-            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
-            blocks=tuple(BlockInfo(block.id, block.additive) for block in self.blocks),
-        )
+        self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def encode(self, batch: Batch) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from vivace.policies.errors import ObservationMismatch
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Batch, Execution, sample
+from vivace.policies.types import check_observation
 
 
 class Session:
@@ -33,31 +34,12 @@ class Session:
         Raises:
             ObservationMismatch: a key is missing, a shape differs or a value is not finite.
         """
-        batch: dict[str, Any] = {}
-        for key, shape in self.spec.observation_shapes.items():
-            if key not in observations:
-                raise ObservationMismatch(
-                    f"observation has keys {sorted(observations)}, but the policy needs {key!r} of shape "
-                    f"{shape}; map your names onto lerobot's keys"
-                )
-            value = torch.from_numpy(np.ascontiguousarray(observations[key]))
-            if key.startswith("observation.image"):
-                value = value.movedim(-1, -3).float() / 255
-            if tuple(value.shape[1:]) != (self.spec.n_obs_steps, *shape):
-                raise ObservationMismatch(
-                    f"observation {key!r} has shape {tuple(value.shape)}, "
-                    f"the policy needs (B, {self.spec.n_obs_steps}, {', '.join(map(str, shape))})"
-                )
-            if not value.isfinite().all():
-                raise ObservationMismatch(
-                    f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"
-                )
-            batch[key] = value.float()
-        rows = len(next(iter(batch.values())))
+        wanted = self.spec.observation_shapes
+        batch: dict[str, Any] = {k: _tensor(k, v) for k, v in observations.items() if k in wanted}
+        rows = len(next(iter(batch.values()), ()))
+        check_observation(batch, {k: (rows, self.spec.n_obs_steps, *shape) for k, shape in wanted.items()})
         ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
-        return {
-            k: v for k, v in ready.items() if isinstance(v, torch.Tensor) and k.startswith("observation.")
-        }
+        return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
 
     def predict(
         self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]
@@ -71,3 +53,10 @@ class Session:
         actions = sample(self.execution, self.prepare(observations), EpisodeNoise(noise_keys))
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         return actions.cpu().numpy()
+
+
+def _tensor(key: str, value: np.ndarray) -> Tensor:
+    """An observation as float32; images become CHW in [0, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
+    is_image = key.startswith("observation.image") and tensor.ndim >= 3
+    return tensor.movedim(-1, -3) / 255 if is_image else tensor

@@ -1,6 +1,6 @@
 """The staged form of a policy and the one loop that samples it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
 from vivace.policies.noise import Noise
 from vivace.policies.samplers import Sampler, Step
-from vivace.policies.types import PolicySpec
+from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
 
 Batch = dict[str, Tensor]
 """lerobot keys -> normalised observations (B, To, ...)."""
@@ -46,6 +46,23 @@ class DenoisingPolicy(Protocol):
 
     def hoist(self, sampler: Sampler) -> "DenoisingPolicy":
         """Return a twin that computes once what depends on the timestep or the observation alone."""
+
+
+def policy_spec(
+    config: Any, blocks: Sequence[Block], action_kinds: tuple[ActionKind, ...] = ()
+) -> PolicySpec:
+    """Read a policy's spec from its lerobot config; actions are absolute targets unless said otherwise."""
+    action_dim = config.action_feature.shape[0]
+    return PolicySpec(
+        type=config.type,
+        action_dim=action_dim,
+        horizon=config.horizon,
+        n_obs_steps=config.n_obs_steps,
+        n_action_steps=config.n_action_steps,
+        observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
+        action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
+        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+    )
 
 
 ActionRunner = Callable[[int, Cache], Runner]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -82,8 +83,8 @@ class Chunk:
     """When it became available [s]."""
 
 
-def check_observation(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check keys, shapes and finiteness of one observation.
+def check_observation(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check keys, shapes and finiteness of an observation, of arrays or of tensors on the CPU.
 
     Raises:
         ObservationMismatch: a key is missing, a shape differs or a value is not finite.

@@ -12,7 +12,7 @@ from vivace.deploy.loop import Mode
 from vivace.eval.env_robot import EnvRobot
 from vivace.eval.episode import EpisodeResult, append_result, load_results
 from vivace.eval.latency_model import ConstantLatency, ProfileLatency
-from vivace.eval.rollout import RolloutSettings, rollout, stack_actions
+from vivace.eval.rollout import RolloutSettings, rollout
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -42,6 +42,11 @@ class Drift(gymnasium.Env):
         self.left -= 1
         success = bool(self.state[0] > 1.5)
         return {KEY: self.state}, 0.0, False, self.left == 0, {"is_success": success}
+
+
+def stack_actions(result):
+    """Return the executed actions of an episode (steps, A)."""
+    return np.stack([record.action for record in result.records])
 
 
 def predict(observations, keys):

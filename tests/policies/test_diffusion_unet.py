@@ -4,7 +4,6 @@ import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 
-from vivace.policies.block import Compute
 from vivace.policies.diffusion_unet import StagedDiffusion
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
@@ -92,19 +91,12 @@ def test_cameras_are_stacked_in_the_order_of_the_config(separate):
 
 
 @pytest.mark.parametrize("hoist", [False, True])
-def test_every_block_runs_once_a_step_in_order(hoist):
+def test_every_block_runs_once_a_step_in_order(hoist, seen, spying):
     staged = StagedDiffusion(tiny_diffusion())
     if hoist:
         staged = staged.hoist(staged.sampler)
-    seen = []
-
-    class Spy(Compute):
-        def __call__(self, block, h, *cond):
-            seen.append(block.id)
-            return super().__call__(block, h, *cond)
-
     observations = batch(staged.policy)
-    sample(Execution(staged, staged.sampler, lambda index, cache: Spy()), observations, GlobalNoise())
+    sample(Execution(staged, staged.sampler, spying), observations, GlobalNoise())
     assert list(staged.spec.block_ids) == BLOCKS
     assert not any(block.additive for block in staged.blocks)
     assert seen == BLOCKS * 10

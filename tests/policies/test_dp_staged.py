@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from vivace.policies.block import Compute
 from vivace.policies.dp_staged import StagedDPTransformer
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
@@ -42,16 +41,9 @@ def test_hoisting_refuses_a_condition_encoder_that_mixes_tokens():
         staged.hoist(staged.sampler)
 
 
-def test_every_block_runs_once_a_step_in_order():
+def test_every_block_runs_once_a_step_in_order(seen, spying):
     staged = StagedDPTransformer(tiny_dp_transformer())
-    seen = []
-
-    class Spy(Compute):
-        def __call__(self, block, h, *cond):
-            seen.append(block.id)
-            return super().__call__(block, h, *cond)
-
-    sample(Execution(staged, staged.sampler, lambda index, cache: Spy()), batch(), GlobalNoise())
+    sample(Execution(staged, staged.sampler, spying), batch(), GlobalNoise())
     assert seen == list(staged.spec.block_ids) * 10
     assert seen[:3] == ["action.0.self", "action.0.cross", "action.0.mlp"]
 

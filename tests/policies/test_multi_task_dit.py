@@ -105,18 +105,11 @@ def test_every_input_reaches_the_actions(clip, key):
 
 @pytest.mark.parametrize("hoist", [False, True])
 @pytest.mark.parametrize("objective", [OBJECTIVES[1], OBJECTIVES[3]], ids=["ddim", "rk4"])
-def test_every_block_runs_once_a_call_in_order(clip, objective, hoist):
+def test_every_block_runs_once_a_call_in_order(clip, objective, hoist, seen, spying):
     staged = StagedMultiTaskDiT(tiny_multi_task_dit(clip, **objective))
     if hoist:
         staged = staged.hoist(staged.sampler)
-    seen = []
-
-    class Spy(Compute):
-        def __call__(self, block, h, *cond):
-            seen.append(block.id)
-            return super().__call__(block, h, *cond)
-
-    execution = Execution(staged, staged.sampler, lambda index, cache: Spy())
+    execution = Execution(staged, staged.sampler, spying)
     sample(execution, batch(staged.policy), GlobalNoise())
     assert list(staged.spec.block_ids) == BLOCKS
     assert all(block.additive for block in staged.blocks)

@@ -1,0 +1,63 @@
+"""What results.json says of how it was made, and the pages made from it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vivace.eval.machine import command as command_line
+from vivace.eval.machine import machine, versions
+from vivace.eval.output import read_json, write_json
+from vivace.eval.report import write_report
+from vivace.eval.settings import CommonOptions, ReportCommand
+from vivace.eval.trace import write_trace
+from vivace.policies.load import LoadedPolicy
+
+
+def circumstances(kind: str, command: CommonOptions, loaded: LoadedPolicy) -> dict[str, Any]:
+    """What was measured, where, with which versions, and by which command."""
+    spec = loaded.staged.spec
+    return {
+        "format": 1,
+        "kind": kind,
+        "command": command_line(),
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(command.policy.device),
+        "seed": command.seed,
+        "policy": {
+            "path": str(command.policy.path),
+            "type": spec.type,
+            "parameters": sum(p.numel() for p in loaded.policy.parameters()),
+            "sampler": loaded.staged.sampler.name,
+            "n_steps": len(loaded.staged.sampler),
+            "horizon": spec.horizon,
+            "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
+            "weights": loaded.fingerprint.weights,
+        },
+        "environment": {"type": command.env.type, "task": command.env.task},
+    }
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json and the pages made from it."""
+    write_json(folder / "results.json", results)
+    write_pages(folder, results)
+
+
+def write_pages(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Write report.html and, of an evaluation, trace.json; returns the report's path."""
+    written = write_report(folder, results)
+    if results["kind"] == "eval":
+        seed = results["shown_seed"]
+        shown = {r["name"]: next(e for e in r["episodes"] if e["seed"] == seed) for r in results["runs"]}
+        write_trace(folder / "trace.json", shown, results["environment"]["control_hz"])
+    return written
+
+
+def run_report(command: ReportCommand) -> tuple[dict[str, Any], bool]:
+    """Write report.html and trace.json again from a results.json."""
+    path = Path(command.results)
+    path = path / "results.json" if path.is_dir() else path
+    results = read_json(path, "results.json of vivace eval or bench")
+    return {"report": str(write_pages(path.parent, results))}, True
