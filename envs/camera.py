@@ -12,7 +12,7 @@ _UPSIDE_DOWN = frozenset({"corner2"})
 
 
 CLOSE_UP = "close_up"
-"""Not a camera of the model: a free view of the table from the front right, for videos."""
+"""Not a camera of the model: a view of the table from the front right, near enough for small images."""
 
 
 class Camera:
@@ -22,18 +22,22 @@ class Camera:
     rendering and carry nothing a policy needs.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int) -> None:
+    def __init__(self, model: mujoco.MjModel, height: int, width: int, marks: bool = True) -> None:
         """Remember the world; nothing is allocated yet.
 
         Args:
             model: the world; its shadow and multisampling quality are set to zero at the first frame.
             height: image height [px].
             width: image width [px].
+            marks: whether sites, such as Meta-World's goals, are drawn.
         """
         self._model = model
         self._height = height
         self._width = width
         self._renderer: mujoco.Renderer | None = None
+        self._option = mujoco.MjvOption()
+        if not marks:
+            self._option.sitegroup[:] = 0
 
     def image(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """Render the world from a named camera, upright.
@@ -46,7 +50,8 @@ class Camera:
             Image, HWC RGB uint8 in [0, 255].
         """
         renderer = self._renderer or self._open()
-        renderer.update_scene(data, camera=_close_up() if camera == CLOSE_UP else camera)
+        view = _close_up() if camera == CLOSE_UP else camera
+        renderer.update_scene(data, camera=view, scene_option=self._option)
         flags = renderer.scene.flags
         flags[:] = 0
         flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1

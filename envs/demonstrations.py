@@ -1,16 +1,17 @@
 """Demonstrations by the scripted experts: collected, stored as a LeRobotDataset, read back as arrays."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import imageio.v3 as imageio
 import numpy as np
 
 from vivace.envs.experts import ActionNoise, Expert, NoiseSettings, expert
-from vivace.envs.metaworld import ACTION_DIM, STATE_DIM, STATE_KEY, MetaWorld
+from vivace.envs.metaworld import ACTION_DIM, IMAGE_KEY, STATE_DIM, STATE_KEY, MetaWorld
 from vivace.envs.registry import make
 from vivace.policies.errors import BadSetting
 
@@ -71,6 +72,29 @@ class Demonstrations:
     """The expert's clean action at that state, (N, 4) float32 in [-1, 1]."""
     episode: np.ndarray
     """Number of the episode a step belongs to, ascending from 0, (N,) int64."""
+    task: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Index of a step's instruction, (N,) int64."""
+    instructions: tuple[str, ...] = ()
+    """Instruction of each task."""
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Camera key -> images before the action, (N, 3, height, width) uint8; empty unless asked for."""
+
+    @classmethod
+    def join(cls, parts: "Sequence[Demonstrations]") -> "Demonstrations":
+        """Put several sets one after the other, episodes and tasks numbered on."""
+        episodes, tasks, first = [], [], 0
+        for i, part in enumerate(parts):
+            episodes.append(part.episode + first)
+            tasks.append(part.task + sum(len(before.instructions) for before in parts[:i]))
+            first += int(part.episode.max()) + 1
+        return cls(
+            np.concatenate([part.state for part in parts]),
+            np.concatenate([part.action for part in parts]),
+            np.concatenate(episodes),
+            np.concatenate(tasks),
+            tuple(text for part in parts for text in part.instructions),
+            {key: np.concatenate([part.images[key] for part in parts]) for key in parts[0].images},
+        )
 
 
 @dataclass(frozen=True)
@@ -136,8 +160,12 @@ def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None =
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def load_demonstrations(path: Path) -> Demonstrations:
-    """Read states and labels of a LeRobotDataset folder, without its images.
+def load_demonstrations(path: Path, images: bool = False) -> Demonstrations:
+    """Read states, labels and instructions of a LeRobotDataset folder.
+
+    Args:
+        path: the folder.
+        images: read the cameras' images too.
 
     Raises:
         BadSetting: the folder holds no such dataset.
@@ -147,10 +175,38 @@ def load_demonstrations(path: Path) -> Demonstrations:
     files = sorted(Path(path).glob("data/*/*.parquet"))
     if not files:
         raise BadSetting(f"{path} holds no data/*/*.parquet; give the folder of a LeRobotDataset")
-    columns = [STATE_KEY, "action", "episode_index"]
+    columns = [STATE_KEY, "action", "episode_index", "task_index"]
     tables = [pyarrow.parquet.read_table(file, columns=columns) for file in files]
-    state, action, episode = (np.concatenate([_column(table[name]) for table in tables]) for name in columns)
-    return Demonstrations(state.astype(np.float32), action.astype(np.float32), episode.astype(np.int64))
+    state, action, episode, task = (
+        np.concatenate([_column(table[name]) for table in tables]) for name in columns
+    )
+    known = pyarrow.parquet.read_table(Path(path) / "meta" / "tasks.parquet").to_pandas()
+    instructions = tuple(str(text) for text in known.sort_values("task_index").index)
+    return Demonstrations(
+        state.astype(np.float32),
+        action.astype(np.float32),
+        episode.astype(np.int64),
+        task.astype(np.int64),
+        instructions,
+        _images(files) if images else {},
+    )
+
+
+def _images(files: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Decode every image column (N, 3, height, width)."""
+    import pyarrow.parquet
+
+    found: dict[str, list[np.ndarray]] = {}
+    for file in files:
+        schema = pyarrow.parquet.read_schema(file)
+        keys = [name for name in schema.names if name.startswith(IMAGE_KEY)]
+        for key in keys:
+            column = pyarrow.parquet.read_table(file, columns=[key])[key]
+            decoded = [imageio.imread(cell["bytes"]).transpose(2, 0, 1) for cell in column.to_pylist()]
+            found.setdefault(key, []).append(np.stack(decoded))
+    if not found:
+        raise BadSetting(f"{files[0].parent} holds no camera images; collect with --collect.image_size=128")
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def _make_env(settings: CollectSettings) -> MetaWorld:

@@ -40,6 +40,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """Meta-World task whose world a derived environment uses; empty: the task asked for."""
     instruction: ClassVar[str] = ""
     """Text for language-conditioned policies; empty: lerobot's text for the task."""
+    shows_goal: ClassVar[bool] = True
+    """Whether Meta-World's goal marks are drawn in the observation images."""
     action_kinds: ClassVar[tuple[ActionKind, ...]] = (ActionKind.DELTA,) * 3 + (ActionKind.ABSOLUTE,)
 
     def __init__(
@@ -83,7 +85,9 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
         self._cameras = _checked_cameras(self._world.model, cameras)
-        self._eye = Camera(self._world.model, image_size, image_size) if image_size else None
+        self._eye = (
+            Camera(self._world.model, image_size, image_size, marks=self.shows_goal) if image_size else None
+        )
         self._film = Camera(self._world.model, render_size, render_size)
         self._ticks = 0
         self.image_shapes = {
@@ -181,7 +185,7 @@ def _load_world(task: str) -> SawyerXYZEnv:
 
 
 def _checked_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> tuple[str, ...]:
-    known = [model.camera(i).name for i in range(model.ncam)]
+    known = [*(model.camera(i).name for i in range(model.ncam)), CLOSE_UP]
     for camera in cameras:
         if camera not in known:
             raise UnknownEnvironment(f"this task has no camera {camera!r}; its cameras: {', '.join(known)}")

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from vivace.envs.metaworld import MetaWorld
 
 ENV_TYPES = ("metaworld",)
-DYNAMIC_TASKS = {
+OWN_TASKS = {
     "reach-moving": "vivace.envs.dynamic:MovingReach",
     "push-disturbed": "vivace.envs.dynamic:DisturbedPush",
+    "window-open-halfway": "vivace.envs.halfway:WindowOpen",
+    "window-close-halfway": "vivace.envs.halfway:WindowClose",
+    "drawer-open-halfway": "vivace.envs.halfway:DrawerOpen",
+    "drawer-close-halfway": "vivace.envs.halfway:DrawerClose",
+    "faucet-open-halfway": "vivace.envs.halfway:FaucetOpen",
+    "faucet-close-halfway": "vivace.envs.halfway:FaucetClose",
 }
-"""Task in which the world moves on its own -> where its environment is."""
+"""Task made of one of Meta-World's -> where its environment is."""
 
 
 def make(env_type: str, task: str, **options: Any) -> "MetaWorld":
@@ -34,18 +40,28 @@ def make(env_type: str, task: str, **options: Any) -> "MetaWorld":
     Raises:
         UnknownEnvironment: the type or the task does not exist.
     """
+    return env_class(env_type, task)(task, **options)
+
+
+def env_class(env_type: str, task: str) -> "type[MetaWorld]":
+    """Return the class of a task's environment; raises `UnknownEnvironment`."""
     names = task_names(env_type)
     if task not in names:
         raise UnknownEnvironment(
             f"environment type {env_type!r} has no task {task!r}; the nearest of its {len(names)} tasks: "
             f"{', '.join(nearest(task, names))}"
         )
-    module, name = DYNAMIC_TASKS.get(task, "vivace.envs.metaworld:MetaWorld").split(":")
-    return getattr(importlib.import_module(module), name)(task, **options)
+    module, name = OWN_TASKS.get(task, "vivace.envs.metaworld:MetaWorld").split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def instruction(env_type: str, task: str) -> str:
+    """Return the text that tells a language-conditioned policy what to do; raises `UnknownEnvironment`."""
+    return env_class(env_type, task).instruction or task_descriptions()[task]
 
 
 def task_names(env_type: str) -> tuple[str, ...]:
-    """Return the tasks of an environment type, dynamic ones first.
+    """Return the tasks of an environment type, our own first.
 
     Raises:
         UnknownEnvironment: the type does not exist.
@@ -54,7 +70,7 @@ def task_names(env_type: str) -> tuple[str, ...]:
         raise UnknownEnvironment(
             f"environment type {env_type!r} does not exist; the types: {', '.join(ENV_TYPES)}"
         )
-    return (*DYNAMIC_TASKS, *task_descriptions())
+    return (*OWN_TASKS, *task_descriptions())
 
 
 def nearest(name: str, known: tuple[str, ...]) -> list[str]:
@@ -73,5 +89,5 @@ def task_descriptions() -> dict[str, str]:
 
 
 gymnasium.register("vivace/MetaWorld-v0", entry_point="vivace.envs.metaworld:MetaWorld")
-gymnasium.register("vivace/ReachMoving-v0", entry_point=DYNAMIC_TASKS["reach-moving"])
-gymnasium.register("vivace/PushDisturbed-v0", entry_point=DYNAMIC_TASKS["push-disturbed"])
+gymnasium.register("vivace/ReachMoving-v0", entry_point=OWN_TASKS["reach-moving"])
+gymnasium.register("vivace/PushDisturbed-v0", entry_point=OWN_TASKS["push-disturbed"])

@@ -18,11 +18,10 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
 from vivace.accel.technique import CalibrationData
-from vivace.envs.registry import make
 from vivace.eval.latencies import chunk_latencies
 from vivace.eval.lineup import Entry, lineup
 from vivace.eval.output import claim, output_folder
-from vivace.eval.plans import load, observe
+from vivace.eval.plans import env_maker, load, observe, session
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.rollout import RolloutSettings
@@ -33,7 +32,6 @@ from vivace.eval.trials import stored_rollout
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 
 
@@ -47,7 +45,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, [entry.name for entry in entries], values)
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
-    data = observe(command, Session(loaded))
+    data = observe(command, loaded)
     executions = build(loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
     times = chunk_latencies(executions, data.one, command.bench.repeats)
@@ -160,13 +158,13 @@ def _judge(
     )
     outcomes: dict[str, dict[int, bool]] = {}
     for row in rows:
-        session = Session(loaded, executions[row["name"]])
+        runner = session(command, loaded, executions[row["name"]])
         episodes = stored_rollout(
             folder / "episodes" / f"{row['name']}.jsonl",
             row["label"],
-            lambda: make(command.env.type, command.env.task),
-            session.predict,
-            session.spec,
+            env_maker(command, runner.spec),
+            runner.predict,
+            runner.spec,
             settings,
         )
         outcomes[row["name"]] = {e.seed: e.success for e in episodes}

@@ -62,9 +62,7 @@ def _rendering() -> str:
 
 def _checkpoint(name: str) -> str:
     loaded = load_policy(f"zoo/{name}")
-    shapes = loaded.staged.spec.observation_shapes
-    zeros = {k: np.zeros((1, loaded.staged.spec.n_obs_steps, *s), np.float32) for k, s in shapes.items()}
-    batch = Session(loaded).prepare(zeros)
+    batch = Session(loaded, task="any instruction").blank()
     torch.manual_seed(0)
     plain = loaded.policy.sample_actions(batch)
     torch.manual_seed(0)

@@ -36,7 +36,6 @@ from vivace.eval.trials import Run, Trials, rollout_settings
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 
 PLAIN = Entry("plain", "as trained", "plain")
@@ -70,7 +69,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
-    data = observe(command, Session(loaded, accelerated))
+    data = observe(command, loaded, accelerated)
     executions, entries = _executions(command, loaded, plan, accelerated, data)
     times = _latencies(command, loaded, plan, executions, data)
     runs = [

@@ -1,10 +1,11 @@
 """`vivace calibrate` and `vivace explain`."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from vivace.accel.apply import accelerate, calibrate
@@ -12,24 +13,42 @@ from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.envs.registry import make
+from vivace.envs.registry import env_class, instruction, make
 from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
 from vivace.eval.settings import CalibrateCommand, CommonOptions, ExplainCommand
 from vivace.eval.terminal import console
+from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
+from vivace.policies.types import PolicySpec
+
+IMAGE = "observation.images."
 
 
 def load(command: CommonOptions) -> LoadedPolicy:
     """Load the policy a command names, its actions understood as the environment's."""
-    env = make(command.env.type, command.env.task)
-    kinds = env.action_kinds
-    env.close()
+    kinds = env_class(command.env.type, command.env.task).action_kinds
     return load_policy(command.policy.path, command.policy.device, kinds)
+
+
+def session(command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None) -> Session:
+    """Run a policy under an execution, told what the command's task is."""
+    text = command.env.instruction or instruction(command.env.type, command.env.task)
+    return Session(loaded, execution, text)
+
+
+def env_maker(command: CommonOptions, spec: PolicySpec) -> Callable[[], Any]:
+    """Return what makes the command's environment, with the cameras that a policy looks through."""
+    shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
+    sizes = {shape[-1] for shape in shapes.values()}
+    if len(sizes) > 1:
+        raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
+    options = {"image_size": sizes.pop(), "cameras": tuple(shapes)} if shapes else {}
+    return partial(make, command.env.type, command.env.task, **options)
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
@@ -39,12 +58,14 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     return plan
 
 
-def observe(command: CommonOptions, session: Session) -> CalibrationData:
-    """Calibration observations of the command's environment, the world frozen, actions by `session`."""
+def observe(
+    command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None
+) -> CalibrationData:
+    """Calibration observations of the command's environment, the world frozen, actions by an execution."""
     with console.status("collecting calibration observations (frozen world)"):
         return calibration_data(
-            session,
-            lambda: make(command.env.type, command.env.task),
+            session(command, loaded, execution),
+            env_maker(command, loaded.staged.spec),
             command.accel.episodes,
             command.accel.samples,
         )
@@ -54,7 +75,7 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate, measure action error and FLOPs, save the plan."""
     loaded = load(command)
     wanted = command.accel.wanted()
-    data = observe(command, Session(loaded))
+    data = observe(command, loaded)
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
     execution = accelerate(loaded.staged, plan)
@@ -84,8 +105,7 @@ def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     loaded = load(command)
     plan = load_plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
-    shapes = loaded.staged.spec.observation_shapes
-    zeros = {key: torch.zeros(1, loaded.staged.spec.n_obs_steps, *shape) for key, shape in shapes.items()}
+    zeros = session(command, loaded).blank()
     baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
     ratio = accelerated.total / baseline.total

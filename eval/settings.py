@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import draccus
+
 from vivace.eval.latency_model import LatencyModel, MeasuredLatency
 from vivace.policies.train import TrainSettings
 
@@ -27,6 +29,8 @@ class EnvOptions:
     """Control rate [Hz]; the world steps once every period, always."""
     max_steps: int | None = None
     """Longest episode [steps]; the environment's own when not given."""
+    instruction: str = ""
+    """What a language-conditioned policy is told; the task's own text when not given."""
 
 
 @dataclass(kw_only=True)
@@ -168,6 +172,8 @@ class CollectOptions:
     episodes: int = 300
     seed: int = 0
     image_size: int = 0
+    """Edge of the stored camera images [px]; 0 stores states only."""
+    cameras: list[str] = field(default_factory=lambda: ["close_up"])
     max_steps: int = 300
 
 
@@ -184,7 +190,18 @@ class CollectCommand:
 
 
 @dataclass(kw_only=True)
-class ArchitectureOptions:
+class ArchitectureOptions(draccus.ChoiceRegistry):
+    """What is trained; `--policy.type` picks the kind."""
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """Kind when none is given."""
+        return "dp_transformer"
+
+
+@ArchitectureOptions.register_subclass("dp_transformer")
+@dataclass(kw_only=True)
+class DPTransformerOptions(ArchitectureOptions):
     """Size of a dp_transformer."""
 
     n_layer: int = 8
@@ -196,9 +213,33 @@ class ArchitectureOptions:
     p_drop_attn: float = 0.0
 
 
+@ArchitectureOptions.register_subclass("cogact")
+@dataclass(kw_only=True)
+class CogACTOptions(ArchitectureOptions):
+    """Size of a miniature cogact; both vision backbones have the same."""
+
+    image_size: int = 128
+    patch_size: int = 16
+    vision_layers: int = 5
+    """Blocks of each backbone; the features are those of the last but one."""
+    vision_width: int = 128
+    vision_heads: int = 2
+    language_layers: int = 12
+    language_width: int = 192
+    language_heads: int = 3
+    language_mlp: int = 384
+    action_layers: int = 6
+    action_width: int = 128
+    action_heads: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    guidance_scale: float = 1.5
+    repeated_diffusion_steps: int = 4
+
+
 @dataclass(kw_only=True)
 class TrainCommand:
-    """Train a dp_transformer on demonstrations; an interrupted run in output_dir continues.
+    """Train a policy on demonstrations; an interrupted run in output_dir continues.
 
     Example: vivace train --data='[data/push-v3]' --policy.n_layer=6 --policy.n_emb=128
     --train.steps=7000 --output_dir=outputs/train/push
@@ -206,11 +247,13 @@ class TrainCommand:
 
     data: list[str]
     """Folders of LeRobotDatasets."""
-    policy: ArchitectureOptions = field(default_factory=ArchitectureOptions)
+    policy: ArchitectureOptions = field(default_factory=DPTransformerOptions)
     train: TrainSettings = field(default_factory=TrainSettings)
     threads: int | None = None
     half: bool = False
     """Store the weights as float16: half the size; they are computed with in float32."""
+    state_weight: float = 1.0
+    """cogact: weight of a loss that reads the simulator's state out of the cognition feature, in training."""
     output_dir: str
 
 

@@ -4,25 +4,163 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
-from vivace.eval.settings import CollectCommand, TrainCommand
+from vivace.eval.settings import CogACTOptions, CollectCommand, DPTransformerOptions, TrainCommand
 from vivace.eval.terminal import progress
+from vivace.policies.cogact import CogACTConfig, CogACTPolicy, make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import (
     DPTransformerConfig,
     DPTransformerPolicy,
     make_dp_transformer_pre_post_processors,
 )
-from vivace.policies.train import TrainSettings, Windows, train
+from vivace.policies.prompt import PromptStep, train_tokenizer
+from vivace.policies.train import Windows, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything training needs to know of one kind of policy."""
+
+    model: nn.Module
+    """What is optimised; the policy, or something around it."""
+    policy_of: Callable[[Any], Any]
+    """From `model` to the policy that is saved."""
+    loss: Callable[[Any, dict[str, Tensor], Tensor], Tensor]
+    groups: list[dict[str, Any]]
+    """The optimiser's parameter groups."""
+    windows: Windows
+    preprocess: Any
+    postprocess: Any
+
+
+def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
+    """A transformer Diffusion Policy on low-dimensional observations."""
+    state, action = demonstrations.state, demonstrations.action
+    config = DPTransformerConfig(
+        input_features={"observation.state": PolicyFeature(FeatureType.STATE, state.shape[1:])},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
+        device="cpu",
+        **asdict(command.policy),
+    )
+    stats = {"observation.state": statistics(state), "action": statistics(action)}
+    pre, post = make_dp_transformer_pre_post_processors(config, stats)
+    policy = DPTransformerPolicy(config)
+    normalised = pre({"observation.state": torch.from_numpy(state), "action": torch.from_numpy(action)})
+    return Recipe(
+        model=policy,
+        policy_of=lambda model: model,
+        loss=lambda model, seen, actions: model.loss(seen, actions),
+        groups=policy.get_optim_params(),
+        windows=Windows(
+            {"observation.state": normalised["observation.state"].numpy()},
+            normalised["action"].numpy(),
+            demonstrations.episode,
+            config.n_obs_steps,
+            config.horizon,
+        ),
+        preprocess=pre,
+        postprocess=post,
+    )
+
+
+class Grounded(nn.Module):
+    """A cogact, and a linear read-out of the simulator's state from its cognition feature.
+
+    The read-out makes the vision side learn where things are sooner; it is thrown away after training.
+    """
+
+    def __init__(self, policy: CogACTPolicy, state_dim: int, weight: float):
+        super().__init__()
+        self.policy = policy
+        self.read_out = nn.Linear(policy.config.language_width, state_dim)
+        self.weight = weight
+
+    def loss(self, seen: dict[str, Tensor], actions: Tensor) -> Tensor:
+        """Loss of the policy plus that of the read-out; images (B, 1, 3, H, W) are uint8."""
+        batch = {key: value[:, 0] for key, value in seen.items()}
+        state = batch.pop("observation.state")
+        for key in self.policy.config.image_features:
+            batch[key] = batch[key].float() / 255
+        z = self.policy.cognition(batch)
+        return self.policy.action_loss(z, actions) + self.weight * F.mse_loss(self.read_out(z), state)
+
+
+def cogact_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
+    """A miniature CogACT on images and instructions, its tokenizer trained on the instructions."""
+    options = cast(CogACTOptions, command.policy)
+    action, tokenizer = demonstrations.action, train_tokenizer(list(demonstrations.instructions))
+    vit = {
+        "patch_size": options.patch_size,
+        "depth": options.vision_layers,
+        "embed_dim": options.vision_width,
+        "num_heads": options.vision_heads,
+    }
+    taken = ("patch_size", "vision_layers", "vision_width", "vision_heads")
+    prompt = PromptStep(suffix=(2,), tokenizer=tokenizer, max_tokens=1000)
+    longest = max(len(prompt.encode(text)) for text in demonstrations.instructions)
+    config = CogACTConfig(
+        input_features={
+            key: PolicyFeature(FeatureType.VISUAL, images.shape[1:])
+            for key, images in demonstrations.images.items()
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
+        device="cpu",
+        dino_options=vit,
+        siglip_options=vit,
+        language_kv_heads=options.language_heads,
+        language_vocabulary=tokenizer.get_vocab_size(),
+        action_head="custom",
+        max_tokens=longest + 4,
+        prompt_suffix=(2,),
+        pad_token=0,
+        **{key: value for key, value in asdict(options).items() if key not in taken},
+    )
+    pre, post = make_cogact_pre_post_processors(config, {"action": statistics(action)}, tokenizer)
+    texts = list(demonstrations.instructions)
+    images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in config.image_features.items()}
+    tokens = {k: v for k, v in pre(images | {"task": texts}).items() if k.startswith("observation.language")}
+    model = Grounded(CogACTPolicy(config), demonstrations.state.shape[1], command.state_weight)
+    scale = demonstrations.state.std(0)
+    state = (demonstrations.state - demonstrations.state.mean(0)) / np.where(scale > 1e-4, scale, 1.0)
+    return Recipe(
+        model=model,
+        policy_of=lambda model: model.policy,
+        loss=lambda model, seen, actions: model.loss(seen, actions),
+        groups=[*model.policy.get_optim_params(), {"params": list(model.read_out.parameters())}],
+        windows=Windows(
+            {
+                **demonstrations.images,
+                **{key: value.numpy()[demonstrations.task] for key, value in tokens.items()},
+                "observation.state": state.astype(np.float32),
+            },
+            pre({"action": torch.from_numpy(action), "task": texts[:1], **images})["action"].numpy(),
+            demonstrations.episode,
+            1,
+            config.horizon,
+        ),
+        preprocess=pre,
+        postprocess=post,
+    )
+
+
+RECIPES: dict[type, tuple[Callable[[Demonstrations, TrainCommand], Recipe], bool]] = {
+    DPTransformerOptions: (dp_transformer_recipe, False),
+    CogACTOptions: (cogact_recipe, True),
+}
+"""Options -> (recipe, whether it looks at images)."""
 
 
 def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -32,65 +170,13 @@ def statistics(values: np.ndarray) -> dict[str, np.ndarray]:
         "max": values.max(0),
         "mean": values.mean(0),
         "std": values.std(0),
+        "q01": np.quantile(values, 0.01, axis=0),
+        "q99": np.quantile(values, 0.99, axis=0),
         "count": np.array([len(values)]),
     }
 
 
-def train_policy(
-    demonstrations: Demonstrations,
-    architecture: dict[str, Any],
-    settings: TrainSettings,
-    output_dir: Path,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
-    half: bool = False,
-) -> float:
-    """Train on low-dimensional demonstrations and save the averaged policy.
-
-    Args:
-        demonstrations: states, actions and the episode each step belongs to.
-        architecture: fields of `DPTransformerConfig`, e.g. {"n_layer": 8, "n_emb": 256}.
-        settings: how long and how fast; an interrupted run in `output_dir` continues.
-        output_dir: where the checkpoint folder `pretrained_model` and `training.pt` go.
-        on_step: called with (steps done, loss).
-        half: store the weights as float16; they are computed with in float32 again when loaded.
-
-    Returns:
-        Wall time of this call [s].
-    """
-    state, action = demonstrations.state, demonstrations.action
-    config = DPTransformerConfig(
-        input_features={"observation.state": PolicyFeature(FeatureType.STATE, state.shape[1:])},
-        output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
-        device="cpu",
-        **architecture,
-    )
-    stats = {"observation.state": statistics(state), "action": statistics(action)}
-    pre, post = make_dp_transformer_pre_post_processors(config, stats)
-    torch.manual_seed(settings.seed)
-    policy = DPTransformerPolicy(config)
-    normalised = pre({"observation.state": torch.from_numpy(state), "action": torch.from_numpy(action)})
-    windows = Windows(
-        {"observation.state": normalised["observation.state"].numpy()},
-        normalised["action"].numpy(),
-        demonstrations.episode,
-        config.n_obs_steps,
-        config.horizon,
-    )
-    began = time.monotonic()
-    for done, loss, averaged in train(  # noqa: B007  used after the loop
-        policy,
-        lambda model, seen, actions: model.loss(seen, actions),
-        policy.get_optim_params(),
-        windows,
-        settings,
-        output_dir / "training.pt",
-    ):
-        on_step(done, loss)
-    save(averaged, pre, post, output_dir / "pretrained_model", half)
-    return time.monotonic() - began
-
-
-def save(policy: DPTransformerPolicy, pre: Any, post: Any, folder: Path, half: bool = False) -> None:
+def save(policy: PreTrainedPolicy, pre: Any, post: Any, folder: Path, half: bool = False) -> None:
     """Write config, weights and processors to a temporary folder, then rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -104,19 +190,6 @@ def save(policy: DPTransformerPolicy, pre: Any, post: Any, folder: Path, half: b
     os.replace(partial, folder)
 
 
-def join(parts: Sequence[Demonstrations]) -> Demonstrations:
-    """Put several sets of demonstrations one after the other, episodes numbered on."""
-    episodes, first = [], 0
-    for part in parts:
-        episodes.append(part.episode + first)
-        first += int(part.episode.max()) + 1
-    return Demonstrations(
-        np.concatenate([part.state for part in parts]),
-        np.concatenate([part.action for part in parts]),
-        np.concatenate(episodes),
-    )
-
-
 def run_collect(command: CollectCommand) -> tuple[dict[str, Any], bool]:
     """Demonstrate a task and store it as a LeRobotDataset."""
     options = command.collect
@@ -126,6 +199,7 @@ def run_collect(command: CollectCommand) -> tuple[dict[str, Any], bool]:
         episodes=options.episodes,
         seed=options.seed,
         image_size=options.image_size,
+        cameras=tuple(options.cameras),
         max_episode_steps=options.max_steps,
     )
     tries = 0
@@ -145,24 +219,27 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
     """Train on demonstrations; writes `training.pt` as it goes and `pretrained_model` at the end."""
     if command.threads:
         torch.set_num_threads(command.threads)
-    demonstrations = join([load_demonstrations(Path(path)) for path in command.data])
-    output_dir = Path(command.output_dir)
-    smooth = 0.0
+    make_recipe, has_images = RECIPES[type(command.policy)]
+    demonstrations = Demonstrations.join([load_demonstrations(Path(p), has_images) for p in command.data])
+    output_dir, settings = Path(command.output_dir), command.train
+    torch.manual_seed(settings.seed)
+    recipe = make_recipe(demonstrations, command)
+    smooth, began = 0.0, time.monotonic()
     with progress() as bars:
-        bar = bars.add_task("training", total=command.train.steps)
-
-        def on_step(done: int, loss: float) -> None:
-            nonlocal smooth
+        bar = bars.add_task("training", total=settings.steps)
+        checkpoint = output_dir / "training.pt"
+        for done, loss, averaged in train(
+            recipe.model, recipe.loss, recipe.groups, recipe.windows, settings, checkpoint
+        ):
             smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
             bars.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
-
-        wall_s = train_policy(
-            demonstrations, asdict(command.policy), command.train, output_dir, on_step, command.half
-        )
+            if done % (5 * settings.save_every) == 0 or done == settings.steps:
+                target = output_dir / "pretrained_model"
+                save(recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess, target, command.half)
     return {
         "policy": str(output_dir / "pretrained_model"),
         "frames": len(demonstrations.episode),
-        "steps": command.train.steps,
+        "steps": settings.steps,
         "loss": smooth if math.isfinite(smooth) else None,
-        "wall_s": wall_s,
+        "wall_s": time.monotonic() - began,
     }, True

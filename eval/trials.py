@@ -11,17 +11,16 @@ import numpy as np
 
 from vivace.deploy.loop import TickRecord
 from vivace.deploy.worker import Predict
-from vivace.envs.registry import make
 from vivace.eval.episode import EpisodeResult, append_result, load_results
 from vivace.eval.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.lineup import Entry
+from vivace.eval.plans import env_maker, session
 from vivace.eval.rollout import RolloutSettings, rollout
 from vivace.eval.settings import EvalCommand
 from vivace.eval.statistics import curve_area
 from vivace.eval.terminal import console, progress
 from vivace.eval.video import caption, side_by_side, write_video
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.session import Session
 from vivace.policies.staged import Execution
 from vivace.policies.types import PolicySpec
 
@@ -164,14 +163,14 @@ class Trials:
                 caption(env.render(), run.entry.label, record.source.value, record.tick, control_hz)
             )
 
-        session = Session(self._loaded, run.execution)
+        runner = session(self._command, self._loaded, run.execution)
         settings = replace(rollout_settings(self._command, run.latency), n_episodes=1, seed=seed)
-        rollout(self._make_env, session.predict, session.spec, settings, on_tick=on_tick)
+        rollout(env_maker(self._command, runner.spec), runner.predict, runner.spec, settings, on_tick=on_tick)
         return frames
 
     def _episodes(self, run: Run, name: str) -> list[EpisodeResult]:
         settings = rollout_settings(self._command, run.latency)
-        session = Session(self._loaded, run.execution)
+        runner = session(self._command, self._loaded, run.execution)
 
         def on_episode(result: EpisodeResult) -> None:
             self.stopwatch.simulated_s += result.steps / settings.control_hz
@@ -180,12 +179,9 @@ class Trials:
             return stored_rollout(
                 self._folder / "episodes" / f"{name}.jsonl",
                 name.replace("_", " "),
-                self._make_env,
-                self.stopwatch.timed(session.predict),
-                session.spec,
+                env_maker(self._command, runner.spec),
+                self.stopwatch.timed(runner.predict),
+                runner.spec,
                 settings,
                 on_episode,
             )
-
-    def _make_env(self) -> Any:
-        return make(self._command.env.type, self._command.env.task)

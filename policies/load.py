@@ -23,10 +23,11 @@ ADAPTERS = {
     "dp_transformer": "vivace.policies.dp_staged:StagedDPTransformer",
     "diffusion": "vivace.policies.diffusion_unet:StagedDiffusion",
     "multi_task_dit": "vivace.policies.multi_task_dit:StagedMultiTaskDiT",
+    "cogact": "vivace.policies.cogact_staged:StagedCogACT",
 }
 """lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
 
-OURS = {"dp_transformer": "vivace.policies.dp_transformer"}
+OURS = {"dp_transformer": "vivace.policies.dp_transformer", "cogact": "vivace.policies.cogact"}
 """Policy types that lerobot lacks -> the module that registers them."""
 
 ZOO = Path(__file__).parent / "zoo"

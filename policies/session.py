@@ -41,6 +41,16 @@ class Session:
         ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
         return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
 
+    def blank(self) -> Batch:
+        """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
+        n = self.spec.n_obs_steps
+        return self.prepare(
+            {
+                key: np.zeros((1, n, *(_hwc(shape) if is_image(key) else shape)), np.float32)
+                for key, shape in self.spec.observation_shapes.items()
+            }
+        )
+
     def predict(
         self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]
     ) -> np.ndarray:
@@ -55,8 +65,16 @@ class Session:
         return actions.cpu().numpy()
 
 
+def is_image(key: str) -> bool:
+    """Whether an observation key is a camera's."""
+    return key.startswith("observation.image")
+
+
+def _hwc(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0])
+
+
 def _tensor(key: str, value: np.ndarray) -> Tensor:
     """An observation as float32; images become CHW in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
-    is_image = key.startswith("observation.image") and tensor.ndim >= 3
-    return tensor.movedim(-1, -3) / 255 if is_image else tensor
+    return tensor.movedim(-1, -3) / 255 if is_image(key) and tensor.ndim >= 3 else tensor

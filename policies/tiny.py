@@ -11,6 +11,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 
+from vivace.policies.cogact import CogACTConfig, CogACTPolicy
 from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
 
 
@@ -175,4 +176,49 @@ def tiny_multi_task_dit(clip: Path, **changes: Any) -> MultiTaskDiTPolicy:
         for parameter in policy.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
+    return policy.eval()
+
+
+def tiny_cogact(cameras: int = 1, **changes: Any) -> CogACTPolicy:
+    """Build a miniature CogACT; the same weights at every call.
+
+    Observations are `observation.images.front` (3, 32, 32), with two cameras also `…wrist`; actions (3,).
+
+    Args:
+        cameras: 1 or 2.
+        **changes: fields of `CogACTConfig` that differ from the miniature's.
+    """
+    names = ("front", "wrist")[:cameras]
+    vit = {"patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
+    settings: dict[str, Any] = {
+        "input_features": {
+            f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for name in names
+        },
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        "device": "cpu",
+        "image_size": 32,
+        "dino_options": vit,
+        "siglip_options": vit,
+        "language_layers": 4,
+        "language_width": 32,
+        "language_heads": 4,
+        "language_kv_heads": 2,
+        "language_mlp": 48,
+        "language_vocabulary": 384,
+        "action_head": "custom",
+        "action_layers": 2,
+        "action_width": 32,
+        "action_heads": 2,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "max_tokens": 24,
+        "prompt_suffix": (2,),
+        "pad_token": 0,
+    }
+    config = CogACTConfig(**(settings | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = CogACTPolicy(config)
+        for parameter in policy.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
     return policy.eval()

@@ -35,6 +35,8 @@ class TrainSettings:
     seed: int = 0
     bf16: bool = False
     """Autocast the forward pass to bfloat16: about three times faster on processors that have it."""
+    compile: bool = False
+    """Compile the loss with torch.compile: minutes to compile, then about 1.4 times as fast on a CPU."""
     save_every: int = 200
     """Steps between resumable checkpoints."""
 
@@ -109,6 +111,8 @@ def train[Model: nn.Module](
     done = _resume(checkpoint, settings, model, averaged, optimiser)
     if done >= settings.steps:
         yield done, math.nan, averaged
+    if settings.compile:
+        loss_fn = torch.compile(loss_fn, dynamic=False)
     model.train()
     device = next(model.parameters()).device.type
     for step in range(done, settings.steps):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vivace.envs import MetaWorld, make, task_names
+from vivace.envs.registry import instruction
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import ActionKind
 
@@ -103,7 +104,8 @@ def test_episode_ends_after_max_episode_steps():
 
 
 def test_every_task_has_a_description():
-    assert len(task_names("metaworld")) == 52
+    assert len(task_names("metaworld")) == 58
+    assert all(instruction("metaworld", task) for task in task_names("metaworld"))
     assert make("metaworld", "push-v3").task_description == "Push the puck to a goal"
     assert "moving" in make("metaworld", "reach-moving").task_description
 

@@ -1,0 +1,116 @@
+"""`cogact` in stages: vision -> `language.i.{attn,mlp}` -> cognition feature -> `action.i.{attn,mlp}`.
+
+With classifier-free guidance the denoiser runs both branches as one batch of 2B rows, the conditional ones
+first, as the original does. Hoisting computes the timestep's half of the condition token for all steps once
+(at construction) and the cognition feature's half once a chunk.
+"""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.cogact import CogACTPolicy, finish, query_row
+from vivace.policies.language import Prefix, StagedLlama, TokenSelector, keep_all
+from vivace.policies.samplers import Sampler, Step, make_sampler
+from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.types import ActionKind
+
+_TOKENS, _MASK = "observation.language.tokens", "observation.language.attention_mask"
+
+
+class StagedCogACT:
+    """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
+
+    def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
+        self.policy = policy.eval()
+        self.sampler = policy.sampler
+        self.net = policy.action_model.net
+        self.blocks = tuple(
+            block
+            for i, layer in enumerate(self.net.blocks)
+            for block in (
+                Block(f"action.{i}.attn", layer.attend),
+                Block(f"action.{i}.mlp", layer.feed_forward),
+            )
+        )
+        self.language = StagedLlama(policy.language)
+        self.spec = policy_spec(policy.config, self.blocks, action_kinds)
+
+    @property
+    def n_visual(self) -> int:
+        """Patches of all cameras."""
+        return self.policy.vision_backbone.n_patches * len(self.policy.config.image_features)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+        """Cognition feature (B, D)."""
+        n_cameras, is_text = len(self.policy.config.image_features), batch[_MASK]
+        prefix = Prefix((self.policy.vision_backbone.n_patches,) * n_cameras, is_text[:, 1:])
+        hidden = self.language(self.policy.embed(batch), prefix, run, select)
+        return query_row(hidden, is_text)
+
+    def condition(self, step: Step, context: Tensor) -> Tensor:
+        """Condition tokens (2B, width), conditional rows first; (B, width) without guidance."""
+        z = self._both(context)
+        return self.net.condition(step.t.to(z.device).expand(z.shape[0]), z)
+
+    def _both(self, z: Tensor) -> Tensor:
+        """Features of the conditional rows and, under guidance, of the others behind them."""
+        if self.policy.config.guidance_scale <= 1:
+            return z
+        return torch.cat([z, self.net.z_embedder.uncondition.expand_as(z)])
+
+    def denoise(self, x: Tensor, condition: Tensor, run: Runner = compute) -> Tensor:
+        """Predict noise (B, H, A) in x (B, H, A), guided if there are two conditions a row."""
+        is_guided = condition.shape[0] == 2 * x.shape[0]
+        h = self.net.embed(torch.cat([x, x]) if is_guided else x, condition)
+        for block in self.blocks:
+            h = through(run, block, h)
+        out = self.net.head(h)
+        if not is_guided:
+            return out
+        with_condition, without = out.chunk(2)
+        return without + self.policy.config.guidance_scale * (with_condition - without)
+
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """Clip, and make the gripper's dimensions 0 or 1."""
+        return finish(x, self.policy.config)
+
+    def resample(self, name: str, n_steps: int) -> Sampler:
+        """Build another diffusion sampler of the same process."""
+        return make_sampler(name, n_steps, self.policy.schedule)
+
+    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+        """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
+        return HoistedCogACT(self, sampler)
+
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
+        twin = copy.copy(self)
+        twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
+        return twin
+
+
+class HoistedCogACT(StagedCogACT):
+    """The same policy with everything that x does not enter computed once."""
+
+    def __init__(self, plain: StagedCogACT, sampler: Sampler):
+        super().__init__(plain.policy, plain.spec.action_kinds)
+        self.language, self.sampler = plain.language, sampler
+        with torch.no_grad():
+            t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
+            self._time = self.net.t_embedder(t)  # (S, width)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+        """The cognition feature's half of the condition tokens, (2B, width) or (B, width)."""
+        return self.net.z_embedder(self._both(super().encode(batch, run, select)))
+
+    def condition(self, step: Step, context: Tensor) -> Tensor:
+        """Condition tokens (2B, width) or (B, width)."""
+        return self._time[step.index] + context
+
+    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+        """Return a twin for another sampler."""
+        return HoistedCogACT(self, sampler)

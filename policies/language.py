@@ -1,0 +1,156 @@
+"""A Llama-form language model in stages: `language.i.{attn,mlp}` over transformers' own modules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
+
+from vivace.policies.block import Block, Runner, compute, through
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the language model reads: one token, the patches of all cameras, then the text."""
+
+    n_patches: tuple[int, ...]
+    """Patches of each camera, in the order they are read."""
+    is_text: Tensor
+    """Which of the text tokens are not padding, (B, L) bool; the last of them is the query."""
+
+    @property
+    def n_visual(self) -> int:
+        """Patches of all cameras."""
+        return sum(self.n_patches)
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What a token selector may look at, after a layer."""
+
+    index: int
+    """Layers run before this one; counts the layers there are, after any deletion."""
+    h: Tensor
+    """Stream after the layer (B, S, D): BOS, patches, text."""
+    prefix: Prefix
+    attention: Callable[[], Tensor]
+    """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
+
+
+class TokenSelector(Protocol):
+    """Chooses which patches stay."""
+
+    def __call__(self, view: LayerView) -> Tensor | None:
+        """Return ascending indices of the patches to keep (B, K), or None to keep them all."""
+
+
+def keep_all(view: LayerView) -> None:
+    """Keep every patch."""
+    return
+
+
+class StagedLlama:
+    """The layers of a `LlamaModel` as blocks.
+
+    Padding is on the right and attention causal, so no token sees it and no mask is needed.
+    """
+
+    def __init__(self, model: LlamaModel, layers: tuple[int, ...] | None = None):
+        """Take a model apart.
+
+        Args:
+            model: transformers' model; its modules are used, not copied.
+            layers: indices of the layers to run, ascending; all when None.
+        """
+        self.model: Any = model
+        modules: list[Any] = list(model.layers)
+        self.layers = tuple(range(len(modules))) if layers is None else layers
+        self.blocks = tuple(block for i in self.layers for block in _layer_blocks(i, modules[i]))
+
+    def __call__(
+        self, h: Tensor, prefix: Prefix, run: Runner = compute, select: TokenSelector = keep_all
+    ) -> Tensor:
+        """Return the final normalised stream (B, S', D); S' < S once patches were dropped.
+
+        Args:
+            h: embeddings (B, S, D) of BOS, patches and text.
+            prefix: what they are.
+            run: runs the blocks.
+            select: asked after each layer which patches to keep. Survivors keep their positions.
+        """
+        positions = torch.arange(h.shape[1], device=h.device).expand(h.shape[0], -1)
+        cos, sin = self.model.rotary_emb(h, positions)
+        n_visual = prefix.n_visual
+        for index, layer in enumerate(self.layers):
+            attend, feed_forward = self.blocks[2 * index : 2 * index + 2]
+            before, angles = h, (cos, sin)
+            h = through(run, attend, h, cos, sin)
+            h = through(run, feed_forward, h)
+
+            def attention(
+                layer: int = layer,
+                before: Tensor = before,
+                angles: tuple[Tensor, Tensor] = angles,
+                n: int = n_visual,
+            ) -> Tensor:
+                return _text_to_patches(self.model.layers[layer], before, *angles, n)
+
+            kept = select(LayerView(index, h, prefix, attention))
+            if kept is not None:
+                rows = _rows(kept, n_visual, h.shape[1])
+                h, cos, sin = (_gather(x, rows) for x in (h, cos, sin))
+                n_visual = kept.shape[1]
+        return self.model.norm(h)
+
+
+def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block]:
+    def attend(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        attention = layer.self_attn
+        q, k, v = _heads(layer, h, cos, sin)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=attention.num_key_value_groups > 1
+        )
+        return attention.o_proj(out.transpose(1, 2).flatten(2))
+
+    def feed_forward(h: Tensor) -> Tensor:
+        return layer.mlp(layer.post_attention_layernorm(h))
+
+    return Block(f"language.{i}.attn", attend), Block(f"language.{i}.mlp", feed_forward)
+
+
+def _heads(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys and values (B, heads, S, d) of the stream entering a layer."""
+    attention, x = layer.self_attn, layer.input_layernorm(h)
+    q, k, v = (
+        proj(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    return q, k, v
+
+
+def _text_to_patches(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, n_visual: int) -> Tensor:
+    """Attention weights of the text rows on the patches (B, heads, L, patches)."""
+    q, k, _ = _heads(layer, h, cos, sin)
+    first_text, length = 1 + n_visual, h.shape[1]
+    k = k.repeat_interleave(layer.self_attn.num_key_value_groups, dim=1)
+    scores = q[:, :, first_text:] @ k.mT * layer.self_attn.scaling
+    rows = torch.arange(first_text, length, device=h.device)
+    later = torch.arange(length, device=h.device) > rows[:, None]
+    weights = scores.float().masked_fill(later, -torch.inf).softmax(-1)
+    return weights[..., 1:first_text]
+
+
+def _rows(kept: Tensor, n_visual: int, length: int) -> Tensor:
+    """Indices (B, S') of BOS, the kept patches and all the text among S tokens."""
+    batch = kept.shape[0]
+    bos = torch.zeros(batch, 1, dtype=torch.long, device=kept.device)
+    text = torch.arange(1 + n_visual, length, device=kept.device).expand(batch, -1)
+    return torch.cat([bos, 1 + kept, text], dim=1)
+
+
+def _gather(x: Tensor, rows: Tensor) -> Tensor:
+    return x.expand(rows.shape[0], -1, -1).gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
