@@ -67,7 +67,7 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as counter:
-            context = policy.encode(batch)
+            context = policy.encode(batch, execution.language, execution.select)
         encode = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
             condition_value = policy.condition(steps[0], context)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.staged import Execution
 
 
@@ -18,9 +18,10 @@ class Seam(IntEnum):
     LAYERS = 1
     TOKENS = 2
     STEPS = 3
-    HOIST = 4
-    BLOCKS = 5
-    DECODE = 6
+    GUIDANCE = 4
+    HOIST = 5
+    BLOCKS = 6
+    DECODE = 7
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Technique(Protocol):
 
 
 _MODULES = {
+    "layer_skip": "vivace.accel.layer_skip:LayerSkip",
+    "token_select": "vivace.accel.token_select:TokenSelect",
     "step_schedule": "vivace.accel.step_schedule:StepSchedule",
     "hoist": "vivace.accel.hoist:Hoist",
     "block_cache": "vivace.accel.block_cache:BlockCache",
@@ -86,3 +89,13 @@ def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) 
     if unknown:
         raise BadSetting(f"{kind} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}")
     return options_class(**options)
+
+
+def with_language(execution: Execution, kind: str) -> Any:
+    """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
+    if not hasattr(execution.policy, "language"):
+        raise UnsupportedPolicy(
+            f"{kind} works on a language stage, but policy {execution.policy.spec.type!r} has none; leave it "
+            "out of the plan"
+        )
+    return execution.policy

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.cogact import CogACTPolicy, finish, query_row
-from vivace.policies.language import Prefix, StagedLlama, TokenSelector, keep_all
+from vivace.policies.language import StagedLlama
+from vivace.policies.prefix import Prefix, TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
@@ -40,14 +41,14 @@ class StagedCogACT:
         self.spec = policy_spec(policy.config, self.blocks, action_kinds)
 
     @property
-    def n_visual(self) -> int:
-        """Patches of all cameras."""
-        return self.policy.vision_backbone.n_patches * len(self.policy.config.image_features)
+    def n_patches(self) -> tuple[int, ...]:
+        """Patches of each camera."""
+        return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Cognition feature (B, D)."""
-        n_cameras, is_text = len(self.policy.config.image_features), batch[_MASK]
-        prefix = Prefix((self.policy.vision_backbone.n_patches,) * n_cameras, is_text[:, 1:])
+        is_text = batch[_MASK]
+        prefix = Prefix(self.n_patches, is_text[:, 1:])
         hidden = self.language(self.policy.embed(batch), prefix, run, select)
         return query_row(hidden, is_text)
 

@@ -23,6 +23,7 @@ from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
@@ -77,7 +78,7 @@ class StagedDiffusion:
     def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
         return Block(block_id, module, additive=False)
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Observation features (B, D) of all observation steps and cameras."""
         cameras = list(self.policy.config.image_features)
         if cameras:
@@ -158,7 +159,7 @@ class HoistedDiffusion(StagedDiffusion):
 
         return Block(block_id, modulate, additive=False)
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Observation's part of the FiLM vectors of all residual blocks (B, F)."""
         return F.linear(F.mish(super().encode(batch)), self._weight, self._bias)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dp_transformer import DPTransformerPolicy
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
@@ -54,7 +55,7 @@ class StagedDPTransformer:
             Block(f"action.{i}.mlp", feed_forward),
         )
 
-    def encode(self, batch: Batch) -> Any:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.features(batch)
 
@@ -134,7 +135,7 @@ class HoistedDPTransformer(StagedDPTransformer):
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward
 
-    def encode(self, batch: Batch) -> _Memory:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> _Memory:
         """Keys and values of the observation tokens."""
         tokens = self.network.cond_obs_emb(self.policy.features(batch)) + self.network.cond_pos_emb[:, 1:]
         return _Memory(self._keys_values(self.network.encoder(tokens)))

@@ -1,8 +1,6 @@
 """A Llama-form language model in stages: `language.i.{attn,mlp}` over transformers' own modules."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,46 +8,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
 
 from vivace.policies.block import Block, Runner, compute, through
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What the language model reads: one token, the patches of all cameras, then the text."""
-
-    n_patches: tuple[int, ...]
-    """Patches of each camera, in the order they are read."""
-    is_text: Tensor
-    """Which of the text tokens are not padding, (B, L) bool; the last of them is the query."""
-
-    @property
-    def n_visual(self) -> int:
-        """Patches of all cameras."""
-        return sum(self.n_patches)
-
-
-@dataclass(frozen=True)
-class LayerView:
-    """What a token selector may look at, after a layer."""
-
-    index: int
-    """Layers run before this one; counts the layers there are, after any deletion."""
-    h: Tensor
-    """Stream after the layer (B, S, D): BOS, patches, text."""
-    prefix: Prefix
-    attention: Callable[[], Tensor]
-    """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
-
-
-class TokenSelector(Protocol):
-    """Chooses which patches stay."""
-
-    def __call__(self, view: LayerView) -> Tensor | None:
-        """Return ascending indices of the patches to keep (B, K), or None to keep them all."""
-
-
-def keep_all(view: LayerView) -> None:
-    """Keep every patch."""
-    return
+from vivace.policies.prefix import LayerView, Prefix, TokenSelector, keep_all
 
 
 class StagedLlama:
@@ -98,7 +57,7 @@ class StagedLlama:
             ) -> Tensor:
                 return _text_to_patches(self.model.layers[layer], before, *angles, n)
 
-            kept = select(LayerView(index, h, prefix, attention))
+            kept = select(LayerView(index, before, h, prefix, attention))
             if kept is not None:
                 rows = _rows(kept, n_visual, h.shape[1])
                 h, cos, sin = (_gather(x, rows) for x in (h, cos, sin))

@@ -21,6 +21,7 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_flow_sampler, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
@@ -51,7 +52,7 @@ class StagedMultiTaskDiT:
         )
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
         return self.policy.observation_encoder.encode(self.policy._prepare_batch(batch))
 
@@ -117,7 +118,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
                 [F.linear(embedding, linear.weight[:, : self._n_time]) for linear in self._linears], dim=-1
             )  # (S, L * 6n)
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Observation's part of the modulation of all layers (B, L * 6n)."""
         features = F.silu(super().encode(batch))
         return torch.cat(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.staged import Batch
 from vivace.policies.types import ActionKind, PolicySpec
@@ -40,7 +41,7 @@ class OpaquePolicy:
             blocks=(),
         )
 
-    def encode(self, batch: Batch) -> Batch:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
 

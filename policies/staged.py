@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
 from vivace.policies.noise import Noise
+from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
 
@@ -29,8 +30,14 @@ class DenoisingPolicy(Protocol):
     sampler: Sampler
     """The sampler the checkpoint asks for."""
 
-    def encode(self, batch: Batch) -> Context:
-        """Encode observations, once a chunk."""
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Context:
+        """Encode observations, once a chunk.
+
+        Args:
+            batch: normalised observations.
+            run: runs the blocks of the language stage, if there is one.
+            select: drops patches inside it.
+        """
 
     def condition(self, step: Step, context: Context) -> Condition:
         """Compute what depends on the timestep and the observation but not on x."""
@@ -88,12 +95,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Execution:
-    """How a staged policy is run; the defaults mean everything, always."""
+    """How a staged policy is run; the defaults mean everything, always.
+
+    `language` and `select` go to the policy's `encode`; a policy without a language stage ignores them.
+    """
 
     policy: DenoisingPolicy
     sampler: Sampler
     action: ActionRunner = always_compute
     evaluate: Evaluate = evaluate
+    language: Runner = compute
+    select: TokenSelector = keep_all
 
     @classmethod
     def of(cls, policy: DenoisingPolicy) -> "Execution":
@@ -105,7 +117,7 @@ class Execution:
 def sample(execution: Execution, batch: Batch, noise: Noise) -> Tensor:
     """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...)."""
     policy = execution.policy
-    context = policy.encode(batch)
+    context = policy.encode(batch, execution.language, execution.select)
     like = next(value for value in batch.values() if value.is_floating_point())
     x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)
     memory: tuple[Tensor, ...] = ()

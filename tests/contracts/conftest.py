@@ -9,7 +9,13 @@ import torch
 from vivace.accel.technique import CalibrationData
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.tiny import tiny_clip, tiny_diffusion, tiny_dp_transformer, tiny_multi_task_dit
+from vivace.policies.tiny import (
+    tiny_clip,
+    tiny_cogact,
+    tiny_diffusion,
+    tiny_dp_transformer,
+    tiny_multi_task_dit,
+)
 from vivace.policies.types import Fingerprint
 
 KEYS = ((1, 0), (2, 0), (2, 8))
@@ -22,6 +28,8 @@ POLICIES = {
     "multi_task_dit-flow": lambda clip: tiny_multi_task_dit(
         clip, objective="flow_matching", num_integration_steps=10
     ),
+    "cogact": lambda clip: tiny_cogact(),
+    "cogact-two-cameras": lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0),
 }
 
 
@@ -42,7 +50,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
     }
-    if policy.config.type == "multi_task_dit":
+    if policy.config.type in ("multi_task_dit", "cogact"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values

@@ -10,7 +10,7 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
-from vivace.policies.errors import PlanMismatch, UnknownBlock
+from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
 
@@ -32,15 +32,45 @@ TECHNIQUES = {
     "steps": [("step_schedule", {"n_steps": 5})],
     "all": [("block_cache", {"updates": 2, "bubbling": 1}), ("hoist", {}), ("step_schedule", {"n_steps": 5})],
 }
+LANGUAGE_TECHNIQUES = {
+    "layers": [("layer_skip", {"n_dropped": 1})],
+    "layers-greedy": [("layer_skip", {"n_dropped": 2, "rule": "greedy"})],
+    "layers-uniform": [("layer_skip", {"n_dropped": 2, "rule": "uniform"})],
+    **{
+        f"tokens-{method}": [("token_select", {"k_final": 6, "k_key": 2, "method": method})]
+        for method in ("efficientvla", "fastv", "random", "uniform")
+    },
+    "tokens-per-camera": [("token_select", {"k_final": 6, "k_key": 1, "per_camera": True})],
+    "tokens-cognition": [("token_select", {"k_final": 6, "source": "cognition", "layer": 0})],
+    "efficientvla": [
+        ("token_select", {"k_final": 6}),
+        ("block_cache", {"method": "uniform", "updates": 2}),
+        ("hoist", {}),
+        ("layer_skip", {"n_dropped": 1}),
+    ],
+}
+"""Those that need a language stage."""
+EVERYTHING = TECHNIQUES | LANGUAGE_TECHNIQUES
 
 
 def test_every_technique_there_is_is_tested():
-    assert {kind for wanted in TECHNIQUES.values() for kind, _ in wanted} == set(technique.TECHNIQUES)
+    assert {kind for wanted in EVERYTHING.values() for kind, _ in wanted} == set(technique.TECHNIQUES)
 
 
-@pytest.fixture(params=list(TECHNIQUES))
+@pytest.mark.parametrize("name", list(LANGUAGE_TECHNIQUES))
+def test_a_policy_without_a_language_stage_refuses_by_name(subject, name):
+    if hasattr(subject.staged, "language"):
+        pytest.skip("it has one")
+    kind, options = LANGUAGE_TECHNIQUES[name][0]
+    with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' has none"):
+        calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
+
+
+@pytest.fixture(params=list(EVERYTHING))
 def plan(request, subject) -> AccelerationPlan:
-    wanted = [(kind, dict(options)) for kind, options in TECHNIQUES[request.param]]
+    if request.param in LANGUAGE_TECHNIQUES and not hasattr(subject.staged, "language"):
+        pytest.skip("refused, see above")
+    wanted = [(kind, dict(options)) for kind, options in EVERYTHING[request.param]]
     for kind, options in wanted:
         if kind == "step_schedule":
             options["sampler"] = "euler" if subject.staged.sampler.name == "euler" else "ddim"
@@ -66,9 +96,8 @@ def test_a_plan_keeps_its_promises(subject, plan):
     restored = AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json())))
     assert restored == plan
     assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
-    one = {key: value[:1] for key, value in subject.data.batch.items()}
-    costs = count_flops(plain, one), count_flops(execution, one)
-    assert costs[1].denoise < costs[0].denoise
+    costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
+    assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     assert all(
         name in text and len(marks) == len(execution.sampler) for name, marks in grid(execution).items()

@@ -105,7 +105,7 @@ def test_kept_patches_are_seen_and_dropped_ones_are_not():
     few = staged.encode(seen, select=select)
     assert (few - staged.encode(seen)).abs().max() > 1e-4
 
-    everything = torch.arange(staged.n_visual).expand(2, -1)
+    everything = torch.arange(sum(staged.n_patches)).expand(2, -1)
     same = staged.encode(seen, select=lambda view: everything if view.index == 1 else None)
     torch.testing.assert_close(same, staged.encode(seen), atol=1e-5, rtol=0)
 
@@ -119,7 +119,7 @@ def test_survivors_equal_a_masked_forward():
 
     model = policy.language
     h = policy.embed(seen)
-    length, n = h.shape[1], staged.n_visual
+    length, n = h.shape[1], sum(staged.n_patches)
     stays = torch.ones(length, dtype=torch.bool)
     stays[1 : 1 + n] = False
     stays[1 + kept[0]] = True
@@ -141,7 +141,7 @@ def test_attention_of_a_view_is_the_layers_own():
     weights = views[1].attention()
     policy.language.config._attn_implementation = "eager"
     expected = policy.language(inputs_embeds=policy.embed(seen), output_attentions=True).attentions[1]
-    n = staged.n_visual
+    n = sum(staged.n_patches)
     torch.testing.assert_close(weights, expected[:, :, 1 + n :, 1 : 1 + n], atol=1e-5, rtol=0)
 
 

@@ -1,0 +1,49 @@
+"""The prefix a language model reads, and the seam at which patches are dropped from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the language model reads: one token, the patches of all cameras, then the text."""
+
+    n_patches: tuple[int, ...]
+    """Patches of each camera, in the order they are read."""
+    is_text: Tensor
+    """Which of the text tokens are not padding, (B, L) bool; the last of them is the query."""
+
+    @property
+    def n_visual(self) -> int:
+        """Patches of all cameras."""
+        return sum(self.n_patches)
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What a token selector may look at, after a layer."""
+
+    index: int
+    """Layers run before this one; counts the layers there are, after any deletion."""
+    before: Tensor
+    """Stream that entered the layer (B, S, D): BOS, patches, text."""
+    h: Tensor
+    """Stream after it."""
+    prefix: Prefix
+    attention: Callable[[], Tensor]
+    """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
+
+
+class TokenSelector(Protocol):
+    """Chooses which patches stay."""
+
+    def __call__(self, view: LayerView) -> Tensor | None:
+        """Return ascending indices of the patches to keep (B, K), or None to keep them all."""
+
+
+def keep_all(view: LayerView) -> None:
+    """Keep every patch."""
+    return
