@@ -17,7 +17,7 @@ from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.samplers import Step
-from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute
+from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute, evaluate
 
 
 def compile_execution(execution: Execution) -> Execution:
@@ -28,16 +28,18 @@ def compile_execution(execution: Execution) -> Execution:
     """
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
+    if execution.evaluate is not evaluate:
+        raise UnsupportedPolicy("a plan that estimates the unconditional branch linearly is not compiled")
     _allow_graphs(len(execution.policy.blocks))
     if execution.action is always_compute:
         denoise = torch.compile(execution.policy.denoise, fullgraph=True, dynamic=False)
 
-        def evaluate(
+        def compiled(
             execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
         ) -> tuple[Tensor, Cache]:
             return denoise(x, execution.policy.condition(step, context)), EMPTY
 
-        return replace(execution, evaluate=evaluate)
+        return replace(execution, evaluate=compiled)
     if not isinstance(execution.action, Rows):
         raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
     return replace(execution, policy=_with_compiled_blocks(execution.policy))

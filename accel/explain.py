@@ -48,12 +48,11 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
 
 def _flops_table(before: Flops, after: Flops) -> str:
     def stages(flops: Flops) -> dict[str, int]:
-        blocks = sum(flops.blocks[name] * n for name, n in flops.computed.items())
         return {
             "encode": flops.encode,
-            "condition": flops.steps * flops.condition,
-            "blocks": blocks,
-            "embed, head": flops.steps * flops.rest,
+            "condition": flops.condition,
+            "blocks": sum(flops.blocks.values()),
+            "embed, head": flops.rest,
             "total": flops.total,
         }
 

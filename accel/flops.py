@@ -6,14 +6,17 @@ taken apart into its products, masks not credited); element-wise work, and so re
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.samplers import Step
 from vivace.policies.staged import Batch, Execution
 
 
@@ -22,27 +25,29 @@ class Flops:
     """FLOPs of one chunk."""
 
     encode: int
-    """Once a chunk."""
     condition: int
-    """Once a step."""
+    """All steps."""
     blocks: dict[str, int]
-    """Block id -> once a step at which it is computed."""
+    """Block id -> all steps at which it is computed."""
     rest: int
-    """Once a step: embeddings, head, whatever is outside blocks."""
-    steps: int
-    computed: dict[str, int]
-    """Block id -> number of steps at which it is computed."""
+    """All steps: embeddings, head, whatever is outside blocks."""
 
     @property
     def denoise(self) -> int:
         """FLOPs of the denoiser over all steps."""
-        per_step = self.steps * (self.condition + self.rest)
-        return per_step + sum(self.blocks[name] * n for name, n in self.computed.items())
+        return self.condition + self.rest + sum(self.blocks.values())
 
     @property
     def total(self) -> int:
         """FLOPs of a chunk."""
         return self.encode + self.denoise
+
+
+@dataclass(frozen=True)
+class _StepFlops:
+    condition: int
+    blocks: dict[str, int]
+    rest: int
 
 
 class _Counter:
@@ -63,23 +68,41 @@ class _Counter:
 
 def count_flops(execution: Execution, batch: Batch) -> Flops:
     """Count the FLOPs of one chunk for a batch of observations (B, To, ...)."""
-    policy, steps = execution.policy, execution.sampler.steps
+    policy = execution.policy
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as counter:
             context = policy.encode(batch, execution.language, execution.select)
-        encode = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            condition_value = policy.condition(steps[0], context)
-        condition = counter.get_total_flops()
         like = next(value for value in batch.values() if value.is_floating_point())
         x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
+        known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
+        steps = [_count_step(execution, step, context, x, known) for step in execution.sampler.steps]
+    blocks: dict[str, int] = defaultdict(int)
+    for step, found in zip(execution.sampler.steps, steps, strict=True):
+        rows = execution.action.rows if isinstance(execution.action, Rows) else None
+        for name, flops in found.blocks.items():
+            if rows is None or name in rows[step.index].fresh:
+                blocks[name] += flops
+    return Flops(
+        encode=counter.get_total_flops(),
+        condition=sum(step.condition for step in steps),
+        blocks=dict(blocks),
+        rest=sum(step.rest for step in steps),
+    )
+
+
+def _count_step(
+    execution: Execution, step: Step, context: Any, x: Tensor, known: dict[Any, _StepFlops]
+) -> _StepFlops:
+    """Count one step, every block computed."""
+    with FlopCounterMode(display=False) as counter:
+        condition = execution.policy.condition(step, context)
+    shapes = tuple(tensor.shape for tensor in tree_leaves(condition))
+    key = (shapes, counter.get_total_flops())
+    if key not in known:
         run = _Counter()
-        with FlopCounterMode(display=False) as counter:
-            policy.denoise(x, condition_value, run)
-        rest = counter.get_total_flops() - sum(run.blocks.values())
-    n = len(steps)
-    computed = dict.fromkeys(run.blocks, n)
-    if isinstance(execution.action, Rows):
-        computed = {name: sum(name in row.fresh for row in execution.action.rows) for name in run.blocks}
-    return Flops(encode, condition, dict(run.blocks), rest, n, computed)
+        with FlopCounterMode(display=False) as whole:
+            execution.policy.denoise(x, condition, run)
+        rest = whole.get_total_flops() - sum(run.blocks.values())
+        known[key] = _StepFlops(counter.get_total_flops(), dict(run.blocks), rest)
+    return known[key]

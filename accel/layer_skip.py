@@ -78,7 +78,7 @@ class LayerSkip:
 
     def apply(self, execution: Execution) -> Execution:
         """Run the kept layers."""
-        return replace(execution, policy=execution.policy.with_layers(self.kept))
+        return replace(execution, policy=with_language(execution, self.kind).with_layers(self.kept))
 
 
 @torch.inference_mode()

@@ -1,4 +1,7 @@
-"""The acceleration plan: `acceleration.json`, saved beside `config.json` and `model.safetensors`."""
+"""The acceleration plan: `acceleration.json`, saved beside `config.json` and `model.safetensors`.
+
+A technique with tensors of its own keeps them in `acceleration.safetensors` beside the plan, under its kind.
+"""
 
 import json
 import os
@@ -7,12 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from vivace.accel.technique import Seam, Technique, technique_class
 from vivace.policies.errors import PlanMismatch, VivaceError
 from vivace.policies.types import Fingerprint
 
 VERSION = 1
 FILE_NAME = "acceleration.json"
+TENSORS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,17 @@ class AccelerationPlan:
         return {
             "version": VERSION,
             "fingerprint": asdict(self.fingerprint),
-            "techniques": [{"kind": t.kind, **asdict(t)} for t in self.techniques],  # type: ignore[call-overload]
+            "techniques": [_settings(technique) for technique in self.techniques],
             "measurements": dict(self.measurements),
         }
 
     @classmethod
-    def from_json(cls, data: Any) -> "AccelerationPlan":
-        """Restore a plan; raises `PlanMismatch` if the data is malformed or of another version."""
+    def from_json(cls, data: Any, tensors: Mapping[str, Tensor] | None = None) -> "AccelerationPlan":
+        """Restore a plan from plain data and its tensors, by kind and name.
+
+        Raises:
+            PlanMismatch: the data is malformed or of another version.
+        """
         try:
             if data["version"] != VERSION:
                 raise PlanMismatch(
@@ -63,15 +75,25 @@ class AccelerationPlan:
                 )
             return cls(
                 Fingerprint(**{k: _tuples(v) for k, v in data["fingerprint"].items()}),
-                tuple(_technique(entry) for entry in data["techniques"]),
+                tuple(_technique(entry, tensors or {}) for entry in data["techniques"]),
                 data.get("measurements", {}),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanMismatch(f"plan is malformed: {type(error).__name__}: {error}; recalibrate") from error
 
     def save(self, path: Path) -> None:
-        """Write the plan; `path` is the file or the checkpoint folder."""
+        """Write the plan, and its tensors if it has any; `path` is the file or the checkpoint folder."""
         target = path / FILE_NAME if path.is_dir() else path
+        tensors = {
+            f"{technique.kind}.{name}": tensor
+            for technique in self.techniques
+            for name, tensor in getattr(technique, "tensors", {}).items()
+        }
+        if tensors:
+            beside = target.with_suffix(TENSORS_SUFFIX)
+            unfinished = beside.with_name(beside.name + ".partial")
+            save_file(tensors, unfinished)
+            os.replace(unfinished, beside)
         partial = target.with_name(target.name + ".partial")
         partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
         os.replace(partial, target)
@@ -83,16 +105,32 @@ class AccelerationPlan:
         if not target.is_file():
             raise PlanMismatch(f"no plan at {target}; make one: vivace calibrate --policy.path=…")
         try:
-            return cls.from_json(json.loads(target.read_text()))
+            return cls.from_json(json.loads(target.read_text()), _read_tensors(target))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise PlanMismatch(f"{target} is not JSON ({error}); recalibrate") from error
         except VivaceError as error:
             raise type(error)(f"{target}: {error}") from error
 
 
-def _technique(entry: dict[str, Any]) -> Technique:
+def _settings(technique: Technique) -> dict[str, Any]:
+    """A technique as plain data, its tensors left out."""
+    settings = {name: value for name, value in vars(technique).items() if name != "tensors"}
+    return {"kind": technique.kind, **settings}
+
+
+def _technique(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> Technique:
     settings = {key: _tuples(value) for key, value in entry.items() if key != "kind"}
-    return technique_class(entry["kind"])(**settings)
+    prefix = entry["kind"] + "."
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return technique_class(entry["kind"])(**settings, **({"tensors": own} if own else {}))
+
+
+def _read_tensors(plan: Path) -> dict[str, Tensor]:
+    file = plan.with_suffix(TENSORS_SUFFIX)
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise PlanMismatch(f"{file} is truncated or not safetensors ({error}); recalibrate") from error
 
 
 def _tuples(value: Any) -> Any:

@@ -50,7 +50,9 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
     sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
     similarity, volatility = {}, {}
     for name in execution.policy.spec.block_ids:
-        features = torch.stack(outputs.pop(name), dim=1)  # (B, S, F)
+        kept = outputs.pop(name)
+        rows = min(len(out) for out in kept)  # guidance may stop on the way: its rows come last
+        features = torch.stack([out[:rows] for out in kept], dim=1)  # (B, S, F)
         if not features.isfinite().all():
             raise CalibrationError(
                 f"block {name!r} gave NaN or infinity on the calibration observations; check the checkpoint"

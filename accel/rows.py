@@ -73,18 +73,22 @@ class RowRunner:
             self._kept[block.id] = (out, *self._kept.get(block.id, ()))[: self._row.depth]
             return out
         group = self._row.leads.get(block.id)
-        return None if group is None else _combine(group.weights, self._histories(group))
+        return None if group is None else _combine(group.weights, self._histories(group, h.shape[0]))
 
-    def _histories(self, group: Group) -> tuple[Tensor, ...]:
+    def _histories(self, group: Group, rows: int) -> tuple[Tensor, ...]:
+        """Kept outputs of a group, as many rows as the stream has.
+
+        Under guidance the rows without a condition come last, and may have been given up since.
+        """
         if len(group.members) == 1:
-            return self._kept[group.members[0]]
+            return tuple(output[:rows] for output in self._kept[group.members[0]])
         key = "+".join(group.members)
         if group.is_renewed:
             kept = [self._kept[member] for member in group.members]
             self._kept[key] = tuple(
-                torch.stack([outputs[j] for outputs in kept]).sum(0) for j in range(len(group.weights))
+                torch.stack([outputs[j][:rows] for outputs in kept]).sum(0) for j in range(len(group.weights))
             )
-        return self._kept[key]
+        return tuple(output[:rows] for output in self._kept[key])
 
 
 def _combine(weights: tuple[float, ...], outputs: tuple[Tensor, ...]) -> Tensor:

@@ -61,9 +61,11 @@ class Technique(Protocol):
 
 
 _MODULES = {
+    "mlp_prune": "vivace.accel.mlp_prune:MlpPrune",
     "layer_skip": "vivace.accel.layer_skip:LayerSkip",
     "token_select": "vivace.accel.token_select:TokenSelect",
     "step_schedule": "vivace.accel.step_schedule:StepSchedule",
+    "guidance": "vivace.accel.guidance:Guidance",
     "hoist": "vivace.accel.hoist:Hoist",
     "block_cache": "vivace.accel.block_cache:BlockCache",
     "forecast": "vivace.accel.forecast:Forecast",

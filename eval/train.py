@@ -1,5 +1,6 @@
 """`vivace collect` and `vivace train`: demonstrations, and a lerobot checkpoint folder learned from them."""
 
+import json
 import math
 import os
 import shutil
@@ -233,6 +234,10 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
         ):
             smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
             bars.update(bar, completed=done, description=f"training, loss {smooth:.4f}")
+            if done % settings.save_every == 0:
+                line = {"step": done, "loss": round(smooth, 5), "wall_s": round(time.monotonic() - began)}
+                with (output_dir / "losses.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
             if done % (5 * settings.save_every) == 0 or done == settings.steps:
                 target = output_dir / "pretrained_model"
                 save(recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess, target, command.half)

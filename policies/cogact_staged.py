@@ -38,7 +38,14 @@ class StagedCogACT:
             )
         )
         self.language = StagedLlama(policy.language)
+        self.guided: tuple[bool, ...] = ()
+        """Whether each step runs both branches; all do when empty."""
         self.spec = policy_spec(policy.config, self.blocks, action_kinds)
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the policy is sampled with classifier-free guidance at all."""
+        return self.policy.config.guidance_scale > 1
 
     @property
     def n_patches(self) -> tuple[int, ...]:
@@ -53,27 +60,33 @@ class StagedCogACT:
         return query_row(hidden, is_text)
 
     def condition(self, step: Step, context: Tensor) -> Tensor:
-        """Condition tokens (2B, width), conditional rows first; (B, width) without guidance."""
-        z = self._both(context)
+        """Condition tokens (2B, width), conditional rows first; (B, width) at a step without guidance."""
+        z = self._both(context) if self._is_guided(step) else context
         return self.net.condition(step.t.to(z.device).expand(z.shape[0]), z)
 
+    def _is_guided(self, step: Step) -> bool:
+        return self.has_guidance and (step.index >= len(self.guided) or self.guided[step.index])
+
     def _both(self, z: Tensor) -> Tensor:
-        """Features of the conditional rows and, under guidance, of the others behind them."""
-        if self.policy.config.guidance_scale <= 1:
-            return z
+        """Features of the conditional rows and, behind them, of the rows without a condition."""
         return torch.cat([z, self.net.z_embedder.uncondition.expand_as(z)])
+
+    def branches(self, x: Tensor, condition: Tensor, run: Runner = compute) -> tuple[Tensor, ...]:
+        """Predicted noise (B, H, A) with the condition and, if there are two conditions a row, without."""
+        n = condition.shape[0] // x.shape[0]
+        h = self.net.embed(torch.cat([x] * n), condition)
+        for block in self.blocks:
+            h = through(run, block, h)
+        return self.net.head(h).chunk(n)
+
+    def guide(self, with_condition: Tensor, without: Tensor) -> Tensor:
+        """Classifier-free guidance: away from the prediction without a condition."""
+        return without + self.policy.config.guidance_scale * (with_condition - without)
 
     def denoise(self, x: Tensor, condition: Tensor, run: Runner = compute) -> Tensor:
         """Predict noise (B, H, A) in x (B, H, A), guided if there are two conditions a row."""
-        is_guided = condition.shape[0] == 2 * x.shape[0]
-        h = self.net.embed(torch.cat([x, x]) if is_guided else x, condition)
-        for block in self.blocks:
-            h = through(run, block, h)
-        out = self.net.head(h)
-        if not is_guided:
-            return out
-        with_condition, without = out.chunk(2)
-        return without + self.policy.config.guidance_scale * (with_condition - without)
+        predicted = self.branches(x, condition, run)
+        return self.guide(*predicted) if len(predicted) == 2 else predicted[0]
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
         """Clip, and make the gripper's dimensions 0 or 1."""
@@ -93,23 +106,36 @@ class StagedCogACT:
         twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
         return twin
 
+    def with_guidance(self, guided: tuple[bool, ...]) -> Self:
+        """Return a twin that runs the branch without a condition at these steps only."""
+        twin = copy.copy(self)
+        twin.guided = guided
+        return twin
+
+    def with_weights(self, policy: CogACTPolicy) -> "StagedCogACT":
+        """Return the staged form of a twin with other weights."""
+        return StagedCogACT(policy, self.spec.action_kinds)
+
 
 class HoistedCogACT(StagedCogACT):
     """The same policy with everything that x does not enter computed once."""
 
     def __init__(self, plain: StagedCogACT, sampler: Sampler):
         super().__init__(plain.policy, plain.spec.action_kinds)
-        self.language, self.sampler = plain.language, sampler
+        self.language, self.guided, self.sampler = plain.language, plain.guided, sampler
         with torch.no_grad():
             t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
             self._time = self.net.t_embedder(t)  # (S, width)
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """The cognition feature's half of the condition tokens, (2B, width) or (B, width)."""
-        return self.net.z_embedder(self._both(super().encode(batch, run, select)))
+        z = super().encode(batch, run, select)
+        return self.net.z_embedder(self._both(z) if self.has_guidance else z)
 
     def condition(self, step: Step, context: Tensor) -> Tensor:
-        """Condition tokens (2B, width) or (B, width)."""
+        """Condition tokens (2B, width), or (B, width) at a step without guidance."""
+        if self.has_guidance and not self._is_guided(step):
+            context = context[: len(context) // 2]
         return self._time[step.index] + context
 
     def hoist(self, sampler: Sampler) -> "HoistedCogACT":

@@ -1,7 +1,5 @@
 """What every technique promises on every policy."""
 
-import json
-
 import pytest
 import torch
 
@@ -33,6 +31,8 @@ TECHNIQUES = {
     "all": [("block_cache", {"updates": 2, "bubbling": 1}), ("hoist", {}), ("step_schedule", {"n_steps": 5})],
 }
 LANGUAGE_TECHNIQUES = {
+    "mlps": [("mlp_prune", {"sparsity": 0.5})],
+    "mlps-compensated": [("mlp_prune", {"sparsity": 0.5, "rank": 2})],
     "layers": [("layer_skip", {"n_dropped": 1})],
     "layers-greedy": [("layer_skip", {"n_dropped": 2, "rule": "greedy"})],
     "layers-uniform": [("layer_skip", {"n_dropped": 2, "rule": "uniform"})],
@@ -47,10 +47,25 @@ LANGUAGE_TECHNIQUES = {
         ("block_cache", {"method": "uniform", "updates": 2}),
         ("hoist", {}),
         ("layer_skip", {"n_dropped": 1}),
+        ("mlp_prune", {"rank": 2}),
     ],
 }
 """Those that need a language stage."""
-EVERYTHING = TECHNIQUES | LANGUAGE_TECHNIQUES
+GUIDANCE_TECHNIQUES = {
+    "guidance": [("guidance", {"full_steps": 4})],
+    "guidance-linear": [("guidance", {"method": "linear"})],
+    "guidance-cached": [
+        ("guidance", {"full_steps": 4}),
+        ("block_cache", {"updates": 3, "bubbling": 1}),
+        ("hoist", {}),
+    ],
+    "guidance-forecast": [
+        ("guidance", {"full_steps": 3}),
+        ("forecast", {"method": "uniform", "updates": 4, "order": 1}),
+    ],
+}
+"""Those that need classifier-free guidance."""
+EVERYTHING = TECHNIQUES | LANGUAGE_TECHNIQUES | GUIDANCE_TECHNIQUES
 
 
 def test_every_technique_there_is_is_tested():
@@ -66,9 +81,18 @@ def test_a_policy_without_a_language_stage_refuses_by_name(subject, name):
         calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
 
 
+def test_a_policy_without_guidance_refuses_by_name(subject):
+    if getattr(subject.staged, "has_guidance", False):
+        pytest.skip("it has guidance")
+    with pytest.raises(UnsupportedPolicy, match=f"guidance .* policy '{subject.staged.spec.type}'"):
+        calibrate(subject.staged, subject.mark, subject.data, [("guidance", {})])
+
+
 @pytest.fixture(params=list(EVERYTHING))
 def plan(request, subject) -> AccelerationPlan:
     if request.param in LANGUAGE_TECHNIQUES and not hasattr(subject.staged, "language"):
+        pytest.skip("refused, see above")
+    if request.param in GUIDANCE_TECHNIQUES and not getattr(subject.staged, "has_guidance", False):
         pytest.skip("refused, see above")
     wanted = [(kind, dict(options)) for kind, options in EVERYTHING[request.param]]
     for kind, options in wanted:
@@ -81,7 +105,7 @@ def run(execution, subject) -> torch.Tensor:
     return sample(execution, subject.data.batch, EpisodeNoise(subject.data.noise_keys))
 
 
-def test_a_plan_keeps_its_promises(subject, plan):
+def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     plain = Execution.of(subject.staged)
     before = {name: value.clone() for name, value in subject.policy.state_dict().items()}
     reference = run(plain, subject)
@@ -93,7 +117,8 @@ def test_a_plan_keeps_its_promises(subject, plan):
     assert torch.equal(reference, run(plain, subject)), "the policy itself was changed"
     after = subject.policy.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    restored = AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    plan.save(tmp_path)
+    restored = AccelerationPlan.load(tmp_path)
     assert restored == plan
     assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
