@@ -49,7 +49,8 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
 def _flops_table(before: Flops, after: Flops) -> str:
     def stages(flops: Flops) -> dict[str, int]:
         return {
-            "encode": flops.encode,
+            "encode": flops.encode - flops.language,
+            **({"language": flops.language} if flops.language else {}),
             "condition": flops.condition,
             "blocks": sum(flops.blocks.values()),
             "embed, head": flops.rest,

@@ -25,6 +25,9 @@ class Flops:
     """FLOPs of one chunk."""
 
     encode: int
+    """Once a chunk: cameras, state, language stage."""
+    language: int
+    """Share of `encode` in the language stage's blocks."""
     condition: int
     """All steps."""
     blocks: dict[str, int]
@@ -71,8 +74,9 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
     policy = execution.policy
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        language = _Counter()
         with FlopCounterMode(display=False) as counter:
-            context = policy.encode(batch, execution.language, execution.select)
+            context = policy.encode(batch, language, execution.select)
         like = next(value for value in batch.values() if value.is_floating_point())
         x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
         known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
@@ -85,6 +89,7 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                 blocks[name] += flops
     return Flops(
         encode=counter.get_total_flops(),
+        language=sum(language.blocks.values()),
         condition=sum(step.condition for step in steps),
         blocks=dict(blocks),
         rest=sum(step.rest for step in steps),

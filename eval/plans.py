@@ -101,7 +101,9 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
 
 
 def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
-    """Print what the plan does."""
+    """Print what the plan does, or what a published architecture costs."""
+    if command.policy.type:
+        return _explain_cost(command.policy.type)
     loaded = load(command)
     plan = load_plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
@@ -114,3 +116,24 @@ def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
         "techniques": [t.kind for t in plan.techniques],
         "flop_ratio": ratio,
     }, True
+
+
+def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
+    if kind != "cogact":
+        raise BadSetting(f"policy.type={kind!r} has no published size to explain; known: cogact")
+    from vivace.accel.cost import cost_table, vla_costs
+    from vivace.policies.cogact import full_size
+    from vivace.policies.cogact_staged import StagedCogACT
+
+    with console.status("counting on the meta device"):
+        rows = vla_costs(StagedCogACT(full_size()))
+    Console().print(cost_table(rows), highlight=False)
+    plans = {
+        row.name: {
+            "parameters": sum(row.parameters.values()),
+            "flops_paper": sum(row.paper.values()),
+            "flops_run": sum(row.full.values()),
+        }
+        for row in rows
+    }
+    return {"policy": kind, "plans": plans}, True

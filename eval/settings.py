@@ -17,6 +17,8 @@ class PolicyOptions:
     device: str = "cpu"
     n_action_steps: int | None = None
     """Actions executed of a chunk; the checkpoint's own when not given."""
+    type: str = ""
+    """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact."""
 
 
 @dataclass(kw_only=True)
@@ -161,7 +163,7 @@ class CalibrateCommand(CommonOptions):
 class ExplainCommand(CommonOptions):
     """Say what a plan does: step by block grid, FLOPs saved stage by stage.
 
-    Example: vivace explain --policy.path=zoo/reach
+    Example: vivace explain --policy.path=zoo/reach, or vivace explain --policy.type=cogact
     """
 
 

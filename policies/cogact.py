@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import make_default_policy_processor_steps, make_policy_processor_pipelines
@@ -288,6 +289,19 @@ class CogACTPolicy(PreTrainedPolicy):
 
             self._alphas_cumprod = self.schedule.scheduler(DDPMScheduler).alphas_cumprod
         return self._alphas_cumprod.to(like)
+
+
+def full_size(action_head: str = "base") -> CogACTPolicy:
+    """Build the 7-billion form on the meta device: every module and shape, no weights."""
+    config = CogACTConfig(
+        input_features={"observation.images.primary": PolicyFeature(FeatureType.VISUAL, (3, 224, 224))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+        gripper_dims=(6,),
+        action_head=action_head,
+        device="cpu",
+    )
+    with torch.device("meta"):
+        return CogACTPolicy(config).eval()
 
 
 def query_row(hidden: Tensor, is_text: Tensor) -> Tensor:

@@ -5,7 +5,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaModel,
+    apply_rotary_pos_emb,
+    rotate_half,
+)
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.prefix import LayerView, Prefix, TokenSelector, keep_all
@@ -83,20 +88,28 @@ def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block]:
 def _heads(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries, rotated keys and values (B, heads, S, d) of the stream entering a layer."""
     attention, x = layer.self_attn, layer.input_layernorm(h)
-    q, k, v = (
-        proj(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    q, k, v = (_split(proj, x, layer) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
     q, k = apply_rotary_pos_emb(q, k, cos, sin)
     return q, k, v
 
 
+def _split(proj: Any, x: Tensor, layer: LlamaDecoderLayer) -> Tensor:
+    return proj(x).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]
+
+
 def _text_to_patches(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, n_visual: int) -> Tensor:
     """Attention weights of the text rows on the patches (B, heads, L, patches)."""
-    q, k, _ = _heads(layer, h, cos, sin)
+    attention, x = layer.self_attn, layer.input_layernorm(h)
     first_text, length = 1 + n_visual, h.shape[1]
-    k = k.repeat_interleave(layer.self_attn.num_key_value_groups, dim=1)
-    scores = q[:, :, first_text:] @ k.mT * layer.self_attn.scaling
+    text = slice(first_text, None)
+    q = _rotate(_split(attention.q_proj, x[:, text], layer), cos[:, text], sin[:, text])
+    k = _rotate(_split(attention.k_proj, x, layer), cos, sin)
+    k = k.repeat_interleave(attention.num_key_value_groups, dim=1)
+    scores = q @ k.mT * attention.scaling
     rows = torch.arange(first_text, length, device=h.device)
     later = torch.arange(length, device=h.device) > rows[:, None]
     weights = scores.float().masked_fill(later, -torch.inf).softmax(-1)
