@@ -73,22 +73,25 @@ class RowRunner:
             self._kept[block.id] = (out, *self._kept.get(block.id, ()))[: self._row.depth]
             return out
         group = self._row.leads.get(block.id)
-        return None if group is None else _combine(group.weights, self._histories(group, h.shape[0]))
+        return None if group is None else _combine(group.weights, self._histories(group, h))
 
-    def _histories(self, group: Group, rows: int) -> tuple[Tensor, ...]:
-        """Kept outputs of a group, as many rows as the stream has.
-
-        Under guidance the rows without a condition come last, and may have been given up since.
-        """
+    def _histories(self, group: Group, h: Tensor) -> tuple[Tensor, ...]:
+        """Kept outputs of a group, as many rows as the stream has."""
         if len(group.members) == 1:
-            return tuple(output[:rows] for output in self._kept[group.members[0]])
+            return tuple(_as_many(output, h) for output in self._kept[group.members[0]])
         key = "+".join(group.members)
         if group.is_renewed:
             kept = [self._kept[member] for member in group.members]
             self._kept[key] = tuple(
-                torch.stack([outputs[j][:rows] for outputs in kept]).sum(0) for j in range(len(group.weights))
+                torch.stack([_as_many(outputs[j], h) for outputs in kept]).sum(0)
+                for j in range(len(group.weights))
             )
-        return tuple(output[:rows] for output in self._kept[key])
+        return tuple(_as_many(output, h) for output in self._kept[key])
+
+
+def _as_many(output: Tensor, h: Tensor) -> Tensor:
+    """Under guidance the rows without a condition come last, and may have been given up since."""
+    return output if output.shape == h.shape else output[: h.shape[0]]
 
 
 def _combine(weights: tuple[float, ...], outputs: tuple[Tensor, ...]) -> Tensor:
