@@ -19,7 +19,7 @@ from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
 from vivace.accel.technique import CalibrationData
 from vivace.eval.latencies import chunk_latencies
-from vivace.eval.lineup import Entry, lineup
+from vivace.eval.lineup import Entry, lineup_for
 from vivace.eval.output import claim, output_folder
 from vivace.eval.plans import env_maker, load, observe, session
 from vivace.eval.requirements import are_met, read_requirements
@@ -40,7 +40,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     if command.bench.threads:
         torch.set_num_threads(command.bench.threads)
     loaded = load(command)
-    entries = _entries(command)
+    entries = _entries(command, loaded)
     values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
     requirements = read_requirements(command.require, [entry.name for entry in entries], values)
     folder = output_folder("bench", command.output_dir, command.job_name)
@@ -111,8 +111,8 @@ def pareto_row(
     }
 
 
-def _entries(command: BenchCommand) -> list[Entry]:
-    everything = lineup(command.accel.updates, command.accel.bubbling, force_last=command.accel.force_last)
+def _entries(command: BenchCommand, loaded: LoadedPolicy) -> list[Entry]:
+    everything = lineup_for(loaded.staged, command.accel)
     known = [entry.name for entry in everything]
     for name in command.bench.only:
         if name not in known:

@@ -24,7 +24,7 @@ from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
 from vivace.eval.latencies import measured_latencies
 from vivace.eval.latency_model import MeasuredLatency, NoLatency
-from vivace.eval.lineup import Entry, lineup
+from vivace.eval.lineup import Entry, lineup_for
 from vivace.eval.output import claim, output_folder
 from vivace.eval.plans import load, load_plan, observe
 from vivace.eval.requirements import are_met, read_requirements
@@ -50,6 +50,12 @@ BASELINES = (
     "dpmsolver++-4",
     "dpmsolver++-16",
     "ddim-16+bac",
+    "tokens",
+    "layers",
+    "cache",
+    "fastv",
+    "ddim-2",
+    "ddim-5",
 )
 """Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
 
@@ -171,7 +177,7 @@ def _executions(
         loaded.staged, AccelerationPlan(loaded.fingerprint, (fewer, *exact))
     )
     if command.eval.lineup:
-        others = [e for e in lineup(command.accel.updates, command.accel.bubbling) if e.name in BASELINES]
+        others = [e for e in lineup_for(loaded.staged, command.accel) if e.name in BASELINES]
         built = build(loaded, others, data)
         executions |= built
         entries += [entry for entry in others if entry.name in built]

@@ -23,6 +23,8 @@ COLOURS = {
     "dpmsolver++": "#c0392b",
     "ddim+bac": "#14c3a8",
     "compile": "#2f3640",
+    "efficientvla": "#0b8f7d",
+    "baseline": "#b3589a",
 }
 SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
 _FADE = 0.18

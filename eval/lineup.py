@@ -86,3 +86,91 @@ def _fewer_steps_cached(bac: Options) -> Iterator[Entry]:
 
 def _steps(sampler: str, n_steps: int) -> tuple[str, Options]:
     return "step_schedule", {"sampler": sampler, "n_steps": n_steps}
+
+
+def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) -> tuple[Entry, ...]:
+    """Build the table of a vision-language-action policy: EfficientVLA's ablation and its baselines.
+
+    The shares are the paper's (arXiv 2506.10100, table 5): 10 of 32 layers dropped, 56 of 256 patches kept, a
+    quarter of the MLP channels cut, the action cache renewed every 5 steps.
+
+    Args:
+        n_layers: language layers.
+        n_patches: patches of all cameras.
+        n_steps: steps of the sampler.
+        has_guidance: whether it is sampled with classifier-free guidance.
+    """
+    n_dropped, k_final = round(n_layers * 10 / 32), max(5, round(n_patches * 56 / 256))
+    updates = max(2, n_steps // 5)
+    tokens = ("token_select", {"k_final": k_final})
+    layers = ("layer_skip", {"n_dropped": n_dropped})
+    mlp: tuple[str, Options] = ("mlp_prune", {})
+    eora: tuple[str, Options] = ("mlp_prune", {"rank": 16})
+    cache = ("block_cache", {"method": "uniform", "updates": updates})
+    everything = (mlp, layers, tokens, cache)
+    kept = n_layers - n_dropped
+    rows: list[tuple[str, str, str, Wanted]] = [
+        ("plain", "as trained", "ddpm", ()),
+        ("tokens", f"{k_final} of {n_patches} patches", "efficientvla", (tokens,)),
+        ("cache", f"action cache, {updates} of {n_steps} steps", "efficientvla", (cache,)),
+        ("layers", f"{kept} of {n_layers} layers", "efficientvla", (layers,)),
+        ("layers+mlp", "layers, MLP channels -25 %", "efficientvla", (mlp, layers)),
+        ("layers+mlp+cache", "layers, MLP, cache", "efficientvla", (mlp, layers, cache)),
+        ("tokens+cache", "patches, cache", "efficientvla", (tokens, cache)),
+        ("all", "layers, MLP, patches, cache", "efficientvla", everything),
+        ("all+eora", "all, MLP compensated at rank 16", "efficientvla", (eora, *everything[1:])),
+        ("all+hoist", "all, hoisted", "efficientvla", (*everything, _HOIST)),
+        ("hoist", "exact hoisting alone", "hoist", (_HOIST,)),
+        (
+            "fastv",
+            f"FastV, {k_final} patches",
+            "baseline",
+            (("token_select", tokens[1] | {"method": "fastv"}),),
+        ),
+        (
+            "random",
+            f"random {k_final} patches",
+            "baseline",
+            (("token_select", tokens[1] | {"method": "random"}),),
+        ),
+        (
+            "uniform-layers",
+            f"{kept} layers, evenly",
+            "baseline",
+            (("layer_skip", layers[1] | {"rule": "uniform"}),),
+        ),
+        (
+            "bac",
+            f"BAC on the head, S = {updates}",
+            "bac",
+            (("block_cache", {"updates": updates, "bubbling": 2}),),
+        ),
+    ]
+    if has_guidance:
+        adaptive: tuple[str, Options] = ("guidance", {})
+        linear: tuple[str, Options] = ("guidance", {"method": "linear"})
+        rows += [
+            ("guidance", "adaptive guidance", "efficientvla", (adaptive,)),
+            ("linear-guidance", "LinearAG", "efficientvla", (linear,)),
+            ("all+guidance", "all, adaptive guidance", "efficientvla", (*everything, adaptive)),
+        ]
+    rows += [(f"ddim-{k}", f"ddim {k} steps", "ddim", (_steps("ddim", k),)) for k in (2, 5) if k < n_steps]
+    return (
+        *(Entry(*row) for row in rows),
+        Entry("compile", "as trained, torch.compile", "compile", (), is_compiled=True),
+        Entry("all-compile", "all, head's blocks compiled", "compile", everything, is_compiled=True),
+    )
+
+
+def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
+    """Return the table that fits a policy.
+
+    Args:
+        staged: the policy; one with a language stage has EfficientVLA's table.
+        options: `updates`, `bubbling` and `force_last` of the other one.
+    """
+    if hasattr(staged, "language"):
+        return vla_lineup(
+            len(staged.language.layers), sum(staged.n_patches), len(staged.sampler), staged.has_guidance
+        )
+    return lineup(options.updates, options.bubbling, force_last=options.force_last)

@@ -17,7 +17,7 @@ from vivace.envs.registry import env_class, instruction, make
 from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
-from vivace.eval.settings import CalibrateCommand, CommonOptions, ExplainCommand
+from vivace.eval.settings import CalibrateCommand, CommonOptions, ConvertCommand, ExplainCommand
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
@@ -137,3 +137,14 @@ def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
         for row in rows
     }
     return {"policy": kind, "plans": plans}, True
+
+
+def run_convert(command: ConvertCommand) -> tuple[dict[str, Any], bool]:
+    """Convert a run folder of the original project."""
+    from vivace.policies.cogact_original import convert
+
+    with console.status("converting"):
+        config = convert(
+            Path(command.run), Path(command.output_dir), Path(command.tokenizer), command.unnorm_key
+        )
+    return {"policy": command.output_dir, "action_head": config.action_head, "horizon": config.horizon}, True

@@ -54,6 +54,24 @@ class AccelOptions:
     """Forecast rule: taylor, adams_bashforth, fused."""
     order: int = 1
     """Forecast order."""
+    n_dropped: int = 4
+    """layer_skip: language layers to drop."""
+    layer_rule: str = "importance"
+    """layer_skip: importance, greedy, uniform."""
+    k_final: int = 56
+    """token_select: patches to keep."""
+    k_key: int = 4
+    alpha: float = 0.5
+    token_method: str = "efficientvla"
+    """token_select: efficientvla, fastv, random, uniform."""
+    token_layer: int = 1
+    """token_select: patches are dropped after this layer."""
+    sparsity: float = 0.25
+    """mlp_prune: share of the channels to cut."""
+    rank: int = 0
+    """mlp_prune: rank of the compensation."""
+    guidance: str = "adaptive"
+    """guidance: adaptive, linear."""
     sampler: str = "ddim"
     """For step_schedule: ddpm, ddim, dpmsolver++; euler, rk4 for flow matching."""
     n_steps: int = 16
@@ -68,6 +86,16 @@ class AccelOptions:
             name: getattr(self, name) for name in ("method", "updates", "bubbling", "objective", "force_last")
         }
         options: dict[str, dict[str, object]] = {
+            "mlp_prune": {"sparsity": self.sparsity, "rank": self.rank},
+            "layer_skip": {"n_dropped": self.n_dropped, "rule": self.layer_rule},
+            "token_select": {
+                "k_final": self.k_final,
+                "k_key": self.k_key,
+                "alpha": self.alpha,
+                "method": self.token_method,
+                "layer": self.token_layer,
+            },
+            "guidance": {"method": self.guidance},
             "step_schedule": {"sampler": self.sampler, "n_steps": self.n_steps},
             "block_cache": updates,
             "forecast": updates | {"rule": self.rule, "order": self.order},
@@ -256,6 +284,23 @@ class TrainCommand:
     """Store the weights as float16: half the size; they are computed with in float32."""
     state_weight: float = 1.0
     """cogact: weight of a loss that reads the simulator's state out of the cognition feature, in training."""
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class ConvertCommand:
+    """Convert a CogACT run folder to a lerobot checkpoint folder, once.
+
+    Example: vivace convert --run=CogACT-Base --tokenizer=llama2/tokenizer.json
+    --unnorm_key=bridge_orig --output_dir=outputs/cogact-base
+    """
+
+    run: str
+    """Folder with config.json, dataset_statistics.json and checkpoints/*.pt."""
+    tokenizer: str
+    """tokenizer.json of the language model."""
+    unnorm_key: str | None = None
+    """Dataset whose statistics bring actions back to the robot's units."""
     output_dir: str
 
 

@@ -31,7 +31,7 @@ CAMERA = "observation.images.primary"
 ARCHITECTURES: dict[str, dict[str, Any]] = {"prism-dinosiglip-224px+7b": {}}
 """base_vlm -> fields of `CogACTConfig` that differ from the defaults."""
 
-_PARTS = {
+_PARTS: dict[str, dict[str, str | None]] = {
     "vision_backbone": {"dino_featurizer.": "", "siglip_featurizer.": ""},
     "projector": {"projector.": ""},
     "llm_backbone": {"llm.model.": "", "llm.lm_head.": None},

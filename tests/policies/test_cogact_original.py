@@ -129,7 +129,7 @@ def test_statistics_leave_masked_dimensions_alone(run):
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("brigde", "'brigde' is not there; datasets: bridge, fractal"), (None, "give unnorm_key")],
+    [("breeze", "'breeze' is not there; datasets: bridge, fractal"), (None, "give unnorm_key")],
 )
 def test_an_unknown_dataset_is_named(run, key, message):
     with pytest.raises(BadSetting, match=message):
