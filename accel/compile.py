@@ -39,10 +39,11 @@ def compile_execution(execution: Execution) -> Execution:
         ) -> tuple[Tensor, Cache]:
             return denoise(x, execution.policy.condition(step, context)), EMPTY
 
-        return replace(execution, evaluate=compiled)
+        return replace(execution, policy=_with_compiled_encode(execution.policy), evaluate=compiled)
     if not isinstance(execution.action, Rows):
         raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
-    return replace(execution, policy=_with_compiled_blocks(execution.policy))
+    twin = _with_compiled_encode(_with_compiled_blocks(execution.policy))
+    return replace(execution, policy=twin)
 
 
 def _allow_graphs(n_blocks: int) -> None:
@@ -58,4 +59,13 @@ def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
         Block(block.id, torch.compile(block.fn, fullgraph=True, dynamic=False), block.additive)
         for block in policy.blocks
     )
+    return twin
+
+
+def _with_compiled_encode(policy: DenoisingPolicy) -> DenoisingPolicy:
+    """Return a twin whose language stage is compiled, if it has one; a camera encoder alone stays as it is."""
+    if not hasattr(policy, "language"):
+        return policy
+    twin: Any = copy.copy(policy)
+    twin.encode = torch.compile(policy.encode, dynamic=False)
     return twin

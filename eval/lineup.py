@@ -120,31 +120,6 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
         ("all", "layers, MLP, patches, cache", "efficientvla", everything),
         ("all+eora", "all, MLP compensated at rank 16", "efficientvla", (eora, *everything[1:])),
         ("all+hoist", "all, hoisted", "efficientvla", (*everything, _HOIST)),
-        ("hoist", "exact hoisting alone", "hoist", (_HOIST,)),
-        (
-            "fastv",
-            f"FastV, {k_final} patches",
-            "baseline",
-            (("token_select", tokens[1] | {"method": "fastv"}),),
-        ),
-        (
-            "random",
-            f"random {k_final} patches",
-            "baseline",
-            (("token_select", tokens[1] | {"method": "random"}),),
-        ),
-        (
-            "uniform-layers",
-            f"{kept} layers, evenly",
-            "baseline",
-            (("layer_skip", layers[1] | {"rule": "uniform"}),),
-        ),
-        (
-            "bac",
-            f"BAC on the head, S = {updates}",
-            "bac",
-            (("block_cache", {"updates": updates, "bubbling": 2}),),
-        ),
     ]
     if has_guidance:
         adaptive: tuple[str, Options] = ("guidance", {})
@@ -154,12 +129,30 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
             ("linear-guidance", "LinearAG", "efficientvla", (linear,)),
             ("all+guidance", "all, adaptive guidance", "efficientvla", (*everything, adaptive)),
         ]
-    rows += [(f"ddim-{k}", f"ddim {k} steps", "ddim", (_steps("ddim", k),)) for k in (2, 5) if k < n_steps]
     return (
         *(Entry(*row) for row in rows),
+        *_vla_baselines(tokens, layers, updates, n_steps),
         Entry("compile", "as trained, torch.compile", "compile", (), is_compiled=True),
-        Entry("all-compile", "all, head's blocks compiled", "compile", everything, is_compiled=True),
+        Entry("all-compile", "all, torch.compile", "compile", everything, is_compiled=True),
     )
+
+
+def _vla_baselines(
+    tokens: tuple[str, Options], layers: tuple[str, Options], updates: int, n_steps: int
+) -> Iterator[Entry]:
+    """Simpler choices at the same cost, another cache schedule, fewer steps, hoisting."""
+    k_final, n_dropped = tokens[1]["k_final"], layers[1]["n_dropped"]
+    yield Entry("hoist", "exact hoisting alone", "hoist", (_HOIST,))
+    for method, label in (("fastv", "FastV"), ("random", "random")):
+        wanted = ("token_select", tokens[1] | {"method": method})
+        yield Entry(method, f"{label}, {k_final} patches", "baseline", (wanted,))
+    evenly = ("layer_skip", layers[1] | {"rule": "uniform"})
+    yield Entry("uniform-layers", f"{n_dropped} layers dropped evenly", "baseline", (evenly,))
+    bac = ("block_cache", {"updates": updates, "bubbling": 2})
+    yield Entry("bac", f"BAC on the head, S = {updates}", "bac", (bac,))
+    for k in (2, 5):
+        if k < n_steps:
+            yield Entry(f"ddim-{k}", f"ddim {k} steps", "ddim", (_steps("ddim", k),))
 
 
 def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
