@@ -63,7 +63,7 @@ def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
 
 
 def _with_compiled_encode(policy: DenoisingPolicy) -> DenoisingPolicy:
-    """Return a twin whose language stage is compiled, if it has one; a camera encoder alone stays as it is."""
+    """Return a twin whose encode is compiled, if it has a language stage."""
     if not hasattr(policy, "language"):
         return policy
     twin: Any = copy.copy(policy)
