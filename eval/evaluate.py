@@ -16,6 +16,8 @@ from torch import Tensor
 from vivace.accel.apply import accelerate
 from vivace.accel.flops import count_flops
 from vivace.accel.hoist import Hoist
+from vivace.accel.layer_skip import LayerSkip
+from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
@@ -125,6 +127,7 @@ def _outcomes(
         "curve": curve,
         "shown_seed": seed,
         "video": trials.film(runs, seed) if command.eval.video else None,
+        "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
     }
 
 
@@ -146,7 +149,11 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
     results["environment"] |= {"control_hz": command.env.control_hz, "mode": command.eval.mode}
-    return results | {"plan": plan.to_json()["techniques"]}
+    layers = next((t for t in plan.techniques if isinstance(t, LayerSkip)), None)
+    return results | {
+        "plan": [entry for entry in plan.to_json()["techniques"] if entry["kind"] != MlpPrune.kind],
+        "layers": None if layers is None else {"importance": layers.importance, "kept": layers.kept},
+    }
 
 
 def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:

@@ -187,6 +187,22 @@ def schedule_figure(grid: Mapping[str, str]) -> go.Figure:
     return figure
 
 
+def importance_figure(layers: Mapping[str, Any]) -> go.Figure:
+    """Importance of every language layer, dropped ones light."""
+    importance, kept = layers["importance"], set(layers["kept"])
+    figure = go.Figure(
+        go.Bar(
+            x=list(range(len(importance))),
+            y=importance,
+            marker_color=[COLOURS["accelerated"] if i in kept else "#d5dbe3" for i in range(len(importance))],
+            hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
+        )
+    )
+    _styled(figure, "language layer", "importance")
+    figure.update_layout(height=260)
+    return figure
+
+
 def similarity_figure(calibration: Mapping[str, Any]) -> go.Figure:
     """Cosine similarity of every block's output between steps, small multiples."""
     names = list(calibration["similarity"])

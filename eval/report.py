@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from vivace.eval.figures import (
     curve_figure,
+    importance_figure,
     latency_figure,
     pareto_figure,
     schedule_figure,
@@ -123,6 +124,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         )
     )
     parts += _pareto_sections(results)
+    parts += _language_sections(folder, results)
     parts += _calibration_sections(results.get("calibration"))
     return title, "".join(parts)
 
@@ -299,6 +301,22 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
     return [
         _section("All plans and baselines", text, _figure(pareto_figure(rows)), _table(head, cells, ours))
     ]
+
+
+def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
+    sections = []
+    if results.get("patches"):
+        text = (
+            "One frame an inference: bright patches go on through the language model, dark ones are dropped."
+        )
+        sections.append(_section("Patches that were kept", text, _video(folder / results["patches"])))
+    if results.get("layers"):
+        text = (
+            "1 − cosine similarity between what enters and what leaves a language layer, on calibration "
+            "observations; light ones are dropped."
+        )
+        sections.append(_section("Layer importance", text, _figure(importance_figure(results["layers"]))))
+    return sections
 
 
 def _calibration_sections(calibration: Mapping[str, Any] | None) -> list[str]:

@@ -14,6 +14,7 @@ from vivace.deploy.worker import Predict
 from vivace.eval.episode import EpisodeResult, append_result, load_results
 from vivace.eval.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.lineup import Entry
+from vivace.eval.patches import patch_frames
 from vivace.eval.plans import env_maker, session
 from vivace.eval.rollout import RolloutSettings, rollout
 from vivace.eval.settings import EvalCommand
@@ -152,6 +153,19 @@ class Trials:
             return None
         name = "videos/side_by_side.mp4"
         write_video(self._folder / name, side_by_side(films), self._command.env.control_hz)
+        return name
+
+    def film_patches(self, run: Run, seed: int) -> str | None:
+        """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
+        if not hasattr(run.execution.policy, "language"):
+            return None
+        runner = session(self._command, self._loaded, run.execution)
+        with console.status("drawing the patches that were kept"):
+            frames = patch_frames(runner, env_maker(self._command, runner.spec), seed)
+        if not frames:
+            return None
+        name = "videos/patches.mp4"
+        write_video(self._folder / name, frames, fps=3)
         return name
 
     def _frames(self, run: Run, seed: int) -> list[np.ndarray]:

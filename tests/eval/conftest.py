@@ -8,8 +8,10 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.eval.cli import main
 from vivace.eval.train import save, statistics
+from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
-from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.prompt import train_tokenizer
+from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +29,25 @@ def checkpoint(tmp_path_factory) -> Path:
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), folder)
     asked = ["calibrate", f"--policy.path={folder}", "--env.task=reach-moving", "--accel.updates=4",
              "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2"]  # fmt: skip
+    assert main(asked) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vla_checkpoint(tmp_path_factory) -> Path:
+    """A miniature CogACT that looks through Meta-World's close-up camera, with an EfficientVLA plan."""
+    policy = tiny_cogact(
+        input_features={"observation.images.close_up": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+        max_tokens=40,
+    )
+    stats = {"action": statistics(np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32))}
+    folder = tmp_path_factory.mktemp("checkpoint") / "vla"
+    tokenizer = train_tokenizer(["Open the drawer"])
+    save(policy, *make_cogact_pre_post_processors(policy.config, stats, tokenizer), folder)
+    asked = ["calibrate", f"--policy.path={folder}", "--env.task=drawer-open-halfway",
+             "--accel.techniques=[layer_skip,mlp_prune,token_select,block_cache]", "--accel.method=uniform",
+             "--accel.updates=2", "--accel.n_dropped=1", "--accel.k_final=6", "--accel.rank=2",
+             "--accel.episodes=1", "--accel.samples=2", "--env.max_steps=8"]  # fmt: skip
     assert main(asked) == 0
     return folder
