@@ -63,7 +63,7 @@ class LayerSkip:
                 f"layer_skip is to drop {chosen.n_dropped} of {n} language layers; drop 0..{n - 1}"
             )
         scores = layer_importance(execution, data.batch)
-        kept = _KEEP[chosen.rule](execution, data.batch, scores, chosen.n_dropped)
+        kept = keep(execution, data.batch, chosen, scores)
         return cls(kept=kept, importance=tuple(round(x, 6) for x in scores), options=asdict(chosen))
 
     def check(self, execution: Execution) -> None:
@@ -97,6 +97,14 @@ def layer_importance(execution: Execution, batch: Batch) -> list[float]:
 
     policy.encode(batch, execution.language, look)
     return scores
+
+
+def keep(
+    execution: Execution, batch: Batch, options: LayerSkipOptions, scores: list[float] | None = None
+) -> tuple[int, ...]:
+    """Return the layers that stay, ascending; `scores` are measured unless given."""
+    scores = layer_importance(execution, batch) if scores is None else scores
+    return _KEEP[options.rule](execution, batch, scores, options.n_dropped)
 
 
 def _lowest(execution: Execution, batch: Batch, scores: list[float], n: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
+from vivace.accel.layer_curve import policy_curve
 from vivace.accel.technique import CalibrationData
 from vivace.eval.latencies import chunk_latencies
 from vivace.eval.lineup import Entry, lineup_for
@@ -55,6 +56,10 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         eager = {entry.name for entry in entries if not entry.is_compiled}
         _judge([row for row in rows if row["name"] in eager], executions, command, loaded, folder)
     results = circumstances("bench", command, loaded) | {"pareto": rows, "latencies_s": times}
+    if hasattr(loaded.staged, "language"):
+        results["layer_curve"] = {
+            rule: policy_curve(executions["plain"], data, rule) for rule in ("importance", "uniform")
+        }
     write_results(folder, results)
     Console().print(table(rows))
     kept = ("latency_s", "ratio", "action_error", "success")

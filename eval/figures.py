@@ -203,6 +203,27 @@ def importance_figure(layers: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
+def layer_curve_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
+    """Hidden-state and action error against language layers dropped, a line per rule."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("cognition feature, 1 - cosine", "actions"))
+    for (rule, points), colour in zip(
+        curves.items(), (COLOURS["accelerated"], COLOURS["ddim"]), strict=False
+    ):
+        x = [point["dropped"] for point in points]
+        for column, key in enumerate(("hidden_error", "action_error"), start=1):
+            figure.add_scatter(
+                x=x,
+                y=[point[key] for point in points],
+                name=rule,
+                mode="lines+markers",
+                line={"color": colour},
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    return _styled(figure, "language layers dropped", "error")
+
+
 def similarity_figure(calibration: Mapping[str, Any]) -> go.Figure:
     """Cosine similarity of every block's output between steps, small multiples."""
     names = list(calibration["similarity"])

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.envs.registry import env_class, instruction, make
+from vivace.envs.registry import env_class, instruction, make, task_names
 from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
@@ -119,8 +120,10 @@ def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
 
 
 def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
+    if kind == "smollm2":
+        return _explain_layers()
     if kind != "cogact":
-        raise BadSetting(f"policy.type={kind!r} has no published size to explain; known: cogact")
+        raise BadSetting(f"policy.type={kind!r} has no published size to explain; known: cogact, smollm2")
     from vivace.accel.cost import cost_table, vla_costs
     from vivace.policies.cogact import full_size
     from vivace.policies.cogact_staged import StagedCogACT
@@ -137,6 +140,23 @@ def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
         for row in rows
     }
     return {"policy": kind, "plans": plans}, True
+
+
+def _explain_layers() -> tuple[dict[str, Any], bool]:
+    """Importance of SmolLM2's layers on the instructions of all tasks, and what dropping them costs."""
+    from vivace.accel.layer_curve import text_curve
+    from vivace.policies.smollm2 import load_smollm2, prompts
+
+    model, tokenizer = load_smollm2()
+    texts = sorted({instruction("metaworld", task) for task in task_names("metaworld")})
+    scores, points = text_curve(model, *prompts(tokenizer, texts))
+    table = Table(title=f"SmolLM2-135M on {len(texts)} instructions, no patches")
+    for name in ("layer", "importance", "layers dropped", "error of the last token's state"):
+        table.add_column(name, justify="right")
+    for layer, (score, point) in enumerate(zip(scores, points, strict=True)):
+        table.add_row(str(layer), f"{score:.4f}", str(point["dropped"]), f"{point['hidden_error']:.4f}")
+    Console().print(table)
+    return {"policy": "smollm2", "importance": scores, "curve": points}, True
 
 
 def run_convert(command: ConvertCommand) -> tuple[dict[str, Any], bool]:

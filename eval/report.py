@@ -14,6 +14,7 @@ from vivace.eval.figures import (
     curve_figure,
     importance_figure,
     latency_figure,
+    layer_curve_figure,
     pareto_figure,
     schedule_figure,
     similarity_figure,
@@ -134,7 +135,11 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
     )
     lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
-    return title, "".join([_header("benchmark", title, lead), *_pareto_sections(results)])
+    sections = [_header("benchmark", title, lead), *_pareto_sections(results)]
+    if results.get("layer_curve"):
+        text = "Error of the cognition feature and of the actions when language layers are dropped."
+        sections.append(_section("Layers dropped", text, _figure(layer_curve_figure(results["layer_curve"]))))
+    return title, "".join(sections)
 
 
 _PAGES = {"eval": _eval_page, "bench": _bench_page}

@@ -18,7 +18,8 @@ class PolicyOptions:
     n_action_steps: int | None = None
     """Actions executed of a chunk; the checkpoint's own when not given."""
     type: str = ""
-    """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact."""
+    """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact;
+    smollm2: how redundant the layers of a pretrained language model are."""
 
 
 @dataclass(kw_only=True)
