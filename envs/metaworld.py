@@ -26,6 +26,24 @@ _MODEL_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "
 """Parts of the model that Meta-World's resets write into."""
 
 
+class Glance(dict[str, np.ndarray]):
+    """An observation whose images are rendered when they are first looked at, before the next step."""
+
+    def __init__(self, env: "MetaWorld", values: dict[str, np.ndarray]) -> None:
+        super().__init__(values)
+        self._env, self._moment = env, env.moment
+
+    def __missing__(self, key: str) -> np.ndarray:
+        if key not in self._env.image_shapes:
+            raise KeyError(key)
+        if self._env.moment != self._moment:
+            raise BadSetting(
+                f"{key!r} was looked at after the world had moved on; make it without lazy_images"
+            )
+        self[key] = self._env.look(key)
+        return self[key]
+
+
 class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """One Meta-World task; an episode is a function of its reset seed and its actions, bit for bit.
 
@@ -53,6 +71,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         max_episode_steps: int = 300,
         terminate_on_success: bool = False,
         render_size: int = 320,
+        lazy_images: bool = False,
     ) -> None:
         """Load the world of a task.
 
@@ -63,6 +82,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
             max_episode_steps: steps after which an episode is truncated, 1..500.
             terminate_on_success: whether success ends the episode.
             render_size: edge of the square frames that `render` returns [px].
+            lazy_images: render an observation's images only when they are looked at, which must be before
+                the next step; a policy that sees one tick in eight then renders one in eight.
 
         Raises:
             UnknownEnvironment: Meta-World has no such task, or the task no such camera.
@@ -90,6 +111,9 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         )
         self._film = Camera(self._world.model, render_size, render_size)
         self._ticks = 0
+        self._lazy_images = lazy_images
+        self.moment = 0
+        """Counts resets and steps: tells one state of the world from another."""
         self.image_shapes = {
             IMAGE_KEY + camera: (image_size, image_size, 3) for camera in self._cameras if image_size
         }
@@ -162,11 +186,17 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         return state
 
     def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        self.moment += 1
         values = {STATE_KEY: self._show(state).astype(np.float32)}
-        if self._eye is not None:
-            for camera in self._cameras:
-                values[IMAGE_KEY + camera] = self._eye.image(self._world.data, camera)
-        return values
+        if self._lazy_images:
+            return Glance(self, values)
+        return values | {key: self.look(key) for key in self.image_shapes}
+
+    def look(self, key: str) -> np.ndarray:
+        """Render one of the observation's images now, HWC uint8."""
+        if self._eye is None:
+            raise BadSetting(f"this environment was made without images, so it has no {key!r}")
+        return self._eye.image(self._world.data, key.removeprefix(IMAGE_KEY))
 
 
 def _load_world(task: str) -> SawyerXYZEnv:

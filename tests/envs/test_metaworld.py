@@ -140,3 +140,23 @@ def test_unknown_camera_lists_the_cameras():
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(BadSetting, match=message):
         make("metaworld", "push-v3", **options)
+
+
+def test_lazy_images_are_those_of_their_moment():
+    options = {"image_size": 32, "cameras": ("close_up",)}
+    eager, lazy = (
+        make("metaworld", "reach-v3", **options),
+        make("metaworld", "reach-v3", lazy_images=True, **options),
+    )
+    key = "observation.images.close_up"
+    seen = [env.reset(seed=3)[0] for env in (eager, lazy)]
+    assert key not in list(seen[1])
+    assert np.array_equal(seen[0][key], seen[1][key])
+    moved = [env.step(np.ones(4))[0] for env in (eager, lazy)]
+    assert np.array_equal(moved[0][key], moved[1][key])
+    late = lazy.step(np.ones(4))[0]
+    lazy.step(np.ones(4))
+    with pytest.raises(BadSetting, match="moved on"):
+        late[key]
+    with pytest.raises(KeyError):
+        late["observation.images.wrist"]
