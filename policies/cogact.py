@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from vivace.policies.dit import SIZES, ActionModel, DiT
 from vivace.policies.ensemble import AdaptiveEnsemble
+from vivace.policies.errors import BadSetting
 from vivace.policies.noise import GlobalNoise
 from vivace.policies.prompt import PromptStep
 from vivace.policies.samplers import NoiseSchedule, Sampler, make_sampler
@@ -196,7 +197,12 @@ class CogACTPolicy(PreTrainedPolicy):
     def sampler(self) -> Sampler:
         """The sampler the config asks for."""
         steps = self.config.num_inference_steps or self.config.num_train_timesteps
-        return make_sampler(self.config.noise_scheduler_type.lower(), steps, self.schedule)
+        return self.resample(self.config.noise_scheduler_type.lower(), steps)
+
+    def resample(self, name: str, n_steps: int) -> Sampler:
+        """Build a sampler of the same process; DDIM steps at the original's timesteps."""
+        timesteps = ddim_timesteps(n_steps, self.config.num_train_timesteps) if name == "ddim" else None
+        return make_sampler(name, n_steps, self.schedule, timesteps)
 
     def get_optim_params(self) -> list[dict]:
         """All parameters; weight decay on matrices only."""
@@ -302,6 +308,22 @@ def full_size(action_head: str = "base") -> CogACTPolicy:
     )
     with torch.device("meta"):
         return CogACTPolicy(config).eval()
+
+
+def ddim_timesteps(n_steps: int, total: int) -> tuple[int, ...]:
+    """Timesteps of the original's DDIM, descending: multiples of the first stride that gives as many.
+
+    Raises:
+        BadSetting: no whole stride gives so many.
+    """
+    if n_steps == 1:
+        return (total // 2,)
+    stride = next((s for s in range(1, total) if len(range(0, total, s)) == n_steps), None)
+    if stride is None:
+        raise BadSetting(
+            f"cogact's DDIM steps over {total} timesteps at a whole stride, which cannot give {n_steps} steps"
+        )
+    return tuple(reversed(range(0, total, stride)))
 
 
 def query_row(hidden: Tensor, is_text: Tensor) -> Tensor:

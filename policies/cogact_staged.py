@@ -15,7 +15,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.cogact import CogACTPolicy, finish, query_row
 from vivace.policies.language import StagedLlama
 from vivace.policies.prefix import Prefix, TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step, make_sampler
+from vivace.policies.samplers import Sampler, Step
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -94,7 +94,7 @@ class StagedCogACT:
 
     def resample(self, name: str, n_steps: int) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.policy.schedule)
+        return self.policy.resample(name, n_steps)
 
     def hoist(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""

@@ -9,7 +9,7 @@ Sources: DDPM arXiv 2006.11239 eq. 7; DDIM 2010.02502 eq. 12; DPM-Solver++ 2211.
 flow matching Euler and RK4 as in lerobot's multi_task_dit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,13 +77,16 @@ class NoiseSchedule:
         return kind(**known, **extra)
 
 
-def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule) -> Sampler:
+def make_sampler(
+    name: str, n_steps: int, schedule: NoiseSchedule, timesteps: Sequence[int] | None = None
+) -> Sampler:
     """Build a diffusion sampler by name.
 
     Args:
         name: "ddpm", "ddim" or "dpmsolver++".
         n_steps: denoiser calls, 1..num_train_timesteps.
         schedule: the process the denoiser was trained with.
+        timesteps: of the calls, descending, for DDIM; diffusers' leading spacing when None.
 
     Raises:
         BadSetting: unknown name or a number of steps outside the range.
@@ -95,6 +98,8 @@ def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule) -> Sampler:
             f"sampler {name!r} was asked for {n_steps} steps; the policy was trained with "
             f"{schedule.num_train_timesteps}, choose 1..{schedule.num_train_timesteps}"
         )
+    if timesteps is not None and name == "ddim":
+        return Sampler(name, _ddim_at([torch.tensor(t) for t in timesteps], schedule))
     return Sampler(name, _BUILDERS[name](n_steps, schedule))
 
 
@@ -137,11 +142,19 @@ def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
 def _ddim(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
     scheduler = schedule.scheduler(DDIMScheduler)
     scheduler.set_timesteps(n_steps)
+    return _ddim_at(list(scheduler.timesteps), schedule)
+
+
+def _ddim_at(timesteps: list[Tensor], schedule: NoiseSchedule) -> tuple[Step, ...]:
+    """DDIM at these timesteps, descending; the last one goes to the clean sample."""
+    scheduler = schedule.scheduler(DDIMScheduler)
 
     def step(index: int, t: Tensor) -> Step:
-        previous = t - schedule.num_train_timesteps // n_steps
+        is_last = index == len(timesteps) - 1
         ab = scheduler.alphas_cumprod[t]
-        ab_previous = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+        ab_previous = (
+            scheduler.final_alpha_cumprod if is_last else scheduler.alphas_cumprod[timesteps[index + 1]]
+        )
 
         def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
             x0 = _clean(x, out, ab, schedule)
@@ -155,7 +168,7 @@ def _ddim(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
 
         return Step(index, t, advance)
 
-    return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
+    return tuple(step(index, t) for index, t in enumerate(timesteps))
 
 
 def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:

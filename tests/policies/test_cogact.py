@@ -248,3 +248,19 @@ def test_learns_to_tell_two_instructions_apart():
     first, second = policy.cognition(seen)
     assert torch.stack(losses[-10:]).mean() < 0.3 < losses[0]
     assert (first - second).norm() > 0.3 * first.norm()
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "expected"),
+    [
+        (10, [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]),
+        (5, [80, 60, 40, 20, 0]),
+        (8, [91, 78, 65, 52, 39, 26, 13, 0]),
+        (1, [50]),
+    ],
+)
+def test_ddim_steps_where_the_original_does(n_steps, expected):
+    sampler = tiny_cogact().resample("ddim", n_steps)
+    assert [int(step.t) for step in sampler.steps] == expected
+    with pytest.raises(BadSetting, match="cannot give 60 steps"):
+        tiny_cogact().resample("ddim", 60)
