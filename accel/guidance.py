@@ -9,7 +9,7 @@ with coefficients fitted by least squares on calibration samples.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from vivace.policies.block import Cache
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.samplers import Step
-from vivace.policies.staged import Context, Execution, sample
+from vivace.policies.staged import Context, Execution, GuidedPolicy, sample
 
 FULL, CONDITIONAL, LINEAR = "full", "conditional", "linear"
 _KEY = "guidance"
@@ -113,14 +113,14 @@ class Guidance:
         return replace(execution, policy=twin, evaluate=_Linear(self.coefficients))
 
 
-def _guided(execution: Execution) -> Any:
-    policy: Any = execution.policy
+def _guided(execution: Execution) -> GuidedPolicy:
+    policy = execution.policy
     if not getattr(policy, "has_guidance", False):
         raise UnsupportedPolicy(
             f"guidance works on classifier-free guidance, but policy {policy.spec.type!r} is sampled "
             "without; leave it out of the plan"
         )
-    return policy
+    return cast(GuidedPolicy, policy)
 
 
 class _Record:
@@ -133,7 +133,7 @@ class _Record:
     def __call__(
         self, execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
-        policy: Any = execution.policy
+        policy = cast(GuidedPolicy, execution.policy)
         run = execution.action(step.index, cache)
         conditional, unconditional = policy.branches(x, policy.condition(step, context), run)
         self.conditional.append(conditional)
@@ -150,7 +150,7 @@ class _Linear:
     def __call__(
         self, execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
-        policy: Any = execution.policy
+        policy = cast(GuidedPolicy, execution.policy)
         run = execution.action(step.index, cache)
         predicted = policy.branches(x, policy.condition(step, context), run)
         conditional, history = predicted[0], cache.get(_KEY, ())

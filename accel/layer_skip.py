@@ -84,7 +84,7 @@ class LayerSkip:
 @torch.inference_mode()
 def layer_importance(execution: Execution, batch: Batch) -> list[float]:
     """Return I(l) of every language layer on a batch of observations, padding left out."""
-    policy: Any = execution.policy
+    policy = execution.policy
     scores: list[float] = []
 
     def look(view: LayerView) -> Tensor | None:
@@ -114,7 +114,7 @@ def _lowest(execution: Execution, batch: Batch, scores: list[float], n: int) -> 
 
 def _greedy(execution: Execution, batch: Batch, scores: list[float], n: int) -> tuple[int, ...]:
     kept = tuple(range(len(scores)))
-    policy: Any = execution.policy
+    policy = with_language(execution, LayerSkip.kind)
     for _ in range(n):
         twin = replace(execution, policy=policy.with_layers(kept))
         scores = layer_importance(twin, batch)

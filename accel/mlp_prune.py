@@ -161,7 +161,7 @@ class _Inputs:
 @torch.inference_mode()
 def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     """What each layer's MLP multiplies, padding left out, (tokens, D) a layer."""
-    policy: Any = execution.policy
+    policy = with_language(execution, MlpPrune.kind)
     run = _Inputs()
     policy.encode(data.batch, run)
     is_text = data.batch["observation.language.attention_mask"]

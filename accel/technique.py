@@ -3,12 +3,12 @@
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 from torch import Tensor
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
-from vivace.policies.staged import Execution
+from vivace.policies.staged import Execution, LanguagePolicy
 
 
 class Seam(IntEnum):
@@ -93,11 +93,11 @@ def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) 
     return options_class(**options)
 
 
-def with_language(execution: Execution, kind: str) -> Any:
+def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
     if not hasattr(execution.policy, "language"):
         raise UnsupportedPolicy(
             f"{kind} works on a language stage, but policy {execution.policy.spec.type!r} has none; leave it "
             "out of the plan"
         )
-    return execution.policy
+    return cast(LanguagePolicy, execution.policy)

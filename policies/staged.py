@@ -55,6 +55,42 @@ class DenoisingPolicy(Protocol):
         """Return a twin that computes once what depends on the timestep or the observation alone."""
 
 
+class LanguagePolicy(DenoisingPolicy, Protocol):
+    """A policy whose `encode` passes through a language model: techniques on layers and patches fit it."""
+
+    policy: Any
+    """lerobot's own object; its `language.layers` are the layers' modules."""
+    language: Any
+    """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
+
+    @property
+    def n_patches(self) -> tuple[int, ...]:
+        """Patches of each camera."""
+
+    def with_layers(self, kept: tuple[int, ...]) -> "LanguagePolicy":
+        """Return a twin that runs these of its language layers only."""
+
+    def with_weights(self, policy: Any) -> "LanguagePolicy":
+        """Return the staged form of a twin with other weights."""
+
+
+class GuidedPolicy(DenoisingPolicy, Protocol):
+    """A policy under classifier-free guidance, whose branches can be run apart."""
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether it is sampled with guidance at all."""
+
+    def branches(self, x: Tensor, condition: Condition, run: Runner = compute) -> tuple[Tensor, ...]:
+        """Predict with the condition and, if the step is guided, without."""
+
+    def guide(self, with_condition: Tensor, without: Tensor) -> Tensor:
+        """Combine both predictions."""
+
+    def with_guidance(self, guided: tuple[bool, ...]) -> "GuidedPolicy":
+        """Return a twin that runs both branches at these steps only."""
+
+
 def policy_spec(
     config: Any, blocks: Sequence[Block], action_kinds: tuple[ActionKind, ...] = ()
 ) -> PolicySpec:
