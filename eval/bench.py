@@ -1,7 +1,7 @@
 """`vivace bench`: the claim and its baselines, timed interleaved in one process at batch 1.
 
-With `--bench.n_episodes` every plan also runs the same episodes in a frozen world, so that a Pareto table of
-latency against success comes out of one command.
+With `--bench.n_episodes` every plan also runs the same episodes in a frozen world, so many of every task, so
+that a Pareto table of latency against success comes out of one command.
 """
 
 from collections.abc import Mapping, Sequence
@@ -161,18 +161,21 @@ def _judge(
         n_action_steps=command.policy.n_action_steps,
         max_steps=command.env.max_steps,
     )
-    outcomes: dict[str, dict[int, bool]] = {}
+    outcomes: dict[str, dict[tuple[str, int], bool]] = {}
     for row in rows:
-        runner = session(command, loaded, executions[row["name"]])
-        episodes = stored_rollout(
-            folder / "episodes" / f"{row['name']}.jsonl",
-            row["label"],
-            env_maker(command, runner.spec),
-            runner.predict,
-            runner.spec,
-            settings,
-        )
-        outcomes[row["name"]] = {e.seed: e.success for e in episodes}
+        found = outcomes.setdefault(row["name"], {})
+        for task in command.env.tasks:
+            runner = session(command, loaded, executions[row["name"]], task)
+            name = row["name"] if len(command.env.tasks) == 1 else f"{row['name']}.{task}"
+            episodes = stored_rollout(
+                folder / "episodes" / f"{name}.jsonl",
+                f"{row['label']}, {task}",
+                env_maker(command, runner.spec, task),
+                runner.predict,
+                runner.spec,
+                settings,
+            )
+            found |= {(task, e.seed): e.success for e in episodes}
     for row in rows:
         mine = outcomes[row["name"]]
         pair = paired_difference(outcomes["plain"], mine)
@@ -185,6 +188,11 @@ def _judge(
             "difference_interval": pair.interval,
             "p_value": pair.p_value,
         }
+        if len(command.env.tasks) > 1:
+            row["tasks"] = {
+                task: sum(success for (where, _), success in mine.items() if where == task)
+                for task in command.env.tasks
+            }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -71,6 +71,8 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
     if unknown:
         raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")
+    if len(command.env.tasks) > 1:
+        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
     loaded = load(command)
     plan = load_plan(command, loaded)
     accelerated = accelerate(loaded.staged, plan)

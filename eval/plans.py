@@ -1,11 +1,13 @@
 """`vivace calibrate` and `vivace explain`."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,18 +34,20 @@ IMAGE = "observation.images."
 
 def load(command: CommonOptions) -> LoadedPolicy:
     """Load the policy a command names, its actions understood as the environment's."""
-    kinds = env_class(command.env.type, command.env.task).action_kinds
+    kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
     return load_policy(command.policy.path, command.policy.device, kinds)
 
 
-def session(command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None) -> Session:
-    """Run a policy under an execution, told what the command's task is."""
-    text = command.env.instruction or instruction(command.env.type, command.env.task)
+def session(
+    command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None, task: str = ""
+) -> Session:
+    """Run a policy under an execution, told what to do in a task, the command's first when not given."""
+    text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
     return Session(loaded, execution, text)
 
 
-def env_maker(command: CommonOptions, spec: PolicySpec) -> Callable[[], Any]:
-    """Return what makes the command's environment, with the cameras that a policy looks through."""
+def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
+    """Return what makes a task's environment, with the cameras that a policy looks through."""
     shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
     sizes = {shape[-1] for shape in shapes.values()}
     if len(sizes) > 1:
@@ -52,7 +56,7 @@ def env_maker(command: CommonOptions, spec: PolicySpec) -> Callable[[], Any]:
     if shapes:
         is_lazy = spec.n_obs_steps == 1
         options = {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
-    return partial(make, command.env.type, command.env.task, **options)
+    return partial(make, command.env.type, task or command.env.tasks[0], **options)
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
@@ -65,14 +69,22 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
 def observe(
     command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None
 ) -> CalibrationData:
-    """Calibration observations of the command's environment, the world frozen, actions by an execution."""
+    """Calibration observations of all the command's tasks, the world frozen, actions by an execution."""
+    tasks = command.env.tasks
+    parts = []
     with console.status("collecting calibration observations (frozen world)"):
-        return calibration_data(
-            session(command, loaded, execution),
-            env_maker(command, loaded.staged.spec),
-            command.accel.episodes,
-            command.accel.samples,
-        )
+        for i, task in enumerate(tasks):
+            parts.append(
+                calibration_data(
+                    session(command, loaded, execution, task),
+                    env_maker(command, loaded.staged.spec, task),
+                    math.ceil(command.accel.episodes / len(tasks)),
+                    math.ceil(command.accel.samples / len(tasks)),
+                    CALIBRATION_SEED + 1000 * i,
+                )
+            )
+    batch = {key: torch.cat([part.batch[key] for part in parts]) for key in parts[0].batch}
+    return CalibrationData(batch, tuple(key for part in parts for key in part.noise_keys))
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

@@ -35,6 +35,11 @@ class EnvOptions:
     instruction: str = ""
     """What a language-conditioned policy is told; the task's own text when not given."""
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks named, separated by commas; calibrate and bench take several."""
+        return [name.strip() for name in self.task.split(",")]
+
 
 @dataclass(kw_only=True)
 class AccelOptions:

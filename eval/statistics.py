@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm
@@ -38,7 +39,7 @@ class PairedDifference:
 
 
 def paired_difference(
-    first: Mapping[int, bool], second: Mapping[int, bool], confidence: float = 0.95
+    first: Mapping[Any, bool], second: Mapping[Any, bool], confidence: float = 0.95
 ) -> PairedDifference:
     """Compare two runs on the seeds they share.
 

@@ -44,6 +44,21 @@ def test_bench_has_the_ablation_and_its_baselines(vla_checkpoint, capsys):
     assert plans["all"]["action_error"] > 0
 
 
+def test_bench_judges_several_tasks_in_one_table(vla_checkpoint, tmp_path, capsys):
+    tasks = ["drawer-open-halfway", "drawer-close-halfway"]
+    command = ["bench", f"--policy.path={vla_checkpoint}", *TASK, "--env.task=" + ",".join(tasks),
+               "--bench.repeats=1", "--bench.compile=false", "--bench.n_episodes=2", "--bench.only=[cache]",
+               "--output_dir=out"]  # fmt: skip
+    assert main(command) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    row = next(row for row in results["pareto"] if row["name"] == "cache")
+    assert row["n"] == 4
+    assert list(row["tasks"]) == tasks
+    assert results["layer_curve"]["importance"][0]["action_error"] == 0
+    assert main(["eval", f"--policy.path={vla_checkpoint}", "--env.task=" + ",".join(tasks)]) == 2
+    assert "eval takes one task" in capsys.readouterr().err
+
+
 def test_the_instruction_can_be_another_one(vla_checkpoint, tmp_path):
     command = ["bench", f"--policy.path={vla_checkpoint}", *TASK, "--bench.repeats=1",
                "--bench.compile=false", "--bench.n_episodes=1", "--bench.only=[cache]"]  # fmt: skip
