@@ -67,6 +67,12 @@ def check_schedule(kind: str, updates: Schedule, n_steps: int, execution: Execut
         UnknownBlock: it names a block that the policy does not have.
         PlanMismatch: another number of steps, or update steps that are not ascending from 0.
     """
+    guided = getattr(execution.policy, "guided", ())
+    if any(later and not earlier for earlier, later in zip(guided, guided[1:], strict=False)):
+        raise PlanMismatch(
+            f"{kind} cannot reuse what a step without the unconditional branch left for one with it; combine "
+            "it with adaptive guidance, not with LinearAG"
+        )
     known = execution.policy.spec.block_ids
     for name, steps in updates.items():
         if name not in known:
