@@ -44,6 +44,7 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*(100 * high for _, high in bounds), *(100 * low for low, _ in reversed(bounds))],
+            mode="lines",
             fill="toself",
             fillcolor=_rgba(colour, _FADE),
             line={"width": 0},
