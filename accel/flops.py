@@ -82,8 +82,8 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
         known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
         steps = [_count_step(execution, step, context, x, known) for step in execution.sampler.steps]
     blocks: dict[str, int] = defaultdict(int)
+    rows = execution.action.rows if isinstance(execution.action, Rows) else None
     for step, found in zip(execution.sampler.steps, steps, strict=True):
-        rows = execution.action.rows if isinstance(execution.action, Rows) else None
         for name, flops in found.blocks.items():
             if rows is None or name in rows[step.index].fresh:
                 blocks[name] += flops

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.prefix import LayerView
+from vivace.policies.prefix import LayerView, token_mask
 from vivace.policies.staged import Batch, Execution
 
 
@@ -89,8 +89,7 @@ def layer_importance(execution: Execution, batch: Batch) -> list[float]:
 
     def look(view: LayerView) -> Tensor | None:
         likeness = F.cosine_similarity(view.before.float(), view.h.float(), dim=-1)  # (B, S)
-        is_token = torch.ones_like(likeness, dtype=torch.bool)
-        is_token[:, -view.prefix.is_text.shape[1] :] = view.prefix.is_text
+        is_token = token_mask(view.prefix.is_text, likeness.shape[1])
         share = (likeness * is_token).sum(1) / is_token.sum(1)
         scores.append(1.0 - float(share.mean()))
         return execution.select(view)

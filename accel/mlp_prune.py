@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.prefix import token_mask
 from vivace.policies.staged import Execution
 
 
@@ -165,9 +166,7 @@ def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     run = _Inputs()
     policy.encode(data.batch, run)
     is_text = data.batch["observation.language.attention_mask"]
-    length = run.streams[0].shape[1]
-    is_token = torch.ones(len(is_text), length, dtype=torch.bool, device=is_text.device)
-    is_token[:, -(is_text.shape[1] - 1) :] = is_text[:, 1:]
+    is_token = token_mask(is_text[:, 1:], run.streams[0].shape[1])
     layers = _layers(policy.policy)
     return [layer.post_attention_layernorm(h)[is_token] for layer, h in zip(layers, run.streams, strict=True)]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.prefix import LayerView
+from vivace.policies.prefix import LayerView, take_rows
 from vivace.policies.staged import Execution
 
 METHODS = ("efficientvla", "fastv", "random", "uniform")
@@ -131,11 +131,7 @@ class TokenSelect:
         k_task = int(self.alpha * (k - k_key))
         first, rest = order[:, : k_key + k_task], order[:, k_key + k_task :]
         unit = F.normalize(patches.float(), dim=-1)
-        key, others = _rows(unit, first[:, :k_key]), _rows(unit, rest)
+        key, others = take_rows(unit, first[:, :k_key]), take_rows(unit, rest)
         nearest = (others @ key.mT).amax(-1) if k_key else others.new_zeros(others.shape[:2])
         diverse = rest.gather(1, (-nearest).argsort(dim=1, descending=True)[:, : k - k_key - k_task])
         return torch.cat([first, diverse], dim=1).sort(dim=1).values
-
-
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

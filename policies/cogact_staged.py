@@ -19,7 +19,7 @@ from vivace.policies.samplers import Sampler, Step
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
-_TOKENS, _MASK = "observation.language.tokens", "observation.language.attention_mask"
+_MASK = "observation.language.attention_mask"
 
 
 class StagedCogACT:

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.prefix import LayerView, Prefix, TokenSelector, keep_all
+from vivace.policies.prefix import LayerView, Prefix, TokenSelector, keep_all, take_rows
 
 
 class StagedLlama:
@@ -65,7 +65,7 @@ class StagedLlama:
             kept = select(LayerView(index, before, h, prefix, attention))
             if kept is not None:
                 rows = _rows(kept, n_visual, h.shape[1])
-                h, cos, sin = (_gather(x, rows) for x in (h, cos, sin))
+                h, cos, sin = (take_rows(x, rows) for x in (h, cos, sin))
                 n_visual = kept.shape[1]
         return self.model.norm(h)
 
@@ -122,7 +122,3 @@ def _rows(kept: Tensor, n_visual: int, length: int) -> Tensor:
     bos = torch.zeros(batch, 1, dtype=torch.long, device=kept.device)
     text = torch.arange(1 + n_visual, length, device=kept.device).expand(batch, -1)
     return torch.cat([bos, 1 + kept, text], dim=1)
-
-
-def _gather(x: Tensor, rows: Tensor) -> Tensor:
-    return x.expand(rows.shape[0], -1, -1).gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

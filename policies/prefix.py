@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -47,3 +48,15 @@ class TokenSelector(Protocol):
 def keep_all(view: LayerView) -> None:
     """Keep every patch."""
     return
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, K) of x (B or 1, S, D), as (B, K, D)."""
+    return x.expand(rows.shape[0], -1, -1).gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def token_mask(is_text: Tensor, length: int) -> Tensor:
+    """Which of the `length` rows of a stream (B, length, D) are not padding; its last rows are the text."""
+    mask = torch.ones(len(is_text), length, dtype=torch.bool, device=is_text.device)
+    mask[:, length - is_text.shape[1] :] = is_text
+    return mask
