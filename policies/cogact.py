@@ -286,15 +286,7 @@ class CogACTPolicy(PreTrainedPolicy):
         z = torch.where(is_dropped, net.z_embedder.uncondition.to(z), z)
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (len(z),), device=z.device)
-        ab = self._alphas(actions)[t].view(-1, 1, 1)
-        return F.mse_loss(net(ab.sqrt() * actions + (1 - ab).sqrt() * noise, t, z).float(), noise)
-
-    def _alphas(self, like: Tensor) -> Tensor:
-        if not hasattr(self, "_alphas_cumprod"):
-            from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-            self._alphas_cumprod = self.schedule.scheduler(DDPMScheduler).alphas_cumprod
-        return self._alphas_cumprod.to(like)
+        return F.mse_loss(net(self.schedule.diffuse(actions, noise, t), t, z).float(), noise)
 
 
 def full_size(action_head: str = "base") -> CogACTPolicy:

@@ -228,18 +228,9 @@ class DPTransformerPolicy(PreTrainedPolicy):
         """Mean squared error of the predicted noise (or clean actions) at random timesteps."""
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (actions.shape[0],), device=actions.device)
-        ab = self.sampler_alphas(actions)[t].view(-1, 1, 1)
-        noisy = ab.sqrt() * actions + (1 - ab).sqrt() * noise
+        noisy = self.schedule.diffuse(actions, noise, t)
         target = noise if self.config.prediction_type == "epsilon" else actions
         return F.mse_loss(self.model(noisy, t, self.features(batch)), target)
-
-    def sampler_alphas(self, like: Tensor) -> Tensor:
-        """Cumulative products of alphas of the forward process (num_train_timesteps,)."""
-        if not hasattr(self, "_alphas"):
-            from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-            self._alphas = self.schedule.scheduler(DDPMScheduler).alphas_cumprod
-        return self._alphas.to(like)
 
 
 def make_dp_transformer_pre_post_processors(

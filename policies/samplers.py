@@ -11,6 +11,7 @@ flow matching Euler and RK4 as in lerobot's multi_task_dit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,15 @@ class NoiseSchedule:
     def of(cls, config: Any) -> "NoiseSchedule":
         """Read the schedule from a lerobot policy config."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+    @cached_property
+    def _alphas_cumprod(self) -> Tensor:
+        return self.scheduler(DDPMScheduler).alphas_cumprod
+
+    def diffuse(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Clean samples (B, H, A) noised to timesteps t (B,): the forward process."""
+        ab = self._alphas_cumprod.to(x)[t].view(-1, 1, 1)
+        return ab.sqrt() * x + (1 - ab).sqrt() * noise
 
     def scheduler(self, kind: type, **extra: Any) -> Any:
         """Build a diffusers scheduler of this process."""
