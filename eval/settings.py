@@ -271,6 +271,10 @@ class CogACTOptions(ArchitectureOptions):
     n_action_steps: int = 8
     guidance_scale: float = 1.5
     repeated_diffusion_steps: int = 4
+    layer_drop: float = 0.0
+    """Share of the language layers a training row may skip, so that layer_skip finds some to drop."""
+    patch_drop: float = 0.0
+    """Share of the patches a training row may lose, so that token_select can."""
 
 
 @dataclass(kw_only=True)
@@ -290,6 +294,8 @@ class TrainCommand:
     """Store the weights as float16: half the size; they are computed with in float32."""
     state_weight: float = 1.0
     """cogact: weight of a loss that reads the simulator's state out of the cognition feature, in training."""
+    start: str | None = None
+    """Checkpoint to go on from, zoo/<name> or a folder: its sizes, tokenizer and statistics stay."""
     output_dir: str
 
 

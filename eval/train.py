@@ -27,6 +27,8 @@ from vivace.policies.dp_transformer import (
     DPTransformerPolicy,
     make_dp_transformer_pre_post_processors,
 )
+from vivace.policies.errors import BadSetting
+from vivace.policies.load import load_policy
 from vivace.policies.prompt import PromptStep, train_tokenizer
 from vivace.policies.train import Windows, train
 
@@ -50,15 +52,18 @@ class Recipe:
 def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
     """A transformer Diffusion Policy on low-dimensional observations."""
     state, action = demonstrations.state, demonstrations.action
-    config = DPTransformerConfig(
-        input_features={"observation.state": PolicyFeature(FeatureType.STATE, state.shape[1:])},
-        output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
-        device="cpu",
-        **asdict(command.policy),
-    )
-    stats = {"observation.state": statistics(state), "action": statistics(action)}
-    pre, post = make_dp_transformer_pre_post_processors(config, stats)
-    policy = DPTransformerPolicy(config)
+    if command.start:
+        policy, pre, post = _begun(command.start, DPTransformerPolicy)
+    else:
+        config = DPTransformerConfig(
+            input_features={"observation.state": PolicyFeature(FeatureType.STATE, state.shape[1:])},
+            output_features={"action": PolicyFeature(FeatureType.ACTION, action.shape[1:])},
+            device="cpu",
+            **asdict(command.policy),
+        )
+        stats = {"observation.state": statistics(state), "action": statistics(action)}
+        pre, post = make_dp_transformer_pre_post_processors(config, stats)
+        policy = DPTransformerPolicy(config)
     normalised = pre({"observation.state": torch.from_numpy(state), "action": torch.from_numpy(action)})
     return Recipe(
         model=policy,
@@ -69,8 +74,8 @@ def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand)
             {"observation.state": normalised["observation.state"].numpy()},
             normalised["action"].numpy(),
             demonstrations.episode,
-            config.n_obs_steps,
-            config.horizon,
+            policy.config.n_obs_steps,
+            policy.config.horizon,
         ),
         preprocess=pre,
         postprocess=post,
@@ -100,8 +105,44 @@ class Grounded(nn.Module):
 
 
 def cogact_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
-    """A miniature CogACT on images and instructions, its tokenizer trained on the instructions."""
+    """A miniature CogACT on images and instructions."""
     options = cast(CogACTOptions, command.policy)
+    if command.start:
+        policy, pre, post = _begun(command.start, CogACTPolicy)
+        for name in ("layer_drop", "patch_drop", "repeated_diffusion_steps"):
+            setattr(policy.config, name, getattr(options, name))
+    else:
+        policy, pre, post = _new_cogact(demonstrations, options)
+    action, texts = demonstrations.action, list(demonstrations.instructions)
+    features = policy.config.image_features
+    images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in features.items()}
+    tokens = {k: v for k, v in pre(images | {"task": texts}).items() if k.startswith("observation.language")}
+    model = Grounded(policy, demonstrations.state.shape[1], command.state_weight)
+    scale = demonstrations.state.std(0)
+    state = (demonstrations.state - demonstrations.state.mean(0)) / np.where(scale > 1e-4, scale, 1.0)
+    return Recipe(
+        model=model,
+        policy_of=lambda model: model.policy,
+        loss=lambda model, seen, actions: model.loss(seen, actions),
+        groups=[*model.policy.get_optim_params(), {"params": list(model.read_out.parameters())}],
+        windows=Windows(
+            {
+                **demonstrations.images,
+                **{key: value.numpy()[demonstrations.task] for key, value in tokens.items()},
+                "observation.state": state.astype(np.float32),
+            },
+            pre({"action": torch.from_numpy(action), "task": texts[:1], **images})["action"].numpy(),
+            demonstrations.episode,
+            1,
+            policy.config.horizon,
+        ),
+        preprocess=pre,
+        postprocess=post,
+    )
+
+
+def _new_cogact(demonstrations: Demonstrations, options: CogACTOptions) -> tuple[CogACTPolicy, Any, Any]:
+    """A miniature with random weights, its tokenizer trained on the instructions, and its processors."""
     action, tokenizer = demonstrations.action, train_tokenizer(list(demonstrations.instructions))
     vit = {
         "patch_size": options.patch_size,
@@ -129,32 +170,20 @@ def cogact_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Reci
         pad_token=0,
         **{key: value for key, value in asdict(options).items() if key not in taken},
     )
-    pre, post = make_cogact_pre_post_processors(config, {"action": statistics(action)}, tokenizer)
-    texts = list(demonstrations.instructions)
-    images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in config.image_features.items()}
-    tokens = {k: v for k, v in pre(images | {"task": texts}).items() if k.startswith("observation.language")}
-    model = Grounded(CogACTPolicy(config), demonstrations.state.shape[1], command.state_weight)
-    scale = demonstrations.state.std(0)
-    state = (demonstrations.state - demonstrations.state.mean(0)) / np.where(scale > 1e-4, scale, 1.0)
-    return Recipe(
-        model=model,
-        policy_of=lambda model: model.policy,
-        loss=lambda model, seen, actions: model.loss(seen, actions),
-        groups=[*model.policy.get_optim_params(), {"params": list(model.read_out.parameters())}],
-        windows=Windows(
-            {
-                **demonstrations.images,
-                **{key: value.numpy()[demonstrations.task] for key, value in tokens.items()},
-                "observation.state": state.astype(np.float32),
-            },
-            pre({"action": torch.from_numpy(action), "task": texts[:1], **images})["action"].numpy(),
-            demonstrations.episode,
-            1,
-            config.horizon,
-        ),
-        preprocess=pre,
-        postprocess=post,
+    return CogACTPolicy(config), *make_cogact_pre_post_processors(
+        config, {"action": statistics(action)}, tokenizer
     )
+
+
+def _begun[Policy](path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:
+    """A trained policy to go on from, with its processors."""
+    loaded = load_policy(path)
+    if not isinstance(loaded.policy, kind):
+        raise BadSetting(
+            f"{path} holds a policy of type {loaded.policy.config.type!r}, --policy.type asks for "
+            f"{getattr(kind, 'name', kind.__name__)!r}; give the type of the checkpoint"
+        )
+    return loaded.policy, loaded.preprocess, loaded.postprocess
 
 
 RECIPES: dict[type, tuple[Callable[[Demonstrations, TrainCommand], Recipe], bool]] = {

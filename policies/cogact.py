@@ -6,58 +6,33 @@ Sampling here uses the modules as they are; acceleration goes through `cogact_st
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.optim.optimizers import AdamWConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.processor import make_default_policy_processor_steps, make_policy_processor_pipelines
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import ACTION
 from torch import Tensor
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from vivace.policies.dit import SIZES, ActionModel, DiT
 from vivace.policies.ensemble import AdaptiveEnsemble
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import GlobalNoise
-from vivace.policies.prompt import PromptStep
 from vivace.policies.samplers import NoiseSchedule, Sampler, make_sampler
-from vivace.policies.vision import FusedProjector, FusedVision
+from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 
 @PreTrainedConfig.register_subclass("cogact")
 @dataclass
-class CogACTConfig(PreTrainedConfig):
+class CogACTConfig(VisionLanguageConfig):
     """Settings of a CogACT policy; defaults are CogACT-Base on Llama-2 7B."""
 
-    n_obs_steps: int = 1
-    horizon: int = 16
-    """Actions of a chunk: the present one and 15 to come."""
-    n_action_steps: int = 16
     ensemble_horizon: int = 0
     """Chunks that vote in `select_action`, one inference a step (the original: 2 or 7); 0: no ensemble."""
     ensemble_alpha: float = 0.1
-
-    image_size: int = 224
-    dino_model: str = "vit_large_patch14_reg4_dinov2.lvd142m"
-    dino_options: dict[str, Any] = field(default_factory=dict)
-    """Changes of timm's architecture, e.g. {"depth": 4, "embed_dim": 192, "num_heads": 3}."""
-    siglip_model: str = "vit_so400m_patch14_siglip_224"
-    siglip_options: dict[str, Any] = field(default_factory=dict)
-
-    language_layers: int = 32
-    language_width: int = 4096
-    language_heads: int = 32
-    language_kv_heads: int = 32
-    language_mlp: int = 11008
-    language_vocabulary: int = 32064
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
 
     action_head: str = "base"
     """small, base, large, or custom: then the next three count."""
@@ -75,19 +50,8 @@ class CogACTConfig(PreTrainedConfig):
     """Action dimensions that are made 0 or 1 at `gripper_threshold`, e.g. (6,)."""
     gripper_threshold: float = 0.5
 
-    max_tokens: int = 64
     prompt_suffix: tuple[int, ...] = (29871, 2)
     """Ids after the prompt; the last one is the cognition query."""
-    bos_token: int = 1
-    pad_token: int = 32000
-
-    normalization_mapping: dict[str, NormalizationMode] = field(
-        default_factory=lambda: {
-            "VISUAL": NormalizationMode.IDENTITY,
-            "STATE": NormalizationMode.IDENTITY,
-            "ACTION": NormalizationMode.QUANTILES,
-        }
-    )
 
     noise_scheduler_type: str = "DDIM"
     num_inference_steps: int | None = 10
@@ -99,9 +63,6 @@ class CogACTConfig(PreTrainedConfig):
     clip_sample: bool = False
     clip_sample_range: float = 1.0
 
-    optimizer_lr: float = 2e-5
-    optimizer_weight_decay: float = 0.0
-
     def __post_init__(self):
         """Check what dataclass fields cannot say."""
         super().__post_init__()
@@ -109,59 +70,10 @@ class CogACTConfig(PreTrainedConfig):
             self.action_layers, self.action_width, self.action_heads = SIZES[self.action_head]
         elif self.action_head != "custom":
             raise ValueError(f"action_head={self.action_head!r}; choose one of {', '.join(SIZES)}, custom")
-        for part in ("language", "action"):
-            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
-            if width % heads:
-                raise ValueError(f"{part}_width={width} is not a multiple of {part}_heads={heads}")
-        if self.n_action_steps > self.horizon:
-            raise ValueError(f"n_action_steps={self.n_action_steps} exceeds horizon={self.horizon}")
-
-    def get_optimizer_preset(self) -> AdamWConfig:
-        """AdamW at a constant rate, as in the original project."""
-        return AdamWConfig(lr=self.optimizer_lr, weight_decay=self.optimizer_weight_decay)
-
-    def get_scheduler_preset(self) -> None:
-        """No schedule."""
-        return
-
-    def validate_features(self) -> None:
-        """A camera and the action must be declared."""
-        if self.action_feature is None:
-            raise ValueError("cogact needs an 'action' output feature")
-        if not self.image_features:
-            raise ValueError("cogact needs a camera: an input feature 'observation.images.<name>'")
-
-    @property
-    def observation_delta_indices(self) -> list[int]:
-        """The present observation."""
-        return [0]
-
-    @property
-    def action_delta_indices(self) -> list[int]:
-        """Actions of one chunk, relative to now."""
-        return list(range(self.horizon))
-
-    @property
-    def reward_delta_indices(self) -> None:
-        """No rewards."""
-        return
-
-    def llama(self) -> LlamaConfig:
-        """The language model's own config."""
-        settings: dict[str, Any] = dict(
-            vocab_size=self.language_vocabulary,
-            hidden_size=self.language_width,
-            intermediate_size=self.language_mlp,
-            num_hidden_layers=self.language_layers,
-            num_attention_heads=self.language_heads,
-            num_key_value_heads=self.language_kv_heads,
-            rms_norm_eps=self.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-        )
-        return LlamaConfig(**settings)
+        self._check_heads("action")
 
 
-class CogACTPolicy(PreTrainedPolicy):
+class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
     """Vision, language, cognition token, diffusion transformer."""
 
     config_class = CogACTConfig
@@ -171,15 +83,7 @@ class CogACTPolicy(PreTrainedPolicy):
         super().__init__(config)
         config.validate_features()
         self.config: CogACTConfig = config
-        self.vision_backbone = FusedVision(
-            config.image_size,
-            config.dino_model,
-            config.siglip_model,
-            config.dino_options,
-            config.siglip_options,
-        )
-        self.projector = FusedProjector(self.vision_backbone.width, config.language_width)
-        self.language = LlamaModel(config.llama())
+        self.build_backbone(config)
         self.action_model = ActionModel(
             DiT(
                 config.action_feature.shape[0],
@@ -204,36 +108,10 @@ class CogACTPolicy(PreTrainedPolicy):
         timesteps = ddim_timesteps(n_steps, self.config.num_train_timesteps) if name == "ddim" else None
         return make_sampler(name, n_steps, self.schedule, timesteps)
 
-    def get_optim_params(self) -> list[dict]:
-        """All parameters; weight decay on matrices only."""
-        matrices = [p for p in self.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
-        decay = self.config.optimizer_weight_decay
-        return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-
     def reset(self) -> None:
         """Forget queued actions and votes."""
         self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
         self._ensemble = AdaptiveEnsemble(max(1, self.config.ensemble_horizon), self.config.ensemble_alpha)
-
-    def embed(self, batch: dict[str, Tensor]) -> Tensor:
-        """Language-model input (B, 1 + N + L - 1, D): BOS, the patches of all cameras, the other text.
-
-        Args:
-            batch: images (B, [1,] 3, H, W) in [0, 1] by key, and the prompt's tokens (B, L).
-        """
-        patches = []
-        for key in self.config.image_features:
-            image = batch[key]
-            image = image[:, 0] if image.ndim == 5 else image
-            patches.append(self.projector(self.vision_backbone(image)))
-        text = self.language.embed_tokens(batch[OBS_LANGUAGE_TOKENS])
-        return torch.cat([text[:, :1], *patches, text[:, 1:]], dim=1)
-
-    def cognition(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cognition feature (B, D): the final hidden state of the prompt's last token."""
-        hidden = self.language(inputs_embeds=self.embed(batch), use_cache=False).last_hidden_state
-        return query_row(hidden, batch[OBS_LANGUAGE_ATTENTION_MASK])
 
     @torch.no_grad()
     def sample_actions(self, batch: dict[str, Tensor], noise: Any = None) -> Tensor:
@@ -318,13 +196,6 @@ def ddim_timesteps(n_steps: int, total: int) -> tuple[int, ...]:
     return tuple(reversed(range(0, total, stride)))
 
 
-def query_row(hidden: Tensor, is_text: Tensor) -> Tensor:
-    """Row (B, D) of the last token that is not padding, of (B, S, D) whose last L rows are the text."""
-    behind = is_text.shape[1] - is_text.sum(1)  # padding tokens
-    last = hidden.shape[1] - 1 - behind
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
 def finish(x: Tensor, config: CogACTConfig) -> Tensor:
     """Clip to [-1, 1] and make the gripper's dimensions 0 or 1."""
     actions = x.clamp(-1, 1)
@@ -339,28 +210,5 @@ def make_cogact_pre_post_processors(
     dataset_stats: dict[str, dict[str, Any]] | None = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any]:
-    """Build lerobot's processor pipelines, with the prompt's tokens.
-
-    Args:
-        config: of the policy.
-        dataset_stats: statistics of the training data; "q01" and "q99" of the actions count.
-        tokenizer: a `tokenizers.Tokenizer`; needed unless it is loaded from a checkpoint afterwards.
-    """
-    steps = make_default_policy_processor_steps(config, dataset_stats, normalizer_device=config.device)
-    prompt = PromptStep(
-        suffix=tuple(config.prompt_suffix),
-        bos=config.bos_token,
-        pad=config.pad_token,
-        max_tokens=config.max_tokens,
-        tokenizer=tokenizer,
-    )
-    return make_policy_processor_pipelines(
-        input_steps=[
-            steps.rename_observations,
-            steps.add_batch_dim,
-            steps.to_device,
-            prompt,
-            steps.normalize,
-        ],
-        output_steps=[steps.unnormalize, steps.to_cpu],
-    )
+    """Build lerobot's processor pipelines; see `vla.make_vla_processors`."""
+    return make_vla_processors(config, dataset_stats, tokenizer)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.cogact import CogACTPolicy, finish, query_row
+from vivace.policies.cogact import CogACTPolicy, finish
 from vivace.policies.language import StagedLlama
 from vivace.policies.prefix import Prefix, TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
+from vivace.policies.vla import query_row
 
 _MASK = "observation.language.attention_mask"
 

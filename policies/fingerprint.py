@@ -16,15 +16,34 @@ _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "l
 
 
 def fingerprint(policy: nn.Module, blocks: tuple[str, ...]) -> Fingerprint:
-    """Fingerprint a lerobot policy: type, config, every tensor, block ids."""
+    """Fingerprint a lerobot policy: type, config, every tensor, block ids.
+
+    Of the config only what differs from the defaults counts, so that a field added later changes nothing.
+    """
     config: Any = policy.config
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _RUNTIME}
-    text = json.dumps(_plain(settings), sort_keys=True)
+    usual = _defaults(config)
+    settings = {
+        name: value
+        for name, value in _plain(dataclasses.asdict(config)).items()
+        if name not in _RUNTIME and (name not in usual or usual[name] != value)
+    }
+    text = json.dumps(settings, sort_keys=True)
     weights = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return Fingerprint(config.type, hashlib.sha256(text.encode()).hexdigest(), weights.hexdigest(), blocks)
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Field -> default, of those that have one and are plain data."""
+    usual = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            usual[field.name] = _plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            usual[field.name] = _plain(field.default_factory())
+    return usual
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vivace.eval import trials
 from vivace.eval.cli import VERBS, main
@@ -149,6 +151,16 @@ def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
                  "--accel.samples=1", "--accel.bubbling=1"]  # fmt: skip
     assert main(calibrate) == 0
     assert (tmp_path / "out" / "pretrained_model" / "acceleration.json").is_file()
+    more = [*train[:2], "--start=out", "--train.steps=1", "--train.lr=1e-9", "--output_dir=more"]
+    assert main(more) == 0  # sizes are the checkpoint's, not the options'
+    before, after = (
+        load_file(tmp_path / name / "pretrained_model" / "model.safetensors") for name in ("out", "more")
+    )
+    assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
+    assert main([*more, "--start=zoo/halfway"]) == 2
+    assert (
+        "holds a policy of type 'cogact', --policy.type asks for 'dp_transformer'" in capsys.readouterr().err
+    )
 
 
 def test_a_verb_without_a_renderer_still_evaluates(checkpoint, tmp_path, monkeypatch, capsys):

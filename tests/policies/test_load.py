@@ -1,5 +1,7 @@
 """Loading checkpoints, opaque policies, sessions: observations in the robot's units to actions in them."""
 
+from dataclasses import field, make_dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,15 @@ def test_a_policy_without_adapter_runs_but_has_no_blocks():
     for kind in ("block_cache", "hoist", "forecast", "step_schedule"):
         with pytest.raises(UnsupportedPolicy, match="opaque"):
             calibrate(staged, fingerprint(policy, ()), data, [(kind, {})])
+
+
+def test_a_field_at_its_default_is_not_part_of_the_fingerprint():
+    policy = tiny_dp_transformer()
+    mark = fingerprint(policy, ())
+    policy.config.__class__ = make_dataclass(
+        "Later", [("added", int, field(default=3))], bases=(type(policy.config),)
+    )
+    policy.config.added = 3
+    assert fingerprint(policy, ()) == mark
+    policy.config.added = 4
+    assert fingerprint(policy, ()).config != mark.config
