@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.staged import Execution
@@ -50,7 +50,7 @@ class BlockCache:
 
 def calibrate_updates(execution: Execution, data: CalibrationData, options: UpdateOptions) -> Schedule:
     """Record an uncached run where the method needs one, and choose update steps."""
-    blocks = execution.policy.spec.block_ids
+    blocks = with_denoiser(execution, "a cache schedule").spec.block_ids
     if not blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} has no blocks to cache; it is opaque")
     similarity, volatility = {}, {}
@@ -67,7 +67,7 @@ def check_schedule(kind: str, updates: Schedule, n_steps: int, execution: Execut
         UnknownBlock: it names a block that the policy does not have.
         PlanMismatch: another number of steps, or update steps that are not ascending from 0.
     """
-    guided = getattr(execution.policy, "guided", ())
+    guided = getattr(with_denoiser(execution, kind), "guided", ())
     if any(later and not earlier for earlier, later in zip(guided, guided[1:], strict=False)):
         raise PlanMismatch(
             f"{kind} cannot reuse what a step without the unconditional branch left for one with it; combine "

@@ -7,7 +7,7 @@ every table can credit it apart from caching.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.staged import Execution
 
@@ -27,9 +27,10 @@ class Hoist:
 
     def check(self, execution: Execution) -> None:
         """Raise `UnsupportedPolicy` if the policy cannot be hoisted."""
-        if not execution.policy.blocks:
-            raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to hoist")
-        execution.policy.hoist(execution.sampler)
+        policy = with_denoiser(execution, self.kind)
+        if not policy.blocks:
+            raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: nothing to hoist")
+        policy.hoist(execution.sampler)
 
     def apply(self, execution: Execution) -> Execution:
         """Run the hoisted twin."""

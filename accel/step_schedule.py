@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
 from vivace.policies.staged import Execution
 
 
@@ -26,7 +26,7 @@ class StepSchedule:
 
     def check(self, execution: Execution) -> None:
         """Raise `BadSetting` if the policy's process has no such sampler."""
-        execution.policy.resample(self.sampler, self.n_steps)
+        with_denoiser(execution, self.kind).resample(self.sampler, self.n_steps)
 
     def apply(self, execution: Execution) -> Execution:
         """Run the other sampler."""

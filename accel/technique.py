@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 from torch import Tensor
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
-from vivace.policies.staged import Execution, LanguagePolicy
+from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
 
 
 class Seam(IntEnum):
@@ -69,6 +69,10 @@ _MODULES = {
     "hoist": "vivace.accel.hoist:Hoist",
     "block_cache": "vivace.accel.block_cache:BlockCache",
     "forecast": "vivace.accel.forecast:Forecast",
+    "jacobi": "vivace.accel.jacobi:Jacobi",
+    "sjd": "vivace.accel.sjd:Sjd",
+    "token_recycling": "vivace.accel.token_recycling:TokenRecycling",
+    "stand": "vivace.accel.stand:Stand",
 }
 """Kind -> class. Adding a technique is one file and one line here."""
 
@@ -101,3 +105,23 @@ def with_language(execution: Execution, kind: str) -> LanguagePolicy:
             "out of the plan"
         )
     return cast(LanguagePolicy, execution.policy)
+
+
+def with_tokens(execution: Execution, kind: str) -> TokenPolicy:
+    """Return the execution's policy if it writes tokens; raises `UnsupportedPolicy` naming it."""
+    if not execution.writes_tokens:
+        raise UnsupportedPolicy(
+            f"{kind} decodes action tokens, but policy {execution.policy.spec.type!r} writes none; leave "
+            "it out of the plan"
+        )
+    return cast(TokenPolicy, execution.policy)
+
+
+def with_denoiser(execution: Execution, kind: str) -> DenoisingPolicy:
+    """Return the execution's policy if it denoises; raises `UnsupportedPolicy` naming it."""
+    if execution.writes_tokens:
+        raise UnsupportedPolicy(
+            f"{kind} works on denoising steps, but policy {execution.policy.spec.type!r} writes tokens; "
+            "leave it out of the plan"
+        )
+    return cast(DenoisingPolicy, execution.policy)

@@ -1,19 +1,29 @@
-"""A Llama-form language model in stages: `language.i.{attn,mlp}` over transformers' own modules."""
+"""A Llama-form language model in stages over transformers' own modules.
 
+A layer is three blocks: `language.i.kv` projects keys and values (not a branch: its output is handed on, not
+added), `language.i.attn` and `language.i.mlp` are the residual branches. Keys and values are outside the
+attention branch, so that whoever reuses or skips the branch leaves no hole in what later tokens look at.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaModel,
-    apply_rotary_pos_emb,
-    rotate_half,
-)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, rotate_half
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.past import Past
 from vivace.policies.prefix import LayerView, Prefix, TokenSelector, keep_all, take_rows
+
+Rows = Callable[[Tensor, Tensor], None]
+"""Told the keys and values (B, heads, S, d) of each layer, in order."""
+
+
+def forget(keys: Tensor, values: Tensor) -> None:
+    """Keep no keys and values."""
+    return
 
 
 class StagedLlama:
@@ -32,10 +42,17 @@ class StagedLlama:
         self.model: Any = model
         modules: list[Any] = list(model.layers)
         self.layers = tuple(range(len(modules))) if layers is None else layers
-        self.blocks = tuple(block for i in self.layers for block in _layer_blocks(i, modules[i]))
+        self._layers = tuple(_layer_blocks(i, modules[i]) for i in self.layers)
+        self.blocks = tuple(block for blocks in self._layers for block in blocks[1:])
+        """The residual branches."""
 
     def __call__(
-        self, h: Tensor, prefix: Prefix, run: Runner = compute, select: TokenSelector = keep_all
+        self,
+        h: Tensor,
+        prefix: Prefix,
+        run: Runner = compute,
+        select: TokenSelector = keep_all,
+        keep: Rows = forget,
     ) -> Tensor:
         """Return the final normalised stream (B, S', D); S' < S once patches were dropped.
 
@@ -44,14 +61,17 @@ class StagedLlama:
             prefix: what they are.
             run: runs the blocks.
             select: asked after each layer which patches to keep. Survivors keep their positions.
+            keep: told each layer's keys and values.
         """
-        positions = torch.arange(h.shape[1], device=h.device).expand(h.shape[0], -1)
-        cos, sin = self.model.rotary_emb(h, positions)
+        cos, sin = self.angles(torch.arange(h.shape[1], device=h.device).expand(h.shape[0], -1), h)
         n_visual = prefix.n_visual
-        for index, layer in enumerate(self.layers):
-            attend, feed_forward = self.blocks[2 * index : 2 * index + 2]
+        for index, (layer, (project, attend, feed_forward)) in enumerate(
+            zip(self.layers, self._layers, strict=True)
+        ):
             before, angles = h, (cos, sin)
-            h = through(run, attend, h, cos, sin)
+            keys, values = run(project, h, cos, sin)  # type: ignore[misc]  # never skipped
+            keep(keys, values)
+            h = through(run, attend, h, cos, sin, keys, values)
             h = through(run, feed_forward, h)
 
             def attention(
@@ -69,28 +89,67 @@ class StagedLlama:
                 n_visual = kept.shape[1]
         return self.model.norm(h)
 
+    def extend(
+        self, h: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
+    ) -> tuple[Tensor, Past]:
+        """Read T more tokens behind what was read.
 
-def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block]:
-    def attend(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attention = layer.self_attn
-        q, k, v = _heads(layer, h, cos, sin)
+        Args:
+            h: their embeddings (B, T, D).
+            past: keys and values of what was read, with room for T more.
+            tree: which of the T tokens each of them sees, (B or 1, T, T) bool, itself included.
+            depth: how far behind the last kept token each of them stands, (B or 1, T), from 0.
+            run: runs the blocks.
+
+        Returns:
+            The final normalised stream (B, T, D), and the past with the T rows written but not kept.
+        """
+        cos, sin = self.angles(past.next_position[:, None] + depth, h)
+        keys_seen, values_seen = [], []
+        for index, (project, attend, feed_forward) in enumerate(self._layers):
+            keys, values = run(project, h, cos, sin)  # type: ignore[misc]  # never skipped
+            keys, values = past.write(index, keys, values)
+            keys_seen.append(keys)
+            values_seen.append(values)
+            h = through(run, attend, h, cos, sin, keys, values, past.mask(index, tree))
+            h = through(run, feed_forward, h)
+        return self.model.norm(h), past.written(tuple(keys_seen), tuple(values_seen))
+
+    def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, S, d) of rotary positions (B, S)."""
+        return self.model.rotary_emb(like, positions)
+
+
+def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block]:
+    attention: Any = layer.self_attn
+
+    def project(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = layer.input_layernorm(h)
+        keys = _rotate(_split(attention.k_proj, x, layer), cos, sin)
+        return torch.stack([keys, _split(attention.v_proj, x, layer)])
+
+    def attend(
+        h: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
+        q = _rotate(_split(attention.q_proj, layer.input_layernorm(h), layer), cos, sin)
         out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=attention.num_key_value_groups > 1
+            q,
+            keys,
+            values,
+            attn_mask=seen,
+            is_causal=seen is None,
+            enable_gqa=attention.num_key_value_groups > 1,
         )
         return attention.o_proj(out.transpose(1, 2).flatten(2))
 
     def feed_forward(h: Tensor) -> Tensor:
         return layer.mlp(layer.post_attention_layernorm(h))
 
-    return Block(f"language.{i}.attn", attend), Block(f"language.{i}.mlp", feed_forward)
-
-
-def _heads(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries, rotated keys and values (B, heads, S, d) of the stream entering a layer."""
-    attention, x = layer.self_attn, layer.input_layernorm(h)
-    q, k, v = (_split(proj, x, layer) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
-    q, k = apply_rotary_pos_emb(q, k, cos, sin)
-    return q, k, v
+    return (
+        Block(f"language.{i}.kv", project, additive=False),
+        Block(f"language.{i}.attn", attend),
+        Block(f"language.{i}.mlp", feed_forward),
+    )
 
 
 def _split(proj: Any, x: Tensor, layer: LlamaDecoderLayer) -> Tensor:

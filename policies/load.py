@@ -24,10 +24,15 @@ ADAPTERS = {
     "diffusion": "vivace.policies.diffusion_unet:StagedDiffusion",
     "multi_task_dit": "vivace.policies.multi_task_dit:StagedMultiTaskDiT",
     "cogact": "vivace.policies.cogact_staged:StagedCogACT",
+    "token_vla": "vivace.policies.token_vla_staged:StagedTokenVLA",
 }
 """lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
 
-OURS = {"dp_transformer": "vivace.policies.dp_transformer", "cogact": "vivace.policies.cogact"}
+OURS = {
+    "dp_transformer": "vivace.policies.dp_transformer",
+    "cogact": "vivace.policies.cogact",
+    "token_vla": "vivace.policies.token_vla",
+}
 """Policy types that lerobot lacks -> the module that registers them."""
 
 ZOO = Path(__file__).parent / "zoo"

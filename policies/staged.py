@@ -1,4 +1,4 @@
-"""The staged form of a policy and the one loop that samples it."""
+"""The staged forms of a policy, and the two loops that run them: denoising steps, and tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
+from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
 from vivace.policies.noise import Noise
+from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
@@ -55,13 +57,20 @@ class DenoisingPolicy(Protocol):
         """Return a twin that computes once what depends on the timestep or the observation alone."""
 
 
-class LanguagePolicy(DenoisingPolicy, Protocol):
-    """A policy whose `encode` passes through a language model: techniques on layers and patches fit it."""
+class LanguagePolicy(Protocol):
+    """A policy, of either form, whose `encode` passes through a language model.
+
+    Techniques on layers and patches fit it.
+    """
 
     policy: Any
     """lerobot's own object; its `language.layers` are the layers' modules."""
     language: Any
     """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
+    spec: PolicySpec
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
+        """Encode observations, as of `DenoisingPolicy.encode`."""
 
     @property
     def n_patches(self) -> tuple[int, ...]:
@@ -72,6 +81,40 @@ class LanguagePolicy(DenoisingPolicy, Protocol):
 
     def with_weights(self, policy: Any) -> "LanguagePolicy":
         """Return the staged form of a twin with other weights."""
+
+
+class TokenPolicy(Protocol):
+    """A policy that writes its actions as tokens, taken apart into stages, over its original weights."""
+
+    spec: PolicySpec
+    n_tokens: int
+    """Tokens of a chunk."""
+    period: int
+    """Tokens of one action, if every action takes as many; else 1."""
+    action_ids: range
+    """Ids that actions are written in."""
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+        """Read observation and instruction, once a chunk; arguments as of `DenoisingPolicy.encode`."""
+
+    def extend(
+        self, tokens: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
+    ) -> tuple[Tensor, Past]:
+        """Read T tokens (B, T) at once; return logits (B, T, V) of what follows each, and the past.
+
+        Args:
+            tokens: what is read.
+            past: what was read before, with room.
+            tree: which of the T tokens each of them sees (B or 1, T, T), itself included.
+            depth: how far behind the last kept token each of them stands (B or 1, T), from 0.
+            run: runs the blocks of the language stage.
+        """
+
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """Tokens (B, n) of normalised actions (B, H, A)."""
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Normalised actions (B, H, A) of tokens (B, n)."""
 
 
 class GuidedPolicy(DenoisingPolicy, Protocol):
@@ -134,25 +177,46 @@ class Execution:
     """How a staged policy is run; the defaults mean everything, always.
 
     `language` and `select` go to the policy's `encode`; a policy without a language stage ignores them.
+    A denoising policy is run by its sampler, a token policy by its decoder.
     """
 
-    policy: DenoisingPolicy
+    policy: Any
+    """A `DenoisingPolicy` or a `TokenPolicy`."""
     sampler: Sampler
     action: ActionRunner = always_compute
     evaluate: Evaluate = evaluate
     language: Runner = compute
     select: TokenSelector = keep_all
+    decoder: Decoder = greedy
 
     @classmethod
-    def of(cls, policy: DenoisingPolicy) -> "Execution":
+    def of(cls, policy: "DenoisingPolicy | TokenPolicy") -> "Execution":
         """Run the policy as its checkpoint asks."""
-        return cls(policy, policy.sampler)
+        return cls(policy, getattr(policy, "sampler", NO_STEPS))
+
+    @property
+    def writes_tokens(self) -> bool:
+        """Whether the policy is a `TokenPolicy`."""
+        return hasattr(self.policy, "n_tokens")
+
+
+NO_STEPS = Sampler("none", ())
+"""Of a policy that does not denoise."""
+
+
+@torch.inference_mode()
+def decode(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None = None) -> Decoded:
+    """Decode the action tokens of a batch of observations; `draft` as of `Decoder`."""
+    prompt = execution.policy.encode(batch, execution.language, execution.select)
+    return execution.decoder(execution.policy, prompt, noise, draft, execution.language)
 
 
 @torch.inference_mode()
 def sample(execution: Execution, batch: Batch, noise: Noise) -> Tensor:
     """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...)."""
     policy = execution.policy
+    if execution.writes_tokens:
+        return policy.detokenize(decode(execution, batch, noise).tokens)
     context = policy.encode(batch, execution.language, execution.select)
     like = next(value for value in batch.values() if value.is_floating_point())
     x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)

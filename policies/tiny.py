@@ -1,6 +1,7 @@
 """Miniature policies with seeded random weights, for tests, tours and smoke runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiT
 
 from vivace.policies.cogact import CogACTConfig, CogACTPolicy
 from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.token_vla import TokenVLAConfig, TokenVLAPolicy
 
 
 def tiny_dp_transformer(images: bool = False, **changes: Any) -> DPTransformerPolicy:
@@ -179,18 +181,11 @@ def tiny_multi_task_dit(clip: Path, **changes: Any) -> MultiTaskDiTPolicy:
     return policy.eval()
 
 
-def tiny_cogact(cameras: int = 1, **changes: Any) -> CogACTPolicy:
-    """Build a miniature CogACT; the same weights at every call.
-
-    Observations are `observation.images.front` (3, 32, 32), with two cameras also `…wrist`; actions (3,).
-
-    Args:
-        cameras: 1 or 2.
-        **changes: fields of `CogACTConfig` that differ from the miniature's.
-    """
+def _tiny_vla(cameras: int) -> dict[str, Any]:
+    """Vision and language side of the miniature VLAs."""
     names = ("front", "wrist")[:cameras]
     vit = {"patch_size": 8, "depth": 3, "embed_dim": 32, "num_heads": 2}
-    settings: dict[str, Any] = {
+    return {
         "input_features": {
             f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for name in names
         },
@@ -205,20 +200,45 @@ def tiny_cogact(cameras: int = 1, **changes: Any) -> CogACTPolicy:
         "language_kv_heads": 2,
         "language_mlp": 48,
         "language_vocabulary": 384,
-        "action_head": "custom",
-        "action_layers": 2,
-        "action_width": 32,
-        "action_heads": 2,
         "horizon": 8,
         "n_action_steps": 4,
         "max_tokens": 24,
         "prompt_suffix": (2,),
         "pad_token": 0,
     }
-    config = CogACTConfig(**(settings | changes))
+
+
+def _random_weights[Policy: torch.nn.Module](make: Callable[[], Policy]) -> Policy:
+    """A policy whose weights are all drawn from one distribution; the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        policy = CogACTPolicy(config)
+        policy = make()
         for parameter in policy.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return policy.eval()
+
+
+def tiny_cogact(cameras: int = 1, **changes: Any) -> CogACTPolicy:
+    """Build a miniature CogACT; the same weights at every call.
+
+    Observations are `observation.images.front` (3, 32, 32), with two cameras also `…wrist`; actions (3,).
+
+    Args:
+        cameras: 1 or 2.
+        **changes: fields of `CogACTConfig` that differ from the miniature's.
+    """
+    head = {"action_head": "custom", "action_layers": 2, "action_width": 32, "action_heads": 2}
+    config = CogACTConfig(**(_tiny_vla(cameras) | head | changes))
+    return _random_weights(lambda: CogACTPolicy(config))
+
+
+def tiny_token_vla(cameras: int = 1, **changes: Any) -> TokenVLAPolicy:
+    """Build a miniature token VLA; the same weights at every call. Observations as of `tiny_cogact`.
+
+    Args:
+        cameras: 1 or 2.
+        **changes: fields of `TokenVLAConfig` that differ from the miniature's.
+    """
+    vocabulary = {"language_vocabulary": 640, "vocabulary_end": 640, "horizon": 4}
+    config = TokenVLAConfig(**(_tiny_vla(cameras) | vocabulary | changes))
+    return _random_weights(lambda: TokenVLAPolicy(config))

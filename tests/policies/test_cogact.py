@@ -69,7 +69,7 @@ def test_every_block_runs_once_in_order(seen, spying):
     policy = tiny_cogact()
     staged = StagedCogACT(policy)
     staged.encode(batch(policy), spying(0, {}))
-    assert seen == [f"language.{i}.{branch}" for i in range(4) for branch in ("attn", "mlp")]
+    assert seen == [f"language.{i}.{branch}" for i in range(4) for branch in ("kv", "attn", "mlp")]
     seen.clear()
     sample(Execution(staged, staged.sampler, spying), batch(policy), draw())
     assert seen == ["action.0.attn", "action.0.mlp", "action.1.attn", "action.1.mlp"] * 10

@@ -1,0 +1,76 @@
+"""Decoding a chunk of action tokens: what a decoder is, and the greedy one."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vivace.policies.block import Runner, compute
+from vivace.policies.noise import Noise
+from vivace.policies.past import Past
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a token policy makes of an observation."""
+
+    past: Past
+    logits: Tensor
+    """Of the first token (B, V)."""
+    ids: Tensor
+    """Ids of the prompt's text (B, L)."""
+    is_text: Tensor
+    """Which of them are not padding (B, L)."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The tokens of a chunk, and what they cost."""
+
+    tokens: Tensor
+    """(B, n)"""
+    passes: Tensor
+    """Forward passes after the prompt's, (B,)."""
+    settled: Tensor
+    """Pass after which each token no longer changed, (B, n); 0: it was right in the first guess."""
+
+
+class Decoder(Protocol):
+    """Turns a prompt into the tokens of a chunk."""
+
+    def __call__(
+        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None, run: Runner
+    ) -> Decoded:
+        """Decode.
+
+        Args:
+            policy: a `TokenPolicy`.
+            prompt: what it made of the observation.
+            noise: where random numbers come from.
+            draft: tokens the chunk may begin with (B, n), -1 where nothing is known; None: nothing at all.
+            run: runs the blocks of the language stage.
+        """
+
+
+def greedy(
+    policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+) -> Decoded:
+    """Decode one token a pass, the most likely one: the baseline of every other decoder."""
+    n = policy.n_tokens
+    token = prompt.logits.argmax(-1, keepdim=True)
+    tokens, past = [token], prompt.past.with_room(n)
+    alone = chain(1, token.device)
+    for _ in range(n - 1):
+        logits, past = policy.extend(token, past, *alone, run)
+        past = past.keep(torch.ones_like(past.n_kept))
+        token = logits.argmax(-1)
+        tokens.append(token)
+    passes = torch.full((len(token),), n - 1, device=token.device)
+    settled = torch.arange(n, device=token.device).expand(len(token), n)
+    return Decoded(torch.cat(tokens, dim=1), passes, settled)
+
+
+def chain(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What n tokens in a row see of each other (1, n, n), and how far behind each stands (1, n)."""
+    return torch.ones(1, n, n, dtype=torch.bool, device=device).tril(), torch.arange(n, device=device)[None]

@@ -1,0 +1,160 @@
+"""A vision-language-action model that writes actions as tokens, `--policy.type=token_vla`.
+
+OpenVLA's form (arXiv 2406.09246): two vision backbones, a projector, a Llama; each action dimension is one of
+256 bins, one token each. A chunk is written action after action, H · A tokens in all.
+Decoding here is greedy and plain; faster ways go through `token_vla_staged`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor, nn
+
+from vivace.policies.action_bins import ActionBins
+from vivace.policies.errors import BadSetting
+from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
+
+
+@PreTrainedConfig.register_subclass("token_vla")
+@dataclass
+class TokenVLAConfig(VisionLanguageConfig):
+    """Settings of a token VLA; defaults are OpenVLA 7B."""
+
+    horizon: int = 1
+    """Actions of a chunk."""
+    n_action_steps: int = 1
+    n_action_bins: int = 256
+    vocabulary_end: int = 32000
+    """The vocabulary's size without padding: action tokens are the last ids below it."""
+
+    def __post_init__(self):
+        """Check that the action tokens fit."""
+        super().__post_init__()
+        if self.vocabulary_end > self.language_vocabulary:
+            raise BadSetting(
+                f"vocabulary_end={self.vocabulary_end}, but the language model knows "
+                f"{self.language_vocabulary} ids; action tokens must be among them"
+            )
+        clash = [
+            token for token in (self.bos_token, *self.prompt_suffix)
+            if self.bins.first <= token < self.vocabulary_end
+        ]  # fmt: skip
+        if clash:
+            raise BadSetting(
+                f"a vocabulary of {self.vocabulary_end} ids is too small for {self.n_action_bins} action "
+                f"bins: id {clash[0]} of the prompt would be an action; enlarge it"
+            )
+
+    @property
+    def bins(self) -> ActionBins:
+        """Between actions and ids."""
+        return ActionBins(self.n_action_bins, self.vocabulary_end)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a chunk."""
+        return self.horizon * self.action_feature.shape[0]
+
+
+class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
+    """Vision, language, action tokens."""
+
+    config_class = TokenVLAConfig
+    name = "token_vla"
+
+    def __init__(self, config: TokenVLAConfig, **kwargs: Any):
+        super().__init__(config)
+        config.validate_features()
+        self.config: TokenVLAConfig = config
+        self.build_backbone(config)
+        self.lm_head = nn.Linear(config.language_width, config.language_vocabulary, bias=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget queued actions."""
+        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    def tokenize(self, actions: Tensor) -> Tensor:
+        """Tokens (B, H · A) of normalised actions (B, H, A), action after action."""
+        return self.config.bins.encode(actions).flatten(1)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Normalised actions (B, H, A) of tokens (B, H · A)."""
+        return self.config.bins.decode(tokens).unflatten(1, (self.config.horizon, -1))
+
+    def logits(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        """Logits (B, n, V) of each of n action tokens, given the prompt and the tokens before it.
+
+        Args:
+            batch: images and the prompt's tokens.
+            tokens: (B, n); the last one is not read.
+        """
+        is_text, prompt = batch[OBS_LANGUAGE_ATTENTION_MASK], batch[OBS_LANGUAGE_TOKENS]
+        n, length = tokens.shape[1], is_text.sum(1)
+        ids = F.pad(prompt, (0, n - 1))
+        places = length[:, None] + torch.arange(n - 1, device=tokens.device)
+        ids = ids.scatter(1, places, tokens[:, :-1])  # right behind the prompt, over its padding
+        hidden = self.read(self.embed({**batch, OBS_LANGUAGE_TOKENS: ids}), self.n_visual)
+        first = self.n_visual + length - 1  # the query's row
+        rows = (first[:, None] + torch.arange(n, device=tokens.device))[..., None]
+        return self.lm_head(hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1])))
+
+    @torch.no_grad()
+    def sample_actions(self, batch: dict[str, Tensor]) -> Tensor:
+        """Normalised chunks (B, H, A), decoded greedily, everything read again for every token."""
+        rows = len(batch[OBS_LANGUAGE_TOKENS])
+        tokens = torch.zeros(rows, self.config.n_tokens, dtype=torch.long, device=self.lm_head.weight.device)
+        for i in range(self.config.n_tokens):
+            tokens[:, i] = self.logits(batch, tokens[:, : i + 1])[:, -1].argmax(-1)
+        return self.detokenize(tokens)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Normalised chunks (B, n_action_steps, A)."""
+        self.eval()
+        return self.sample_actions(batch)[:, : self.config.n_action_steps]
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Return the next action (B, A)."""
+        if not self._queue:
+            self._queue.extend(self.predict_action_chunk(batch).transpose(0, 1))
+        return self._queue.popleft()
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
+        """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
+        return self.loss(batch, batch[ACTION]), None
+
+    def loss(self, batch: dict[str, Tensor], actions: Tensor) -> Tensor:
+        """Cross-entropy of the action tokens."""
+        tokens = self.tokenize(actions)
+        return F.cross_entropy(self.logits(batch, tokens).float().flatten(0, 1), tokens.flatten())
+
+
+def full_size(horizon: int = 1) -> TokenVLAPolicy:
+    """Build OpenVLA 7B on the meta device: every module and shape, no weights."""
+    config = TokenVLAConfig(
+        input_features={"observation.images.primary": PolicyFeature(FeatureType.VISUAL, (3, 224, 224))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+        horizon=horizon,
+        n_action_steps=horizon,
+        device="cpu",
+    )
+    with torch.device("meta"):
+        return TokenVLAPolicy(config).eval()
+
+
+def make_token_vla_pre_post_processors(
+    config: TokenVLAConfig,
+    dataset_stats: dict[str, dict[str, Any]] | None = None,
+    tokenizer: Any = None,
+) -> tuple[Any, Any]:
+    """Build lerobot's processor pipelines; see `vla.make_vla_processors`."""
+    return make_vla_processors(config, dataset_stats, tokenizer)
