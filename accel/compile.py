@@ -26,6 +26,8 @@ def compile_execution(execution: Execution) -> Execution:
     Raises:
         UnsupportedPolicy: the execution decides at run time what to compute.
     """
+    if execution.writes_tokens:
+        return replace(execution, policy=_with_compiled_passes(execution.policy))
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
     if execution.evaluate is not evaluate:
@@ -59,6 +61,18 @@ def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
         Block(block.id, torch.compile(block.fn, fullgraph=True, dynamic=False), block.additive)
         for block in policy.blocks
     )
+    return twin
+
+
+def _with_compiled_passes(policy: Any) -> Any:
+    """Return a twin whose two bodies are compiled: reading the prompt, and a block of tokens.
+
+    Every block size is a graph of its own, so a decoder with blocks of one size gains most.
+    """
+    _allow_graphs(policy.n_tokens)
+    twin = copy.copy(policy)
+    twin.encode = torch.compile(policy.encode, dynamic=False)
+    twin.extend = torch.compile(policy.extend, dynamic=False)
     return twin
 
 

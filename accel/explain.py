@@ -29,7 +29,9 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
     lines = [f"plan for {plan.fingerprint}"]
     for technique in plan.techniques:
         settings = getattr(technique, "options", None) or {
-            key: value for key, value in vars(technique).items() if key not in ("updates", "options")
+            key: value
+            for key, value in vars(technique).items()
+            if key not in ("updates", "options", "tensors", "table")
         }
         lines.append(f"  {technique.kind:<14}" + ", ".join(f"{k}={v}" for k, v in settings.items()))
     if not plan.techniques:
@@ -51,11 +53,13 @@ def _flops_table(before: Flops, after: Flops) -> str:
         return {
             "encode": flops.encode - flops.language,
             **({"language": flops.language} if flops.language else {}),
-            "condition": flops.condition,
-            "blocks": sum(flops.blocks.values()),
-            "embed, head": flops.rest,
+            **({"decode": flops.decode} if flops.decode else _steps(flops)),
             "total": flops.total,
         }
+
+    def _steps(flops: Flops) -> dict[str, int]:
+        blocks = sum(flops.blocks.values())
+        return {"condition": flops.condition, "blocks": blocks, "embed, head": flops.rest}
 
     first, second = stages(before), stages(after)
     lines = [f"{'stage':<12}{'GFLOP':>10}{'with plan':>12}{'saved':>9}"]

@@ -5,7 +5,7 @@ taken apart into its products, masks not credited); element-wise work, and so re
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vivace.accel.rows import Rows
-from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.block import EMPTY, Block, Cache, compute
+from vivace.policies.noise import EpisodeNoise
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Batch, Execution
 
@@ -28,12 +29,14 @@ class Flops:
     """Once a chunk: cameras, state, language stage."""
     language: int
     """Share of `encode` in the language stage's blocks."""
-    condition: int
+    condition: int = 0
     """All steps."""
-    blocks: dict[str, int]
+    blocks: dict[str, int] = field(default_factory=dict)
     """Block id -> all steps at which it is computed."""
-    rest: int
+    rest: int = 0
     """All steps: embeddings, head, whatever is outside blocks."""
+    decode: int = 0
+    """All passes over action tokens, if the policy writes some; how many there are depends on the batch."""
 
     @property
     def denoise(self) -> int:
@@ -43,7 +46,7 @@ class Flops:
     @property
     def total(self) -> int:
         """FLOPs of a chunk."""
-        return self.encode + self.denoise
+        return self.encode + self.denoise + self.decode
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
         language = _Counter()
         with FlopCounterMode(display=False) as counter:
             context = policy.encode(batch, language, execution.select)
+        if execution.writes_tokens:
+            with FlopCounterMode(display=False) as passes:
+                noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
+                execution.decoder(policy, context, noise, None, compute)
+            total, read = counter.get_total_flops(), sum(language.blocks.values())
+            return Flops(total, read, decode=passes.get_total_flops())
         like = next(value for value in batch.values() if value.is_floating_point())
         x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
         known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone

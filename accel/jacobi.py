@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from vivace.accel.greedy import executed_tokens
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt, chain
@@ -92,7 +93,7 @@ class Jacobi:
         first_token = prompt.logits.argmax(-1, keepdim=True)
         guess = self._guess(n, prompt, noise, draft)
         tokens = torch.cat([first_token, guess, first_token], dim=1)  # one place too many: see `target`
-        needed = self._needed(policy)
+        needed = n if self.until == "all" else executed_tokens(policy)
         past = prompt.past.with_room(n if batch == 1 else 2 * n)
         places = torch.arange(n, device=tokens.device)
         settled = torch.zeros_like(tokens)
@@ -124,13 +125,6 @@ class Jacobi:
                 first = torch.where(done, first, right)
             done = done | enough
         return Decoded(tokens[:, :n], passes, settled[:, :n])
-
-    def _needed(self, policy: Any) -> int:
-        """How many tokens must be settled."""
-        spec = policy.spec
-        if self.until == "all":
-            return policy.n_tokens
-        return policy.n_tokens * (spec.first_action + spec.n_action_steps) // spec.horizon
 
     def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vivace.accel.layer_skip import LayerSkip, LayerSkipOptions, keep
 from vivace.accel.technique import CalibrationData, with_language
+from vivace.policies.decoding import Prompt
 from vivace.policies.language import StagedLlama
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.prefix import Prefix
@@ -17,7 +18,7 @@ from vivace.policies.staged import Execution, sample
 
 @torch.inference_mode()
 def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list[dict[str, float]]:
-    """Error of the cognition feature and of the actions, for every number of layers dropped.
+    """Error of the language stage's answer and of the actions, for every number of layers dropped.
 
     Args:
         execution: the policy, all its layers.
@@ -29,12 +30,13 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
     """
     policy = with_language(execution, LayerSkip.kind)
     n = len(policy.language.layers)
-    feature, actions = policy.encode(data.batch), _sample(execution, data)
+    feature, actions = _feature(policy.encode(data.batch)), _sample(execution, data)
     points = []
     for dropped in range(n):
         kept = keep(execution, data.batch, LayerSkipOptions(n_dropped=dropped, rule=rule))
         fewer = replace(execution, policy=policy.with_layers(kept))
-        likeness = F.cosine_similarity(fewer.policy.encode(data.batch).float(), feature.float(), dim=-1)
+        found = _feature(fewer.policy.encode(data.batch))
+        likeness = F.cosine_similarity(found.float(), feature.float(), dim=-1)
         points.append(
             {
                 "dropped": dropped,
@@ -43,6 +45,11 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
             }
         )
     return points
+
+
+def _feature(context: Any) -> Tensor:
+    """What the language stage says: its last state, or the logits of the first action token."""
+    return context.logits if isinstance(context, Prompt) else context
 
 
 def _sample(execution: Execution, data: CalibrationData) -> Tensor:

@@ -1,5 +1,7 @@
 """What a technique is, where it attaches, and the list of known ones."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from importlib import import_module
@@ -38,6 +40,12 @@ class CalibrationData:
         """The first observation alone (1, To, ...): a batch of one, as on the robot."""
         return {key: value[:1] for key, value in self.batch.items()}
 
+    def ones(self) -> Iterator["CalibrationData"]:
+        """Return the observations one by one, over and over."""
+        for i in itertools.cycle(range(len(self.noise_keys))):
+            batch = {key: value[i : i + 1] for key, value in self.batch.items()}
+            yield CalibrationData(batch, self.noise_keys[i : i + 1])
+
 
 @runtime_checkable
 class Technique(Protocol):
@@ -69,6 +77,7 @@ _MODULES = {
     "hoist": "vivace.accel.hoist:Hoist",
     "block_cache": "vivace.accel.block_cache:BlockCache",
     "forecast": "vivace.accel.forecast:Forecast",
+    "greedy_executed": "vivace.accel.greedy:GreedyExecuted",
     "jacobi": "vivace.accel.jacobi:Jacobi",
     "sjd": "vivace.accel.sjd:Sjd",
     "token_recycling": "vivace.accel.token_recycling:TokenRecycling",

@@ -6,6 +6,7 @@ that a Pareto table of latency against success comes out of one command.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
+from vivace.accel.greedy import GreedyExecuted, executed_tokens
 from vivace.accel.layer_curve import policy_curve
 from vivace.accel.technique import CalibrationData
 from vivace.eval.latencies import chunk_latencies
@@ -33,7 +35,7 @@ from vivace.eval.trials import stored_rollout
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import Execution, decode, executing, sample
 
 
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
@@ -49,12 +51,13 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     data = observe(command, loaded)
     executions = build(loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
-    times = chunk_latencies(executions, data.one, command.bench.repeats)
+    times = chunk_latencies(executions, data, command.bench.repeats)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))
     rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
     if command.bench.n_episodes:
         eager = {entry.name for entry in entries if not entry.is_compiled}
-        _judge([row for row in rows if row["name"] in eager], executions, command, loaded, folder)
+        steps = {entry.name: entry.n_action_steps for entry in entries}
+        _judge([row for row in rows if row["name"] in eager], executions, steps, command, loaded, folder)
     results = circumstances("bench", command, loaded) | {"pareto": rows, "latencies_s": times}
     if hasattr(loaded.staged, "language"):
         results["layer_curve"] = {
@@ -75,8 +78,8 @@ def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData)
         wanted = repr(entry.wanted)
         with console.status(f"calibrating {entry.label}"), suppress(BadSetting):
             if wanted not in eager:
-                plan = calibrate(loaded.staged, loaded.fingerprint, data, entry.wanted)
-                eager[wanted] = accelerate(loaded.staged, plan)
+                policy = executing(loaded.staged, entry.n_action_steps)
+                eager[wanted] = accelerate(policy, calibrate(policy, loaded.fingerprint, data, entry.wanted))
             execution = eager[wanted]
             executions[entry.name] = compile_execution(execution) if entry.is_compiled else execution
     return executions
@@ -103,7 +106,8 @@ def pareto_row(
         actions = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
         error = float((actions - reference).abs().mean())
     ratio = ratio_of_medians(times["plain"], times[entry.name])
-    return {
+    tokens = _token_row(execution, times[entry.name], data) if execution.writes_tokens else {}
+    return tokens | {
         "name": entry.name,
         "label": entry.label,
         "family": entry.family,
@@ -113,6 +117,30 @@ def pareto_row(
         "ratio_interval": list(ratio.interval),
         "action_error": error,
         "gflop": count_flops(execution, data.one).total / 1e9 if not entry.is_compiled else None,
+    }
+
+
+def _token_row(execution: Execution, times: Sequence[float], data: CalibrationData) -> dict[str, Any]:
+    """Passes and tokens a second of a policy that writes tokens.
+
+    Returns:
+        "passes" mean over observations; "passes_of" every one of them; "settled" mean pass at which each
+        token of the chunk last changed; "tokens_per_s" over the whole chunk, reading the prompt included;
+        "latency_p95_s", "latency_max_s".
+    """
+    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys))
+    n = (
+        executed_tokens(execution.policy)
+        if execution.decoder.__class__ is GreedyExecuted
+        else found.tokens.shape[1]
+    )
+    return {
+        "passes": float(found.passes.float().mean()),
+        "passes_of": found.passes.tolist(),
+        "settled": found.settled.float().mean(0).tolist(),
+        "tokens_per_s": n / float(np.median(times)),
+        "latency_p95_s": float(np.percentile(times, 95)),
+        "latency_max_s": max(times),
     }
 
 
@@ -145,6 +173,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Ent
 def _judge(
     rows: list[dict[str, Any]],
     executions: Mapping[str, Execution],
+    steps: Mapping[str, int | None],
     command: BenchCommand,
     loaded: LoadedPolicy,
     folder: Path,
@@ -173,7 +202,7 @@ def _judge(
                 env_maker(command, runner.spec, task),
                 runner.predict,
                 runner.spec,
-                settings,
+                replace(settings, n_action_steps=steps[row["name"]] or settings.n_action_steps),
             )
             found |= {(task, e.seed): e.success for e in episodes}
     for row in rows:
@@ -199,7 +228,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Rows as a table a person reads."""
     out = Table(title="chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval")
     judged = any("n" in row for row in rows)
+    writes = any("passes" in row for row in rows)
     names = ["plan", "ms", "ratio", "", "action error", "GFLOP"]
+    names += ["passes", "tokens/s"] if writes else []
     names += ["success", "95 % interval", "- plain"] if judged else []
     for name in names:
         out.add_column(name, justify="left" if name in ("plan", "") else "right")
@@ -213,6 +244,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "as eager" if row["action_error"] is None else f"{row['action_error']:.4f}",
             "" if row["gflop"] is None else f"{row['gflop']:.2f}",
         ]
+        if writes:
+            cells += [f"{row['passes']:.1f}", f"{row['tokens_per_s']:.0f}"]
         if "interval" in row:
             low, high = row["interval"]
             cells += [

@@ -1,7 +1,8 @@
 """`vivace eval`: unaccelerated and accelerated side by side, in a world that does not wait.
 
 Three runs meet the same episodes: the policy as trained (`plain`), under its plan (`accelerated`), and the
-honest baseline, as many DDIM or Euler steps as take the accelerated run's time (`fewer_steps`).
+honest baseline: as many DDIM or Euler steps as take the accelerated run's time (`fewer_steps`), or, of a
+policy that writes tokens, exact Jacobi decoding (`freeze`).
 """
 
 import time
@@ -42,7 +43,7 @@ from vivace.policies.staged import Execution, sample
 
 PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
-RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps")
+RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "freeze")
 BASELINES = (
     "hoist",
     "uniform",
@@ -58,6 +59,12 @@ BASELINES = (
     "fastv",
     "ddim-2",
     "ddim-5",
+    "freeze",
+    "exit-1",
+    "exit-2",
+    "exit-4",
+    "recycling",
+    "stand",
 )
 """Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
 
@@ -160,7 +167,8 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
 
 def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:
     """Work of one chunk; None for an opaque policy, whose loop cannot be counted."""
-    return count_flops(execution, one).total / 1e9 if execution.policy.blocks else None
+    is_opaque = not (execution.policy.blocks or execution.writes_tokens)
+    return None if is_opaque else count_flops(execution, one).total / 1e9
 
 
 def _executions(
@@ -174,23 +182,33 @@ def _executions(
     plain = Execution.of(loaded.staged)
     executions = {PLAIN.name: plain, ACCELERATED.name: accelerated}
     entries = [PLAIN, ACCELERATED]
-    if not loaded.staged.blocks:
+    if not (loaded.staged.blocks or plain.writes_tokens):
         return executions, entries
+    if not plain.writes_tokens:
+        entry, executions["fewer_steps"] = _fewer_steps_run(command, loaded, plan, accelerated, data)
+        entries.append(entry)
+    others = [e for e in lineup_for(loaded.staged, command.accel) if e.name in BASELINES]
+    others = [e for e in others if command.eval.lineup or e.name in RUNS]
+    built = build(loaded, others, data)
+    entries += [entry for entry in others if entry.name in built]
+    return executions | built, entries
+
+
+def _fewer_steps_run(
+    command: EvalCommand,
+    loaded: LoadedPolicy,
+    plan: AccelerationPlan,
+    accelerated: Execution,
+    data: CalibrationData,
+) -> tuple[Entry, Execution]:
+    """Return the honest baseline of a policy that denoises."""
     exact = tuple(technique for technique in plan.techniques if technique.kind == Hoist.kind)
     hoisted = accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, exact))
     wanted = _latencies(command, loaded, plan, {PLAIN.name: hoisted, ACCELERATED.name: accelerated}, data)
     fewer = _fewer_steps(hoisted, wanted)
     label = f"{fewer.sampler.upper()} {fewer.n_steps} steps, same latency"
-    entries.append(Entry("fewer_steps", label, "fewer_steps"))
-    executions["fewer_steps"] = accelerate(
-        loaded.staged, AccelerationPlan(loaded.fingerprint, (fewer, *exact))
-    )
-    if command.eval.lineup:
-        others = [e for e in lineup_for(loaded.staged, command.accel) if e.name in BASELINES]
-        built = build(loaded, others, data)
-        executions |= built
-        entries += [entry for entry in others if entry.name in built]
-    return executions, entries
+    execution = accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, (fewer, *exact)))
+    return Entry("fewer_steps", label, "fewer_steps"), execution
 
 
 def _fewer_steps(hoisted: Execution, times: Mapping[str, list[float]]) -> StepSchedule:
@@ -219,7 +237,7 @@ def _latencies(
         "repeats": command.bench.repeats,
     }
     refresh = isinstance(command.latency, MeasuredLatency) and command.latency.refresh
-    return measured_latencies(executions, data.one, identity, command.bench.repeats, refresh)
+    return measured_latencies(executions, data, identity, command.bench.repeats, refresh)
 
 
 def _pareto(

@@ -6,13 +6,14 @@ the same latencies. `--latency.refresh=true` measures again.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
@@ -24,20 +25,17 @@ CACHE = Path("outputs/latency")
 
 
 def chunk_latencies(
-    executions: Mapping[str, Execution], one: dict[str, Tensor], repeats: int
+    executions: Mapping[str, Execution], data: CalibrationData, repeats: int
 ) -> dict[str, list[float]]:
     """Time chunks of every execution at batch 1, interleaved; name -> latencies [s].
 
     Args:
         executions: name -> what to time.
-        one: one normalised observation {key: (1, To, ...)}.
+        data: observations, one a round, in turn: decoding some takes longer than others.
         repeats: timed rounds.
     """
-    device = next(iter(one.values())).device
-    runs = {
-        name: lambda e=execution: sample(e, one, EpisodeNoise([(0, 0)]))
-        for name, execution in executions.items()
-    }
+    device = next(iter(data.batch.values())).device
+    runs = {name: partial(_chunk, execution, data.ones()) for name, execution in executions.items()}
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with progress() as bars:
         bar = bars.add_task("measuring latencies, interleaved", total=repeats + 1)
@@ -46,9 +44,14 @@ def chunk_latencies(
         )
 
 
+def _chunk(execution: Execution, observations: Iterator[CalibrationData]) -> None:
+    one = next(observations)
+    sample(execution, one.batch, EpisodeNoise(one.noise_keys))
+
+
 def measured_latencies(
     executions: Mapping[str, Execution],
-    one: dict[str, Tensor],
+    data: CalibrationData,
     identity: Mapping[str, Any],
     repeats: int,
     refresh: bool = False,
@@ -57,16 +60,16 @@ def measured_latencies(
 
     Args:
         executions: name -> what to time.
-        one: one normalised observation {key: (1, To, ...)}.
+        data: observations, one a round.
         identity: JSON-able; what the latencies depend on besides the machine: policy, plans, repeats.
         repeats: timed rounds.
         refresh: measure again although they are known.
     """
-    device = str(next(iter(one.values())).device)
+    device = str(next(iter(data.batch.values())).device)
     known = _file(dict(identity), executions, device)
     if known.is_file() and not refresh:
         return read_json(known, "latency measurement")["latencies_s"]
-    times = chunk_latencies(executions, one, repeats)
+    times = chunk_latencies(executions, data, repeats)
     known.parent.mkdir(parents=True, exist_ok=True)
     write_json(known, {"machine": machine(device), "versions": versions(), "latencies_s": times})
     return times

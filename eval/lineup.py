@@ -18,6 +18,8 @@ class Entry:
     wanted: Wanted = ()
     """Techniques to calibrate, (kind, options)."""
     is_compiled: bool = False
+    n_action_steps: int | None = None
+    """Actions executed of a chunk, where it is not the policy's own number."""
 
 
 _HOIST: tuple[str, Options] = ("hoist", {})
@@ -155,13 +157,62 @@ def _vla_baselines(
             yield Entry(f"ddim-{k}", f"ddim {k} steps", "ddim", (_steps("ddim", k),))
 
 
+def token_lineup(n_layers: int, n_patches: int) -> tuple[Entry, ...]:
+    """Build the table of a policy that writes tokens: greedy decoding, exact decoders, early exits.
+
+    Args:
+        n_layers: language layers.
+        n_patches: patches of all cameras.
+    """
+    layers: tuple[str, Options] = ("layer_skip", {"n_dropped": max(1, round(n_layers / 6))})
+    tokens: tuple[str, Options] = ("token_select", {"k_final": max(5, n_patches // 2)})
+
+    def jacobi(**options: Any) -> tuple[str, Options]:
+        return "jacobi", options
+
+    rows: list[tuple[str, str, str, Wanted]] = [
+        ("plain", "greedy", "greedy", ()),
+        ("jacobi", "Jacobi", "jacobi", (jacobi(freeze=False),)),
+        ("freeze", "Jacobi, prefix frozen", "jacobi", (jacobi(),)),
+        ("marginal", "Jacobi, from the usual tokens", "jacobi", (jacobi(init="marginal"),)),
+        ("executed", "Jacobi, executed actions only", "jacobi", (jacobi(until="executed"),)),
+        ("tolerance", "Jacobi, until moves < 0.02", "exit", (jacobi(tolerance=0.02),)),
+        *(
+            (f"exit-{sigma}", f"early exit, {sigma} passes", "exit", (jacobi(max_iterations=sigma),))
+            for sigma in (1, 2, 4, 8)
+        ),
+        ("recycling", "Token Recycling", "tree", (("token_recycling", {}),)),
+        ("stand", "STAND", "tree", (("stand", {}),)),
+        ("sjd", "SJD, temperature 1", "sjd", (("sjd", {}),)),
+        ("layers", f"{layers[1]['n_dropped']} layers dropped", "efficientvla", (layers,)),
+        ("tokens", f"{tokens[1]['k_final']} of {n_patches} patches", "efficientvla", (tokens,)),
+        (
+            "combined",
+            "layers, patches, early exit 2",
+            "efficientvla",
+            (layers, tokens, jacobi(max_iterations=2)),
+        ),
+    ]
+    return (
+        *(Entry(*row) for row in rows),
+        Entry("chunk-1", "greedy, one action a time", "greedy", (("greedy_executed", {}),), n_action_steps=1),
+        Entry("compile", "greedy, torch.compile", "compile", (), is_compiled=True),
+        Entry(
+            "jacobi-compile", "Jacobi, torch.compile", "compile", (jacobi(freeze=False),), is_compiled=True
+        ),
+    )
+
+
 def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
     """Return the table that fits a policy.
 
     Args:
-        staged: the policy; one with a language stage has EfficientVLA's table.
+        staged: the policy; one that writes tokens has the decoders' table, any other one with a language
+            stage EfficientVLA's.
         options: `updates`, `bubbling` and `force_last` of the other one.
     """
+    if hasattr(staged, "n_tokens"):
+        return token_lineup(len(staged.language.layers), sum(staged.n_patches))
     if hasattr(staged, "language"):
         return vla_lineup(
             len(staged.language.layers), sum(staged.n_patches), len(staged.sampler), staged.has_guidance

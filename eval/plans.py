@@ -26,7 +26,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import Execution, executing, sample
 from vivace.policies.types import PolicySpec
 
 IMAGE = "observation.images."
@@ -35,7 +35,8 @@ IMAGE = "observation.images."
 def load(command: CommonOptions) -> LoadedPolicy:
     """Load the policy a command names, its actions understood as the environment's."""
     kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
-    return load_policy(command.policy.path, command.policy.device, kinds)
+    loaded = load_policy(command.policy.path, command.policy.device, kinds)
+    return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
 
 
 def session(

@@ -29,14 +29,20 @@ def circumstances(kind: str, command: CommonOptions, loaded: LoadedPolicy) -> di
             "path": str(command.policy.path),
             "type": spec.type,
             "parameters": sum(p.numel() for p in loaded.policy.parameters()),
-            "sampler": loaded.staged.sampler.name,
-            "n_steps": len(loaded.staged.sampler),
+            **_how(loaded.staged),
             "horizon": spec.horizon,
             "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
             "weights": loaded.fingerprint.weights,
         },
         "environment": {"type": command.env.type, "task": command.env.task},
     }
+
+
+def _how(staged: Any) -> dict[str, Any]:
+    """How actions come about: the sampler and its steps, or greedy tokens."""
+    if hasattr(staged, "n_tokens"):
+        return {"sampler": "greedy", "n_steps": staged.n_tokens}
+    return {"sampler": staged.sampler.name, "n_steps": len(staged.sampler)}
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

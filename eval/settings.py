@@ -249,10 +249,9 @@ class DPTransformerOptions(ArchitectureOptions):
     p_drop_attn: float = 0.0
 
 
-@ArchitectureOptions.register_subclass("cogact")
 @dataclass(kw_only=True)
-class CogACTOptions(ArchitectureOptions):
-    """Size of a miniature cogact; both vision backbones have the same."""
+class VLAOptions(ArchitectureOptions):
+    """Size of a miniature VLA's vision and language side; both vision backbones have the same."""
 
     image_size: int = 128
     patch_size: int = 16
@@ -264,17 +263,32 @@ class CogACTOptions(ArchitectureOptions):
     language_width: int = 192
     language_heads: int = 3
     language_mlp: int = 384
-    action_layers: int = 6
-    action_width: int = 128
-    action_heads: int = 2
     horizon: int = 16
     n_action_steps: int = 8
-    guidance_scale: float = 1.5
-    repeated_diffusion_steps: int = 4
     layer_drop: float = 0.0
     """Share of the language layers a training row may skip, so that layer_skip finds some to drop."""
     patch_drop: float = 0.0
     """Share of the patches a training row may lose, so that token_select can."""
+
+
+@ArchitectureOptions.register_subclass("cogact")
+@dataclass(kw_only=True)
+class CogACTOptions(VLAOptions):
+    """Size of a miniature cogact."""
+
+    action_layers: int = 6
+    action_width: int = 128
+    action_heads: int = 2
+    guidance_scale: float = 1.5
+    repeated_diffusion_steps: int = 4
+
+
+@ArchitectureOptions.register_subclass("token_vla")
+@dataclass(kw_only=True)
+class TokenVLAOptions(VLAOptions):
+    """Size of a miniature token VLA."""
+
+    n_action_bins: int = 256
 
 
 @dataclass(kw_only=True)
@@ -293,9 +307,11 @@ class TrainCommand:
     half: bool = False
     """Store the weights as float16: half the size; they are computed with in float32."""
     state_weight: float = 1.0
-    """cogact: weight of a loss that reads the simulator's state out of the cognition feature, in training."""
+    """VLAs: weight of a loss that reads the simulator's state out of the prompt's last token, in training."""
     start: str | None = None
     """Checkpoint to go on from, zoo/<name> or a folder: its sizes, tokenizer and statistics stay."""
+    backbone: str | None = None
+    """VLAs: checkpoint of another kind to take vision, projector, language model and tokenizer from."""
     output_dir: str
 
 

@@ -19,9 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
-from vivace.eval.settings import CogACTOptions, CollectCommand, DPTransformerOptions, TrainCommand
+from vivace.eval.settings import (
+    CogACTOptions,
+    CollectCommand,
+    DPTransformerOptions,
+    TokenVLAOptions,
+    TrainCommand,
+    VLAOptions,
+)
 from vivace.eval.terminal import progress
-from vivace.policies.cogact import CogACTConfig, CogACTPolicy, make_cogact_pre_post_processors
+from vivace.policies.cogact import CogACTConfig, CogACTPolicy
 from vivace.policies.dp_transformer import (
     DPTransformerConfig,
     DPTransformerPolicy,
@@ -30,7 +37,9 @@ from vivace.policies.dp_transformer import (
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.prompt import PromptStep, train_tokenizer
+from vivace.policies.token_vla import TokenVLAConfig, TokenVLAPolicy
 from vivace.policies.train import Windows, train
+from vivace.policies.vla import VisionLanguage, make_vla_processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +92,12 @@ def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand)
 
 
 class Grounded(nn.Module):
-    """A cogact, and a linear read-out of the simulator's state from its cognition feature.
+    """A VLA, and a linear read-out of the simulator's state from the stream of its prompt's last token.
 
     The read-out makes the vision side learn where things are sooner; it is thrown away after training.
     """
 
-    def __init__(self, policy: CogACTPolicy, state_dim: int, weight: float):
+    def __init__(self, policy: CogACTPolicy | TokenVLAPolicy, state_dim: int, weight: float):
         super().__init__()
         self.policy = policy
         self.read_out = nn.Linear(policy.config.language_width, state_dim)
@@ -100,19 +109,25 @@ class Grounded(nn.Module):
         state = batch.pop("observation.state")
         for key in self.policy.config.image_features:
             batch[key] = batch[key].float() / 255
-        z = self.policy.cognition(batch)
-        return self.policy.action_loss(z, actions) + self.weight * F.mse_loss(self.read_out(z), state)
+        loss, z = self.policy.loss(batch, actions)
+        return loss + self.weight * F.mse_loss(self.read_out(z), state)
 
 
-def cogact_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
-    """A miniature CogACT on images and instructions."""
-    options = cast(CogACTOptions, command.policy)
-    if command.start:
-        policy, pre, post = _begun(command.start, CogACTPolicy)
-        for name in ("layer_drop", "patch_drop", "repeated_diffusion_steps"):
+TRAINING_FIELDS = ("layer_drop", "patch_drop", "repeated_diffusion_steps")
+"""Config fields that matter in training only: the options' count, also when a checkpoint is gone on from."""
+
+
+def vla_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
+    """A miniature VLA on images and instructions."""
+    options = cast(VLAOptions, command.policy)
+    policy, pre, post = (
+        _begun(command.start, _VLAS[type(options)][1])
+        if command.start
+        else _new_vla(demonstrations, options, command.backbone)
+    )
+    for name in TRAINING_FIELDS:
+        if hasattr(options, name):
             setattr(policy.config, name, getattr(options, name))
-    else:
-        policy, pre, post = _new_cogact(demonstrations, options)
     action, texts = demonstrations.action, list(demonstrations.instructions)
     features = policy.config.image_features
     images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in features.items()}
@@ -141,9 +156,16 @@ def cogact_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Reci
     )
 
 
-def _new_cogact(demonstrations: Demonstrations, options: CogACTOptions) -> tuple[CogACTPolicy, Any, Any]:
-    """A miniature with random weights, its tokenizer trained on the instructions, and its processors."""
-    action, tokenizer = demonstrations.action, train_tokenizer(list(demonstrations.instructions))
+def _new_vla(
+    demonstrations: Demonstrations, options: VLAOptions, backbone: str | None
+) -> tuple[Any, Any, Any]:
+    """A miniature with its processors: weights are random but for those of a backbone, if there is one.
+
+    Without a backbone the tokenizer is trained on the instructions.
+    """
+    action, texts = demonstrations.action, list(demonstrations.instructions)
+    begun = load_policy(backbone) if backbone else None
+    tokenizer = _tokenizer(begun.preprocess) if begun else train_tokenizer(texts)
     vit = {
         "patch_size": options.patch_size,
         "depth": options.vision_layers,
@@ -152,8 +174,15 @@ def _new_cogact(demonstrations: Demonstrations, options: CogACTOptions) -> tuple
     }
     taken = ("patch_size", "vision_layers", "vision_width", "vision_heads")
     prompt = PromptStep(suffix=(2,), tokenizer=tokenizer, max_tokens=1000)
-    longest = max(len(prompt.encode(text)) for text in demonstrations.instructions)
-    config = CogACTConfig(
+    vocabulary = tokenizer.get_vocab_size()
+    settings: dict[str, Any] = {key: value for key, value in asdict(options).items() if key not in taken}
+    if isinstance(options, TokenVLAOptions):
+        vocabulary += options.n_action_bins
+        settings["vocabulary_end"] = vocabulary
+    else:
+        settings["action_head"] = "custom"
+    config_class, policy_class = _VLAS[type(options)]
+    config = config_class(
         input_features={
             key: PolicyFeature(FeatureType.VISUAL, images.shape[1:])
             for key, images in demonstrations.images.items()
@@ -163,16 +192,40 @@ def _new_cogact(demonstrations: Demonstrations, options: CogACTOptions) -> tuple
         dino_options=vit,
         siglip_options=vit,
         language_kv_heads=options.language_heads,
-        language_vocabulary=tokenizer.get_vocab_size(),
-        action_head="custom",
-        max_tokens=longest + 4,
+        language_vocabulary=vocabulary,
+        max_tokens=max(len(prompt.encode(text)) for text in texts) + 4,
         prompt_suffix=(2,),
         pad_token=0,
-        **{key: value for key, value in asdict(options).items() if key not in taken},
+        **settings,
     )
-    return CogACTPolicy(config), *make_cogact_pre_post_processors(
-        config, {"action": statistics(action)}, tokenizer
-    )
+    policy = policy_class(config)
+    if begun:
+        _take_backbone(policy, begun.policy)
+    return policy, *make_vla_processors(config, {"action": statistics(action)}, tokenizer)
+
+
+def _tokenizer(preprocess: Any) -> Any:
+    return next(step.tokenizer for step in preprocess.steps if isinstance(step, PromptStep))
+
+
+@torch.no_grad()
+def _take_backbone(policy: Any, other: Any) -> None:
+    """Copy vision, projector and language model; embeddings of tokens the other lacks stay as they are."""
+    if not isinstance(other, VisionLanguage):
+        raise BadSetting(f"--backbone holds a policy of type {other.config.type!r}; a VLA is needed")
+    mine, theirs = policy.state_dict(), other.state_dict()
+    parts = ("vision_backbone.", "projector.", "language.")
+    for name in (name for name in mine if name.startswith(parts)):
+        found, into = theirs.get(name), mine[name]
+        if name == "language.embed_tokens.weight" and found is not None:
+            into, found = into[: len(found)], found[: len(into)]
+        if found is None or found.shape != into.shape:
+            shape = None if found is None else tuple(found.shape)
+            raise BadSetting(
+                f"--backbone has {name} of shape {shape}, this policy needs {tuple(into.shape)}; "
+                "give the same sizes"
+            )
+        into.copy_(found)
 
 
 def _begun[Policy](path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:
@@ -186,9 +239,16 @@ def _begun[Policy](path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:
     return loaded.policy, loaded.preprocess, loaded.postprocess
 
 
+_VLAS: dict[type, tuple[Any, Any]] = {
+    CogACTOptions: (CogACTConfig, CogACTPolicy),
+    TokenVLAOptions: (TokenVLAConfig, TokenVLAPolicy),
+}
+"""Options -> config and policy."""
+
 RECIPES: dict[type, tuple[Callable[[Demonstrations, TrainCommand], Recipe], bool]] = {
     DPTransformerOptions: (dp_transformer_recipe, False),
-    CogACTOptions: (cogact_recipe, True),
+    CogACTOptions: (vla_recipe, True),
+    TokenVLAOptions: (vla_recipe, True),
 }
 """Options -> (recipe, whether it looks at images)."""
 

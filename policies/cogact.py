@@ -148,14 +148,15 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
         """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
-        return self.loss(batch, batch[ACTION]), None
+        return self.loss(batch, batch[ACTION])[0], None
 
-    def loss(self, batch: dict[str, Tensor], actions: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise, several draws per observation."""
-        return self.action_loss(self.cognition(batch), actions)
+    def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the predicted noise, several draws a row; and the features (B, D)."""
+        z = self.cognition(batch)
+        return self.action_loss(z, actions), z
 
     def action_loss(self, z: Tensor, actions: Tensor) -> Tensor:
-        """`loss` from cognition features (B, D)."""
+        """Loss from cognition features (B, D)."""
         repeats = self.config.repeated_diffusion_steps
         z = z.repeat_interleave(repeats, dim=0)
         actions = actions.repeat_interleave(repeats, dim=0)

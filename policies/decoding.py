@@ -54,10 +54,18 @@ class Decoder(Protocol):
 
 
 def greedy(
-    policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+    policy: Any,
+    prompt: Prompt,
+    noise: Noise,
+    draft: Tensor | None = None,
+    run: Runner = compute,
+    n: int | None = None,
 ) -> Decoded:
-    """Decode one token a pass, the most likely one: the baseline of every other decoder."""
-    n = policy.n_tokens
+    """Decode one token a pass, the most likely one: the baseline of every other decoder.
+
+    Arguments are those of `Decoder`; `n` tokens, a whole chunk when None.
+    """
+    n = policy.n_tokens if n is None else n
     token = prompt.logits.argmax(-1, keepdim=True)
     tokens, past = [token], prompt.past.with_room(n)
     alone = chain(1, token.device)

@@ -1,7 +1,8 @@
 """The staged forms of a policy, and the two loops that run them: denoising steps, and tokens."""
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -87,6 +88,8 @@ class TokenPolicy(Protocol):
     """A policy that writes its actions as tokens, taken apart into stages, over its original weights."""
 
     spec: PolicySpec
+    blocks: tuple[()]
+    """Blocks of a denoiser: none."""
     n_tokens: int
     """Tokens of a chunk."""
     period: int
@@ -149,6 +152,15 @@ def policy_spec(
         action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
         blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
     )
+
+
+def executing(policy: Any, n_action_steps: int | None) -> Any:
+    """Return a twin of a staged policy that executes so many actions of a chunk; itself when None."""
+    if n_action_steps is None:
+        return policy
+    twin = copy.copy(policy)
+    twin.spec = replace(policy.spec, n_action_steps=n_action_steps)
+    return twin
 
 
 ActionRunner = Callable[[int, Cache], Runner]

@@ -90,7 +90,11 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         return self.config.bins.decode(tokens).unflatten(1, (self.config.horizon, -1))
 
     def logits(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        """Logits (B, n, V) of each of n action tokens, given the prompt and the tokens before it.
+        """Logits (B, n, V) of each of n action tokens; arguments as of `hidden`."""
+        return self.lm_head(self.hidden(batch, tokens))
+
+    def hidden(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        """Final stream (B, n, D) that each of n action tokens is read from, given the tokens before it.
 
         Args:
             batch: images and the prompt's tokens.
@@ -104,7 +108,7 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         hidden = self.read(self.embed({**batch, OBS_LANGUAGE_TOKENS: ids}), self.n_visual)
         first = self.n_visual + length - 1  # the query's row
         rows = (first[:, None] + torch.arange(n, device=tokens.device))[..., None]
-        return self.lm_head(hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1])))
+        return hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1]))
 
     @torch.no_grad()
     def sample_actions(self, batch: dict[str, Tensor]) -> Tensor:
@@ -130,12 +134,14 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
         """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
-        return self.loss(batch, batch[ACTION]), None
+        return self.loss(batch, batch[ACTION])[0], None
 
-    def loss(self, batch: dict[str, Tensor], actions: Tensor) -> Tensor:
-        """Cross-entropy of the action tokens."""
+    def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the action tokens; and the stream of the prompt's last token (B, D)."""
         tokens = self.tokenize(actions)
-        return F.cross_entropy(self.logits(batch, tokens).float().flatten(0, 1), tokens.flatten())
+        hidden = self.hidden(batch, tokens)
+        logits = self.lm_head(hidden).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), hidden[:, 0]
 
 
 def full_size(horizon: int = 1) -> TokenVLAPolicy:

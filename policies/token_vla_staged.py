@@ -21,6 +21,9 @@ _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.to
 class StagedTokenVLA:
     """A token VLA as a `TokenPolicy`, over its own modules."""
 
+    blocks = ()
+    """Nothing is denoised."""
+
     def __init__(self, policy: TokenVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.language = StagedLlama(policy.language)

@@ -242,7 +242,7 @@ def test_learns_to_tell_two_instructions_apart():
     losses = []
     for _ in range(130):
         optimiser.zero_grad()
-        losses.append(policy.loss(seen, actions))
+        losses.append(policy.loss(seen, actions)[0])
         losses[-1].backward()
         optimiser.step()
     first, second = policy.cognition(seen)

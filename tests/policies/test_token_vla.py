@@ -162,7 +162,7 @@ def test_learns_two_actions_by_heart():
     optimiser = torch.optim.AdamW(policy.get_optim_params(), lr=3e-3)
     for _ in range(60):
         optimiser.zero_grad()
-        policy.train().loss(seen, actions).backward()
+        policy.train().loss(seen, actions)[0].backward()
         optimiser.step()
     torch.testing.assert_close(policy.eval().sample_actions(seen), actions, atol=1 / 250, rtol=0)
 
