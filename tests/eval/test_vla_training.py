@@ -12,7 +12,7 @@ from vivace.eval.cli import main
 pytestmark = pytest.mark.sim
 
 SMALL = ("--data=[data]", "--policy.image_size=32", "--policy.patch_size=8", "--policy.vision_layers=2",
-         "--policy.vision_width=16", "--policy.language_layers=2", "--policy.language_width=16",
+         "--policy.vision_width=16", "--policy.language_layers=3", "--policy.language_width=16",
          "--policy.language_heads=2", "--policy.language_mlp=16", "--policy.horizon=2",
          "--policy.n_action_steps=2", "--train.batch_size=2", "--train.steps=1")  # fmt: skip
 
