@@ -25,6 +25,11 @@ COLOURS = {
     "compile": "#2f3640",
     "efficientvla": "#0b8f7d",
     "baseline": "#b3589a",
+    "greedy": "#8b93a1",
+    "jacobi": "#4c78c9",
+    "exit": "#0b8f7d",
+    "tree": "#7a5cc0",
+    "sjd": "#d9822b",
 }
 SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
 _FADE = 0.18
@@ -223,6 +228,44 @@ def layer_curve_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> g
                 col=column,
             )
     return _styled(figure, "language layers dropped", "error")
+
+
+def passes_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """How many passes a chunk of tokens takes, a histogram a plan."""
+    figure = go.Figure()
+    for row in rows:
+        figure.add_violin(
+            x=row["passes_of"],
+            name=row["label"],
+            line_color=COLOURS.get(row["family"], "#444"),
+            orientation="h",
+            side="positive",
+            width=1.6,
+            points=False,
+            spanmode="hard",
+            meanline_visible=True,
+            showlegend=False,
+        )
+    _styled(figure, "forward passes for a chunk, after the prompt's", "")
+    figure.update_layout(height=120 + 34 * len(rows))
+    return figure
+
+
+def settled_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """In which pass each token of a chunk changes for the last time, mean over observations, a row a plan."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=[row["settled"] for row in rows],
+            y=[row["label"] for row in rows],
+            colorscale="Viridis",
+            colorbar={"title": "pass", "thickness": 10},
+            hovertemplate="%{y}, token %{x}: pass %{z:.1f}<extra></extra>",
+        )
+    )
+    _styled(figure, "token of the chunk", "")
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(height=120 + 26 * len(rows))
+    return figure
 
 
 def similarity_figure(calibration: Mapping[str, Any]) -> go.Figure:

@@ -16,7 +16,9 @@ from vivace.eval.figures import (
     latency_figure,
     layer_curve_figure,
     pareto_figure,
+    passes_figure,
     schedule_figure,
+    settled_figure,
     similarity_figure,
     timeline_figure,
 )
@@ -135,7 +137,7 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
     )
     lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
-    sections = [_header("benchmark", title, lead), *_pareto_sections(results)]
+    sections = [_header("benchmark", title, lead), *_pareto_sections(results), *_token_sections(results)]
     if results.get("layer_curve"):
         text = "Error of the cognition feature and of the actions when language layers are dropped."
         sections.append(_section("Layers dropped", text, _figure(layer_curve_figure(results["layer_curve"]))))
@@ -322,6 +324,31 @@ def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
         )
         sections.append(_section("Layer importance", text, _figure(importance_figure(results["layers"]))))
     return sections
+
+
+def _token_sections(results: Mapping[str, Any]) -> list[str]:
+    rows = [row for row in results["pareto"] if "passes_of" in row]
+    if not rows:
+        return []
+    head = ("plan", "p50 [ms]", "p95 [ms]", "max [ms]", "passes", "tokens/s")
+    cells = [
+        (
+            row["label"],
+            *(f"{1e3 * row[key]:.1f}" for key in ("latency_s", "latency_p95_s", "latency_max_s")),
+            f"{row['passes']:.1f}",
+            f"{row['tokens_per_s']:.0f}",
+        )
+        for row in rows
+    ]
+    text = (
+        "Forward passes after the prompt's, over several observations. Tokens a second count the whole "
+        "chunk, cameras and prompt included."
+    )
+    settled = "The pass in which each token of the chunk changed for the last time; dark tokens settle first."
+    return [
+        _section("Decoding", text, _table(head, cells), _figure(passes_figure(rows))),
+        _section("Which tokens settle when", settled, _figure(settled_figure(rows))),
+    ]
 
 
 def _calibration_sections(calibration: Mapping[str, Any] | None) -> list[str]:

@@ -7,6 +7,7 @@ for visual tokens. Every row of a batch draws its own share of both, from none t
 the model is trained whole as well.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,30 +18,48 @@ FIRST_LAYERS = 4
 """Patches are dropped after one of so many first layers."""
 
 
-def thinned(model: LlamaModel, h: Tensor, n_visual: int, layer_drop: float, patch_drop: float) -> Tensor:
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a stream stand, and what they see; causal, padding on the right, when not given."""
+
+    positions: Tensor
+    """Rotary positions (B or 1, S)."""
+    seen: Tensor
+    """Which rows each row sees, (B or 1, S, S) bool, itself included."""
+
+    @classmethod
+    def causal(cls, length: int, device: torch.device) -> "Layout":
+        """Every row sees those before it."""
+        positions = torch.arange(length, device=device)
+        return cls(positions[None], (positions[:, None] >= positions)[None])
+
+
+def thinned(
+    model: LlamaModel, h: Tensor, n_visual: int, layer_drop: float, patch_drop: float, layout: Layout
+) -> Tensor:
     """Return the final normalised stream (B, S, D), some layers skipped and some patches hidden in each row.
 
     Shapes do not depend on what is drawn: skipped layers are computed and left out, hidden patches masked.
 
     Args:
         model: transformers' model.
-        h: embeddings (B, S, D) of BOS, `n_visual` patches and text, padding on the right.
+        h: embeddings (B, S, D) of BOS, `n_visual` patches and more.
         n_visual: patches of all cameras.
         layer_drop: largest share of the layers a row skips, 0 to 1.
         patch_drop: largest share of the patches a row loses, 0 to 1.
+        layout: where the rows stand.
     """
     language: Any = model
     batch, length, _ = h.shape
-    positions = torch.arange(length, device=h.device)
-    angles = language.rotary_emb(h, positions[None])
-    causal = positions[:, None] >= positions
+    angles = language.rotary_emb(h, layout.positions)
     skipped = _some(batch, len(language.layers), layer_drop, h)
     hidden = torch.zeros(batch, length, dtype=torch.bool, device=h.device)
     hidden[:, 1 : 1 + n_visual] = _some(batch, n_visual, patch_drop, h)
     after = torch.randint(FIRST_LAYERS, (batch,), device=h.device)
+    itself = torch.eye(length, dtype=torch.bool, device=h.device)
     for i, layer in enumerate(language.layers):
         unseen = hidden & (i > after)[:, None]
-        seen = (causal & ~unseen[:, None]) | torch.eye(length, dtype=torch.bool, device=h.device)
+        seen = (layout.seen & ~unseen[:, None]) | itself
         out = layer(h, attention_mask=seen[:, None], position_embeddings=angles)
         h = torch.where(skipped[:, i, None, None], h, out)
     return language.norm(h)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vivace.policies.action_bins import ActionBins
 from vivace.policies.errors import BadSetting
-from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
+from vivace.policies.structured_dropout import Layout
+from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors, query_row
 
 
 @PreTrainedConfig.register_subclass("token_vla")
@@ -90,25 +91,28 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         return self.config.bins.decode(tokens).unflatten(1, (self.config.horizon, -1))
 
     def logits(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
-        """Logits (B, n, V) of each of n action tokens; arguments as of `hidden`."""
-        return self.lm_head(self.hidden(batch, tokens))
+        """Logits (B, n, V) of each of n action tokens, given the prompt and the tokens before it."""
+        return self.lm_head(self.hidden(batch, tokens)[0])
 
-    def hidden(self, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    def hidden(self, batch: dict[str, Tensor], *chunks: Tensor) -> tuple[Tensor, ...]:
         """Final stream (B, n, D) that each of n action tokens is read from, given the tokens before it.
+
+        Several chunks are read behind one prompt; they do not see each other.
 
         Args:
             batch: images and the prompt's tokens.
-            tokens: (B, n); the last one is not read.
+            *chunks: tokens (B, n); the last one is not read.
         """
-        is_text, prompt = batch[OBS_LANGUAGE_ATTENTION_MASK], batch[OBS_LANGUAGE_TOKENS]
-        n, length = tokens.shape[1], is_text.sum(1)
-        ids = F.pad(prompt, (0, n - 1))
-        places = length[:, None] + torch.arange(n - 1, device=tokens.device)
-        ids = ids.scatter(1, places, tokens[:, :-1])  # right behind the prompt, over its padding
-        hidden = self.read(self.embed({**batch, OBS_LANGUAGE_TOKENS: ids}), self.n_visual)
-        first = self.n_visual + length - 1  # the query's row
-        rows = (first[:, None] + torch.arange(n, device=tokens.device))[..., None]
-        return hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1]))
+        is_text, h = batch[OBS_LANGUAGE_ATTENTION_MASK], self.embed(batch)
+        read = [tokens[:, :-1] for tokens in chunks]
+        widths = [tokens.shape[1] for tokens in read]
+        hidden = self.read(
+            torch.cat([h, self.language.embed_tokens(torch.cat(read, dim=1))], dim=1),
+            _layout(self.n_visual, is_text, widths),
+        )
+        query = query_row(hidden[:, : h.shape[1]], is_text)[:, None]
+        behind = hidden[:, h.shape[1] :].split(widths, dim=1)
+        return tuple(torch.cat([query, rows], dim=1) for rows in behind)
 
     @torch.no_grad()
     def sample_actions(self, batch: dict[str, Tensor]) -> Tensor:
@@ -139,9 +143,29 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the action tokens; and the stream of the prompt's last token (B, D)."""
         tokens = self.tokenize(actions)
-        hidden = self.hidden(batch, tokens)
+        (hidden,) = self.hidden(batch, tokens)
         logits = self.lm_head(hidden).float()
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), hidden[:, 0]
+
+
+def _layout(n_visual: int, is_text: Tensor, widths: list[int]) -> Layout:
+    """Layout of a prompt, padding on its right, and of blocks of so many tokens right behind it."""
+    batch, device = len(is_text), is_text.device
+    length = n_visual + is_text.shape[1]
+    places = torch.arange(length + sum(widths), device=device)
+    block = torch.repeat_interleave(  # 0: the prompt
+        torch.arange(len(widths) + 1, device=device),
+        torch.tensor([length, *widths], device=device),
+        output_size=len(places),
+    )
+    inside = torch.cat([places[:length], *(torch.arange(width, device=device) for width in widths)])
+    first = n_visual + is_text.sum(1, keepdim=True)  # position behind the prompt
+    positions = torch.where(block == 0, inside, first + inside)
+    is_prompt = torch.ones(batch, len(places), dtype=torch.bool, device=device)
+    is_prompt[:, n_visual:length] = is_text
+    is_prompt[:, length:] = False
+    earlier = (block[:, None] == block) & (places[:, None] >= places)
+    return Layout(positions, earlier | ((block > 0)[:, None] & is_prompt[:, None]))
 
 
 def full_size(horizon: int = 1) -> TokenVLAPolicy:

@@ -13,7 +13,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from vivace.policies.prompt import PromptStep
-from vivace.policies.structured_dropout import thinned
+from vivace.policies.structured_dropout import Layout, thinned
 from vivace.policies.vision import FusedProjector, FusedVision
 
 
@@ -162,15 +162,21 @@ class VisionLanguage(nn.Module):
         text = self.language.embed_tokens(batch[OBS_LANGUAGE_TOKENS])
         return torch.cat([text[:, :1], *patches, text[:, 1:]], dim=1)
 
-    def read(self, h: Tensor, n_visual: int) -> Tensor:
-        """Final normalised stream (B, S, D) of embeddings (B, S, D), padding on the right.
+    def read(self, h: Tensor, layout: Layout | None = None) -> Tensor:
+        """Final normalised stream (B, S, D) of embeddings (B, S, D): BOS, patches, and more.
 
         In training, layers and patches are left out as the config says (`structured_dropout`).
+
+        Args:
+            h: the embeddings.
+            layout: where the rows stand; causal, padding on the right, when None.
         """
         config = self.config
-        if self.training and (config.layer_drop or config.patch_drop):
-            return thinned(self.language, h, n_visual, config.layer_drop, config.patch_drop)
-        return self.language(inputs_embeds=h, use_cache=False).last_hidden_state
+        drops = (config.layer_drop, config.patch_drop) if self.training else (0.0, 0.0)
+        if layout is None and not any(drops):
+            return self.language(inputs_embeds=h, use_cache=False).last_hidden_state
+        layout = layout or Layout.causal(h.shape[1], h.device)
+        return thinned(self.language, h, self.n_visual, *drops, layout)
 
     @property
     def n_visual(self) -> int:
@@ -179,7 +185,7 @@ class VisionLanguage(nn.Module):
 
     def cognition(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the final hidden state (B, D) of the prompt's last token: CogACT's cognition feature."""
-        hidden = self.read(self.embed(batch), self.n_visual)
+        hidden = self.read(self.embed(batch))
         return query_row(hidden, batch[OBS_LANGUAGE_ATTENTION_MASK])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vivace.policies import structured_dropout
-from vivace.policies.structured_dropout import thinned
+from vivace.policies.structured_dropout import Layout, thinned
 from vivace.policies.tiny import tiny_cogact
 
 N_VISUAL = 6
@@ -20,18 +20,22 @@ def stream():
     return torch.randn(5, 12, 32, generator=torch.Generator().manual_seed(0))
 
 
+def thin(language, stream, layer_drop, patch_drop):
+    return thinned(language, stream, N_VISUAL, layer_drop, patch_drop, Layout.causal(12, stream.device))
+
+
 def plain(language, stream):
     return language(inputs_embeds=stream, use_cache=False).last_hidden_state
 
 
 def test_nothing_dropped_is_the_plain_forward(language, stream):
-    torch.testing.assert_close(thinned(language, stream, N_VISUAL, 0.0, 0.0), plain(language, stream))
+    torch.testing.assert_close(thin(language, stream, 0.0, 0.0), plain(language, stream))
 
 
 def test_rows_skip_different_layers_and_some_none(language, stream):
     torch.manual_seed(0)
     rows = stream[:1].expand(64, -1, -1)
-    out = thinned(language, rows, N_VISUAL, 0.5, 0.0)
+    out = thin(language, rows, 0.5, 0.0)
     distances = (out - plain(language, stream[:1])).abs().amax((1, 2))
     assert (distances < 1e-4).any()
     assert (distances > 1e-2).any()
@@ -49,7 +53,7 @@ def test_a_hidden_patch_does_not_reach_the_text(language, stream, monkeypatch):
     short = torch.cat([stream[:, :3], stream[:, 4:]], dim=1)
     for layer in language.layers[:1]:  # before it is dropped, a patch is seen: make that layer blind to it
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-    out = thinned(language, stream, N_VISUAL, 0.0, 0.8)
+    out = thin(language, stream, 0.0, 0.8)
     positions = torch.tensor([0, 1, 2, *range(4, 12)])[None]
     mask = torch.ones(5, 11)  # without one, transformers takes the gap for the start of another sequence
     expected = language(inputs_embeds=short, position_ids=positions, attention_mask=mask, use_cache=False)

@@ -70,6 +70,16 @@ def test_logits_of_a_block_are_the_plain_ones():
     torch.testing.assert_close(whole, expected[:, 1:], atol=1e-4, rtol=0)
 
 
+def test_chunks_behind_one_prompt_do_not_see_each_other():
+    policy = tiny_token_vla()
+    seen, generator = batch(policy), torch.Generator().manual_seed(1)
+    chunks = [torch.randint(384, 640, (2, 12), generator=generator) for _ in range(3)]
+    together = policy.hidden(seen, *chunks)
+    for chunk, hidden in zip(chunks, together, strict=True):
+        torch.testing.assert_close(hidden, policy.hidden(seen, chunk)[0], atol=1e-4, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
 def test_what_is_written_and_not_kept_leaves_no_trace():
     policy = tiny_token_vla()
     staged, seen = StagedTokenVLA(policy), batch(policy)
