@@ -9,6 +9,7 @@ Exact unless it is told to stop early: after `max_iterations` passes (the paper'
 moves no action by more than `tolerance`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -86,13 +87,20 @@ class Jacobi:
         return replace(execution, decoder=self)
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+        self,
+        policy: Any,
+        prompt: Prompt,
+        noise: Noise,
+        draft: Tensor | None = None,
+        run: Runner = compute,
+        watch: Callable[[Tensor], None] = lambda tokens: None,
     ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`."""
+        """Decode a chunk; see `policies.decoding.Decoder`. `watch` is told the first guess and every pass."""
         n, batch = policy.n_tokens, len(prompt.logits)
         first_token = prompt.logits.argmax(-1, keepdim=True)
         guess = self._guess(n, prompt, noise, draft)
         tokens = torch.cat([first_token, guess, first_token], dim=1)  # one place too many: see `target`
+        watch(tokens[:, :n])
         needed = n if self.until == "all" else executed_tokens(policy)
         past = prompt.past.with_room(n if batch == 1 else 2 * n)
         places = torch.arange(n, device=tokens.device)
@@ -111,6 +119,7 @@ class Jacobi:
             new = torch.where((target < n) & ~done[:, None], logits.argmax(-1), old)
             agrees = new == old
             before, tokens = tokens, tokens.scatter(1, target, new)
+            watch(tokens[:, :n])
             settled = torch.where(tokens != before, passes[:, None], settled)
             # a guess that agrees was right, and what follows the last one of them is right now
             right = (first + agrees.cumprod(1).sum(1) + 1).clamp(max=n - 1)  # tokens 0 … right are greedy's

@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("vivace.eval.results:run_report", "ReportCommand"),
     "collect": ("vivace.eval.train:run_collect", "CollectCommand"),
     "train": ("vivace.eval.train:run_train", "TrainCommand"),
+    "distill": ("vivace.eval.distill:run", "DistillCommand"),
     "convert": ("vivace.eval.plans:run_convert", "ConvertCommand"),
     "doctor": ("vivace.eval.doctor:run", "DoctorCommand"),
 }

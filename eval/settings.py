@@ -316,6 +316,46 @@ class TrainCommand:
 
 
 @dataclass(kw_only=True)
+class DistillOptions:
+    """What a student is taught, and from how many trajectories."""
+
+    trajectories: int = 10_000
+    """Moments of the demonstrations whose Jacobi trajectories are collected."""
+    batch_size: int = 64
+    """Trajectories decoded together."""
+    target: str = "self"
+    """Whose distribution at the fixed point is the target: self, average, teacher."""
+    ar_weight: float = 1.0
+    """Weight of the autoregressive loss."""
+    delta_max: float = 0.1
+    """Largest mean action error [normalised] of a teacher's answer that is still a label."""
+    lora_rank: int = 0
+    """Train low-rank adapters of the language model alone, merged at the end; 0: all weights."""
+
+
+@dataclass(kw_only=True)
+class DistillCommand:
+    """Teach a token VLA to settle in few passes; an interrupted run in output_dir continues.
+
+    Example: vivace distill --teacher=zoo/halfway-tokens --data='[data/drawer-open-halfway]'
+    --train.steps=1000 --output_dir=outputs/train/distilled
+    """
+
+    teacher: str
+    """Checkpoint whose trajectories are learned."""
+    student: str | None = None
+    """Checkpoint the student begins as; the teacher itself when not given."""
+    data: list[str]
+    """Folders of LeRobotDatasets."""
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    threads: int | None = None
+    half: bool = False
+    """Store the weights as float16."""
+    output_dir: str
+
+
+@dataclass(kw_only=True)
 class ConvertCommand:
     """Convert a CogACT run folder to a lerobot checkpoint folder, once.
 

@@ -38,7 +38,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.prompt import PromptStep, train_tokenizer
 from vivace.policies.token_vla import TokenVLAConfig, TokenVLAPolicy
-from vivace.policies.train import Windows, train
+from vivace.policies.train import Batches, TrainSettings, Windows, train
 from vivace.policies.vla import VisionLanguage, make_vla_processors
 
 
@@ -50,10 +50,11 @@ class Recipe:
     """What is optimised; the policy, or something around it."""
     policy_of: Callable[[Any], Any]
     """From `model` to the policy that is saved."""
-    loss: Callable[[Any, dict[str, Tensor], Tensor], Tensor]
+    loss: Callable[[Any, Any, dict[str, Tensor], Tensor], Tensor]
+    """(model, its running average, observations, actions) -> scalar."""
     groups: list[dict[str, Any]]
     """The optimiser's parameter groups."""
-    windows: Windows
+    windows: Batches
     preprocess: Any
     postprocess: Any
 
@@ -77,7 +78,7 @@ def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand)
     return Recipe(
         model=policy,
         policy_of=lambda model: model,
-        loss=lambda model, seen, actions: model.loss(seen, actions),
+        loss=lambda model, averaged, seen, actions: model.loss(seen, actions),
         groups=policy.get_optim_params(),
         windows=Windows(
             {"observation.state": normalised["observation.state"].numpy()},
@@ -105,12 +106,16 @@ class Grounded(nn.Module):
 
     def loss(self, seen: dict[str, Tensor], actions: Tensor) -> Tensor:
         """Loss of the policy plus that of the read-out; images (B, 1, 3, H, W) are uint8."""
-        batch = {key: value[:, 0] for key, value in seen.items()}
+        batch = present(self.policy, seen)
         state = batch.pop("observation.state")
-        for key in self.policy.config.image_features:
-            batch[key] = batch[key].float() / 255
         loss, z = self.policy.loss(batch, actions)
         return loss + self.weight * F.mse_loss(self.read_out(z), state)
+
+
+def present(policy: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Observations of one moment {key: (B, ...)}, images in [0, 1], of windows {key: (B, 1, ...)}."""
+    batch = {key: value[:, 0] for key, value in seen.items()}
+    return batch | {key: batch[key].float() / 255 for key in policy.config.image_features}
 
 
 TRAINING_FIELDS = ("layer_drop", "patch_drop", "repeated_diffusion_steps")
@@ -128,31 +133,38 @@ def vla_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
     for name in TRAINING_FIELDS:
         if hasattr(options, name):
             setattr(policy.config, name, getattr(options, name))
-    action, texts = demonstrations.action, list(demonstrations.instructions)
-    features = policy.config.image_features
-    images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in features.items()}
-    tokens = {k: v for k, v in pre(images | {"task": texts}).items() if k.startswith("observation.language")}
     model = Grounded(policy, demonstrations.state.shape[1], command.state_weight)
-    scale = demonstrations.state.std(0)
-    state = (demonstrations.state - demonstrations.state.mean(0)) / np.where(scale > 1e-4, scale, 1.0)
     return Recipe(
         model=model,
         policy_of=lambda model: model.policy,
-        loss=lambda model, seen, actions: model.loss(seen, actions),
+        loss=lambda model, averaged, seen, actions: model.loss(seen, actions),
         groups=[*model.policy.get_optim_params(), {"params": list(model.read_out.parameters())}],
-        windows=Windows(
-            {
-                **demonstrations.images,
-                **{key: value.numpy()[demonstrations.task] for key, value in tokens.items()},
-                "observation.state": state.astype(np.float32),
-            },
-            pre({"action": torch.from_numpy(action), "task": texts[:1], **images})["action"].numpy(),
-            demonstrations.episode,
-            1,
-            policy.config.horizon,
-        ),
+        windows=demonstrated(demonstrations, policy, pre),
         preprocess=pre,
         postprocess=post,
+    )
+
+
+def demonstrated(demonstrations: Demonstrations, policy: Any, preprocess: Any) -> Windows:
+    """Every moment of the demonstrations: images, the prompt's tokens, standardised state; the actions."""
+    texts = list(demonstrations.instructions)
+    features = policy.config.image_features
+    images = {key: torch.zeros(len(texts), *feature.shape) for key, feature in features.items()}
+    ready = preprocess(images | {"task": texts})
+    tokens = {k: v.numpy() for k, v in ready.items() if k.startswith("observation.language")}
+    scale = demonstrations.state.std(0)
+    state = (demonstrations.state - demonstrations.state.mean(0)) / np.where(scale > 1e-4, scale, 1.0)
+    action = torch.from_numpy(demonstrations.action)
+    return Windows(
+        {
+            **demonstrations.images,
+            **{key: value[demonstrations.task] for key, value in tokens.items()},
+            "observation.state": state.astype(np.float32),
+        },
+        preprocess({"action": action, "task": texts[:1], **images})["action"].numpy(),
+        demonstrations.episode,
+        1,
+        policy.config.horizon,
     )
 
 
@@ -165,7 +177,7 @@ def _new_vla(
     """
     action, texts = demonstrations.action, list(demonstrations.instructions)
     begun = load_policy(backbone) if backbone else None
-    tokenizer = _tokenizer(begun.preprocess) if begun else train_tokenizer(texts)
+    tokenizer = tokenizer_of(begun.preprocess) if begun else train_tokenizer(texts)
     vit = {
         "patch_size": options.patch_size,
         "depth": options.vision_layers,
@@ -204,7 +216,8 @@ def _new_vla(
     return policy, *make_vla_processors(config, {"action": statistics(action)}, tokenizer)
 
 
-def _tokenizer(preprocess: Any) -> Any:
+def tokenizer_of(preprocess: Any) -> Any:
+    """Return the tokenizer of a VLA's preprocessor."""
     return next(step.tokenizer for step in preprocess.steps if isinstance(step, PromptStep))
 
 
@@ -311,9 +324,14 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
         torch.set_num_threads(command.threads)
     make_recipe, has_images = RECIPES[type(command.policy)]
     demonstrations = Demonstrations.join([load_demonstrations(Path(p), has_images) for p in command.data])
-    output_dir, settings = Path(command.output_dir), command.train
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(command.train.seed)
     recipe = make_recipe(demonstrations, command)
+    done = fit(recipe, command.train, Path(command.output_dir), command.half)
+    return done | {"frames": len(demonstrations.episode)}, True
+
+
+def fit(recipe: Recipe, settings: TrainSettings, output_dir: Path, half: bool) -> dict[str, Any]:
+    """Train; writes `training.pt` and `losses.jsonl` as it goes, `pretrained_model` now and at the end."""
     smooth, began = 0.0, time.monotonic()
     with progress() as bars:
         bar = bars.add_task("training", total=settings.steps)
@@ -329,11 +347,10 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
                     log.write(json.dumps(line) + "\n")
             if done % (5 * settings.save_every) == 0 or done == settings.steps:
                 target = output_dir / "pretrained_model"
-                save(recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess, target, command.half)
+                save(recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess, target, half)
     return {
         "policy": str(output_dir / "pretrained_model"),
-        "frames": len(demonstrations.episode),
         "steps": settings.steps,
         "loss": smooth if math.isfinite(smooth) else None,
         "wall_s": time.monotonic() - began,
-    }, True
+    }

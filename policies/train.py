@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,6 +40,16 @@ class TrainSettings:
     """Compile the loss with torch.compile: minutes to compile, then about 1.4 times as fast on a CPU."""
     save_every: int = 200
     """Steps between resumable checkpoints."""
+
+
+class Batches(Protocol):
+    """What training draws its batches from."""
+
+    def __len__(self) -> int:
+        """Rows there are."""
+
+    def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Observations {key: (B, ...)} and actions (B, H, A) of the given rows."""
 
 
 class Windows:
@@ -89,9 +100,9 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 def train[Model: nn.Module](
     model: Model,
-    loss_fn: Callable[[Model, dict[str, Tensor], Tensor], Tensor],
+    loss_fn: Callable[[Model, Model, dict[str, Tensor], Tensor], Tensor],
     groups: list[dict],
-    windows: Windows,
+    windows: Batches,
     settings: TrainSettings,
     checkpoint: Path,
 ) -> Iterator[tuple[int, float, Model]]:
@@ -99,7 +110,8 @@ def train[Model: nn.Module](
 
     Args:
         model: the network.
-        loss_fn: (model, observations, actions) -> scalar loss; draws its own noise from torch's generator.
+        loss_fn: (model, averaged model, observations, actions) -> scalar loss; draws its own noise from
+            torch's generator.
         groups: the optimiser's parameter groups of `model`.
         windows: normalised training windows.
         settings: how long and how fast.
@@ -118,7 +130,7 @@ def train[Model: nn.Module](
     for step in range(done, settings.steps):
         rows = torch.randint(len(windows), (settings.batch_size,))
         with _precision(device, settings.bf16):
-            loss = loss_fn(model, *windows.batch(rows))
+            loss = loss_fn(model, averaged, *windows.batch(rows))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
         for group in optimiser.param_groups:

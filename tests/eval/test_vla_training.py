@@ -1,13 +1,20 @@
 """VLAs in miniature: trained on a few images, gone on from, one's backbone taken for the other."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from vivace.envs.demonstrations import load_demonstrations
+from vivace.eval import distill
 from vivace.eval.cli import main
+from vivace.eval.train import demonstrated, present
+from vivace.policies.load import load_policy
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import Execution, decode
 
 pytestmark = pytest.mark.sim
 
@@ -63,6 +70,75 @@ def test_a_cogact_and_a_token_vla_on_its_backbone(capsys):
 
 
 def folder_of(name):
-    from pathlib import Path
-
     return Path(name) / "pretrained_model"
+
+
+@pytest.fixture(scope="module")
+def teacher(folder):
+    data = f"--data=[{folder / 'data'}]"
+    assert main(["train", "--policy.type=token_vla", *SMALL, data, f"--output_dir={folder / 'teacher'}"]) == 0
+    return "teacher"
+
+
+DISTILL = ("--data=[data]", "--distill.trajectories=20", "--train.steps=2", "--train.batch_size=2")
+
+
+def test_distil_collects_once_and_teaches(teacher, capsys, monkeypatch):
+    monkeypatch.setattr(distill, "SHARD", 8)
+    command = ["distill", "--teacher=teacher", *DISTILL, "--output_dir=student"]
+    assert main(command) == 0
+    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert summary["trajectories"] == 20
+    assert 1 <= summary["teacher_passes"] <= 7
+    assert any(not torch.equal(value, weights("teacher")[name]) for name, value in weights("student").items())
+    files = sorted(Path("student/trajectories").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.safetensors" for i in range(3)]
+    before = files[2].stat().st_mtime_ns
+    files[0].write_bytes(files[0].read_bytes()[:-50])
+    assert main([*command, "--train.steps=3"]) == 2
+    assert "is truncated or no trajectory file" in capsys.readouterr().err
+    files[0].unlink()
+    assert main([*command, "--train.steps=3"]) == 0
+    assert files[2].stat().st_mtime_ns == before
+    assert main(["distill", "--teacher=student", *DISTILL, "--output_dir=student"]) == 2
+    assert "of another teacher" in capsys.readouterr().err
+
+
+def test_trajectories_end_where_greedy_decoding_does(teacher):
+    loaded = load_policy("teacher")
+    windows = demonstrated(load_demonstrations(Path("data"), True), loaded.policy, loaded.preprocess)
+    found = distill.collect(loaded, windows, range(6), Path("checked"), 4)
+    batches = distill.TrajectoryBatches(windows, found)
+    seen, _ = batches.batch(torch.arange(6))
+    batch = present(loaded.policy, {k: v for k, v in seen.items() if k.startswith("observation")})
+    expected = decode(Execution.of(loaded.staged), batch, EpisodeNoise([(i, 0) for i in range(6)]))
+    assert torch.equal(seen["trajectory.answer"], expected.tokens)
+    assert (seen["trajectory.state"][:, 0] == expected.tokens[:, 0]).all()
+
+
+def test_adapters_are_merged(teacher):
+    command = ["distill", "--teacher=teacher", *DISTILL, "--distill.lora_rank=2", "--train.lr=0.1",
+               "--train.warmup=1", "--output_dir=adapted"]  # fmt: skip
+    assert main(command) == 0
+    before, after = weights("teacher"), weights("adapted")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
+    assert changed
+    assert all(name.startswith("language.layers.") and "_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distill.trajectories=100000"], "the data has"),
+        (["--distill.target=ema"], "distill target='ema'; choose one of self, average, teacher"),
+        (["--distill.delta_max=-1"], "delta_max=-1.0"),
+        (["--teacher=zoo/halfway"], "holds a policy of type 'cogact'; token_vla can be distilled"),
+        (["--student=other"], "teacher has horizon=2, student 3"),
+    ],
+)
+def test_distil_refuses(teacher, flags, message, capsys):
+    assert train("token_vla", "other", "--policy.horizon=3") == 0
+    assert main(["distill", "--teacher=teacher", *DISTILL, "--output_dir=refused", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path("refused").glob("pretrained_model"))

@@ -34,7 +34,7 @@ def fit(path, settings, stop_after=None):
     values = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)
     windows = Windows({"observation.state": values}, values, np.zeros(30, int), 1, 4)
 
-    def loss(model, seen, actions):
+    def loss(model, averaged, seen, actions):
         predicted = model(seen["observation.state"][:, 0])
         return ((predicted - actions.squeeze(-1)) ** 2).mean() + 0 * torch.randn(1).sum()
 
