@@ -176,11 +176,12 @@ def _explain_layers() -> tuple[dict[str, Any], bool]:
 
 
 def run_convert(command: ConvertCommand) -> tuple[dict[str, Any], bool]:
-    """Convert a run folder of the original project."""
-    from vivace.policies.cogact_original import convert
+    """Convert a checkpoint of an original project."""
+    from vivace.policies.originals import convert
 
+    chunk = {} if command.horizon is None else {"horizon": command.horizon, "n_action_steps": command.horizon}
     with console.status("converting"):
         config = convert(
-            Path(command.run), Path(command.output_dir), Path(command.tokenizer), command.unnorm_key
+            Path(command.run), Path(command.output_dir), Path(command.tokenizer), command.unnorm_key, chunk
         )
-    return {"policy": command.output_dir, "action_head": config.action_head, "horizon": config.horizon}, True
+    return {"policy": command.output_dir, "type": config.type, "horizon": config.horizon}, True

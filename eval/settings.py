@@ -357,18 +357,21 @@ class DistillCommand:
 
 @dataclass(kw_only=True)
 class ConvertCommand:
-    """Convert a CogACT run folder to a lerobot checkpoint folder, once.
+    """Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.
 
     Example: vivace convert --run=CogACT-Base --tokenizer=llama2/tokenizer.json
     --unnorm_key=bridge_orig --output_dir=outputs/cogact-base
     """
 
     run: str
-    """Folder with config.json, dataset_statistics.json and checkpoints/*.pt."""
+    """CogACT: folder with config.json, dataset_statistics.json and checkpoints/*.pt. OpenVLA: folder with
+    config.json and *.safetensors."""
     tokenizer: str
     """tokenizer.json of the language model."""
     unnorm_key: str | None = None
     """Dataset whose statistics bring actions back to the robot's units."""
+    horizon: int | None = None
+    """OpenVLA: actions of a chunk, if it was fine-tuned to write more than one."""
     output_dir: str
 
 

@@ -1,4 +1,4 @@
-"""Read CogACT's own run folders, and convert them once to a lerobot checkpoint folder.
+"""Read CogACT's own run folders.
 
     RUN/config.json               {"vla": {"base_vlm": "prism-dinosiglip-224px+7b", …}}
     RUN/dataset_statistics.json   {dataset: {"action": {"q01", "q99", "mask", …}, …}}
@@ -8,42 +8,34 @@ The pickle is read with `weights_only=True` and memory-mapped: nothing in it is 
 the 7-billion form do not have to fit twice.
 """
 
-import json
-import os
 import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from vivace.policies.cogact import CogACTConfig, make_cogact_pre_post_processors
+from vivace.policies.cogact import CogACTConfig
 from vivace.policies.dit import SIZES
-from vivace.policies.errors import BadSetting, PolicyNotFound
+from vivace.policies.errors import PolicyNotFound
+from vivace.policies.originals import Original, action_statistics, read_json, rename
 
 CAMERA = "observation.images.primary"
 ARCHITECTURES: dict[str, dict[str, Any]] = {"prism-dinosiglip-224px+7b": {}}
 """base_vlm -> fields of `CogACTConfig` that differ from the defaults."""
 
 _PARTS: dict[str, dict[str, str | None]] = {
-    "vision_backbone": {"dino_featurizer.": "", "siglip_featurizer.": ""},
-    "projector": {"projector.": ""},
-    "llm_backbone": {"llm.model.": "", "llm.lm_head.": None},
-    "action_model": {"net.": "", "net.history_embedder.": None},
+    "vision_backbone": {
+        "dino_featurizer.": "vision_backbone.dino_featurizer.",
+        "siglip_featurizer.": "vision_backbone.siglip_featurizer.",
+    },
+    "projector": {"projector.": "projector.projector."},
+    "llm_backbone": {"llm.model.": "language.", "llm.lm_head.": None},
+    "action_model": {"net.": "action_model.net.", "net.history_embedder.": None},
 }
-"""Part of the original -> prefixes it may hold; None: not used for acting, left out."""
-_OURS = {
-    "vision_backbone": "vision_backbone.",
-    "projector": "projector.",
-    "llm_backbone": "language.",
-    "action_model": "action_model.",
-}
+"""Part of the original -> prefixes it may hold, and ours."""
 
 
 def convert_state_dict(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -60,17 +52,15 @@ def convert_state_dict(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, T
         )
     renamed: dict[str, Tensor] = {}
     for part, prefixes in _PARTS.items():
-        for name, tensor in parts[part].items():
-            known = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
-            if known is None:
-                raise PolicyNotFound(
-                    f"{part} holds {name!r}; its names begin with {', '.join(prefixes)}: another format"
-                )
-            if prefixes[known] is None or name.endswith("rotary_emb.inv_freq"):
-                continue
-            ours = name.removeprefix("llm.model.") if part == "llm_backbone" else name
-            renamed[_OURS[part] + ours] = tensor
+        renamed |= rename(parts[part], prefixes, part)
     return renamed
+
+
+def read(run: Path, unnorm_key: str | None, architecture: Mapping[str, Any] | None = None) -> Original:
+    """Read a run folder; see `originals.convert`."""
+    file = run / "dataset_statistics.json"
+    statistics = action_statistics(read_json(file), file, unnorm_key)
+    return Original(*read_run(run, architecture), statistics)
 
 
 def read_run(
@@ -85,7 +75,7 @@ def read_run(
     Raises:
         PolicyNotFound: a file is missing or damaged, holds more than tensors, or is another architecture's.
     """
-    base = _read_json(run / "config.json").get("vla", {}).get("base_vlm")
+    base = read_json(run / "config.json").get("vla", {}).get("base_vlm")
     if architecture is None:
         if base not in ARCHITECTURES:
             raise PolicyNotFound(
@@ -115,75 +105,6 @@ def read_run(
     return CogACTConfig(**settings), weights
 
 
-def read_statistics(run: Path, unnorm_key: str | None) -> dict[str, np.ndarray]:
-    """Return "q01" and "q99" of the actions; dimensions that are not normalised get -1 and 1.
-
-    Args:
-        run: the folder.
-        unnorm_key: name of the dataset; may be None if there is only one.
-
-    Raises:
-        PolicyNotFound: the file is missing or lacks a statistic.
-        BadSetting: the dataset is unknown, or not named though there are several.
-    """
-    file = run / "dataset_statistics.json"
-    found = _read_json(file)
-    if unnorm_key is None and len(found) == 1:
-        unnorm_key = next(iter(found))
-    if unnorm_key not in found:
-        said = (
-            f"unnorm_key {unnorm_key!r} is not there" if unnorm_key else "several datasets: give unnorm_key"
-        )
-        raise BadSetting(f"{file}: {said}; datasets: {', '.join(sorted(found))}")
-    action = found[unnorm_key].get("action", {})
-    lacking = [name for name in ("q01", "q99") if name not in action]
-    if lacking:
-        raise PolicyNotFound(f"{file}: {unnorm_key!r} lacks action.{lacking[0]}; it has {sorted(action)}")
-    low, high = (np.asarray(action[name], np.float32) for name in ("q01", "q99"))
-    mask = np.asarray(action.get("mask", np.ones(len(low))), bool)
-    return {"q01": np.where(mask, low, -1.0), "q99": np.where(mask, high, 1.0)}
-
-
-def convert(
-    run: Path,
-    output: Path,
-    tokenizer: Path,
-    unnorm_key: str | None = None,
-    architecture: Mapping[str, Any] | None = None,
-) -> CogACTConfig:
-    """Write a run folder as a lerobot checkpoint folder, whole or not at all; returns its config.
-
-    Args:
-        run: CogACT's run folder.
-        output: folder to make.
-        tokenizer: the language model's tokenizer.json.
-        unnorm_key: dataset whose statistics bring actions back to the robot's units.
-        architecture: fields of `CogACTConfig`; by the folder's base_vlm when None.
-
-    Raises:
-        PolicyNotFound: the run folder is incomplete or damaged.
-        BadSetting: `unnorm_key` or the tokenizer is unknown, or `output` exists.
-    """
-    if output.exists():
-        raise BadSetting(f"{output} exists already; give another output_dir or remove it")
-    try:
-        text = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # tokenizers raises Exception itself
-        raise BadSetting(f"{tokenizer} is not a tokenizer.json ({error})") from error
-    statistics = read_statistics(run, unnorm_key)
-    config, weights = read_run(run, architecture)
-    pre, post = make_cogact_pre_post_processors(config, {"action": statistics}, text)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    config._save_pretrained(partial)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
-    pre.save_pretrained(partial)
-    post.save_pretrained(partial)
-    os.replace(partial, output)
-    return config
-
-
 def _load_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
     files = sorted(folder.glob("*.pt"))
     if len(files) != 1:
@@ -207,15 +128,3 @@ def _load_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
         if odd is not None:
             raise PolicyNotFound(f"{files[0]}: {name}.{odd} is no tensor; another format")
     return parts
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise PolicyNotFound(f"no {file}; a CogACT run folder has one") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PolicyNotFound(f"{file} is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise PolicyNotFound(f"{file} holds a {type(found).__name__}; an object is needed")
-    return found

@@ -10,10 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vivace.policies.cogact import CogACTPolicy, full_size
-from vivace.policies.cogact_original import CAMERA, convert, convert_state_dict, read_run, read_statistics
+from vivace.policies.cogact_original import CAMERA, convert_state_dict, read, read_run
 from vivace.policies.dit import ActionModel, DiT
 from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.load import load_policy
+from vivace.policies.originals import convert
 from vivace.policies.prompt import train_tokenizer
 from vivace.policies.session import Session
 from vivace.policies.vision import FusedProjector
@@ -122,7 +123,7 @@ def test_a_run_folder_becomes_a_checkpoint(run, tmp_path):
 
 
 def test_statistics_leave_masked_dimensions_alone(run):
-    found = read_statistics(run, "bridge")
+    found = read(run, "bridge", ARCHITECTURE).statistics
     assert found["q01"].tolist() == [-2.0] * 6 + [-1.0]
     assert found["q99"].tolist() == [4.0] * 6 + [1.0]
 
@@ -133,14 +134,14 @@ def test_statistics_leave_masked_dimensions_alone(run):
 )
 def test_an_unknown_dataset_is_named(run, key, message):
     with pytest.raises(BadSetting, match=message):
-        read_statistics(run, key)
+        read(run, key, ARCHITECTURE)
 
 
 def test_a_missing_statistic_is_named(run):
     broken = {"bridge": {"action": {"q01": [0.0]}}}
     (run / "dataset_statistics.json").write_text(json.dumps(broken))
     with pytest.raises(PolicyNotFound, match=r"lacks action\.q99"):
-        read_statistics(run, "bridge")
+        read(run, "bridge", ARCHITECTURE)
 
 
 class Bomb:

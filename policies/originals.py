@@ -1,0 +1,143 @@
+"""Convert checkpoints of the original projects to lerobot checkpoint folders, once.
+
+Which project a folder is of is read from its config.json; see `cogact_original` and `openvla_original`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vivace.policies.errors import BadSetting, PolicyNotFound
+from vivace.policies.vla import VisionLanguageConfig, make_vla_processors
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a checkpoint of an original project holds."""
+
+    config: VisionLanguageConfig
+    weights: dict[str, Tensor]
+    """Under the names of our policy."""
+    statistics: dict[str, np.ndarray]
+    """"q01" and "q99" of the actions."""
+
+
+def convert(
+    run: Path,
+    output: Path,
+    tokenizer: Path,
+    unnorm_key: str | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> VisionLanguageConfig:
+    """Write an original checkpoint as a lerobot checkpoint folder, whole or not at all; returns its config.
+
+    Args:
+        run: the original folder.
+        output: folder to make.
+        tokenizer: the language model's tokenizer.json.
+        unnorm_key: dataset whose statistics bring actions back to the robot's units.
+        architecture: fields of the policy's config that the folder does not tell.
+
+    Raises:
+        PolicyNotFound: the folder is incomplete or damaged.
+        BadSetting: `unnorm_key` or the tokenizer is unknown, or `output` exists.
+    """
+    if output.exists():
+        raise BadSetting(f"{output} exists already; give another output_dir or remove it")
+    try:
+        text = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise BadSetting(f"{tokenizer} is not a tokenizer.json ({error})") from error
+    original = _layout(read_json(run / "config.json")).read(run, unnorm_key, architecture)
+    pre, post = make_vla_processors(original.config, {"action": original.statistics}, text)
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    original.config._save_pretrained(partial)
+    weights = {name: tensor.contiguous() for name, tensor in original.weights.items()}
+    save_file(weights, partial / "model.safetensors")
+    pre.save_pretrained(partial)
+    post.save_pretrained(partial)
+    os.replace(partial, output)
+    return original.config
+
+
+def _layout(described: Mapping[str, Any]) -> Any:
+    """Return the module that reads a folder with such a config.json."""
+    from vivace.policies import cogact_original, openvla_original
+
+    return openvla_original if described.get("model_type") == "openvla" else cogact_original
+
+
+def action_statistics(found: Mapping[str, Any], file: Path, unnorm_key: str | None) -> dict[str, np.ndarray]:
+    """Return "q01" and "q99" of the actions; dimensions that are not normalised get -1 and 1.
+
+    Args:
+        found: dataset -> statistics.
+        file: where they are from, for messages.
+        unnorm_key: name of the dataset; may be None if there is only one.
+
+    Raises:
+        PolicyNotFound: a statistic is missing.
+        BadSetting: the dataset is unknown, or not named though there are several.
+    """
+    if unnorm_key is None and len(found) == 1:
+        unnorm_key = next(iter(found))
+    if unnorm_key not in found:
+        said = (
+            f"unnorm_key {unnorm_key!r} is not there" if unnorm_key else "several datasets: give unnorm_key"
+        )
+        raise BadSetting(f"{file}: {said}; datasets: {', '.join(sorted(found))}")
+    action = found[unnorm_key].get("action", {})
+    lacking = [name for name in ("q01", "q99") if name not in action]
+    if lacking:
+        raise PolicyNotFound(f"{file}: {unnorm_key!r} lacks action.{lacking[0]}; it has {sorted(action)}")
+    low, high = (np.asarray(action[name], np.float32) for name in ("q01", "q99"))
+    mask = np.asarray(action.get("mask", np.ones(len(low))), bool)
+    return {"q01": np.where(mask, low, -1.0), "q99": np.where(mask, high, 1.0)}
+
+
+def rename(weights: Mapping[str, Tensor], prefixes: Mapping[str, str | None], part: str) -> dict[str, Tensor]:
+    """Rename tensors by the longest prefix each begins with.
+
+    Args:
+        weights: tensors under the original's names.
+        prefixes: the original's prefix -> ours; None: not used for acting, left out.
+        part: what they are, for messages.
+
+    Raises:
+        PolicyNotFound: a name begins with none of them.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        known = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if known is None:
+            raise PolicyNotFound(
+                f"{part} holds {name!r}; its names begin with {', '.join(prefixes)}: another format"
+            )
+        ours = prefixes[known]
+        if ours is not None and not name.endswith("rotary_emb.inv_freq"):
+            renamed[ours + name.removeprefix(known)] = tensor
+    return renamed
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read an object; raises `PolicyNotFound`."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise PolicyNotFound(f"no {file}; the original project's folder has one") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PolicyNotFound(f"{file} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise PolicyNotFound(f"{file} holds a {type(found).__name__}; an object is needed")
+    return found
