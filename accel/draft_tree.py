@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Runner
-from vivace.policies.decoding import Decoded, Prompt, chain, greedy
+from vivace.policies.decoding import Decoded, Prompt, chain, ending, greedy, has_ended
 from vivace.policies.noise import EpisodeNoise, Noise
 from vivace.policies.staged import Execution
 
@@ -77,7 +77,7 @@ def decode_by_tree(drafter: Drafter, policy: Any, prompt: Prompt, noise: Noise, 
     place = torch.zeros(batch, dtype=torch.long, device=device)
     passes, rows = torch.zeros_like(place), torch.arange(batch, device=device)
     past, state = prompt.past.with_room(n + 2 * width), drafter.begin(prompt, noise)
-    while not (done := place >= n - 1).all():
+    while not (done := (place >= n - 1) | has_ended(policy, tokens, place)).all():
         tree = drafter.guess(state, tokens, place)
         sees, depth = tree.sight()
         logits, past = policy.extend(tree.tokens, past, sees, depth, run)
@@ -93,7 +93,7 @@ def decode_by_tree(drafter: Drafter, policy: Any, prompt: Prompt, noise: Noise, 
         past = past.keep_path(path, torch.where(done, 0, length))
         state = drafter.learn(state, tree, place[:, None] + depth, logits)
         place = torch.where(done, place, place + length)
-    return Decoded(tokens[:, :n], passes, settled[:, :n])
+    return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
 
 def follow(tree: Tree, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vivace.accel.greedy import executed_tokens
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
 from vivace.policies.block import Runner, compute
-from vivace.policies.decoding import Decoded, Prompt, chain
+from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.noise import EpisodeNoise, Noise
 from vivace.policies.staged import Execution, decode
@@ -106,7 +106,7 @@ class Jacobi:
         places = torch.arange(n, device=tokens.device)
         settled = torch.zeros_like(tokens)
         passes = torch.zeros(batch, dtype=torch.long, device=tokens.device)
-        done = passes >= n - 1
+        done = (passes >= n - 1) | has_ended(policy, first_token)
         first = torch.zeros_like(passes)  # tokens before it are read and kept
         while not done.all():
             width = n - 1 - int(first[~done].min())
@@ -123,7 +123,7 @@ class Jacobi:
             settled = torch.where(tokens != before, passes[:, None], settled)
             # a guess that agrees was right, and what follows the last one of them is right now
             right = (first + agrees.cumprod(1).sum(1) + 1).clamp(max=n - 1)  # tokens 0 … right are greedy's
-            enough = right + 1 >= needed
+            enough = (right + 1 >= needed) | has_ended(policy, tokens[:, :n], right)
             if self.tolerance:
                 moved = policy.detokenize(tokens[:, :n]) - policy.detokenize(before[:, :n])
                 enough |= moved.abs().flatten(1).amax(1) <= self.tolerance
@@ -133,7 +133,7 @@ class Jacobi:
                 past = written.keep(torch.where(done, 0, right - first))
                 first = torch.where(done, first, right)
             done = done | enough
-        return Decoded(tokens[:, :n], passes, settled[:, :n])
+        return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
     def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""

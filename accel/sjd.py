@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
 from vivace.policies.block import Runner, compute
-from vivace.policies.decoding import Decoded, Prompt, chain
+from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
 from vivace.policies.staged import Execution
@@ -65,7 +65,7 @@ class Sjd:
         places = torch.arange(n, device=tokens.device)
         kept = torch.zeros(batch, dtype=torch.long, device=tokens.device)  # token `kept` is the last sure one
         passes, settled = torch.zeros_like(kept), torch.zeros_like(tokens)
-        while not (done := kept >= n - 1).all():
+        while not (done := (kept >= n - 1) | has_ended(policy, tokens[:, :n], kept)).all():
             width = n - 1 - int(kept[~done].min())
             window = kept[:, None] + places[:width]
             target = (window + 1).clamp(max=n)  # what is behind the chunk's end goes to a place of its own
@@ -89,7 +89,7 @@ class Sjd:
             q = q.scatter(1, of_target, torch.where(inside[..., None], p, q_here))
             sure = torch.where(done, kept, (kept + run_length + 1).clamp(max=n - 1))
             past, kept = past.keep(sure - kept), sure
-        return Decoded(tokens[:, :n], passes, settled[:, :n])
+        return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
     def _distribution(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.temperature).softmax(-1)

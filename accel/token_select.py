@@ -95,7 +95,7 @@ class TokenSelect:
         if view.index != self.layer:
             return None
         relevance = self.relevance(view)
-        patches = view.h[:, 1 : 1 + relevance.shape[1]]
+        patches = view.h[:, view.prefix.patches]
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
         kept, first = [], 0
         for n in counts:

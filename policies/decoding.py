@@ -1,9 +1,10 @@
 """Decoding a chunk of action tokens: what a decoder is, and the greedy one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.policies.block import Runner, compute
@@ -74,9 +75,30 @@ def greedy(
         past = past.keep(torch.ones_like(past.n_kept))
         token = logits.argmax(-1)
         tokens.append(token)
-    passes = torch.full((len(token),), n - 1, device=token.device)
+        if has_ended(policy, torch.cat(tokens, dim=1)).all():
+            break
+    found = F.pad(torch.cat(tokens, dim=1), (0, n - len(tokens)))
     settled = torch.arange(n, device=token.device).expand(len(token), n)
-    return Decoded(torch.cat(tokens, dim=1), passes, settled)
+    return ending(policy, Decoded(found, torch.full_like(past.n_kept, len(tokens) - 1), settled))
+
+
+def has_ended(policy: Any, tokens: Tensor, upto: Tensor | None = None) -> Tensor:
+    """Whether the chunk's end is among tokens (B, n), or among those up to an index (B,); (B,) bool."""
+    if policy.end_token is None:
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    ends = tokens == policy.end_token
+    if upto is not None:
+        ends = ends & (torch.arange(tokens.shape[1], device=tokens.device) <= upto[:, None])
+    return ends.any(1)
+
+
+def ending(policy: Any, decoded: Decoded) -> Decoded:
+    """Return what was decoded with zeros behind the chunk's end."""
+    if policy.end_token is None:
+        return decoded
+    ends = (decoded.tokens == policy.end_token).long().cumsum(1)
+    behind = (ends - (decoded.tokens == policy.end_token).long()) > 0
+    return replace(decoded, tokens=decoded.tokens.masked_fill(behind, 0))
 
 
 def chain(n: int, device: torch.device) -> tuple[Tensor, Tensor]:

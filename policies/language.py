@@ -27,10 +27,7 @@ def forget(keys: Tensor, values: Tensor) -> None:
 
 
 class StagedLlama:
-    """The layers of a `LlamaModel` as blocks.
-
-    Padding is on the right and attention causal, so no token sees it and no mask is needed.
-    """
+    """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
     def __init__(self, model: LlamaModel, layers: tuple[int, ...] | None = None):
         """Take a model apart.
@@ -63,31 +60,39 @@ class StagedLlama:
             select: asked after each layer which patches to keep. Survivors keep their positions.
             keep: told each layer's keys and values.
         """
-        cos, sin = self.angles(torch.arange(h.shape[1], device=h.device).expand(h.shape[0], -1), h)
+        layout = prefix.layout
+        positions = torch.arange(h.shape[1], device=h.device)[None] if layout is None else layout.positions
+        cos, sin = self.angles(positions.expand(h.shape[0], -1), h)
+        seen = None if layout is None else layout.seen[:, None]
         n_visual = prefix.n_visual
         for index, (layer, (project, attend, feed_forward)) in enumerate(
             zip(self.layers, self._layers, strict=True)
         ):
-            before, angles = h, (cos, sin)
+            before, angles, mask = h, (cos, sin), seen
             keys, values = run(project, h, cos, sin)  # type: ignore[misc]  # never skipped
             keep(keys, values)
-            h = through(run, attend, h, cos, sin, keys, values)
+            h = through(run, attend, h, cos, sin, keys, values, *(() if seen is None else (seen,)))
             h = through(run, feed_forward, h)
 
             def attention(
                 layer: int = layer,
                 before: Tensor = before,
                 angles: tuple[Tensor, Tensor] = angles,
+                mask: Tensor | None = mask,
                 n: int = n_visual,
             ) -> Tensor:
-                return _text_to_patches(self.model.layers[layer], before, *angles, n)
+                patches = slice(prefix.n_before, prefix.n_before + n)
+                return _text_to_patches(self.model.layers[layer], before, *angles, mask, patches)
 
             kept = select(LayerView(index, before, h, prefix, attention))
             if kept is not None:
-                rows = _rows(kept, n_visual, h.shape[1])
+                rows = _rows(kept, prefix.n_before, n_visual, h.shape[1])
                 h, cos, sin = (take_rows(x, rows) for x in (h, cos, sin))
+                if seen is not None:
+                    square = take_rows(take_rows(seen[:, 0], rows).mT, rows).mT
+                    seen = square[:, None]
                 n_visual = kept.shape[1]
-        return self.model.norm(h)
+        return _normed(self.model.norm, h)
 
     def extend(
         self, h: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
@@ -113,25 +118,31 @@ class StagedLlama:
             values_seen.append(values)
             h = through(run, attend, h, cos, sin, keys, values, past.mask(index, tree))
             h = through(run, feed_forward, h)
-        return self.model.norm(h), past.written(tuple(keys_seen), tuple(values_seen))
+        return _normed(self.model.norm, h), past.written(tuple(keys_seen), tuple(values_seen))
 
     def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, S, d) of rotary positions (B, S)."""
         return self.model.rotary_emb(like, positions)
 
 
+def _normed(norm: Any, h: Tensor) -> Tensor:
+    """Normalise; the norms of lerobot's Gemma also return a gate, which is None without a condition."""
+    out = norm(h)
+    return out[0] if isinstance(out, tuple) else out
+
+
 def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block]:
     attention: Any = layer.self_attn
 
     def project(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = layer.input_layernorm(h)
+        x = _normed(layer.input_layernorm, h)
         keys = _rotate(_split(attention.k_proj, x, layer), cos, sin)
         return torch.stack([keys, _split(attention.v_proj, x, layer)])
 
     def attend(
         h: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
     ) -> Tensor:
-        q = _rotate(_split(attention.q_proj, layer.input_layernorm(h), layer), cos, sin)
+        q = _rotate(_split(attention.q_proj, _normed(layer.input_layernorm, h), layer), cos, sin)
         out = F.scaled_dot_product_attention(
             q,
             keys,
@@ -143,7 +154,7 @@ def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block
         return attention.o_proj(out.transpose(1, 2).flatten(2))
 
     def feed_forward(h: Tensor) -> Tensor:
-        return layer.mlp(layer.post_attention_layernorm(h))
+        return layer.mlp(_normed(layer.post_attention_layernorm, h))
 
     return (
         Block(f"language.{i}.kv", project, additive=False),
@@ -160,24 +171,26 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
 
-def _text_to_patches(layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, n_visual: int) -> Tensor:
+def _text_to_patches(
+    layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, patches: slice
+) -> Tensor:
     """Attention weights of the text rows on the patches (B, heads, L, patches)."""
-    attention, x = layer.self_attn, layer.input_layernorm(h)
-    first_text, length = 1 + n_visual, h.shape[1]
-    text = slice(first_text, None)
+    attention, x = layer.self_attn, _normed(layer.input_layernorm, h)
+    text, length = slice(patches.stop, None), h.shape[1]
     q = _rotate(_split(attention.q_proj, x[:, text], layer), cos[:, text], sin[:, text])
     k = _rotate(_split(attention.k_proj, x, layer), cos, sin)
     k = k.repeat_interleave(attention.num_key_value_groups, dim=1)
     scores = q @ k.mT * attention.scaling
-    rows = torch.arange(first_text, length, device=h.device)
-    later = torch.arange(length, device=h.device) > rows[:, None]
-    weights = scores.float().masked_fill(later, -torch.inf).softmax(-1)
-    return weights[..., 1:first_text]
+    if seen is None:
+        rows = torch.arange(length, device=h.device)
+        seen = (rows[:, None] >= rows)[None, None]
+    weights = scores.float().masked_fill(~seen[..., text, :], -torch.inf).softmax(-1).nan_to_num()
+    return weights[..., patches]
 
 
-def _rows(kept: Tensor, n_visual: int, length: int) -> Tensor:
-    """Indices (B, S') of BOS, the kept patches and all the text among S tokens."""
+def _rows(kept: Tensor, n_before: int, n_visual: int, length: int) -> Tensor:
+    """Indices (B, S') of the tokens before the patches, the kept patches and all the text among S tokens."""
     batch = kept.shape[0]
-    bos = torch.zeros(batch, 1, dtype=torch.long, device=kept.device)
-    text = torch.arange(1 + n_visual, length, device=kept.device).expand(batch, -1)
-    return torch.cat([bos, 1 + kept, text], dim=1)
+    before = torch.arange(n_before, device=kept.device).expand(batch, -1)
+    text = torch.arange(n_before + n_visual, length, device=kept.device).expand(batch, -1)
+    return torch.cat([before, n_before + kept, text], dim=1)

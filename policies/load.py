@@ -25,6 +25,7 @@ ADAPTERS = {
     "multi_task_dit": "vivace.policies.multi_task_dit:StagedMultiTaskDiT",
     "cogact": "vivace.policies.cogact_staged:StagedCogACT",
     "token_vla": "vivace.policies.token_vla_staged:StagedTokenVLA",
+    "pi0_fast": "vivace.policies.pi0_fast:StagedPI0Fast",
 }
 """lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
 

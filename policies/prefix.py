@@ -9,18 +9,43 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the rows of a stream stand, and what they see."""
+
+    positions: Tensor
+    """Rotary positions (B or 1, S)."""
+    seen: Tensor
+    """Which rows each row sees, (B or 1, S, S) bool."""
+
+    @classmethod
+    def causal(cls, length: int, device: torch.device) -> "Layout":
+        """Every row sees those before it."""
+        positions = torch.arange(length, device=device)
+        return cls(positions[None], (positions[:, None] >= positions)[None])
+
+
+@dataclass(frozen=True)
 class Prefix:
-    """What the language model reads: one token, the patches of all cameras, then the text."""
+    """What the language model reads: a first token or none, the patches of all cameras, then the text."""
 
     n_patches: tuple[int, ...]
     """Patches of each camera, in the order they are read."""
     is_text: Tensor
     """Which of the text tokens are not padding, (B, L) bool; the last of them is the query."""
+    n_before: int = 1
+    """Tokens before the patches."""
+    layout: Layout | None = None
+    """None: every row sees those before it, and padding is on the right, where nobody sees it."""
 
     @property
     def n_visual(self) -> int:
         """Patches of all cameras."""
         return sum(self.n_patches)
+
+    @property
+    def patches(self) -> slice:
+        """Their rows."""
+        return slice(self.n_before, self.n_before + self.n_visual)
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,7 @@ class LayerView:
     index: int
     """Layers run before this one; counts the layers there are, after any deletion."""
     before: Tensor
-    """Stream that entered the layer (B, S, D): BOS, patches, text."""
+    """Stream that entered the layer (B, S, D): first token, patches, text."""
     h: Tensor
     """Stream after it."""
     prefix: Prefix

@@ -96,6 +96,8 @@ class TokenPolicy(Protocol):
     """Tokens of one action, if every action takes as many; else 1."""
     action_ids: range
     """Ids that actions are written in."""
+    end_token: int | None
+    """Id that ends a chunk before its n tokens are written, if there is one; zeros follow it."""
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
         """Read observation and instruction, once a chunk; arguments as of `DenoisingPolicy.encode`."""

@@ -7,31 +7,16 @@ for visual tokens. Every row of a batch draws its own share of both, from none t
 the model is trained whole as well.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from vivace.policies.prefix import Layout
+
 FIRST_LAYERS = 4
 """Patches are dropped after one of so many first layers."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the rows of a stream stand, and what they see; causal, padding on the right, when not given."""
-
-    positions: Tensor
-    """Rotary positions (B or 1, S)."""
-    seen: Tensor
-    """Which rows each row sees, (B or 1, S, S) bool, itself included."""
-
-    @classmethod
-    def causal(cls, length: int, device: torch.device) -> "Layout":
-        """Every row sees those before it."""
-        positions = torch.arange(length, device=device)
-        return cls(positions[None], (positions[:, None] >= positions)[None])
 
 
 def thinned(

@@ -11,6 +11,7 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+from torch import Tensor
 
 from vivace.policies.cogact import CogACTConfig, CogACTPolicy
 from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
@@ -242,3 +243,72 @@ def tiny_token_vla(cameras: int = 1, **changes: Any) -> TokenVLAPolicy:
     vocabulary = {"language_vocabulary": 640, "vocabulary_end": 640, "horizon": 4}
     config = TokenVLAConfig(**(_tiny_vla(cameras) | vocabulary | changes))
     return _random_weights(lambda: TokenVLAPolicy(config))
+
+
+def tiny_pi0_fast(**changes: Any) -> Any:
+    """Build a miniature of lerobot's pi0_fast; the same weights at every call.
+
+    Observations are `observation.images.front` (3, 32, 32); actions (3,). Its two tokenizers cannot be had
+    offline and are fakes: ids are their own text, and FAST tokens stand for one value each.
+
+    Args:
+        **changes: fields of `PI0FastConfig` that differ from the miniature's.
+    """
+    from lerobot.policies.pi0_fast.configuration_pi0_fast import PI0FastConfig
+    from lerobot.policies.pi0_fast.modeling_pi0_fast import PI0FastPaliGemma, PI0FastPolicy, PI0FastPytorch
+    from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma
+    from transformers.models.paligemma.configuration_paligemma import PaliGemmaConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = sizes | {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 300, "model_type": "gemma"}
+    vision = sizes | {
+        "image_size": 32,
+        "patch_size": 8,
+        "projection_dim": 32,
+        "model_type": "siglip_vision_model",
+    }
+    settings: dict[str, Any] = {
+        "input_features": {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))},
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
+        "device": "cpu",
+        "image_resolution": (32, 32),
+        "max_decoding_steps": 12,
+        "chunk_size": 4,
+        "n_action_steps": 4,
+    }
+    config = PI0FastConfig(**(settings | changes))
+
+    def make() -> Any:
+        policy, core, expert = (
+            object.__new__(it) for it in (PI0FastPolicy, PI0FastPytorch, PI0FastPaliGemma)
+        )
+        for module in (policy, core, expert):
+            torch.nn.Module.__init__(module)
+        expert.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(
+            PaliGemmaConfig(vision_config=vision, text_config=text, image_token_index=299, projection_dim=32)
+        )
+        core.paligemma_with_expert, core.config, core.rtc_processor = expert, config, None
+        core.gradient_checkpointing_enabled = False
+        core._paligemma_tokenizer = policy._paligemma_tokenizer = _FakeTokenizer()
+        policy.model, policy.config, policy.action_tokenizer = core, config, None
+        policy.detokenize_actions = _fake_fast
+        return policy
+
+    return _random_weights(make)
+
+
+class _FakeTokenizer:
+    """Stands for PaliGemma's tokenizer, which is on the hub only."""
+
+    bos_token_id = 2
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The id of "|", the only one that is asked for."""
+        return 124
+
+
+def _fake_fast(tokens: Tensor, action_horizon: int, action_dim: int) -> Tensor:
+    """Stands for the FAST tokenizer: the k-th token is the k-th value, ids below 300 become [-1, 1]."""
+    return (tokens[:, : action_horizon * action_dim].float() / 150 - 1).unflatten(
+        1, (action_horizon, action_dim)
+    )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vivace.policies.action_bins import ActionBins
 from vivace.policies.errors import BadSetting
-from vivace.policies.structured_dropout import Layout
+from vivace.policies.prefix import Layout
 from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors, query_row
 
 

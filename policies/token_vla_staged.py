@@ -23,6 +23,8 @@ class StagedTokenVLA:
 
     blocks = ()
     """Nothing is denoised."""
+    end_token = None
+    """Chunks are of one length."""
 
     def __init__(self, policy: TokenVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from vivace.policies.prefix import Layout
 from vivace.policies.prompt import PromptStep
-from vivace.policies.structured_dropout import Layout, thinned
+from vivace.policies.structured_dropout import thinned
 from vivace.policies.vision import FusedProjector, FusedVision
 
 

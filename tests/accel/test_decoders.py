@@ -148,7 +148,7 @@ def test_only_the_executed_actions_need_to_settle(execution, data, expected):
 class Chains:
     """A fake token policy whose next token depends on the place and the token before; no network."""
 
-    n_tokens, period = 3, 1
+    n_tokens, period, end_token = 3, 1, None
     action_ids = range(4)
 
     def __init__(self):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vivace.policies import structured_dropout
-from vivace.policies.structured_dropout import Layout, thinned
+from vivace.policies.prefix import Layout
+from vivace.policies.structured_dropout import thinned
 from vivace.policies.tiny import tiny_cogact
 
 N_VISUAL = 6
