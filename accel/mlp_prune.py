@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.prefix import token_mask
+from vivace.policies.language import normed
+from vivace.policies.prefix import LayerView, token_mask
 from vivace.policies.staged import Execution
 
 
@@ -61,7 +62,7 @@ class MlpPrune:
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
         chosen = read_options(MlpPruneOptions, cls.kind, options)
-        layers = _layers(with_language(execution, cls.kind).policy)
+        layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept, tensors = [], {}
         for i, layer in enumerate(layers):
@@ -82,7 +83,7 @@ class MlpPrune:
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no language stage, or another shape."""
-        layers = _layers(with_language(execution, self.kind).policy)
+        layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(
             stays and stays[0] >= 0 and stays[-1] < width
@@ -103,13 +104,13 @@ class MlpPrune:
     def apply(self, execution: Execution) -> Execution:
         """Run a twin with smaller MLPs; all other tensors are shared."""
         policy = with_language(execution, self.kind)
-        twin = copy_sharing_tensors(policy.policy)
-        for i, (layer, stays) in enumerate(zip(_layers(twin), self.kept, strict=True)):
+        twin = policy.with_weights(copy_sharing_tensors(policy.policy))
+        for i, (layer, stays) in enumerate(zip(twin.language.model.layers, self.kept, strict=True)):
             smaller = _cut(layer.mlp, torch.tensor(stays))
             if self.tensors:
                 smaller = Compensated(smaller, self.tensors[f"{i}.down"], self.tensors[f"{i}.up"])
             layer.mlp = smaller
-        return replace(execution, policy=policy.with_weights(twin))
+        return replace(execution, policy=twin)
 
 
 class Compensated(nn.Module):
@@ -163,16 +164,17 @@ class _Inputs:
 def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     """What each layer's MLP multiplies, padding left out, (tokens, D) a layer."""
     policy = with_language(execution, MlpPrune.kind)
-    run = _Inputs()
-    policy.encode(data.batch, run)
-    is_text = data.batch["observation.language.attention_mask"]
-    is_token = token_mask(is_text[:, 1:], run.streams[0].shape[1])
-    layers = _layers(policy.policy)
-    return [layer.post_attention_layernorm(h)[is_token] for layer, h in zip(layers, run.streams, strict=True)]
+    run, masks = _Inputs(), []
 
+    def look(view: LayerView) -> None:
+        masks.append(token_mask(view.prefix.is_text, view.h.shape[1]))
 
-def _layers(policy: Any) -> Any:
-    return policy.language.layers
+    policy.encode(data.batch, run, look)
+    layers = policy.language.model.layers
+    return [
+        normed(layer.post_attention_layernorm, h)[is_token]
+        for layer, h, is_token in zip(layers, run.streams, masks, strict=True)
+    ]
 
 
 def _cut(mlp: Any, stays: Tensor) -> Any:

@@ -92,7 +92,7 @@ class StagedLlama:
                     square = take_rows(take_rows(seen[:, 0], rows).mT, rows).mT
                     seen = square[:, None]
                 n_visual = kept.shape[1]
-        return _normed(self.model.norm, h)
+        return normed(self.model.norm, h)
 
     def extend(
         self, h: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
@@ -118,14 +118,14 @@ class StagedLlama:
             values_seen.append(values)
             h = through(run, attend, h, cos, sin, keys, values, past.mask(index, tree))
             h = through(run, feed_forward, h)
-        return _normed(self.model.norm, h), past.written(tuple(keys_seen), tuple(values_seen))
+        return normed(self.model.norm, h), past.written(tuple(keys_seen), tuple(values_seen))
 
     def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, S, d) of rotary positions (B, S)."""
         return self.model.rotary_emb(like, positions)
 
 
-def _normed(norm: Any, h: Tensor) -> Tensor:
+def normed(norm: Any, h: Tensor) -> Tensor:
     """Normalise; the norms of lerobot's Gemma also return a gate, which is None without a condition."""
     out = norm(h)
     return out[0] if isinstance(out, tuple) else out
@@ -135,14 +135,14 @@ def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block
     attention: Any = layer.self_attn
 
     def project(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = _normed(layer.input_layernorm, h)
+        x = normed(layer.input_layernorm, h)
         keys = _rotate(_split(attention.k_proj, x, layer), cos, sin)
         return torch.stack([keys, _split(attention.v_proj, x, layer)])
 
     def attend(
         h: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
     ) -> Tensor:
-        q = _rotate(_split(attention.q_proj, _normed(layer.input_layernorm, h), layer), cos, sin)
+        q = _rotate(_split(attention.q_proj, normed(layer.input_layernorm, h), layer), cos, sin)
         out = F.scaled_dot_product_attention(
             q,
             keys,
@@ -154,7 +154,7 @@ def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block
         return attention.o_proj(out.transpose(1, 2).flatten(2))
 
     def feed_forward(h: Tensor) -> Tensor:
-        return layer.mlp(_normed(layer.post_attention_layernorm, h))
+        return layer.mlp(normed(layer.post_attention_layernorm, h))
 
     return (
         Block(f"language.{i}.kv", project, additive=False),
@@ -175,7 +175,7 @@ def _text_to_patches(
     layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, patches: slice
 ) -> Tensor:
     """Attention weights of the text rows on the patches (B, heads, L, patches)."""
-    attention, x = layer.self_attn, _normed(layer.input_layernorm, h)
+    attention, x = layer.self_attn, normed(layer.input_layernorm, h)
     text, length = slice(patches.stop, None), h.shape[1]
     q = _rotate(_split(attention.q_proj, x[:, text], layer), cos[:, text], sin[:, text])
     k = _rotate(_split(attention.k_proj, x, layer), cos, sin)

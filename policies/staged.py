@@ -65,7 +65,7 @@ class LanguagePolicy(Protocol):
     """
 
     policy: Any
-    """lerobot's own object; its `language.layers` are the layers' modules."""
+    """lerobot's own object."""
     language: Any
     """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
     spec: PolicySpec

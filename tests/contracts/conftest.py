@@ -15,6 +15,7 @@ from vivace.policies.tiny import (
     tiny_diffusion,
     tiny_dp_transformer,
     tiny_multi_task_dit,
+    tiny_pi0_fast,
     tiny_token_vla,
 )
 from vivace.policies.types import Fingerprint
@@ -32,6 +33,7 @@ POLICIES = {
     "cogact": lambda clip: tiny_cogact(),
     "cogact-two-cameras": lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0),
     "token_vla": lambda clip: tiny_token_vla(),
+    "pi0_fast": lambda clip: tiny_pi0_fast(),
     "token_vla-two-cameras": lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
 }
 
@@ -53,7 +55,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla"):
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values
