@@ -91,6 +91,13 @@ class ChunkQueue:
             usable = min(self._limit, usable)
         return max(0, usable - (tick - self._start))
 
+    def ahead(self, tick: int) -> np.ndarray | None:
+        """What the current chunk means for `tick` and later (m, A), executed or not; None if nothing."""
+        if self._chunk is None:
+            return None
+        actions = self._chunk.actions[tick - self._start :]
+        return actions if len(actions) else None
+
     def pop(self, tick: int) -> Queued | None:
         """Return the action for `tick`, None if there is none.
 

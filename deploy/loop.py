@@ -259,7 +259,8 @@ class ControlLoop:
             ) from error
         plan = self.budget.choose(fresh * self.budget.period_s)
         key = (self._seed, self.tick_count)
-        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan))
+        previous = self.queue.ahead(self.tick_count)
+        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan, previous))
 
     def _fallback(self) -> np.ndarray:
         kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks

@@ -1,13 +1,13 @@
 """Who computes chunks, and when they are there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from vivace.policies.errors import BadSetting
-from vivace.policies.types import Chunk
+from vivace.policies.types import PREVIOUS, Chunk
 
 _SLACK_S = 1e-9
 """Rounding of tick times is not lateness."""
@@ -27,6 +27,8 @@ class Request:
     """Names the noise of this inference: (episode seed, tick)."""
     plan: str | None = None
     """Plan the latency budget chose; None for a policy with one plan."""
+    previous: np.ndarray | None = None
+    """What the chunk before means for this tick and later (m, A), in the robot's units."""
 
 
 class Worker(Protocol):
@@ -73,6 +75,7 @@ class BatchedInference:
         waiting, self._waiting = self._waiting, {}
         requests = list(waiting.values())
         batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
+        batch |= _previous(requests)
         actions = np.asarray(self._predict(batch, [r.noise_key for r in requests]))
         if actions.ndim != 3 or len(actions) != len(requests):
             raise BadSetting(
@@ -81,6 +84,19 @@ class BatchedInference:
             )
         for worker, chunk in zip(waiting, actions, strict=True):
             worker.receive(chunk.copy())
+
+
+def _previous(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Stack what the chunks before mean, padded with NaN to the longest."""
+    known = [r.previous for r in requests if r.previous is not None]
+    if not known:
+        return {}
+    longest = max(map(len, known))
+    stacked = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)
+    for row, request in zip(stacked, requests, strict=True):
+        if request.previous is not None:
+            row[: len(request.previous)] = request.previous
+    return {PREVIOUS: stacked}
 
 
 class SimulatedWorker:

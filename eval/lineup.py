@@ -175,6 +175,7 @@ def token_lineup(n_layers: int, n_patches: int) -> tuple[Entry, ...]:
         ("jacobi", "Jacobi", "jacobi", (jacobi(freeze=False),)),
         ("freeze", "Jacobi, prefix frozen", "jacobi", (jacobi(),)),
         ("marginal", "Jacobi, from the usual tokens", "jacobi", (jacobi(init="marginal"),)),
+        ("previous", "Jacobi, from the chunk before", "jacobi", (jacobi(init="previous"),)),
         ("executed", "Jacobi, executed actions only", "jacobi", (jacobi(until="executed"),)),
         ("tolerance", "Jacobi, until moves < 0.02", "exit", (jacobi(tolerance=0.02),)),
         *(

@@ -10,7 +10,7 @@ from torch import Tensor
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Batch, Execution, sample
-from vivace.policies.types import check_observation
+from vivace.policies.types import PREVIOUS, check_observation
 
 
 class Session:
@@ -41,6 +41,23 @@ class Session:
         ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
         return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
 
+    def _draft(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
+        """Tokens (B, n) of what the chunks before mean, -1 where nothing is known; None without tokens."""
+        previous = observations.get(PREVIOUS)
+        if previous is None or not self.execution.writes_tokens:
+            return None
+        policy = self.execution.policy
+        shape = (len(previous), self.spec.horizon, self.spec.action_dim)
+        actions = torch.full(shape, torch.nan)
+        n = min(previous.shape[1], self.spec.horizon)
+        actions[:, :n] = torch.from_numpy(previous[:, :n])
+        seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
+        ready = self.loaded.preprocess(seen | {"task": [self.task] * shape[0], "action": actions})["action"]
+        is_known = ready.isfinite().all(-1)
+        tokens = policy.tokenize(ready.nan_to_num())
+        known = is_known.repeat_interleave(tokens.shape[1] // self.spec.horizon, dim=1)
+        return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
+
     def blank(self) -> Batch:
         """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
         n = self.spec.n_obs_steps
@@ -57,10 +74,13 @@ class Session:
         """Predict chunks (B, H - first_action, A) in the robot's units.
 
         Args:
-            observations: key -> (B, To, ...), newest last.
+            observations: key -> (B, To, ...), newest last; under "action.previous" what the chunks before
+                mean for now and later (B, n, A), NaN where nothing is known, which may be left out.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
         """
-        actions = sample(self.execution, self.prepare(observations), EpisodeNoise(noise_keys))
+        batch = self.prepare(observations)
+        draft = self._draft(observations)
+        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         return actions.cpu().numpy()
 

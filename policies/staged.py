@@ -226,11 +226,18 @@ def decode(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | Non
 
 
 @torch.inference_mode()
-def sample(execution: Execution, batch: Batch, noise: Noise) -> Tensor:
-    """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...)."""
+def sample(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None = None) -> Tensor:
+    """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...).
+
+    Args:
+        execution: the policy, and how to run it.
+        batch: normalised observations.
+        noise: where random numbers come from.
+        draft: of a policy that writes tokens, see `Decoder`.
+    """
     policy = execution.policy
     if execution.writes_tokens:
-        return policy.detokenize(decode(execution, batch, noise).tokens)
+        return policy.detokenize(decode(execution, batch, noise, draft).tokens)
     context = policy.encode(batch, execution.language, execution.select)
     like = next(value for value in batch.values() if value.is_floating_point())
     x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)

@@ -9,6 +9,10 @@ import numpy as np
 
 from vivace.policies.errors import ObservationMismatch
 
+PREVIOUS = "action.previous"
+"""Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
+the robot's units, NaN where they say nothing; left out if none says anything."""
+
 
 class ActionKind(StrEnum):
     """What one action dimension means, hence what is safe when no fresh action exists."""

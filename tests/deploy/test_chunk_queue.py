@@ -147,3 +147,11 @@ def test_errors():
     queue.pop(6)
     with pytest.raises(BadSetting, match="tick 6 was asked for after that of 6; ticks must ascend"):
         queue.pop(6)
+
+
+def test_what_is_ahead_begins_at_the_tick_asked_for():
+    queue = ChunkQueue(drop_late=False, limit=2)
+    assert queue.ahead(0) is None
+    queue.push(Chunk(np.arange(10.0).reshape(5, 2), 0, 0.0), 3)  # executed from tick 3 on
+    assert queue.ahead(4)[:, 0].tolist() == [2.0, 4.0, 6.0, 8.0]  # also what the limit leaves out
+    assert queue.ahead(8) is None

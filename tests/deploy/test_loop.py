@@ -12,7 +12,7 @@ from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, Observation, PolicySpec
+from vivace.policies.types import PREVIOUS, ActionKind, Observation, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
 KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
@@ -321,3 +321,16 @@ def test_workers_share_one_batch_when_the_first_is_needed():
     assert slow.poll(0.1) is None
     assert slow.poll(0.2).actions[0, 0] == 2
     assert sizes == [2]
+
+
+def test_requests_say_what_the_chunk_before_means_for_now():
+    asked = []
+
+    def predict(observations, keys):
+        asked.append(observations.get(PREVIOUS))
+        return count_on(observations, keys)
+
+    run(make_loop(predict=predict), 9)
+    assert asked[0] is None
+    for ticks, previous in zip((4, 8), asked[1:], strict=True):
+        assert previous[0, :, 0].tolist() == [ticks + 1, ticks + 2, ticks + 3, ticks + 4]

@@ -1,5 +1,8 @@
 """The token VLA: bins, a prompt read once, blocks of tokens read at once; greedy equals the plain forward."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +10,16 @@ import torch
 from vivace.policies.action_bins import ActionBins
 from vivace.policies.decoding import chain, greedy
 from vivace.policies.errors import BadSetting
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import GlobalNoise
 from vivace.policies.prompt import train_tokenizer
+from vivace.policies.session import Session
 from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny import tiny_token_vla
 from vivace.policies.token_vla import TokenVLAPolicy, make_token_vla_pre_post_processors
 from vivace.policies.token_vla_staged import StagedTokenVLA
+from vivace.policies.types import PREVIOUS
 
 TASKS = ["Open the drawer", "Close the window now please"]
 
@@ -188,3 +195,27 @@ def test_learns_two_actions_by_heart():
 def test_a_vocabulary_too_small_for_the_bins_is_refused(changes, message):
     with pytest.raises(BadSetting, match=message):
         tiny_token_vla(**changes)
+
+
+def test_a_session_passes_the_chunk_before_on_as_tokens():
+    policy = tiny_token_vla()
+    stats = {"action": {"q01": np.full(3, -2.0, np.float32), "q99": np.full(3, 2.0, np.float32)}}
+    tokenizer = train_tokenizer(TASKS)
+    pre, post = make_token_vla_pre_post_processors(policy.config, stats, tokenizer)
+    loaded = LoadedPolicy(Path(), policy, StagedTokenVLA(policy), pre, post, fingerprint(policy, ()))
+    drafts = []
+
+    def decoder(policy, prompt, noise, draft, run):
+        drafts.append(draft)
+        return greedy(policy, prompt, noise)
+
+    session = Session(loaded, replace(Execution.of(loaded.staged), decoder=decoder), TASKS[0])
+    image = np.zeros((1, 1, 32, 32, 3), np.uint8)
+    chunk = session.predict({"observation.images.front": image}, [(0, 0)])
+    previous = np.full((1, 4, 3), np.nan, np.float32)
+    previous[:, :2] = chunk[:, 2:]
+    session.predict({"observation.images.front": image, PREVIOUS: previous}, [(0, 4)])
+    assert drafts[0] is None
+    expected = policy.tokenize(torch.from_numpy(chunk[:, 2:]) / 2)
+    assert torch.equal(drafts[1][:, :6], expected)
+    assert (drafts[1][:, 6:] == -1).all()
