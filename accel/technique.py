@@ -34,6 +34,8 @@ class CalibrationData:
     """lerobot keys -> normalised observations (B, To, ...)."""
     noise_keys: tuple[tuple[int, ...], ...]
     """One key per row, naming its noise stream (`EpisodeNoise`)."""
+    draft: Tensor | None = None
+    """Of a policy that writes tokens: those the chunks before mean (B, n), -1 where nothing is known."""
 
     @property
     def one(self) -> dict[str, Tensor]:
@@ -44,7 +46,8 @@ class CalibrationData:
         """Return the observations one by one, over and over."""
         for i in itertools.cycle(range(len(self.noise_keys))):
             batch = {key: value[i : i + 1] for key, value in self.batch.items()}
-            yield CalibrationData(batch, self.noise_keys[i : i + 1])
+            draft = None if self.draft is None else self.draft[i : i + 1]
+            yield CalibrationData(batch, self.noise_keys[i : i + 1], draft)
 
 
 @runtime_checkable

@@ -103,7 +103,7 @@ def pareto_row(
     """
     error = None
     if not entry.is_compiled:  # it gives the eager actions, and another batch size is another graph
-        actions = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
+        actions = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         error = float((actions - reference).abs().mean())
     ratio = ratio_of_medians(times["plain"], times[entry.name])
     tokens = _token_row(execution, times[entry.name], data) if execution.writes_tokens else {}
@@ -128,7 +128,7 @@ def _token_row(execution: Execution, times: Sequence[float], data: CalibrationDa
         token of the chunk last changed; "tokens_per_s" over the whole chunk, reading the prompt included;
         "latency_p95_s", "latency_max_s".
     """
-    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys))
+    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
     n = (
         executed_tokens(execution.policy)
         if execution.decoder.__class__ is GreedyExecuted

@@ -46,7 +46,7 @@ def chunk_latencies(
 
 def _chunk(execution: Execution, observations: Iterator[CalibrationData]) -> None:
     one = next(observations)
-    sample(execution, one.batch, EpisodeNoise(one.noise_keys))
+    sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
 
 
 def measured_latencies(

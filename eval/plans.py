@@ -85,7 +85,9 @@ def observe(
                 )
             )
     batch = {key: torch.cat([part.batch[key] for part in parts]) for key in parts[0].batch}
-    return CalibrationData(batch, tuple(key for part in parts for key in part.noise_keys))
+    drafts = [part.draft for part in parts if part.draft is not None]
+    keys = tuple(key for part in parts for key in part.noise_keys)
+    return CalibrationData(batch, keys, torch.cat(drafts) if drafts else None)
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

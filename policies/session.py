@@ -41,7 +41,7 @@ class Session:
         ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
         return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
 
-    def _draft(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
+    def draft(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
         """Tokens (B, n) of what the chunks before mean, -1 where nothing is known; None without tokens."""
         previous = observations.get(PREVIOUS)
         if previous is None or not self.execution.writes_tokens:
@@ -79,7 +79,7 @@ class Session:
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
         """
         batch = self.prepare(observations)
-        draft = self._draft(observations)
+        draft = self.draft(observations)
         actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         return actions.cpu().numpy()
