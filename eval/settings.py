@@ -78,6 +78,20 @@ class AccelOptions:
     """mlp_prune: rank of the compensation."""
     guidance: str = "adaptive"
     """guidance: adaptive, linear."""
+    init: str = "prompt"
+    """jacobi: first guess: prompt, previous, marginal."""
+    freeze: bool = True
+    """jacobi: settled tokens leave the block."""
+    max_iterations: int = 0
+    """jacobi: early exit after so many passes; 0: none."""
+    tolerance: float = 0.0
+    """jacobi: stop once a pass moves no action by more [normalised]."""
+    until: str = "all"
+    """jacobi: tokens that must settle: all, executed."""
+    temperature: float = 1.0
+    """sjd: of the softmax."""
+    nodes: int = 16
+    """token_recycling, stand: nodes of the tree of guesses."""
     sampler: str = "ddim"
     """For step_schedule: ddpm, ddim, dpmsolver++; euler, rk4 for flow matching."""
     n_steps: int = 16
@@ -102,6 +116,13 @@ class AccelOptions:
                 "layer": self.token_layer,
             },
             "guidance": {"method": self.guidance},
+            "jacobi": {
+                name: getattr(self, name)
+                for name in ("init", "freeze", "max_iterations", "tolerance", "until")
+            },
+            "sjd": {"temperature": self.temperature},
+            "token_recycling": {"nodes": self.nodes},
+            "stand": {"nodes": self.nodes},
             "step_schedule": {"sampler": self.sampler, "n_steps": self.n_steps},
             "block_cache": updates,
             "forecast": updates | {"rule": self.rule, "order": self.order},

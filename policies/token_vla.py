@@ -75,6 +75,13 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         config.validate_features()
         self.config: TokenVLAConfig = config
         self.build_backbone(config)
+        length = self.n_visual + config.max_tokens + config.n_tokens
+        if length > config.max_positions:
+            raise BadSetting(
+                f"a chunk of {config.horizon} actions makes {config.n_tokens} tokens; with {self.n_visual} "
+                f"patches and {config.max_tokens} of text they are {length}, the language model reads at "
+                f"most {config.max_positions}; shorten the chunk (horizon)"
+            )
         self.lm_head = nn.Linear(config.language_width, config.language_vocabulary, bias=False)
         self.reset()
 

@@ -47,6 +47,8 @@ class VisionLanguageConfig(PreTrainedConfig):
     patch_drop: float = 0.0
     """Training: each row loses a random share of the patches, up to this one, after a first layer."""
 
+    max_positions: int = 2048
+    """Longest stream the language model was made for: first token, patches, text, action tokens."""
     max_tokens: int = 64
     prompt_suffix: tuple[int, ...] = (29871,)
     """Ids after the prompt; the last one is the query."""
@@ -118,6 +120,7 @@ class VisionLanguageConfig(PreTrainedConfig):
             num_hidden_layers=self.language_layers,
             num_attention_heads=self.language_heads,
             num_key_value_heads=self.language_kv_heads,
+            max_position_embeddings=self.max_positions,
             rms_norm_eps=self.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
         )

@@ -1,6 +1,7 @@
 """A compiled execution gives the eager one's actions, whole or block by block."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from vivace.accel.apply import accelerate
 from vivace.accel.block_cache import BlockCache
 from vivace.accel.compile import compile_execution
 from vivace.accel.hoist import Hoist
+from vivace.accel.jacobi import Jacobi
 from vivace.accel.plan import AccelerationPlan
+from vivace.policies.decoding import greedy
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
-from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.staged import Execution, decode, sample
+from vivace.policies.tiny import tiny_dp_transformer, tiny_token_vla
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,6 +37,23 @@ def test_compiled_equals_eager(is_cached):
     eager = sample(execution, batch, EpisodeNoise([(1, 0)]))
     compiled = sample(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
     torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("decoder", [greedy, Jacobi(freeze=False)], ids=["greedy", "jacobi"])
+def test_compiled_passes_write_the_eager_tokens(decoder):
+    execution = replace(
+        Execution.of(stage(tiny_token_vla(language_layers=2, horizon=2, n_action_steps=2))), decoder=decoder
+    )
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "observation.images.front": torch.rand(1, 3, 32, 32, generator=generator),
+        "observation.language.tokens": torch.arange(16)[None],
+        "observation.language.attention_mask": torch.ones(1, 16, dtype=torch.bool),
+    }
+    eager = decode(execution, batch, EpisodeNoise([(1, 0)]))
+    compiled = decode(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
+    assert torch.equal(compiled.tokens, eager.tokens)
+    assert torch.equal(compiled.passes, eager.passes)
 
 
 def test_a_plan_that_decides_at_run_time_is_refused():

@@ -197,6 +197,13 @@ def test_a_vocabulary_too_small_for_the_bins_is_refused(changes, message):
         tiny_token_vla(**changes)
 
 
+def test_a_chunk_that_does_not_fit_is_refused():
+    with pytest.raises(
+        BadSetting, match=r"12 tokens; with 16 patches and 24 of text they are 52, .* at most 50"
+    ):
+        tiny_token_vla(max_positions=50)
+
+
 def test_a_session_passes_the_chunk_before_on_as_tokens():
     policy = tiny_token_vla()
     stats = {"action": {"q01": np.full(3, -2.0, np.float32), "q99": np.full(3, 2.0, np.float32)}}
