@@ -19,9 +19,11 @@ from torch import Tensor
 
 from vivace.accel.jacobi import Jacobi
 from vivace.envs.demonstrations import Demonstrations, load_demonstrations
+from vivace.eval.recipe import Recipe
 from vivace.eval.settings import DistillCommand
 from vivace.eval.terminal import progress
-from vivace.eval.train import Recipe, demonstrated, fit, present, tokenizer_of
+from vivace.eval.train import fit
+from vivace.eval.vla_recipe import demonstrated, present, tokenizer_of
 from vivace.policies.consistency import ConsistencySettings, consistency_loss, mixed_labels
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy

@@ -302,6 +302,8 @@ class CogACTOptions(VLAOptions):
     action_heads: int = 2
     guidance_scale: float = 1.5
     repeated_diffusion_steps: int = 4
+    language_model: str = ""
+    """A pretrained language model instead of one with random weights, its sizes and tokenizer: smollm2."""
 
 
 @ArchitectureOptions.register_subclass("token_vla")
@@ -329,6 +331,8 @@ class TrainCommand:
     """Store the weights as float16: half the size; they are computed with in float32."""
     state_weight: float = 1.0
     """VLAs: weight of a loss that reads the simulator's state out of the prompt's last token, in training."""
+    head_only: int = 0
+    """cogact: train the action head alone, on features of so many moments, computed once; 0: everything."""
     start: str | None = None
     """Checkpoint to go on from, zoo/<name> or a folder: its sizes, tokenizer and statistics stay."""
     backbone: str | None = None

@@ -155,12 +155,12 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         z = self.cognition(batch)
         return self.action_loss(z, actions), z
 
-    def action_loss(self, z: Tensor, actions: Tensor) -> Tensor:
-        """Loss from cognition features (B, D)."""
+    def action_loss(self, z: Tensor, actions: Tensor, head: ActionModel | None = None) -> Tensor:
+        """Loss from cognition features (B, D), of the policy's own head when none is given."""
         repeats = self.config.repeated_diffusion_steps
         z = z.repeat_interleave(repeats, dim=0)
         actions = actions.repeat_interleave(repeats, dim=0)
-        net = self.action_model.net
+        net = (head or self.action_model).net
         is_dropped = torch.rand(len(z), 1, device=z.device) < self.config.condition_dropout
         z = torch.where(is_dropped, net.z_embedder.uncondition.to(z), z)
         noise = torch.randn_like(actions)

@@ -35,6 +35,22 @@ def load_smollm2() -> tuple[Any, Any]:
     return model.model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
+def llama_settings(model: Any) -> dict[str, Any]:
+    """Fields of a VLA's config that describe a language model of Llama's form."""
+    config = model.config
+    return {
+        "language_layers": config.num_hidden_layers,
+        "language_width": config.hidden_size,
+        "language_heads": config.num_attention_heads,
+        "language_kv_heads": config.num_key_value_heads,
+        "language_mlp": config.intermediate_size,
+        "language_vocabulary": config.vocab_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "max_positions": config.max_position_embeddings,
+    }
+
+
 def prompts(tokenizer: Any, instructions: list[str]) -> tuple[Tensor, Tensor]:
     """Tokens (B, L) of the instructions in OpenVLA's prompt, BOS first, and their mask."""
     bos = tokenizer.bos_token_id

@@ -7,7 +7,8 @@ import pytest
 from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.eval.cli import main
-from vivace.eval.train import save, statistics
+from vivace.eval.recipe import statistics
+from vivace.eval.train import save
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.prompt import train_tokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from vivace.envs.demonstrations import load_demonstrations
 from vivace.eval import distill
 from vivace.eval.cli import main
-from vivace.eval.train import demonstrated, present
+from vivace.eval.vla_recipe import demonstrated, present
 from vivace.policies.load import load_policy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, decode
@@ -67,6 +67,21 @@ def test_a_cogact_and_a_token_vla_on_its_backbone(capsys):
     assert train("cogact", "more", "--start=cogact", "--policy.patch_drop=0.2") == 0
     config = json.loads((folder_of("more") / "config.json").read_text())
     assert config["patch_drop"] == 0.2
+
+
+def test_the_head_alone_learns_on_stored_features(capsys):
+    assert train("cogact", "trunk") == 0
+    more = ("--start=trunk", "--head_only=6", "--train.steps=2")
+    assert train("cogact", "head", *more) == 0
+    before, after = weights("trunk"), weights("head")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("action_model.") for name in changed)
+    stored = Path("head/features.safetensors").stat().st_mtime_ns
+    assert train("cogact", "head", *more, "--train.steps=3") == 0
+    assert Path("head/features.safetensors").stat().st_mtime_ns == stored
+    assert train("token_vla", "none", "--head_only=6") == 2
+    assert "policy 'token_vla' has none" in capsys.readouterr().err
 
 
 def folder_of(name):
