@@ -115,11 +115,12 @@ def _head_recipe(policy: Any, pre: Any, post: Any, windows: Windows, command: Tr
         policy.action_model.load_state_dict(head.state_dict())
         return policy
 
+    head = copy.deepcopy(policy.action_model)
     return Recipe(
-        model=copy.deepcopy(policy.action_model),
+        model=head,
         policy_of=policy_of,
         loss=lambda head, averaged, seen, actions: policy.action_loss(seen["cognition"], actions, head),
-        groups=[{"params": list(policy.action_model.parameters())}],
+        groups=[{"params": list(head.parameters())}],
         windows=_features(policy, windows, command),
         preprocess=pre,
         postprocess=post,
