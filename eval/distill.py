@@ -111,7 +111,7 @@ def run(command: DistillCommand) -> tuple[dict[str, Any], bool]:
 
 
 def collect(
-    teacher: LoadedPolicy, windows: Batches, rows: Sequence[int], folder: Path, batch_size: int
+    teacher: LoadedPolicy, windows: Batches, rows: Sequence[int] | np.ndarray, folder: Path, batch_size: int
 ) -> Trajectories:
     """Collect the trajectories of some rows, or read those that are there.
 

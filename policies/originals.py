@@ -92,7 +92,7 @@ def action_statistics(found: Mapping[str, Any], file: Path, unnorm_key: str | No
     """
     if unnorm_key is None and len(found) == 1:
         unnorm_key = next(iter(found))
-    if unnorm_key not in found:
+    if unnorm_key is None or unnorm_key not in found:
         said = (
             f"unnorm_key {unnorm_key!r} is not there" if unnorm_key else "several datasets: give unnorm_key"
         )

@@ -267,6 +267,8 @@ def tiny_pi0_fast(**changes: Any) -> Any:
         "projection_dim": 32,
         "model_type": "siglip_vision_model",
     }
+    whole: dict[str, Any] = {"image_token_index": 299, "projection_dim": 32}
+    whole |= {"vision_config": vision, "text_config": text}
     settings: dict[str, Any] = {
         "input_features": {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))},
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (3,))},
@@ -284,9 +286,7 @@ def tiny_pi0_fast(**changes: Any) -> Any:
         )
         for module in (policy, core, expert):
             torch.nn.Module.__init__(module)
-        expert.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(
-            PaliGemmaConfig(vision_config=vision, text_config=text, image_token_index=299, projection_dim=32)
-        )
+        expert.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(PaliGemmaConfig(**whole))
         core.paligemma_with_expert, core.config, core.rtc_processor = expert, config, None
         core.gradient_checkpointing_enabled = False
         core._paligemma_tokenizer = policy._paligemma_tokenizer = _FakeTokenizer()

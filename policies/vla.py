@@ -176,11 +176,11 @@ class VisionLanguage(nn.Module):
             layout: where the rows stand; causal, padding on the right, when None.
         """
         config = self.config
-        drops = (config.layer_drop, config.patch_drop) if self.training else (0.0, 0.0)
-        if layout is None and not any(drops):
+        layers, patches = (config.layer_drop, config.patch_drop) if self.training else (0.0, 0.0)
+        if layout is None and not (layers or patches):
             return self.language(inputs_embeds=h, use_cache=False).last_hidden_state
         layout = layout or Layout.causal(h.shape[1], h.device)
-        return thinned(self.language, h, self.n_visual, *drops, layout)
+        return thinned(self.language, h, self.n_visual, layers, patches, layout)
 
     @property
     def n_visual(self) -> int:
