@@ -130,6 +130,12 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
             ("guidance", "adaptive guidance", "efficientvla", (adaptive,)),
             ("linear-guidance", "LinearAG", "efficientvla", (linear,)),
             ("all+guidance", "all, adaptive guidance", "efficientvla", (*everything, adaptive)),
+            (
+                "everything",
+                "all, adaptive guidance, hoisted",
+                "efficientvla",
+                (*everything, adaptive, _HOIST),
+            ),
         ]
     return (
         *(Entry(*row) for row in rows),
