@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
+from vivace.policies.step_table import StepTable
 
 _LAMBDA_MIN = -5.1
 """Smallest log-SNR / 2 at which DPM-Solver++ starts; before it a cosine schedule is noise alone."""
@@ -40,6 +41,8 @@ class Step:
     """Timestep given to the denoiser, 0-d."""
     advance: Update = field(repr=False)
     """(x, out, memory, noise) -> (next x, next memory)."""
+    table: StepTable | None = field(default=None, repr=False)
+    """The same in numbers, but for rounding; None of a policy that samples by itself."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,19 @@ def _clean(x: Tensor, out: Tensor, ab: Tensor, schedule: NoiseSchedule) -> Tenso
     return x0
 
 
+def _cleaning(ab: Any, schedule: NoiseSchedule) -> dict[str, Any]:
+    """`_clean` in numbers."""
+    ab = float(ab)
+    coefficients = {
+        "epsilon": (ab**-0.5, -((1 - ab) ** 0.5) / ab**0.5),
+        "sample": (0.0, 1.0),
+        "v_prediction": (ab**0.5, -((1 - ab) ** 0.5)),
+    }
+    clean_x, clean_out = coefficients[schedule.prediction_type]
+    clip = schedule.clip_sample_range if schedule.clip_sample else None
+    return {"clean_x": clean_x, "clean_out": clean_out, "clip": clip}
+
+
 def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
     scheduler = schedule.scheduler(DDPMScheduler)
     scheduler.set_timesteps(n_steps)
@@ -144,7 +160,14 @@ def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
             mean = c_clean * x0 + c_x * x
             return (mean if sigma is None else mean + sigma * noise(tuple(x.shape), x)), memory
 
-        return Step(index, t, advance)
+        table = StepTable(
+            t=float(t),
+            **_cleaning(ab, schedule),
+            clean=float(c_clean),
+            x=float(c_x),
+            noise=0.0 if sigma is None else float(sigma),
+        )
+        return Step(index, t, advance, table)
 
     return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
 
@@ -176,7 +199,20 @@ def _ddim_at(timesteps: list[Tensor], schedule: NoiseSchedule) -> tuple[Step, ..
                 eps = (ab**0.5) * out + ((1 - ab) ** 0.5) * x
             return ab_previous**0.5 * x0 + (1 - ab_previous) ** 0.5 * eps, memory
 
-        return Step(index, t, advance)
+        a, b = float(ab), float(ab_previous)
+        eps_x, eps_out = {
+            "epsilon": (0.0, 1.0),
+            "sample": ((1 - a) ** -0.5, -(a**0.5) * (1 - a) ** -0.5),
+            "v_prediction": ((1 - a) ** 0.5, a**0.5),
+        }[schedule.prediction_type]
+        table = StepTable(
+            t=float(t),
+            **_cleaning(ab, schedule),
+            clean=b**0.5,
+            x=(1 - b) ** 0.5 * eps_x,
+            out=(1 - b) ** 0.5 * eps_out,
+        )
+        return Step(index, t, advance, table)
 
     return tuple(step(index, t) for index, t in enumerate(timesteps))
 
@@ -210,7 +246,16 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
                 following = following - 0.5 * gain * ((1.0 / r) * (x0 - memory[0]))
             return following, (x0,)
 
-        return Step(i, t, advance)
+        bend = 0.0 if r is None else float(0.5 * gain / r)
+        table = StepTable(
+            t=float(t),
+            **_cleaning(alpha[i] ** 2, schedule),
+            x=float(ratio),
+            clean=-float(gain) - bend,
+            memory=(bend,) if i > 0 else (),
+            keep=("clean",),
+        )
+        return Step(i, t, advance, table)
 
     return tuple(step(i, t) for i, t in enumerate(scheduler.timesteps))
 
@@ -234,24 +279,37 @@ def make_flow_sampler(name: str, n_steps: int) -> Sampler:
     steps: list[Step] = []
     for t, dt in zip(starts, widths, strict=True):
         stages = _euler_stages(t, dt) if name == "euler" else _rk4_stages(t, dt)
-        steps += [Step(len(steps) + k, torch.tensor(at), update) for k, (at, update) in enumerate(stages)]
+        steps += [
+            Step(len(steps) + k, torch.tensor(table.t), update, table)
+            for k, (update, table) in enumerate(stages)
+        ]
     return Sampler(name, tuple(steps))
 
 
-def _euler_stages(t: float, dt: float) -> list[tuple[float, Update]]:
-    return [(t, lambda x, v, memory, noise: (x + dt * v, memory))]
+def _euler_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
+    return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(t=t, x=1.0, out=dt))]
 
 
-def _rk4_stages(t: float, dt: float) -> list[tuple[float, Update]]:
+def _rk4_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
     """Memory is (x at the start of the step, k1, …)."""
 
     def last(x: Tensor, v: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
         start, k1, k2, k3 = memory
         return start + dt / 6 * (k1 + 2 * k2 + 2 * k3 + v), ()
 
+    half, sixth = dt / 2, dt / 6
     return [
-        (t, lambda x, v, memory, noise: (x + dt * v / 2, (x, v))),
-        (t + dt / 2, lambda x, v, memory, noise: (memory[0] + dt * v / 2, (*memory, v))),
-        (t + dt / 2, lambda x, v, memory, noise: (memory[0] + dt * v, (*memory, v))),
-        (t + dt, last),
+        (
+            lambda x, v, memory, noise: (x + dt * v / 2, (x, v)),
+            StepTable(t=t, x=1.0, out=half, keep=("x", "out")),
+        ),
+        (
+            lambda x, v, memory, noise: (memory[0] + dt * v / 2, (*memory, v)),
+            StepTable(t=t + half, out=half, memory=(1.0, 0.0), keep=("m0", "m1", "out")),
+        ),
+        (
+            lambda x, v, memory, noise: (memory[0] + dt * v, (*memory, v)),
+            StepTable(t=t + half, out=dt, memory=(1.0, 0.0, 0.0), keep=("m0", "m1", "m2", "out")),
+        ),
+        (last, StepTable(t=t + dt, out=sixth, memory=(1.0, sixth, 2 * sixth, 2 * sixth))),
     ]

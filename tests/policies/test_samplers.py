@@ -96,3 +96,33 @@ def test_flow_samplers_refuse_too():
         make_flow_sampler("ddim", 4)
     with pytest.raises(BadSetting, match="asked for 0 steps"):
         make_flow_sampler("euler", 0)
+
+
+def samplers():
+    for prediction_type in ("epsilon", "sample", "v_prediction"):
+        for clip_sample in (True, False):
+            schedule = NoiseSchedule(prediction_type=prediction_type, clip_sample=clip_sample)
+            for name, n_steps in (
+                ("ddpm", 20),
+                ("ddim", 7),
+                ("ddim", 1),
+                ("dpmsolver++", 1),
+                ("dpmsolver++", 6),
+            ):
+                yield make_sampler(name, n_steps, schedule)
+    yield make_flow_sampler("euler", 5)
+    yield make_flow_sampler("rk4", 3)
+
+
+@pytest.mark.parametrize("sampler", samplers(), ids=lambda sampler: f"{sampler.name}-{len(sampler)}")
+def test_the_numbers_of_a_step_say_what_it_does(sampler):
+    """Step by step from the same sample, since some of these steps blow differences up."""
+    generator = torch.Generator().manual_seed(0)
+    x, memory, numbers = torch.randn(2, 8, 3, generator=generator), (), ()
+    for step in sampler.steps:
+        out, noise = denoiser(x, step.t), torch.randn(2, 8, 3, generator=generator)
+        theirs, numbers = step.table.advance(x.numpy(), out.numpy(), numbers, noise.numpy)
+        x, memory = step.advance(x, out, memory, lambda shape, like, noise=noise: noise)
+        torch.testing.assert_close(torch.from_numpy(theirs), x, atol=1e-5, rtol=1e-4)
+        assert step.table.t == pytest.approx(float(step.t))
+        assert len(numbers) == len(memory)

@@ -1,0 +1,54 @@
+"""One step of a sampler in numbers, for a robot that has numpy and no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Memory = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """Coefficients of one step.
+
+        clean  = clean_x x + clean_out out, clipped to [-clip, clip]
+        next   = x x + out out + clean clean + sum_i memory_i m_i + noise n,  n standard normal
+        memory = what `keep` names of (x, out, clean, m0, m1, …)
+
+    `out` is what the denoiser said; m_i is what the step before kept.
+    """
+
+    t: float
+    """Timestep given to the denoiser."""
+    clean_x: float = 0.0
+    clean_out: float = 0.0
+    clip: float | None = None
+    x: float = 0.0
+    out: float = 0.0
+    clean: float = 0.0
+    memory: tuple[float, ...] = ()
+    noise: float = 0.0
+    keep: tuple[str, ...] = ()
+
+    def advance(
+        self, x: np.ndarray, out: np.ndarray, memory: Memory, draw: Callable[[], np.ndarray]
+    ) -> tuple[np.ndarray, Memory]:
+        """Return the next x and the next memory.
+
+        Args:
+            x: present sample (B, H, A).
+            out: what the denoiser said of it.
+            memory: what the step before kept.
+            draw: returns standard normal numbers of the sample's shape; called at most once.
+        """
+        known = {"x": x, "out": out} | {f"m{i}": value for i, value in enumerate(memory)}
+        known["clean"] = self.clean_x * x + self.clean_out * out
+        if self.clip is not None:
+            known["clean"] = np.clip(known["clean"], -self.clip, self.clip)
+        following = self.x * x + self.out * out + self.clean * known["clean"]
+        for weight, value in zip(self.memory, memory, strict=True):
+            following = following + weight * value
+        if self.noise:
+            following = following + self.noise * draw()
+        return following.astype(x.dtype), tuple(known[name] for name in self.keep)
