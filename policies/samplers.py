@@ -44,6 +44,11 @@ class Step:
     table: StepTable | None = field(default=None, repr=False)
     """The same in numbers, but for rounding; None of a policy that samples by itself."""
 
+    @property
+    def at(self) -> Tensor:
+        """`index` as a tensor, 0-d: what tables of precomputed things are looked up by, also in a graph."""
+        return torch.tensor(self.index)
+
 
 @dataclass(frozen=True)
 class Sampler:
