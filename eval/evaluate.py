@@ -150,6 +150,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "seed": command.seed,
         "latency": f"{command.latency}",
         "mode": command.eval.mode,
+        "request_at": command.eval.request_at,
         "n_action_steps": command.policy.n_action_steps,
     }
 

@@ -106,6 +106,7 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
     updates = max(2, n_steps // 5)
     tokens = ("token_select", {"k_final": k_final})
     layers = ("layer_skip", {"n_dropped": n_dropped})
+    evenly = ("layer_skip", {"n_dropped": n_dropped, "rule": "uniform"})
     mlp: tuple[str, Options] = ("mlp_prune", {})
     eora: tuple[str, Options] = ("mlp_prune", {"rank": 16})
     cache = ("block_cache", {"method": "uniform", "updates": updates})
@@ -122,6 +123,13 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
         ("all", "layers, MLP, patches, cache", "efficientvla", everything),
         ("all+eora", "all, MLP compensated at rank 16", "efficientvla", (eora, *everything[1:])),
         ("all+hoist", "all, hoisted", "efficientvla", (*everything, _HOIST)),
+        ("all+evenly", "all, layers dropped evenly", "efficientvla", (mlp, evenly, tokens, cache)),
+        (
+            "all+evenly+hoist",
+            "all, layers dropped evenly, hoisted",
+            "efficientvla",
+            (mlp, evenly, tokens, cache, _HOIST),
+        ),
     ]
     if has_guidance:
         adaptive: tuple[str, Options] = ("guidance", {})
@@ -139,22 +147,21 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
         ]
     return (
         *(Entry(*row) for row in rows),
-        *_vla_baselines(tokens, layers, updates, n_steps),
+        *_vla_baselines(tokens, evenly, updates, n_steps),
         Entry("compile", "as trained, torch.compile", "compile", (), is_compiled=True),
         Entry("all-compile", "all, torch.compile", "compile", everything, is_compiled=True),
     )
 
 
 def _vla_baselines(
-    tokens: tuple[str, Options], layers: tuple[str, Options], updates: int, n_steps: int
+    tokens: tuple[str, Options], evenly: tuple[str, Options], updates: int, n_steps: int
 ) -> Iterator[Entry]:
     """Simpler choices at the same cost, another cache schedule, fewer steps, hoisting."""
-    k_final, n_dropped = tokens[1]["k_final"], layers[1]["n_dropped"]
+    k_final, n_dropped = tokens[1]["k_final"], evenly[1]["n_dropped"]
     yield Entry("hoist", "exact hoisting alone", "hoist", (_HOIST,))
     for method, label in (("fastv", "FastV"), ("random", "random")):
         wanted = ("token_select", tokens[1] | {"method": method})
         yield Entry(method, f"{label}, {k_final} patches", "baseline", (wanted,))
-    evenly = ("layer_skip", layers[1] | {"rule": "uniform"})
     yield Entry("uniform-layers", f"{n_dropped} layers dropped evenly", "baseline", (evenly,))
     bac = ("block_cache", {"updates": updates, "bubbling": 2})
     yield Entry("bac", f"BAC on the head, S = {updates}", "bac", (bac,))

@@ -139,6 +139,9 @@ class EvalOptions:
     """Episodes stepped together, their inference batched."""
     mode: str = "sync"
     """sync or async."""
+    request_at: int | None = None
+    """async: ask for the next chunk when so many fresh actions are left, which times the control period is
+    the latency budget; by the expected latency when not given."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])

@@ -84,6 +84,7 @@ def rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSett
         control_hz=command.env.control_hz,
         mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
         n_action_steps=command.policy.n_action_steps,
+        request_at=command.eval.request_at,
         latency=latency,
         max_steps=command.env.max_steps,
     )
