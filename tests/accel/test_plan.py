@@ -137,7 +137,8 @@ def test_every_listed_technique_keeps_the_protocol():
     for kind in TECHNIQUES:
         found = technique_class(kind)
         assert found.kind == kind
-        required = {"n_steps": 1, "updates": {}, "kept": (), "steps": ()}
+        required = {"n_steps": 1, "updates": {}, "kept": (), "steps": (), "parents": (0,), "ranks": (0,)}
+        required |= {"nodes": 2, "order": 1, "n_tokens": 1}
         needed = {f.name for f in fields(found) if f.default is MISSING and f.default_factory is MISSING}
         assert isinstance(found(**{name: required[name] for name in needed}), Technique)
 
