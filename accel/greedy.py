@@ -1,39 +1,23 @@
 """Greedy decoding of no more than will be executed: the policy without a chunk, if one action is."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
+from vivace.accel.technique import Decoding
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt, greedy
 from vivace.policies.noise import Noise
-from vivace.policies.staged import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyExecuted:
+class GreedyExecuted(Decoding):
     """Nothing to choose."""
 
     kind: ClassVar[str] = "greedy_executed"
-    seam: ClassVar[Seam] = Seam.DECODE
     is_static: ClassVar[bool] = True
-
-    @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Nothing is measured."""
-        with_tokens(execution, cls.kind)
-        return read_options(cls, cls.kind, options)
-
-    def check(self, execution: Execution) -> None:
-        """Raise if the policy writes no tokens."""
-        with_tokens(execution, self.kind)
-
-    def apply(self, execution: Execution) -> Execution:
-        """Decode so."""
-        return replace(execution, decoder=self)
 
     def __call__(
         self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.greedy import executed_tokens
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
+from vivace.accel.technique import CalibrationData, Decoding, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -29,12 +29,10 @@ UNTIL = ("all", "executed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jacobi:
+class Jacobi(Decoding):
     """How a chunk is guessed, and when it is good enough."""
 
     kind: ClassVar[str] = "jacobi"
-    seam: ClassVar[Seam] = Seam.DECODE
-    is_static: ClassVar[bool] = False
 
     init: str = "prompt"
     """First guess. prompt: random tokens of the prompt, as in the original code; previous: what is left of
@@ -66,8 +64,7 @@ class Jacobi:
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Count tokens where a table is asked for; options are the fields."""
-        with_tokens(execution, cls.kind)
-        chosen = read_options(cls, cls.kind, options)
+        chosen = super().calibrate(execution, data, options)
         if chosen.init != "marginal" or chosen.table:
             return chosen
         tokens = decode(execution, data.batch, EpisodeNoise(data.noise_keys)).tokens
@@ -81,10 +78,6 @@ class Jacobi:
                 f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}; "
                 "recalibrate: vivace calibrate --policy.path=…"
             )
-
-    def apply(self, execution: Execution) -> Execution:
-        """Decode so."""
-        return replace(execution, decoder=self)
 
     def __call__(
         self,

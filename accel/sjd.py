@@ -6,27 +6,24 @@ first refusal that token is drawn from max(0, p - q), normalised, and everything
 this pass's p, which becomes its q.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
+from vivace.accel.technique import Decoding
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
-from vivace.policies.staged import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sjd:
+class Sjd(Decoding):
     """How random the actions are."""
 
     kind: ClassVar[str] = "sjd"
-    seam: ClassVar[Seam] = Seam.DECODE
-    is_static: ClassVar[bool] = False
 
     temperature: float = 1.0
     """Of the softmax the tokens are drawn from."""
@@ -35,20 +32,6 @@ class Sjd:
         """The temperature must be positive."""
         if not self.temperature > 0:
             raise BadSetting(f"sjd temperature={self.temperature}; it must be above 0 (greedy: use jacobi)")
-
-    @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Nothing is measured; options are the fields."""
-        with_tokens(execution, cls.kind)
-        return read_options(cls, cls.kind, options)
-
-    def check(self, execution: Execution) -> None:
-        """Raise if the policy writes no tokens."""
-        with_tokens(execution, self.kind)
-
-    def apply(self, execution: Execution) -> Execution:
-        """Decode so."""
-        return replace(execution, decoder=self)
 
     def __call__(
         self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute

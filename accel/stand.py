@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.draft_tree import Tree, decode_by_tree, greedy_logits
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
+from vivace.accel.technique import CalibrationData, Decoding, read_options, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -53,12 +53,10 @@ class StandOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stand:
+class Stand(Decoding):
     """The table of n-grams."""
 
     kind: ClassVar[str] = "stand"
-    seam: ClassVar[Seam] = Seam.DECODE
-    is_static: ClassVar[bool] = False
 
     nodes: int
     order: int

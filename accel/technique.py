@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 from torch import Tensor
 
+from vivace.policies.decoding import Decoder
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
 
@@ -137,3 +138,25 @@ def with_denoiser(execution: Execution, kind: str) -> DenoisingPolicy:
             "leave it out of the plan"
         )
     return cast(DenoisingPolicy, execution.policy)
+
+
+class Decoding:
+    """What techniques that decode tokens share: their fields are their options, and they are the decoder."""
+
+    kind: ClassVar[str]
+    seam: ClassVar[Seam] = Seam.DECODE
+    is_static: ClassVar[bool] = False
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Nothing is measured."""
+        with_tokens(execution, cls.kind)
+        return read_options(cls, cls.kind, options)
+
+    def check(self, execution: Execution) -> None:
+        """Raise if the policy writes no tokens."""
+        with_tokens(execution, self.kind)
+
+    def apply(self, execution: Execution) -> Execution:
+        """Decode so."""
+        return replace(execution, decoder=cast(Decoder, self))

@@ -7,14 +7,14 @@ thing; the table begins as calibration left it and what a chunk adds is forgotte
 policy's answer depends on its observation alone. The tree's shape follows from how often each rank was right.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from vivace.accel.draft_tree import Tree, best_first, decode_by_tree, greedy_logits
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_tokens
+from vivace.accel.technique import CalibrationData, Decoding, read_options, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -38,12 +38,10 @@ class RecyclingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRecycling:
+class TokenRecycling(Decoding):
     """The table, and the tree's shape."""
 
     kind: ClassVar[str] = "token_recycling"
-    seam: ClassVar[Seam] = Seam.DECODE
-    is_static: ClassVar[bool] = False
 
     parents: tuple[int, ...]
     """Of every node; node 0 is the root."""
@@ -103,10 +101,6 @@ class TokenRecycling:
                 f"token_recycling has a table of shape {found}, this policy needs {needed} and a "
                 "candidate for every rank; recalibrate: vivace calibrate --policy.path=…"
             )
-
-    def apply(self, execution: Execution) -> Execution:
-        """Decode so."""
-        return replace(execution, decoder=self)
 
     def __call__(
         self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute

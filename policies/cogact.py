@@ -5,7 +5,6 @@ becomes the cognition feature, and a diffusion transformer turns that one featur
 Sampling here uses the modules as they are; acceleration goes through `cogact_staged`.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from vivace.policies.dit import SIZES, ActionModel, DiT
@@ -110,7 +108,7 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forget queued actions and votes."""
-        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        super().reset()
         self._ensemble = AdaptiveEnsemble(max(1, self.config.ensemble_horizon), self.config.ensemble_alpha)
 
     @torch.no_grad()
@@ -131,24 +129,12 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         return finish(x, self.config)
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Normalised chunks (B, n_action_steps, A)."""
-        self.eval()
-        return self.sample_actions(batch)[:, : self.config.n_action_steps]
-
-    @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
         """Return the next action (B, A): of the queue, or the vote of the latest chunks."""
         if self.config.ensemble_horizon:
             self.eval()
             return self._ensemble(self.sample_actions(batch))
-        if not self._queue:
-            self._queue.extend(self.predict_action_chunk(batch).transpose(0, 1))
-        return self._queue.popleft()
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
-        return self.loss(batch, batch[ACTION])[0], None
+        return super().select_action(batch)
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of the predicted noise, several draws a row; and the features (B, D)."""

@@ -5,7 +5,6 @@ OpenVLA's form (arXiv 2406.09246): two vision backbones, a projector, a Llama; e
 Decoding here is greedy and plain; faster ways go through `token_vla_staged`.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
 from vivace.policies.action_bins import ActionBins
@@ -85,10 +84,6 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         self.lm_head = nn.Linear(config.language_width, config.language_vocabulary, bias=False)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget queued actions."""
-        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
-
     def tokenize(self, actions: Tensor) -> Tensor:
         """Tokens (B, H · A) of normalised actions (B, H, A), action after action."""
         return self.config.bins.encode(actions).flatten(1)
@@ -129,23 +124,6 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         for i in range(self.config.n_tokens):
             tokens[:, i] = self.logits(batch, tokens[:, : i + 1])[:, -1].argmax(-1)
         return self.detokenize(tokens)
-
-    @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Normalised chunks (B, n_action_steps, A)."""
-        self.eval()
-        return self.sample_actions(batch)[:, : self.config.n_action_steps]
-
-    @torch.no_grad()
-    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Return the next action (B, A)."""
-        if not self._queue:
-            self._queue.extend(self.predict_action_chunk(batch).transpose(0, 1))
-        return self._queue.popleft()
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
-        return self.loss(batch, batch[ACTION])[0], None
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the action tokens; and the stream of the prompt's last token (B, D)."""

@@ -1,5 +1,7 @@
 """What OpenVLA and CogACT share: two vision backbones, a projector, a Llama that reads patches and prompt."""
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim.optimizers import AdamWConfig
 from lerobot.processor import make_default_policy_processor_steps, make_policy_processor_pipelines
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
@@ -132,6 +134,10 @@ class VisionLanguage(nn.Module):
 
     config: Any
     training: bool
+    sample_actions: Callable[[dict[str, Tensor]], Tensor]
+    """Normalised chunks (B, H, A)."""
+    loss: Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
+    """Of a batch and actions (B, H, A); and the stream (B, D) of the prompt's last token."""
 
     def build_backbone(self, config: VisionLanguageConfig) -> None:
         """Make the modules, with random weights."""
@@ -151,6 +157,27 @@ class VisionLanguage(nn.Module):
         others = [p for p in self.parameters() if p.requires_grad and p.ndim < 2]
         decay = self.config.optimizer_weight_decay
         return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+    def reset(self) -> None:
+        """Forget queued actions."""
+        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Normalised chunks (B, n_action_steps, A)."""
+        self.eval()
+        return self.sample_actions(batch)[:, : self.config.n_action_steps]
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Return the next action (B, A)."""
+        if not self._queue:
+            self._queue.extend(self.predict_action_chunk(batch).transpose(0, 1))
+        return self._queue.popleft()
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
+        """Loss of a batch: images, prompt tokens and actions (B, H, A)."""
+        return self.loss(batch, batch[ACTION])[0], None
 
     def embed(self, batch: dict[str, Tensor]) -> Tensor:
         """Language-model input (B, 1 + N + L - 1, D): BOS, the patches of all cameras, the other text.
