@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.layer_skip import LayerSkip, LayerSkipOptions, keep
+from vivace.accel.layer_skip import LayerSkip, LayerSkipOptions, keep, layer_importance
 from vivace.accel.technique import CalibrationData, with_language
 from vivace.policies.decoding import Prompt
 from vivace.policies.language import StagedLlama
@@ -31,9 +31,10 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
     policy = with_language(execution, LayerSkip.kind)
     n = len(policy.language.layers)
     feature, actions = _feature(policy.encode(data.batch)), _sample(execution, data)
+    scores = layer_importance(execution, data.batch)
     points = []
     for dropped in range(n):
-        kept = keep(execution, data.batch, LayerSkipOptions(n_dropped=dropped, rule=rule))
+        kept = keep(execution, data.batch, LayerSkipOptions(n_dropped=dropped, rule=rule), scores)
         fewer = replace(execution, policy=policy.with_layers(kept))
         found = _feature(fewer.policy.encode(data.batch))
         likeness = F.cosine_similarity(found.float(), feature.float(), dim=-1)

@@ -8,24 +8,24 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
 from typing import Any
 
 VERBS: dict[str, tuple[str, str]] = {
-    "eval": ("vivace.eval.evaluate:run", "EvalCommand"),
-    "bench": ("vivace.eval.bench:run", "BenchCommand"),
-    "calibrate": ("vivace.eval.plans:run_calibrate", "CalibrateCommand"),
-    "explain": ("vivace.eval.plans:run_explain", "ExplainCommand"),
-    "report": ("vivace.eval.results:run_report", "ReportCommand"),
-    "collect": ("vivace.eval.train:run_collect", "CollectCommand"),
-    "train": ("vivace.eval.train:run_train", "TrainCommand"),
-    "distill": ("vivace.eval.distill:run", "DistillCommand"),
-    "convert": ("vivace.eval.plans:run_convert", "ConvertCommand"),
-    "doctor": ("vivace.eval.doctor:run", "DoctorCommand"),
+    "eval": ("vivace.eval.evaluate:run", "vivace.eval.settings:EvalCommand"),
+    "bench": ("vivace.eval.bench:run", "vivace.eval.settings:BenchCommand"),
+    "calibrate": ("vivace.eval.plans:run_calibrate", "vivace.eval.settings:CalibrateCommand"),
+    "explain": ("vivace.eval.plans:run_explain", "vivace.eval.settings:ExplainCommand"),
+    "report": ("vivace.eval.results:run_report", "vivace.eval.settings:ReportCommand"),
+    "collect": ("vivace.eval.train:run_collect", "vivace.eval.learning_settings:CollectCommand"),
+    "train": ("vivace.eval.train:run_train", "vivace.eval.learning_settings:TrainCommand"),
+    "distill": ("vivace.eval.distill:run", "vivace.eval.learning_settings:DistillCommand"),
+    "convert": ("vivace.eval.plans:run_convert", "vivace.eval.settings:ConvertCommand"),
+    "doctor": ("vivace.eval.doctor:run", "vivace.eval.settings:DoctorCommand"),
 }
-"""Verb -> (function, settings class in `vivace.eval.settings`)."""
+"""Verb -> (function, settings class)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
 
     from vivace.policies.errors import BadSetting
 
-    config_class = getattr(import_module("vivace.eval.settings"), settings_class)
+    config_class = _load(settings_class)
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
         with redirect_stderr(said):
@@ -79,17 +79,16 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["cannot be read"])[-1]
 
 
-def _load(function: str) -> Callable[[Any], tuple[dict[str, Any], bool]]:
-    module, name = function.split(":")
+def _load(place: str) -> Any:
+    module, name = place.split(":")
     return getattr(import_module(module), name)
 
 
 def _usage() -> str:
     """One line a verb: the first line of its settings' docstring."""
-    settings = import_module("vivace.eval.settings")
     lines = ["usage: vivace <verb> [--dotted.flag=value …]      vivace <verb> --help", ""]
-    for verb, (_, name) in VERBS.items():
-        lines.append(f"  {verb:<10} {(getattr(settings, name).__doc__ or '').splitlines()[0]}")
+    for verb, (_, settings_class) in VERBS.items():
+        lines.append(f"  {verb:<10} {(_load(settings_class).__doc__ or '').splitlines()[0]}")
     return "\n".join(lines)
 
 

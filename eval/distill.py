@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vivace.accel.jacobi import Jacobi
 from vivace.envs.demonstrations import Demonstrations, load_demonstrations
+from vivace.eval.learning_settings import DistillCommand
 from vivace.eval.recipe import Recipe
-from vivace.eval.settings import DistillCommand
 from vivace.eval.terminal import progress
 from vivace.eval.train import fit
 from vivace.eval.vla_recipe import demonstrated, present, tokenizer_of

@@ -1,14 +1,9 @@
 """The report: one self-contained HTML page made from results.json alone (and the video beside it)."""
 
-import base64
-import html
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from vivace.eval.figures import (
     curve_figure,
@@ -22,37 +17,8 @@ from vivace.eval.figures import (
     similarity_figure,
     timeline_figure,
 )
+from vivace.eval.page import figure, header, page, section, table, video
 from vivace.policies.errors import BadSetting
-
-_STYLE = """
-:root { --ink: #1d2530; --soft: #667085; --line: #e4e8ee; --good: #0b8f7d; --bad: #d64545; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f5f7fa; color: var(--ink); font: 15px/1.55 Inter, system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 80px; }
-header .kicker { color: var(--good); font-weight: 600; letter-spacing: .08em; text-transform: uppercase;
-  font-size: 12px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 6px 0 8px; }
-h2 { font-size: 19px; margin: 0 0 4px; }
-p { margin: 4px 0 12px; color: var(--soft); max-width: 76ch; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
-  padding: 22px 24px; margin: 18px 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px;
-  margin: 22px 0; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
-.card .name { color: var(--soft); font-size: 13px; }
-.card .value { font-size: 26px; font-weight: 650; margin-top: 2px; white-space: nowrap; }
-.card .value small { color: var(--soft); font-weight: 400; font-size: 15px; }
-.card .note { color: var(--soft); font-size: 13px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); }
-td:not(:first-child) { white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; }
-th:first-child, td:first-child { text-align: left; }
-tr.ours td { font-weight: 600; color: var(--good); }
-.wide { overflow-x: auto; }
-video { width: 100%; border-radius: 8px; background: #000; }
-code { background: #eef1f5; padding: 2px 6px; border-radius: 5px; font-size: 13px; word-break: break-all; }
-"""
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
@@ -69,14 +35,9 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
         raise BadSetting(
             f"results.json is incomplete ({type(error).__name__}: {error}); run again"
         ) from error
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
-        f"<script>{get_plotlyjs()}</script></head><body><main>{body}{_footer(results)}</main></body></html>"
-    )
     target = folder / "report.html"
     partial = target.with_suffix(".html.partial")
-    partial.write_text(page)
+    partial.write_text(page(title, body, results))
     os.replace(partial, target)
     return target
 
@@ -88,42 +49,42 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"The world steps {environment['control_hz']:g} times a second whether or not the policy has "
         f"finished thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
     )
-    parts = [_header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
+    parts = [header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
     parts.append(
-        _section("Success under latency", _runs_text(results), _runs_table(runs), _pairs_table(results))
+        section("Success under latency", _runs_text(results), _runs_table(runs), _pairs_table(results))
     )
     if results.get("video"):
         text = f"Episode {results['shown_seed']} under every run; the bar says what the robot executes."
-        parts.append(_section("Side by side", text, _video(folder / results["video"])))
+        parts.append(section("Side by side", text, video(folder / results["video"])))
     shown = {
         r["name"]: (r["label"], next(e for e in r["episodes"] if e["seed"] == results["shown_seed"]))
         for r in runs
     }
     parts.append(
-        _section(
+        section(
             "One episode, tick by tick",
             "Fresh: an action as young as in a world that waits. Stale: an older one. Fallback: no "
             "action was there, so displacements are zero and targets hold. "
             "The same as a trace: trace.json, for ui.perfetto.dev.",
-            _figure(timeline_figure(shown, environment["control_hz"])),
+            figure(timeline_figure(shown, environment["control_hz"])),
         )
     )
     if results["curve"]:
         parts.append(
-            _section(
+            section(
                 "Success against latency",
                 "Lines: every chunk takes the latency on the axis, bands are 95 % Wilson intervals. "
                 "Diamonds: each run at its own latency.",
-                _figure(curve_figure(results["curve"], runs)),
+                figure(curve_figure(results["curve"], runs)),
                 _curve_table(results["curve"]),
             )
         )
     parts.append(
-        _section(
+        section(
             "Latency",
             "Of one chunk at batch 1, timed interleaved in one process; the loop draws from these.",
             _latency_table(runs),
-            _figure(latency_figure(runs, 1 / environment["control_hz"])),
+            figure(latency_figure(runs, 1 / environment["control_hz"])),
         )
     )
     parts += _pareto_sections(results)
@@ -137,19 +98,14 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
     )
     lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
-    sections = [_header("benchmark", title, lead), *_pareto_sections(results), *_token_sections(results)]
+    sections = [header("benchmark", title, lead), *_pareto_sections(results), *_token_sections(results)]
     if results.get("layer_curve"):
         text = "Error of the cognition feature and of the actions when language layers are dropped."
-        sections.append(_section("Layers dropped", text, _figure(layer_curve_figure(results["layer_curve"]))))
+        sections.append(section("Layers dropped", text, figure(layer_curve_figure(results["layer_curve"]))))
     return title, "".join(sections)
 
 
 _PAGES = {"eval": _eval_page, "bench": _bench_page}
-
-
-def _header(kicker: str, title: str, lead: str) -> str:
-    kicker = f'<div class="kicker">vivace · {kicker}</div>'
-    return f"<header>{kicker}<h1>{html.escape(title)}</h1><p>{lead}</p></header>"
 
 
 def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -227,7 +183,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 "–" if run["gflop"] is None else f"{run['gflop']:.2f}",
             )
         )
-    return _table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
+    return table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
 
 
 def _pairs_table(results: Mapping[str, Any]) -> str:
@@ -243,7 +199,7 @@ def _pairs_table(results: Mapping[str, Any]) -> str:
         )
         for p in results["comparisons"]
     ]
-    return _table(
+    return table(
         ("difference", "success", "95 %", "only accelerated", "only the other", "McNemar p"),
         rows,
     )
@@ -258,14 +214,14 @@ def _curve_table(curve: Mapping[str, Any]) -> str:
         "mean success over the latencies above",
         "over control rates 5 to 50 Hz, at its own latency",
     )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _latency_table(runs: Sequence[Mapping[str, Any]]) -> str:
     keys = ("p50_s", "p90_s", "p95_s", "p99_s", "p99.9_s", "jitter_s")
     rows = [(run["label"], *(f"{1e3 * run['latency'][key]:.1f}" for key in keys)) for run in runs]
     head = ("run", *(f"{key.removesuffix('_s')} [ms]" for key in keys))
-    return _table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
+    return table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
 
 
 def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
@@ -305,9 +261,7 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
         "samplers success decides, not this error."
     )
     ours = [row["family"] in ("accelerated", "bac") for row in rows]
-    return [
-        _section("All plans and baselines", text, _figure(pareto_figure(rows)), _table(head, cells, ours))
-    ]
+    return [section("All plans and baselines", text, figure(pareto_figure(rows)), table(head, cells, ours))]
 
 
 def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
@@ -316,13 +270,13 @@ def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
         text = (
             "One frame an inference: bright patches go on through the language model, dark ones are dropped."
         )
-        sections.append(_section("Patches that were kept", text, _video(folder / results["patches"])))
+        sections.append(section("Patches that were kept", text, video(folder / results["patches"])))
     if results.get("layers"):
         text = (
             "1 − cosine similarity between what enters and what leaves a language layer, on calibration "
             "observations; light ones are dropped."
         )
-        sections.append(_section("Layer importance", text, _figure(importance_figure(results["layers"]))))
+        sections.append(section("Layer importance", text, figure(importance_figure(results["layers"]))))
     return sections
 
 
@@ -346,8 +300,8 @@ def _token_sections(results: Mapping[str, Any]) -> list[str]:
     )
     settled = "The pass in which each token of the chunk changed for the last time; dark tokens settle first."
     return [
-        _section("Decoding", text, _table(head, cells), _figure(passes_figure(rows))),
-        _section("Which tokens settle when", settled, _figure(settled_figure(rows))),
+        section("Decoding", text, table(head, cells), figure(passes_figure(rows))),
+        section("Which tokens settle when", settled, figure(settled_figure(rows))),
     ]
 
 
@@ -359,47 +313,11 @@ def _calibration_sections(calibration: Mapping[str, Any] | None) -> list[str]:
         f"{len(next(iter(calibration['grid'].values())))} steps are distinct programs."
     )
     return [
-        _section("Schedule", text, _figure(schedule_figure(calibration["grid"]))),
-        _section(
+        section("Schedule", text, figure(schedule_figure(calibration["grid"]))),
+        section(
             "What the schedule rests on",
             "Cosine similarity of each block's output between denoising steps, every block computed: bright "
             "squares along the diagonal are stretches in which an output may be reused.",
-            _figure(similarity_figure(calibration)),
+            figure(similarity_figure(calibration)),
         ),
     ]
-
-
-def _section(title: str, text: str, *parts: str) -> str:
-    return f"<section><h2>{title}</h2><p>{text}</p>{''.join(parts)}</section>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[bool] = ()) -> str:
-    marked = list(ours) or [False] * len(rows)
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(
-        f'<tr class="{"ours" if mark else ""}">'
-        + "".join(f"<td>{html.escape(c)}</td>" for c in row)
-        + "</tr>"
-        for row, mark in zip(rows, marked, strict=True)
-    )
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _figure(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-
-
-def _video(path: Path) -> str:
-    if not path.is_file():
-        return "<p>The video is not in this folder any more.</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<video controls autoplay muted loop src="data:video/mp4;base64,{data}"></video>'
-
-
-def _footer(results: Mapping[str, Any]) -> str:
-    made = {**results["machine"], **results["versions"], "seed": results["seed"]}
-    facts = ", ".join(f"{html.escape(str(key))} {html.escape(str(value))}" for key, value in made.items())
-    return (
-        f"<section><h2>How this was made</h2><p><code>{html.escape(results['command'])}</code></p>"
-        f"<p>{facts}. {html.escape(results.get('created', ''))}</p></section>"
-    )

@@ -16,14 +16,14 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_file, save_file
 
 from vivace.envs.demonstrations import CollectSettings, Demonstrations, load_demonstrations, record
-from vivace.eval.recipe import Recipe, begun, statistics
-from vivace.eval.settings import (
+from vivace.eval.learning_settings import (
     CogACTOptions,
     CollectCommand,
     DPTransformerOptions,
     TokenVLAOptions,
     TrainCommand,
 )
+from vivace.eval.recipe import Recipe, begun, statistics
 from vivace.eval.terminal import progress
 from vivace.eval.vla_recipe import vla_recipe
 from vivace.policies.dp_transformer import (

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vivace.envs.demonstrations import Demonstrations
+from vivace.eval.learning_settings import CogACTOptions, TokenVLAOptions, TrainCommand, VLAOptions
 from vivace.eval.recipe import Recipe, begun, statistics
-from vivace.eval.settings import CogACTOptions, TokenVLAOptions, TrainCommand, VLAOptions
 from vivace.eval.terminal import progress
 from vivace.policies.cogact import CogACTConfig, CogACTPolicy
 from vivace.policies.errors import BadSetting
