@@ -110,47 +110,37 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
     mlp: tuple[str, Options] = ("mlp_prune", {})
     eora: tuple[str, Options] = ("mlp_prune", {"rank": 16})
     cache = ("block_cache", {"method": "uniform", "updates": updates})
-    everything = (mlp, layers, tokens, cache)
-    kept = n_layers - n_dropped
-    rows: list[tuple[str, str, str, Wanted]] = [
-        ("plain", "as trained", "ddpm", ()),
-        ("tokens", f"{k_final} of {n_patches} patches", "efficientvla", (tokens,)),
-        ("cache", f"action cache, {updates} of {n_steps} steps", "efficientvla", (cache,)),
-        ("layers", f"{kept} of {n_layers} layers", "efficientvla", (layers,)),
-        ("layers+mlp", "layers, MLP channels -25 %", "efficientvla", (mlp, layers)),
-        ("layers+mlp+cache", "layers, MLP, cache", "efficientvla", (mlp, layers, cache)),
-        ("tokens+cache", "patches, cache", "efficientvla", (tokens, cache)),
-        ("all", "layers, MLP, patches, cache", "efficientvla", everything),
-        ("all+eora", "all, MLP compensated at rank 16", "efficientvla", (eora, *everything[1:])),
-        ("all+hoist", "all, hoisted", "efficientvla", (*everything, _HOIST)),
-        ("all+evenly", "all, layers dropped evenly", "efficientvla", (mlp, evenly, tokens, cache)),
-        (
-            "all+evenly+hoist",
-            "all, layers dropped evenly, hoisted",
-            "efficientvla",
-            (mlp, evenly, tokens, cache, _HOIST),
-        ),
+    everything, spread = (mlp, layers, tokens, cache), (mlp, evenly, tokens, cache)
+    rows: list[tuple[str, str, Wanted]] = [
+        ("tokens", f"{k_final} of {n_patches} patches", (tokens,)),
+        ("cache", f"action cache, {updates} of {n_steps} steps", (cache,)),
+        ("layers", f"{n_layers - n_dropped} of {n_layers} layers", (layers,)),
+        ("layers+mlp", "layers, MLP channels -25 %", (mlp, layers)),
+        ("layers+mlp+cache", "layers, MLP, cache", (mlp, layers, cache)),
+        ("tokens+cache", "patches, cache", (tokens, cache)),
+        ("all", "layers, MLP, patches, cache", everything),
+        ("all+eora", "all, MLP compensated at rank 16", (eora, *everything[1:])),
+        ("all+hoist", "all, hoisted", (*everything, _HOIST)),
+        ("all+evenly", "all, layers dropped evenly", spread),
+        ("all+evenly+hoist", "all, layers dropped evenly, hoisted", (*spread, _HOIST)),
+        *(_guided(everything) if has_guidance else ()),
     ]
-    if has_guidance:
-        adaptive: tuple[str, Options] = ("guidance", {})
-        linear: tuple[str, Options] = ("guidance", {"method": "linear"})
-        rows += [
-            ("guidance", "adaptive guidance", "efficientvla", (adaptive,)),
-            ("linear-guidance", "LinearAG", "efficientvla", (linear,)),
-            ("all+guidance", "all, adaptive guidance", "efficientvla", (*everything, adaptive)),
-            (
-                "everything",
-                "all, adaptive guidance, hoisted",
-                "efficientvla",
-                (*everything, adaptive, _HOIST),
-            ),
-        ]
     return (
-        *(Entry(*row) for row in rows),
+        Entry("plain", "as trained", "ddpm"),
+        *(Entry(name, label, "efficientvla", wanted) for name, label, wanted in rows),
         *_vla_baselines(tokens, evenly, updates, n_steps),
         Entry("compile", "as trained, torch.compile", "compile", (), is_compiled=True),
         Entry("all-compile", "all, torch.compile", "compile", everything, is_compiled=True),
     )
+
+
+def _guided(everything: Wanted) -> Iterator[tuple[str, str, Wanted]]:
+    """Classifier-free guidance for fewer steps."""
+    adaptive: tuple[str, Options] = ("guidance", {})
+    yield "guidance", "adaptive guidance", (adaptive,)
+    yield "linear-guidance", "LinearAG", (("guidance", {"method": "linear"}),)
+    yield "all+guidance", "all, adaptive guidance", (*everything, adaptive)
+    yield "everything", "all, adaptive guidance, hoisted", (*everything, adaptive, _HOIST)
 
 
 def _vla_baselines(
