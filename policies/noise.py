@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from vivace.policies.streams import Streams
 
 
 class Noise(Protocol):
@@ -34,14 +35,8 @@ class EpisodeNoise:
     """
 
     def __init__(self, keys: Sequence[tuple[int, ...]]):
-        self._generators = [
-            torch.Generator().manual_seed(
-                int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-            )
-            for key in keys
-        ]
+        self._streams = Streams(keys)
 
     def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the next draw of every row, stacked."""
-        rows = [torch.randn(shape[1:], generator=generator) for generator in self._generators]
-        return torch.stack(rows).to(like)
+        return torch.from_numpy(self._streams(shape[1:])).to(like)
