@@ -3,11 +3,13 @@
 import importlib
 
 _LAZY = {
+    "bundle": ("Bundle",),
     "budget": ("LatencyBudget", "Rung"),
     "chunk_queue": ("ChunkQueue", "Queued"),
     "clock": ("Clock", "VirtualClock", "WallClock"),
     "guard": ("ActionGuard", "Limits"),
     "loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
+    "ort_policy": ("OrtPolicy",),
     "robot": ("Robot",),
     "worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
 }

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "collect": ("vivace.eval.train:run_collect", "vivace.eval.learning_settings:CollectCommand"),
     "train": ("vivace.eval.train:run_train", "vivace.eval.learning_settings:TrainCommand"),
     "distill": ("vivace.eval.distill:run", "vivace.eval.learning_settings:DistillCommand"),
+    "export": ("vivace.eval.export:run", "vivace.eval.settings:ExportCommand"),
     "convert": ("vivace.eval.plans:run_convert", "vivace.eval.settings:ConvertCommand"),
     "doctor": ("vivace.eval.doctor:run", "vivace.eval.settings:DoctorCommand"),
 }

@@ -223,6 +223,26 @@ class ExplainCommand(CommonOptions):
 
 
 @dataclass(kw_only=True)
+class ExportOptions:
+    """What goes into a bundle."""
+
+    plan: bool = True
+    """The plan that --accel.path names, else the one beside the checkpoint, if there is one; false: none."""
+    instructions: list[str] = field(default_factory=list)
+    """Texts a policy that reads one will be told; those of the tasks named when empty."""
+
+
+@dataclass(kw_only=True)
+class ExportCommand(CommonOptions):
+    """Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.
+
+    Example: vivace export --policy.path=zoo/reach --env.task=reach-v3 --output_dir=outputs/bundles/reach
+    """
+
+    export: ExportOptions = field(default_factory=ExportOptions)
+
+
+@dataclass(kw_only=True)
 class ConvertCommand:
     """Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.
 

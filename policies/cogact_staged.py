@@ -137,7 +137,7 @@ class HoistedCogACT(StagedCogACT):
         """Condition tokens (2B, width), or (B, width) at a step without guidance."""
         if self.has_guidance and not self._is_guided(step):
             context = context[: len(context) // 2]
-        return self._time[step.at] + context
+        return step.of(self._time) + context
 
     def hoist(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin for another sampler."""

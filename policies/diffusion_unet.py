@@ -165,7 +165,7 @@ class HoistedDiffusion(StagedDiffusion):
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """FiLM vector (B, C), or scale and bias (B, 2C), of every residual block."""
-        return (self._time[step.at] + context).split(self._channels, dim=-1)
+        return (step.of(self._time) + context).split(self._channels, dim=-1)
 
     def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin for another sampler."""

@@ -143,7 +143,7 @@ class HoistedDPTransformer(StagedDPTransformer):
     def condition(self, step: Step, context: _Memory) -> tuple[Tensor, ...]:
         """Keys and values (2, B, heads, 1 + To, d) of every layer."""
         observation = context.observation
-        time = self._time[step.at].expand(*observation.shape[:4], 1, -1)
+        time = step.of(self._time).expand(*observation.shape[:4], 1, -1)
         return torch.cat([time, observation], dim=-2).unbind(0)
 
     def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":

@@ -35,3 +35,11 @@ class UnknownEnvironment(VivaceError):
 
 class BadSetting(VivaceError):
     """Raised when an option has a value outside its range, or options contradict each other."""
+
+
+class BadBundle(VivaceError):
+    """Raised when an exported policy is missing, damaged, of a newer version or does not fit the robot."""
+
+
+class ParityError(VivaceError):
+    """Raised when an exported policy gives other actions than the one it was exported from."""

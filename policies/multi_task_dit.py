@@ -128,7 +128,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""
-        return (self._time[step.at] + context).chunk(len(self.blocks), dim=-1)
+        return (step.of(self._time) + context).chunk(len(self.blocks), dim=-1)
 
     def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin for another sampler."""

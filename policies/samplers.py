@@ -46,8 +46,12 @@ class Step:
 
     @property
     def at(self) -> Tensor:
-        """`index` as a tensor, 0-d: what tables of precomputed things are looked up by, also in a graph."""
+        """`index` as a tensor, 0-d."""
         return torch.tensor(self.index)
+
+    def of(self, table: Tensor) -> Tensor:
+        """Look this step up in a table of all steps (S, ...); in a graph `at` may be an input."""
+        return table.index_select(0, self.at.view(1).to(table.device)).squeeze(0)
 
 
 @dataclass(frozen=True)

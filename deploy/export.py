@@ -1,0 +1,228 @@
+"""`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs.types import FeatureType
+from torch import Tensor
+
+from vivace.accel.apply import accelerate
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
+from vivace.deploy.export_onnx import GraphWriter, export_denoising
+from vivace.deploy.normalization import Normalization
+from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
+from vivace.policies.errors import BadSetting, ParityError, UnsupportedPolicy
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import sample
+from vivace.policies.streams import Streams
+
+TOLERANCE = 1e-5
+"""Largest difference of a graph's outputs and of normalised actions from torch's."""
+TOKENIZER = "tokenizer.json"
+
+_MODES: dict[str, tuple[str, str, float, float]] = {
+    "MIN_MAX": ("min", "max", 2.0, -1.0),
+    "QUANTILES": ("q01", "q99", 2.0, -1.0),
+    "QUANTILE10": ("q10", "q90", 2.0, -1.0),
+}
+"""lerobot's normalisation mode -> statistics at the ends, gain, shift."""
+
+_KNOWN_STEPS = {
+    "RenameObservationsProcessorStep",
+    "AddBatchDimensionProcessorStep",
+    "DeviceProcessorStep",
+    "NormalizerProcessorStep",
+    "UnnormalizerProcessorStep",
+    "PromptStep",
+    "TokenizerProcessorStep",
+}
+
+
+def export(
+    loaded: LoadedPolicy,
+    plan: AccelerationPlan,
+    data: CalibrationData,
+    folder: Path,
+    instructions: Sequence[str] = (),
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Bundle:
+    """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
+
+    Args:
+        loaded: the checkpoint.
+        plan: how it is run; of this checkpoint.
+        data: observations to prove parity on; the first one gives the graphs their shapes.
+        folder: where the bundle goes; one that is there is replaced.
+        instructions: texts to tokenise now, for policies that read one.
+        on_step: told how many of how many steps are exported.
+
+    Raises:
+        UnsupportedPolicy: the policy or its plan cannot be exported.
+        ParityError: ONNX Runtime gives other actions than torch.
+    """
+    for technique in plan.techniques:
+        if not technique.is_static:
+            raise UnsupportedPolicy(
+                f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
+                "out of the plan: vivace calibrate --accel.techniques=…"
+            )
+    execution = accelerate(loaded.staged, plan, loaded.fingerprint)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    writer = GraphWriter(partial)
+    with torch.no_grad():
+        parts = export_denoising(writer, execution, data.one, EpisodeNoise(data.noise_keys[:1]), on_step)
+    plan.save(partial)
+    bundle = Bundle(
+        folder=partial,
+        name=loaded.path.name,
+        spec=execution.policy.spec,
+        graphs=tuple(writer.graphs),
+        encode=parts.encode,
+        steps=parts.steps,
+        finish=parts.finish,
+        observations=dict(_observations(loaded)),
+        actions=_normalization(loaded.postprocess, "action") or identity(),
+        prompts=_prompts(loaded, instructions),
+        prompt=_prompt(loaded, partial),
+    )
+    _write(bundle)
+    errors = [_chunk_error(OrtPolicy(bundle), execution, one) for one in _each(data)]
+    receipt = {
+        "fingerprint": asdict(plan.fingerprint),
+        "techniques": [technique.kind for technique in plan.techniques],
+        "torch": torch.__version__,
+        "observations": len(errors),
+        "chunk_error": max(errors),
+        "graph_error": max(writer.errors),
+        "tolerance": TOLERANCE,
+    }
+    worst = max(*errors, *writer.errors)
+    if not worst <= TOLERANCE:
+        raise ParityError(
+            f"ONNX Runtime differs from torch by {worst:.2g} on {len(errors)} observations, {TOLERANCE:g} is "
+            f"allowed; nothing was written to {folder}; what was made is in {partial}"
+        )
+    names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+    files = {name: file_hash(partial / name) for name in names if name != MANIFEST}
+    _write(replace(bundle, receipt=receipt, files=files))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return Bundle.load(folder)
+
+
+def _write(bundle: Bundle) -> None:
+    (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
+
+
+def _each(data: CalibrationData) -> Iterator[CalibrationData]:
+    ones = data.ones()
+    for _ in data.noise_keys:
+        yield next(ones)
+
+
+def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> float:
+    """Largest difference of normalised actions of one observation."""
+    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys)).cpu().numpy()
+    found = policy.sample(
+        {key: value.cpu().numpy() for key, value in one.batch.items()}, Streams(one.noise_keys)
+    )
+    return float(np.abs(found - wanted).max())
+
+
+def identity() -> Normalization:
+    """Leave values as they are."""
+    return Normalization(np.zeros(1, np.float32), np.ones(1, np.float32), 1.0, 0.0)
+
+
+def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
+    pipelines: tuple[Any, ...] = (loaded.preprocess, loaded.postprocess)
+    for pipeline in pipelines:
+        for step in pipeline.steps:
+            renames = getattr(step, "rename_map", {})
+            if type(step).__name__ not in _KNOWN_STEPS or renames:
+                raise UnsupportedPolicy(
+                    f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
+                    f"{', '.join(sorted(_KNOWN_STEPS))}, without renaming"
+                )
+    for key in loaded.staged.spec.observation_shapes:
+        found = _normalization(loaded.preprocess, key)
+        if found is not None:
+            yield key, found
+
+
+def _normalization(pipeline: Any, key: str) -> Normalization | None:
+    """Read how a pipeline (un)normalises a feature; None if it leaves it as it is."""
+    for step in pipeline.steps:
+        if key not in getattr(step, "features", {}):
+            continue
+        kind: FeatureType = step.features[key].type
+        mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
+        stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
+        if mode == "IDENTITY" or not stats:
+            return None
+        if mode == "MEAN_STD":
+            return Normalization(_array(stats["mean"]), _array(stats["std"]) + np.float32(step.eps), 1.0, 0.0)
+        low, high, gain, shift = _MODES[mode]
+        span = _array(stats[high]) - _array(stats[low])
+        return Normalization(_array(stats[low]), np.where(span == 0, np.float32(step.eps), span), gain, shift)
+    return None
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _reads_text(loaded: LoadedPolicy) -> bool:
+    pipeline: Any = loaded.preprocess
+    return any(type(step).__name__ in ("PromptStep", "TokenizerProcessorStep") for step in pipeline.steps)
+
+
+def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
+    """Padded ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
+    spec = loaded.staged.spec
+    blank = {key: torch.zeros(1, spec.n_obs_steps, *s) for key, s in spec.observation_shapes.items()}
+    ready = loaded.preprocess(blank | {"task": [text]})
+    return ready[TOKENS][0].cpu(), ready[MASK][0].bool().cpu()
+
+
+def _prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    if not _reads_text(loaded):
+        return {}
+    if not instructions:
+        raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
+    found = {}
+    for text in instructions:
+        ids, mask = _tokens(loaded, text)
+        found[text.strip().lower()] = tuple(ids[mask].tolist())
+    return found
+
+
+def _prompt(loaded: LoadedPolicy, folder: Path) -> dict[str, Any]:
+    """How instructions that come later are tokenised; writes the tokenizer's file."""
+    if not _reads_text(loaded):
+        return {}
+    ids, mask = _tokens(loaded, "a")
+    settings: dict[str, Any] = {"length": len(ids), "pad": int(ids[~mask][0]) if not mask.all() else 0}
+    pipeline: Any = loaded.preprocess
+    for step in pipeline.steps:
+        if type(step).__name__ == "PromptStep":
+            (folder / TOKENIZER).write_text(step.tokenizer.to_str())
+            settings |= {
+                "tokenizer": TOKENIZER,
+                "template": step.template,
+                "bos": step.bos,
+                "suffix": list(step.suffix),
+            }
+    return settings

@@ -1,0 +1,293 @@
+"""Export a policy under its plan as graphs: one for `encode`, one for each distinct step, one to finish.
+
+What a plan decides before anything runs (layers, patches, steps, schedules, guidance) is in the graphs and in
+the manifest; what a step leaves to the next are inputs and outputs. Tensors that several graphs use are
+stored once.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from vivace.accel.rows import Rows
+from vivace.deploy.bundle import Graph, StepProgram
+from vivace.deploy.ort_policy import CACHE, CONTEXT, NEXT
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.noise import Noise
+from vivace.policies.samplers import Step
+from vivace.policies.staged import Batch, Execution, evaluate
+
+OPSET = 20
+_ALIGNMENT = 4096
+"""Of tensors in the shared file, so that they can be mapped into memory."""
+_SHARED_FROM = 1024
+"""Tensors of so many bytes go to the shared file."""
+
+
+@dataclass
+class GraphWriter:
+    """Writes graphs into a folder; tensors that are equal are stored once."""
+
+    folder: Path
+    """Of the bundle."""
+    graphs: list[Graph] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    """Largest difference of each graph's outputs from torch's."""
+    _known: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _end: int = 0
+
+    def add(self, name: str, module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> int:
+        """Export a module; returns the index of its graph.
+
+        Args:
+            name: of the file, without folder and ending.
+            module: takes the inputs in their order, returns a tuple of the outputs.
+            inputs: name -> example, of the shape the graph will have.
+            outputs: their names.
+        """
+        given = tuple(inputs.values())
+        with torch.no_grad():
+            program: Any = torch.onnx.export(
+                module.eval(),
+                given,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+            )
+            found = module(*given)
+        model = program.model_proto
+        _drop_unused_inputs(model.graph)
+        file = Path("graphs") / f"{name}.onnx"
+        target = self.folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._share(model.graph.initializer, target.parent / "weights.bin")
+        target.write_bytes(model.SerializeToString())
+        used = [value.name for value in model.graph.input]
+        self.graphs.append(
+            Graph(
+                file.as_posix(),
+                {key: tuple(inputs[key].shape) for key in used},
+                {key: tuple(tensor.shape) for key, tensor in zip(outputs, found, strict=True)},
+            )
+        )
+        self.errors.append(_error(target, {key: inputs[key] for key in used}, found))
+        return len(self.graphs) - 1
+
+    def _share(self, tensors: Any, file: Path) -> None:
+        """Move large tensors to the shared file."""
+        import onnx
+
+        for tensor in tensors:
+            data = onnx.numpy_helper.to_array(tensor).tobytes()
+            if len(data) < _SHARED_FROM:
+                continue
+            digest = hashlib.sha256(data).hexdigest()
+            if digest not in self._known:
+                offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+                with file.open("ab") as out:
+                    out.write(b"\0" * (offset - self._end) + data)
+                self._known[digest], self._end = (offset, len(data)), offset + len(data)
+            offset, length = self._known[digest]
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in (("location", file.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _error(file: Path, inputs: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> float:
+    """Largest difference of a graph's outputs in ONNX Runtime from torch's."""
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
+    return max(
+        float(np.abs(mine.astype(np.float64) - theirs.cpu().double().numpy()).max(initial=0.0))
+        for mine, theirs in zip(found, wanted, strict=True)
+    )
+
+
+def _drop_unused_inputs(graph: Any) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for value in [value for value in graph.input if value.name not in used]:
+        graph.input.remove(value)
+
+
+@dataclass(frozen=True)
+class DenoisingGraphs:
+    """How the graphs of a denoising policy fit together; indices are those of the writer."""
+
+    encode: int
+    steps: tuple[StepProgram, ...]
+    finish: int | None
+
+
+def export_denoising(
+    writer: GraphWriter,
+    execution: Execution,
+    batch: Batch,
+    noise: Noise,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> DenoisingGraphs:
+    """Export a denoising policy under an execution.
+
+    Args:
+        writer: where the graphs go.
+        execution: the policy and how it is run.
+        batch: one normalised observation.
+        noise: of one chunk.
+        on_step: told how many of how many steps are done.
+
+    Raises:
+        UnsupportedPolicy: it is opaque, or decides at run time what to compute.
+    """
+    policy = execution.policy
+    if not policy.blocks:
+        raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: it has no stages to export")
+    context = policy.encode(batch, execution.language, execution.select)
+    context_leaves, context_tree = pytree.tree_flatten(context)
+    context_names = [f"{CONTEXT}.{i}" for i in range(len(context_leaves))]
+    encode = writer.add("encode", _Encode(execution, list(batch)), batch, context_names)
+    seen = dict(zip(context_names, context_leaves, strict=True))
+    x = noise((1, policy.spec.horizon, policy.spec.action_dim), next(iter(batch.values())).float())
+    memory: tuple[Tensor, ...] = ()
+    cache: Mapping[str, Any] = {}
+    programs: dict[Any, tuple[int, dict[str, str]]] = {}
+    steps = []
+    for step in execution.sampler.steps:
+        if step.table is None:
+            raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
+        given = _named(cache)
+        out, kept = execution.evaluate(execution, step, x, context, cache)
+        left = _named(kept)
+        key = (_program(execution, step), tuple((name, tuple(v.shape)) for name, v in given.items()))
+        if key not in programs:
+            carried = {
+                new: old
+                for new, value in left.items()
+                for old in (next((o for o, v in given.items() if v is value), None),)
+                if old is not None
+            }
+            fresh = [name for name in left if name not in carried]
+            module = _Step(execution, step, context_tree, len(context_leaves), dict(cache), fresh)
+            at = torch.tensor(step.index)
+            inputs = {"x": x, "t": step.t.float(), "at": at} | seen | given
+            name = f"step-{len(programs):03d}"
+            programs[key] = (
+                writer.add(name, module, inputs, ["out", *(NEXT + entry for entry in fresh)]),
+                carried,
+            )
+        graph, carried = programs[key]
+        steps.append(StepProgram(graph, step.table, carried))
+        cache = dict(kept)
+        x, memory = step.advance(x, out, memory, noise)
+        on_step(step.index + 1, len(execution.sampler))
+    finish = None
+    if policy.finish(x, context) is not x:
+        finish = writer.add("finish", _Finish(execution, context_tree), {"x": x} | seen, ["actions"])
+    return DenoisingGraphs(encode, tuple(steps), finish)
+
+
+def _program(execution: Execution, step: Step) -> Any:
+    """What tells the computation of one step from that of another, but for the shapes of its inputs."""
+    guided = getattr(execution.policy, "guided", ())
+    is_guided = step.index >= len(guided) or guided[step.index]
+    if execution.evaluate is not evaluate:
+        return step.index  # its coefficients are its own
+    if not isinstance(execution.action, Rows):
+        return is_guided
+    row = execution.action.rows[step.index]
+    return is_guided, row.program, row.depth, tuple(group.is_renewed for group in row.groups)
+
+
+def _named(cache: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Leaves of a cache by name."""
+    leaves, _ = pytree.tree_flatten_with_path(dict(cache))
+    return {
+        ".".join([CACHE, *(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)]): leaf
+        for path, leaf in leaves
+    }
+
+
+class _Traced(nn.Module):
+    """A module that holds a policy's weights, so that they become tensors of the graph."""
+
+    def __init__(self, execution: Execution):
+        super().__init__()
+        self.weights = getattr(execution.policy, "policy", None)
+        self.execution = execution
+
+
+class _Encode(_Traced):
+    """Normalised observations -> leaves of the context."""
+
+    def __init__(self, execution: Execution, keys: list[str]):
+        super().__init__(execution)
+        self.keys = keys
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        run = self.execution
+        batch = dict(zip(self.keys, values, strict=True))
+        return tuple(pytree.tree_leaves(run.policy.encode(batch, run.language, run.select)))
+
+
+@dataclass(frozen=True)
+class _Asked(Step):
+    """A step whose index is also an input of the graph."""
+
+    where: Tensor = field(kw_only=True)
+
+    @property
+    def at(self) -> Tensor:
+        """The input."""
+        return self.where
+
+
+class _Step(_Traced):
+    """x, t, index, context, cache -> the denoiser's answer, fresh cache entries."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        step: Step,
+        context_tree: Any,
+        n_context: int,
+        cache: dict[str, Any],
+        fresh: list[str],
+    ):
+        super().__init__(execution)
+        self.step, self.context_tree, self.n_context, self.fresh = step, context_tree, n_context, fresh
+        self.cache_tree = pytree.tree_structure(cache)
+
+    def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate."""
+        context = pytree.tree_unflatten(list(leaves[: self.n_context]), self.context_tree)
+        cache = pytree.tree_unflatten(list(leaves[self.n_context :]), self.cache_tree)
+        step = _Asked(self.step.index, t.to(self.step.t.dtype), self.step.advance, where=at)
+        out, kept = self.execution.evaluate(self.execution, step, x, context, cache)
+        left = _named(kept)
+        return out, *(left[name] for name in self.fresh)
+
+
+class _Finish(_Traced):
+    """Last x, context -> normalised actions."""
+
+    def __init__(self, execution: Execution, context_tree: Any):
+        super().__init__(execution)
+        self.context_tree = context_tree
+
+    def forward(self, x: Tensor, *leaves: Tensor) -> tuple[Tensor]:
+        """Finish."""
+        context = pytree.tree_unflatten(list(leaves), self.context_tree)
+        return (self.execution.policy.finish(x, context),)

@@ -1,0 +1,211 @@
+"""Run a bundle with numpy and ONNX Runtime."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from vivace.deploy.bundle import Bundle, Graph
+from vivace.policies.errors import BadBundle, BadSetting
+from vivace.policies.step_table import Memory
+from vivace.policies.streams import Streams
+from vivace.policies.types import check_observation
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""Name -> ONNX Runtime's."""
+TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+CACHE = "cache"
+"""Prefix of the names of what one step leaves to the next."""
+NEXT = "next."
+"""Before the name of a cache entry: it is the one of the next step."""
+CONTEXT = "context"
+"""Prefix of the names of what `encode` makes of an observation."""
+
+
+class OrtPolicy:
+    """An exported policy, ready to run; takes what `policies.session.Session` takes.
+
+    Args:
+        bundle: the bundle, or its folder.
+        providers: execution providers to try, first one first: cpu, cuda, tensorrt, openvino; those that this
+            installation lacks are an error.
+        threads: of one inference; ONNX Runtime's own choice when None.
+        task: instruction, for policies that read one.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+        task: str = "",
+    ) -> None:
+        started = time.perf_counter()
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self.spec, self.task = self.bundle.spec, task
+        self._providers = _available(providers)
+        self._threads = threads
+        self._sessions = [self._session(graph) for graph in self.bundle.graphs]
+        self._prompt = self._tokens(task) if self.bundle.prompt else {}
+        self.load_s = time.perf_counter() - started
+        """How long loading took [s]."""
+
+    def predict(
+        self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]
+    ) -> np.ndarray:
+        """Predict chunks (B, H - first_action, A) in the robot's units, one row after the other.
+
+        Args:
+            observations: key -> (B, To, ...), newest last; images are HWC uint8 in [0, 255].
+            noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
+
+        Raises:
+            ObservationMismatch: a key is missing, a shape differs or a value is not finite.
+        """
+        rows = [
+            self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise)
+            for row, noise in enumerate(noise_keys)
+        ]
+        return np.concatenate(rows)
+
+    def _chunk(self, observations: Mapping[str, np.ndarray], key: tuple[int, ...]) -> np.ndarray:
+        normalised = self.sample(self.prepare(observations), Streams([key]))
+        return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
+
+    def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Normalise one observation {key: (1, To, ...)} and add the prompt's tokens."""
+        wanted = self.spec.observation_shapes
+        seen = {key: _chw(key, value) for key, value in observations.items() if key in wanted}
+        check_observation(seen, {key: (1, self.spec.n_obs_steps, *shape) for key, shape in wanted.items()})
+        ready = {
+            key: self.bundle.observations[key].normalize(value) if key in self.bundle.observations else value
+            for key, value in seen.items()
+        }
+        return ready | self._prompt
+
+    def sample(self, batch: Mapping[str, np.ndarray], noise: Streams) -> np.ndarray:
+        """Sample one chunk of normalised actions (1, H, A) from one normalised observation."""
+        context = self._run(self.bundle.encode, batch)
+        shape = (self.spec.horizon, self.spec.action_dim)
+        x = noise(shape)
+        memory: Memory = ()
+        cache: dict[str, Any] = {}
+        for index, step in enumerate(self.bundle.steps):
+            given = {"x": x, "t": np.float32(step.table.t), "at": np.int64(index)}
+            found = self._run(step.graph, given | context | cache)
+            out = found.pop("out").numpy()
+            fresh = {name.removeprefix(NEXT): value for name, value in found.items()}
+            cache = fresh | {new: cache[old] for new, old in step.carried.items()}
+            x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
+        if self.bundle.finish is None:
+            return x
+        actions: np.ndarray = self._run(self.bundle.finish, {"x": x} | context)["actions"].numpy()
+        return actions
+
+    def _run(self, graph: int, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a graph on arrays and ONNX Runtime's own values; returns the latter, left where they are."""
+        session = self._sessions[graph]
+        binding = session.io_binding()
+        for name in self.bundle.graphs[graph].inputs:
+            value = given[name]
+            if isinstance(value, ort.OrtValue):
+                binding.bind_ortvalue_input(name, value)
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        names = list(self.bundle.graphs[graph].outputs)
+        for name in names:
+            binding.bind_output(name, self._device)
+        session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    @property
+    def _device(self) -> str:
+        on_gpu = self._providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+        return "cuda" if on_gpu else "cpu"
+
+    def _session(self, graph: Graph) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads:
+            options.intra_op_num_threads = self._threads
+        path = self.bundle.path(graph.file)
+        try:
+            session = ort.InferenceSession(str(path), options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
+            raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
+        for kind, declared, found in (
+            ("input", graph.inputs, session.get_inputs()),
+            ("output", graph.outputs, session.get_outputs()),
+        ):
+            shapes = {value.name: tuple(value.shape) for value in found}
+            if shapes != dict(declared):
+                raise BadBundle(
+                    f"{path} has {kind}s {shapes}, the manifest says {dict(declared)}; export it again"
+                )
+        return session
+
+    def _tokens(self, task: str) -> dict[str, np.ndarray]:
+        """Token ids of the instruction, padded, and their mask."""
+        settings = self.bundle.prompt
+        ids = self.bundle.prompts.get(task.strip().lower()) or self._encode(task)
+        length = settings["length"]
+        if len(ids) > length:
+            raise BadSetting(
+                f"instruction {task!r} makes {len(ids)} tokens with its prompt, this policy reads at most "
+                f"{length}; shorten it"
+            )
+        tokens = np.full((1, length), settings["pad"], np.int64)
+        tokens[0, : len(ids)] = ids
+        return {TOKENS: tokens, MASK: np.arange(length)[None] < len(ids)}
+
+    def _encode(self, task: str) -> tuple[int, ...]:
+        known = ", ".join(repr(text) for text in self.bundle.prompts)
+        if not task.strip():
+            raise BadSetting(f"this policy reads an instruction, but none was given; it knows {known}")
+        settings = self.bundle.prompt
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise BadSetting(
+                f"instruction {task!r} was not tokenised at export, and the package tokenizers is not "
+                f"installed; install it, or give one of {known}"
+            ) from error
+        if "template" not in settings:
+            raise BadSetting(f"this bundle holds the instructions {known} only; export it with {task!r} too")
+        tokenizer = Tokenizer.from_file(str(self.bundle.path(settings["tokenizer"])))
+        text = settings["template"].format(instruction=task.strip().lower())
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return (settings["bos"], *ids, *settings["suffix"])
+
+
+def _available(names: Sequence[str]) -> list[str]:
+    """ONNX Runtime's names of execution providers; the CPU always stands behind them."""
+    present = ort.get_available_providers()
+    usable = [name for name, full in PROVIDERS.items() if full in present]
+    for name in names:
+        if name not in usable:
+            raise BadSetting(
+                f"execution provider {name!r} is not one of this ONNX Runtime's: {', '.join(usable)}; "
+                "install the build of onnxruntime for your device"
+            )
+    return list(dict.fromkeys([*(PROVIDERS[name] for name in names), PROVIDERS["cpu"]]))
+
+
+def _chw(key: str, value: np.ndarray) -> np.ndarray:
+    """An observation as float32; images become CHW in [0, 1]."""
+    value = np.asarray(value)
+    if key.startswith("observation.image") and value.ndim >= 3:
+        return np.moveaxis(value, -1, -3).astype(np.float32) / np.float32(255)
+    return value.astype(np.float32)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,239 @@
+"""Bundles: equal to torch on every policy, runnable without it, and refused by name when damaged."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.deploy import export as exporting
+from vivace.deploy.bundle import MANIFEST, Bundle
+from vivace.deploy.export import export
+from vivace.deploy.ort_policy import OrtPolicy
+from vivace.eval.recipe import statistics
+from vivace.eval.train import save
+from vivace.policies.cogact import make_cogact_pre_post_processors
+from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, ParityError, UnsupportedPolicy
+from vivace.policies.load import load_policy
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.prompt import train_tokenizer
+from vivace.policies.session import Session
+from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
+
+CACHED = [("hoist", {}), ("block_cache", {"updates": 3, "bubbling": 1})]
+EFFICIENT = [
+    ("layer_skip", {"n_dropped": 1}),
+    ("token_select", {"k_final": 6, "k_key": 2}),
+    ("hoist", {}),
+    ("block_cache", {"method": "uniform", "updates": 2}),
+]
+KEYS = ((1, 0), (2, 8))
+
+
+def saved(policy, processors, folder: Path, **extra):
+    random = np.random.default_rng(0)
+    stats = {
+        key: statistics(random.uniform(-1, 1, (50, *feature.shape)).astype(np.float32))
+        for key, feature in {**policy.config.input_features, **policy.config.output_features}.items()
+        if feature.type is not FeatureType.VISUAL
+    }
+    save(policy, *processors(policy.config, stats, **extra), folder)
+    return load_policy(folder)
+
+
+def raw(loaded, rows: int = 2) -> dict[str, np.ndarray]:
+    """Observations as a robot gives them."""
+    spec, random = loaded.staged.spec, np.random.default_rng(3)
+    return {
+        key: random.integers(0, 256, (rows, spec.n_obs_steps, *shape[1:], shape[0]), dtype=np.uint8)
+        if "image" in key
+        else random.uniform(-1, 1, (rows, spec.n_obs_steps, *shape)).astype(np.float32)
+        for key, shape in spec.observation_shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory):
+    """A checkpoint, its plan, and the bundle of both."""
+    base = tmp_path_factory.mktemp("dp")
+    loaded = saved(tiny_dp_transformer(), make_dp_transformer_pre_post_processors, base / "dp")
+    data = CalibrationData(Session(loaded).prepare(raw(loaded)), KEYS)
+    plan = calibrate(loaded.staged, loaded.fingerprint, data, CACHED)
+    export(loaded, plan, data, base / "bundle")
+    return loaded, plan, data, base / "bundle"
+
+
+@pytest.fixture(scope="module")
+def vla(tmp_path_factory):
+    base = tmp_path_factory.mktemp("vla")
+    policy = tiny_cogact(
+        input_features={"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))},
+        max_tokens=40,
+    )
+    tokenizer = train_tokenizer(["Open the drawer"])
+    loaded = saved(policy, make_cogact_pre_post_processors, base / "vla", tokenizer=tokenizer)
+    data = CalibrationData(Session(loaded, task="Open the drawer").prepare(raw(loaded)), KEYS)
+    plan = calibrate(loaded.staged, loaded.fingerprint, data, EFFICIENT)
+    export(loaded, plan, data, base / "bundle", ["Open the drawer"])
+    return loaded, plan, data, base / "bundle"
+
+
+@pytest.fixture
+def damaged(diffusion, tmp_path):
+    """A copy of a bundle that may be damaged."""
+    return Path(shutil.copytree(diffusion[-1], tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("subject", ["diffusion", "vla"])
+def test_a_bundle_acts_as_its_policy_does(subject, request):
+    loaded, plan, _, folder = request.getfixturevalue(subject)
+    task = "Open the drawer" if subject == "vla" else ""
+    session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task)
+    policy = OrtPolicy(folder, task=task)
+    wanted, found = (p.predict(raw(loaded), KEYS) for p in (session, policy))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.array_equal(found, policy.predict(raw(loaded), KEYS)), "not deterministic"
+
+
+def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(diffusion):
+    loaded, plan, _, folder = diffusion
+    bundle = Bundle.load(folder)
+    rows = accelerate(loaded.staged, plan).action
+    assert rows.programs < len(bundle.steps)
+    assert len({step.graph for step in bundle.steps}) <= len(bundle.steps)
+    stored = (folder / "graphs" / "weights.bin").stat().st_size
+    weights = sum(p.numel() * 4 for p in loaded.policy.parameters())
+    assert stored < 3 * weights + 4096 * 100
+
+
+def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
+    loaded, _, data, _ = diffusion
+    bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "plain")
+    assert {step.graph for step in bundle.steps} == {1}
+    assert bundle.receipt["chunk_error"] <= 1e-5
+
+
+def test_a_bundle_runs_without_torch(diffusion, tmp_path):
+    loaded, _, _, folder = diffusion
+    seen = raw(loaded)
+    np.savez(tmp_path / "seen.npz", **seen)
+    code = f"""
+import sys
+for name in ("torch", "lerobot", "safetensors", "onnx", "tokenizers", "scipy"):
+    sys.modules[name] = None
+import numpy as np
+from vivace.deploy import OrtPolicy
+policy = OrtPolicy({str(folder)!r})
+np.save({str(tmp_path / "out.npy")!r}, policy.predict(dict(np.load({str(tmp_path / "seen.npz")!r})), {KEYS}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "out.npy"), OrtPolicy(folder).predict(seen, KEYS))
+
+
+def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, tmp_path, monkeypatch):
+    loaded, plan, data, _ = diffusion
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "precious").write_text("kept")
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ParityError, match="differs from torch by"):
+        export(loaded, plan, data, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "precious").read_text() == "kept"
+
+
+def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
+    loaded, plan, data, folder = vla
+    with pytest.raises(BadSetting, match="reads an instruction"):
+        export(loaded, plan, data, tmp_path / "bundle")
+    with pytest.raises(BadSetting, match="none was given; it knows 'open the drawer'"):
+        OrtPolicy(folder)
+    other = OrtPolicy(folder, task="Shut it")  # the package tokenizers is here
+    ours = Session(loaded, task="Shut it").prepare(raw(loaded, 1))
+    for key, value in other.prepare(raw(loaded, 1)).items():
+        np.testing.assert_allclose(value, ours[key].numpy(), atol=1e-6)
+
+
+def test_an_opaque_policy_is_refused(diffusion, tmp_path):
+    from dataclasses import replace
+
+    loaded, _, data, _ = diffusion
+    opaque = type(
+        "Opaque", (), {"blocks": (), "spec": loaded.staged.spec, "sampler": loaded.staged.sampler}
+    )()
+    with pytest.raises(UnsupportedPolicy, match="opaque"):
+        export(
+            replace(loaded, staged=opaque), AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle"
+        )
+
+
+def test_observations_are_checked(diffusion):
+    loaded, *_, folder = diffusion
+    policy, seen = OrtPolicy(folder), raw(loaded)
+    with pytest.raises(ObservationMismatch, match="needs 'observation.state'"):
+        policy.predict({}, KEYS)
+    seen["observation.state"][:] = np.nan
+    with pytest.raises(ObservationMismatch, match="NaN"):
+        policy.predict(seen, KEYS)
+
+
+def test_an_unknown_provider_is_refused(diffusion):
+    with pytest.raises(BadSetting, match="'abacus' is not one of this ONNX Runtime's: .*cpu"):
+        OrtPolicy(diffusion[-1], providers=["abacus"])
+
+
+def _change(folder: Path, change) -> None:
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(version="2.0"), "version 2.0; this vivace reads"),
+        (lambda d: d.update(format="zip"), "is 'zip'"),
+        (lambda d: d.pop("vivace"), "policy package of another tool"),
+        (lambda d: d["vivace"].update(layout=99), "layout 99, this vivace reads up to"),
+        (lambda d: d["vivace"].pop("steps"), "incomplete .KeyError: 'steps'"),
+        (lambda d: d["vivace"]["graphs"][0].update(file="../../etc/passwd"), "outside the folder"),
+        (lambda d: d["vivace"]["graphs"][0].update(file="graphs/none.onnx"), "has no graphs/none.onnx"),
+        (
+            lambda d: d["vivace"]["graphs"][0]["inputs"].update({"observation.state": [1, 2, 7]}),
+            "the manifest says",
+        ),
+    ],
+)
+def test_a_bad_manifest_is_named(damaged, change, message):
+    _change(damaged, change)
+    with pytest.raises(BadBundle, match=message):
+        OrtPolicy(damaged)
+
+
+def test_a_damaged_folder_is_named(damaged, tmp_path):
+    with pytest.raises(BadBundle, match="no manifest.json in"):
+        Bundle.load(tmp_path / "nothing")
+    weights = damaged / "graphs" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BadBundle, match=r"weights\.bin was changed or is truncated"):
+        Bundle.load(damaged)
+    (damaged / MANIFEST).write_text("{")
+    with pytest.raises(BadBundle, match="is not JSON"):
+        Bundle.load(damaged)
+
+
+def test_noise_is_the_same_with_and_without_torch():
+    from vivace.policies.streams import Streams
+
+    with_torch, without = EpisodeNoise(KEYS), Streams(KEYS)
+    for _ in range(2):
+        assert np.array_equal(with_torch((2, 3, 4), torch.zeros(1)).numpy(), without((3, 4)))
