@@ -77,6 +77,7 @@ def export(
                 "out of the plan: vivace calibrate --accel.techniques=…"
             )
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
+    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -92,9 +93,9 @@ def export(
         encode=parts.encode,
         steps=parts.steps,
         finish=parts.finish,
-        observations=dict(_observations(loaded)),
+        observations=observations,
         actions=_normalization(loaded.postprocess, "action") or identity(),
-        prompts=_prompts(loaded, instructions),
+        prompts=prompts,
         prompt=_prompt(loaded, partial),
     )
     _write(bundle)

@@ -38,7 +38,7 @@ class OrtPolicy:
         providers: execution providers to try, first one first: cpu, cuda, tensorrt, openvino; those that this
             installation lacks are an error.
         threads: of one inference; ONNX Runtime's own choice when None.
-        task: instruction, for policies that read one.
+        task: instruction, for policies that read one; `task` may be set anew between two chunks.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OrtPolicy:
         self._providers = _available(providers)
         self._threads = threads
         self._sessions = [self._session(graph) for graph in self.bundle.graphs]
-        self._prompt = self._tokens(task) if self.bundle.prompt else {}
+        self._prompts: dict[str, dict[str, np.ndarray]] = {}
         self.load_s = time.perf_counter() - started
         """How long loading took [s]."""
 
@@ -89,7 +89,7 @@ class OrtPolicy:
             key: self.bundle.observations[key].normalize(value) if key in self.bundle.observations else value
             for key, value in seen.items()
         }
-        return ready | self._prompt
+        return ready | self._prompt()
 
     def sample(self, batch: Mapping[str, np.ndarray], noise: Streams) -> np.ndarray:
         """Sample one chunk of normalised actions (1, H, A) from one normalised observation."""
@@ -152,8 +152,16 @@ class OrtPolicy:
                 )
         return session
 
+    def _prompt(self) -> dict[str, np.ndarray]:
+        """What the present instruction means to the policy; nothing if it reads none."""
+        if not self.bundle.prompt:
+            return {}
+        if self.task not in self._prompts:
+            self._prompts = {self.task: self._tokens(self.task)}
+        return self._prompts[self.task]
+
     def _tokens(self, task: str) -> dict[str, np.ndarray]:
-        """Token ids of the instruction, padded, and their mask."""
+        """Token ids of an instruction, padded, and their mask."""
         settings = self.bundle.prompt
         ids = self.bundle.prompts.get(task.strip().lower()) or self._encode(task)
         length = settings["length"]

@@ -29,7 +29,7 @@ from vivace.policies.prompt import train_tokenizer
 from vivace.policies.session import Session
 from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
 
-CACHED = [("hoist", {}), ("block_cache", {"updates": 3, "bubbling": 1})]
+CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
 EFFICIENT = [
     ("layer_skip", {"n_dropped": 1}),
     ("token_select", {"k_final": 6, "k_key": 2}),
@@ -142,12 +142,12 @@ np.save({str(tmp_path / "out.npy")!r}, policy.predict(dict(np.load({str(tmp_path
 
 
 def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, tmp_path, monkeypatch):
-    loaded, plan, data, _ = diffusion
+    loaded, _, data, _ = diffusion
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "precious").write_text("kept")
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="differs from torch by"):
-        export(loaded, plan, data, tmp_path / "bundle")
+        export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "precious").read_text() == "kept"
 
 
@@ -156,7 +156,7 @@ def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
     with pytest.raises(BadSetting, match="reads an instruction"):
         export(loaded, plan, data, tmp_path / "bundle")
     with pytest.raises(BadSetting, match="none was given; it knows 'open the drawer'"):
-        OrtPolicy(folder)
+        OrtPolicy(folder).predict(raw(loaded), KEYS)
     other = OrtPolicy(folder, task="Shut it")  # the package tokenizers is here
     ours = Session(loaded, task="Shut it").prepare(raw(loaded, 1))
     for key, value in other.prepare(raw(loaded, 1)).items():
