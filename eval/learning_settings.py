@@ -98,6 +98,8 @@ class TokenVLAOptions(VLAOptions):
     """Size of a miniature token VLA."""
 
     n_action_bins: int = 256
+    token_noise: float = 0.0
+    """Share of the earlier action tokens a training row may read wrong, so that it looks at the scene."""
 
 
 @dataclass(kw_only=True)

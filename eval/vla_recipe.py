@@ -62,7 +62,7 @@ def present(policy: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
 BACKBONE = ("vision_backbone.", "projector.", "language.")
 """Prefixes of the weights that do not depend on how a policy acts."""
 
-TRAINING_FIELDS = ("layer_drop", "patch_drop", "repeated_diffusion_steps")
+TRAINING_FIELDS = ("layer_drop", "patch_drop", "repeated_diffusion_steps", "token_noise")
 """Config fields that matter in training only: the options' count, also when a checkpoint is gone on from."""
 
 

@@ -37,9 +37,9 @@ def thinned(
     language: Any = model
     batch, length, _ = h.shape
     angles = language.rotary_emb(h, layout.positions)
-    skipped = _some(batch, len(language.layers), layer_drop, h)
+    skipped = random_subset(batch, len(language.layers), layer_drop, h)
     hidden = torch.zeros(batch, length, dtype=torch.bool, device=h.device)
-    hidden[:, 1 : 1 + n_visual] = _some(batch, n_visual, patch_drop, h)
+    hidden[:, 1 : 1 + n_visual] = random_subset(batch, n_visual, patch_drop, h)
     after = torch.randint(FIRST_LAYERS, (batch,), device=h.device)
     itself = torch.eye(length, dtype=torch.bool, device=h.device)
     for i, layer in enumerate(language.layers):
@@ -50,7 +50,7 @@ def thinned(
     return language.norm(h)
 
 
-def _some(batch: int, n: int, largest: float, like: Tensor) -> Tensor:
+def random_subset(batch: int, n: int, largest: float, like: Tensor) -> Tensor:
     """Random subsets (B, n) bool; the size of each is uniform on 0 ... largest n."""
     share = largest * torch.rand(batch, 1, device=like.device)
     rank = torch.rand(batch, n, device=like.device).argsort(1)

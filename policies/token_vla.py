@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vivace.policies.action_bins import ActionBins
 from vivace.policies.errors import BadSetting
 from vivace.policies.prefix import Layout
+from vivace.policies.structured_dropout import random_subset
 from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors, query_row
 
 
@@ -33,10 +34,14 @@ class TokenVLAConfig(VisionLanguageConfig):
     n_action_bins: int = 256
     vocabulary_end: int = 32000
     """The vocabulary's size without padding: action tokens are the last ids below it."""
+    token_noise: float = 0.0
+    """Training: each row reads a random share of its earlier action tokens wrong, up to this one, 0 to 1."""
 
     def __post_init__(self):
         """Check that the action tokens fit."""
         super().__post_init__()
+        if not 0 <= self.token_noise <= 1:
+            raise BadSetting(f"token_noise={self.token_noise}; needed: 0 <= token_noise <= 1")
         if self.vocabulary_end > self.language_vocabulary:
             raise BadSetting(
                 f"vocabulary_end={self.vocabulary_end}, but the language model knows "
@@ -116,6 +121,18 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
         behind = hidden[:, h.shape[1] :].split(widths, dim=1)
         return tuple(torch.cat([query, rows], dim=1) for rows in behind)
 
+    def _misread(self, tokens: Tensor) -> Tensor:
+        """Action tokens (B, n), in each row a random share of them replaced by any.
+
+        Neighbouring actions are so alike that a model can predict all but the first from the one before, and
+        hardly needs to look; what it reads must not be trusted too much. It also makes guesses settle sooner.
+        """
+        if not self.config.token_noise:
+            return tokens
+        bins = self.config.bins
+        wrong = random_subset(len(tokens), tokens.shape[1], self.config.token_noise, tokens)
+        return torch.where(wrong, torch.randint_like(tokens, bins.first, bins.end), tokens)
+
     @torch.no_grad()
     def sample_actions(self, batch: dict[str, Tensor]) -> Tensor:
         """Normalised chunks (B, H, A), decoded greedily, everything read again for every token."""
@@ -128,7 +145,7 @@ class TokenVLAPolicy(VisionLanguage, PreTrainedPolicy):
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the action tokens; and the stream of the prompt's last token (B, D)."""
         tokens = self.tokenize(actions)
-        (hidden,) = self.hidden(batch, tokens)
+        (hidden,) = self.hidden(batch, self._misread(tokens) if self.training else tokens)
         logits = self.lm_head(hidden).float()
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()), hidden[:, 0]
 

@@ -48,7 +48,7 @@ def test_a_hidden_patch_does_not_reach_the_text(language, stream, monkeypatch):
     hidden = torch.zeros(5, N_VISUAL, dtype=torch.bool)
     hidden[:, 2] = True
     nothing = torch.zeros(5, len(language.layers), dtype=torch.bool)
-    monkeypatch.setattr(structured_dropout, "_some", lambda batch, n, largest, like: (
+    monkeypatch.setattr(structured_dropout, "random_subset", lambda batch, n, largest, like: (
         hidden if n == N_VISUAL else nothing
     ))  # fmt: skip
     short = torch.cat([stream[:, :3], stream[:, 4:]], dim=1)

@@ -226,3 +226,22 @@ def test_a_session_passes_the_chunk_before_on_as_tokens():
     expected = policy.tokenize(torch.from_numpy(chunk[:, 2:]) / 2)
     assert torch.equal(drafts[1][:, :6], expected)
     assert (drafts[1][:, 6:] == -1).all()
+
+
+def test_action_tokens_are_misread_in_training_only():
+    policy = tiny_token_vla(token_noise=1.0)
+    bins = policy.config.bins
+    tokens = torch.full((64, policy.config.n_tokens), bins.first)
+    torch.manual_seed(0)
+    read = policy._misread(tokens)
+    wrong = (read != tokens).float().mean(1)
+    assert 0.3 < wrong.mean() < 0.7
+    assert wrong.std() > 0.15, "every row has a share of its own"
+    assert ((read >= bins.first) & (read < bins.end)).all()
+    seen = batch(policy)
+    actions = torch.zeros(2, policy.config.horizon, policy.config.action_feature.shape[0])
+    losses = [policy.train(mode).loss(seen, actions)[0].item() for mode in (True, True, False, False)]
+    assert losses[0] != losses[1]
+    assert losses[2] == losses[3]
+    with pytest.raises(BadSetting, match="token_noise=1.5"):
+        tiny_token_vla(token_noise=1.5)
