@@ -1,7 +1,7 @@
 """The bundle: a folder that holds a policy as ONNX graphs, and all else it takes to run it without torch.
 
     manifest.json        what is below, and how it fits together
-    graphs/*.onnx        encode, one per distinct step program, finish
+    graphs/*.onnx        encode, one per distinct step program, finish; or encode and extend
     graphs/weights.bin   the tensors of all graphs, each kept once
     acceleration.json    the plan, for the record
     tokenizer.json       of a policy that reads an instruction
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vivace.deploy.normalization import Normalization
+from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.errors import BadBundle
 from vivace.policies.step_table import StepTable
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
@@ -35,7 +36,7 @@ class Graph:
     file: str
     """Path inside the folder."""
     inputs: Mapping[str, tuple[int, ...]]
-    """Name -> shape."""
+    """Name -> shape; -1: any."""
     outputs: Mapping[str, tuple[int, ...]]
 
 
@@ -73,6 +74,8 @@ class Bundle:
     """Parity with torch, fingerprint, plan: for the record."""
     files: Mapping[str, str] = field(default_factory=dict)
     """File -> sha256."""
+    tokens: TokenProgram | None = None
+    """How chunks are written, by a policy that writes tokens; it has no steps."""
 
     def path(self, name: str) -> Path:
         """Return the path of one of its files.
@@ -126,6 +129,7 @@ class Bundle:
                 "encode": self.encode,
                 "steps": [asdict(step) for step in self.steps],
                 "finish": self.finish,
+                "tokens": None if self.tokens is None else asdict(self.tokens),
                 "observations": {key: value.to_json() for key, value in self.observations.items()},
                 "actions": self.actions.to_json(),
                 "prompts": {text: list(ids) for text, ids in self.prompts.items()},
@@ -186,6 +190,7 @@ class Bundle:
                     for entry in ours["steps"]
                 ),
                 finish=ours["finish"],
+                tokens=None if ours["tokens"] is None else TokenProgram(**ours["tokens"]),
                 observations={k: Normalization.from_json(v) for k, v in ours["observations"].items()},
                 actions=Normalization.from_json(ours["actions"]),
                 prompts={text: tuple(ids) for text, ids in ours["prompts"].items()},

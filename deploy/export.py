@@ -14,21 +14,26 @@ from lerobot.configs.types import FeatureType
 from torch import Tensor
 
 from vivace.accel.apply import accelerate
+from vivace.accel.greedy import executed_tokens
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
-from vivace.deploy.export_onnx import GraphWriter, export_denoising
+from vivace.deploy.export_onnx import GraphWriter, export_denoising, export_tokens
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
+from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.errors import BadSetting, ParityError, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import sample
+from vivace.policies.staged import Execution, sample
 from vivace.policies.streams import Streams
+from vivace.policies.token_vla_staged import StagedTokenVLA
 
 TOLERANCE = 1e-5
 """Largest difference of a graph's outputs and of normalised actions from torch's."""
 TOKENIZER = "tokenizer.json"
+DECODERS = ("greedy_executed", "jacobi")
+"""Decoders that run in numpy, around the graphs."""
 
 _MODES: dict[str, tuple[str, str, float, float]] = {
     "MIN_MAX": ("min", "max", 2.0, -1.0),
@@ -71,7 +76,7 @@ def export(
         ParityError: ONNX Runtime gives other actions than torch.
     """
     for technique in plan.techniques:
-        if not technique.is_static:
+        if not (technique.is_static or technique.kind in DECODERS):
             raise UnsupportedPolicy(
                 f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
                 "out of the plan: vivace calibrate --accel.techniques=…"
@@ -83,20 +88,18 @@ def export(
     partial.mkdir(parents=True)
     writer = GraphWriter(partial)
     with torch.no_grad():
-        parts = export_denoising(writer, execution, data.one, EpisodeNoise(data.noise_keys[:1]), on_step)
+        parts = _graphs(writer, execution, data, on_step)
     plan.save(partial)
     bundle = Bundle(
         folder=partial,
         name=loaded.path.name,
         spec=execution.policy.spec,
         graphs=tuple(writer.graphs),
-        encode=parts.encode,
-        steps=parts.steps,
-        finish=parts.finish,
         observations=observations,
         actions=_normalization(loaded.postprocess, "action") or identity(),
         prompts=prompts,
         prompt=_prompt(loaded, partial),
+        **parts,
     )
     _write(bundle)
     errors = [_chunk_error(OrtPolicy(bundle), execution, one) for one in _each(data)]
@@ -123,6 +126,31 @@ def export(
     return Bundle.load(folder)
 
 
+def _graphs(
+    writer: GraphWriter, execution: Execution, data: CalibrationData, on_step: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Write the graphs; returns the bundle's fields that say how they fit together."""
+    policy = execution.policy
+    if not execution.writes_tokens:
+        noise = EpisodeNoise(data.noise_keys[:1])
+        made = export_denoising(writer, execution, data.one, noise, on_step)
+        return {"encode": made.encode, "steps": made.steps, "finish": made.finish}
+    if not isinstance(policy, StagedTokenVLA):
+        raise UnsupportedPolicy(
+            f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
+        )
+    decoder = execution.decoder
+    settings = {"kind": getattr(decoder, "kind", "greedy")}
+    if settings["kind"] == "jacobi":
+        settings |= asdict(decoder)  # type: ignore[call-overload]
+    graphs = export_tokens(writer, execution, data.one)
+    bins = policy.policy.config.bins
+    program = TokenProgram(
+        graphs.extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings
+    )
+    return {"encode": graphs.encode, "steps": (), "finish": None, "tokens": program}
+
+
 def _write(bundle: Bundle) -> None:
     (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
 
@@ -135,10 +163,10 @@ def _each(data: CalibrationData) -> Iterator[CalibrationData]:
 
 def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> float:
     """Largest difference of normalised actions of one observation."""
-    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys)).cpu().numpy()
-    found = policy.sample(
-        {key: value.cpu().numpy() for key, value in one.batch.items()}, Streams(one.noise_keys)
-    )
+    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
+    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+    draft = None if one.draft is None else one.draft[0].numpy()
+    found = policy.sample(batch, Streams(one.noise_keys), draft)
     return float(np.abs(found - wanted).max())
 
 

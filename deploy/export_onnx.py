@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch.utils import _pytree as pytree
 
 from vivace.accel.rows import Rows
 from vivace.deploy.bundle import Graph, StepProgram
-from vivace.deploy.ort_policy import CACHE, CONTEXT, NEXT
+from vivace.deploy.ort_policy import CACHE, CONTEXT, NEXT, PAST
+from vivace.policies.decoding import chain
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
+from vivace.policies.past import Past
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Batch, Execution, evaluate
 
@@ -44,7 +47,14 @@ class GraphWriter:
     _known: dict[str, tuple[int, int]] = field(default_factory=dict)
     _end: int = 0
 
-    def add(self, name: str, module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> int:
+    def add(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        dynamic: Mapping[str, int] = MappingProxyType({}),
+    ) -> int:
         """Export a module; returns the index of its graph.
 
         Args:
@@ -52,6 +62,7 @@ class GraphWriter:
             module: takes the inputs in their order, returns a tuple of the outputs.
             inputs: name -> example, of the shape the graph will have.
             outputs: their names.
+            dynamic: input -> axis that may have any length, the same for all of them.
         """
         given = tuple(inputs.values())
         with torch.no_grad():
@@ -64,6 +75,7 @@ class GraphWriter:
                 dynamo=True,
                 verbose=False,
                 external_data=False,
+                dynamic_shapes=_dynamic(inputs, dynamic) if dynamic else None,
             )
             found = module(*given)
         model = program.model_proto
@@ -74,13 +86,7 @@ class GraphWriter:
         self._share(model.graph.initializer, target.parent / "weights.bin")
         target.write_bytes(model.SerializeToString())
         used = [value.name for value in model.graph.input]
-        self.graphs.append(
-            Graph(
-                file.as_posix(),
-                {key: tuple(inputs[key].shape) for key in used},
-                {key: tuple(tensor.shape) for key, tensor in zip(outputs, found, strict=True)},
-            )
-        )
+        self.graphs.append(Graph(file.as_posix(), _shapes(model.graph.input), _shapes(model.graph.output)))
         self.errors.append(_error(target, {key: inputs[key] for key in used}, found))
         return len(self.graphs) - 1
 
@@ -105,6 +111,22 @@ class GraphWriter:
             del tensor.external_data[:]
             for key, value in (("location", file.name), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(value))
+
+
+def _dynamic(inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> tuple[tuple[Any, ...]]:
+    """`torch.export`'s description of a module's *args with one length that may vary."""
+    length = torch.export.Dim("length", min=1, max=4096)
+    return (tuple({axes[name]: length} if name in axes else None for name in inputs),)
+
+
+def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a graph's inputs or outputs; -1 where any length fits."""
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
+        )
+        for value in values
+    }
 
 
 def _error(file: Path, inputs: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> float:
@@ -198,6 +220,40 @@ def export_denoising(
     return DenoisingGraphs(encode, tuple(steps), finish)
 
 
+@dataclass(frozen=True)
+class TokenGraphs:
+    """The graphs of a token policy; indices are those of the writer."""
+
+    encode: int
+    extend: int
+
+
+def export_tokens(writer: GraphWriter, execution: Execution, batch: Batch) -> TokenGraphs:
+    """Export a token policy: the prompt with room for a chunk behind it, and reading more tokens.
+
+    Args:
+        writer: where the graphs go.
+        execution: the policy and how it is run.
+        batch: one normalised observation.
+    """
+    encode = _Prompt(execution, list(batch))
+    logits, *leaves = encode(*batch.values())
+    names = _past_names(len(execution.policy.language.layers))
+    first = writer.add("encode", encode, batch, ["logits", *names])
+    width = min(4, execution.policy.n_tokens)
+    tokens = torch.full((1, width), execution.policy.action_ids[0])
+    inputs = {"tokens": tokens, "kept": torch.zeros(1, dtype=torch.long)}
+    inputs |= dict(zip(names, leaves, strict=True))
+    fresh = [NEXT + name for name in names if name.startswith((PAST + "keys", PAST + "values"))]
+    extend = writer.add("extend", _Extend(execution), inputs, ["logits", *fresh], dynamic={"tokens": 1})
+    return TokenGraphs(first, extend)
+
+
+def _past_names(n_layers: int) -> list[str]:
+    parts = [f"{PAST}{part}.{i}" for part in ("keys", "values", "prompt") for i in range(n_layers)]
+    return [*parts, PAST + "positions"]
+
+
 def _program(execution: Execution, step: Step) -> Any:
     """What tells the computation of one step from that of another, but for the shapes of its inputs."""
     guided = getattr(execution.policy, "guided", ())
@@ -278,6 +334,35 @@ class _Step(_Traced):
         out, kept = self.execution.evaluate(self.execution, step, x, context, cache)
         left = _named(kept)
         return out, *(left[name] for name in self.fresh)
+
+
+class _Prompt(_Traced):
+    """Normalised observations -> logits of the first token, what was read, with room for a chunk."""
+
+    def __init__(self, execution: Execution, keys: list[str]):
+        super().__init__(execution)
+        self.keys = keys
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Read the prompt."""
+        run = self.execution
+        batch = dict(zip(self.keys, values, strict=True))
+        prompt = run.policy.encode(batch, run.language, run.select)
+        past = prompt.past.with_room(run.policy.n_tokens)
+        return prompt.logits, *past.keys, *past.values, *past.prompt, past.n_positions
+
+
+class _Extend(_Traced):
+    """Tokens in a row, how many are kept before them, what was read -> logits, keys and values."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Read more tokens."""
+        run = self.execution
+        tokens, kept, *leaves = values
+        n = len(run.policy.language.layers)
+        past = Past(*(tuple(leaves[i * n : (i + 1) * n]) for i in range(3)), leaves[-1], kept)
+        logits, past = run.policy.extend(tokens, past, *chain(tokens.shape[1], tokens.device), run.language)
+        return logits, *past.keys, *past.values
 
 
 class _Finish(_Traced):

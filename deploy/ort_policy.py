@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime as ort
 
 from vivace.deploy.bundle import Bundle, Graph
+from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
 from vivace.policies.errors import BadBundle, BadSetting
 from vivace.policies.step_table import Memory
 from vivace.policies.streams import Streams
-from vivace.policies.types import check_observation
+from vivace.policies.types import PREVIOUS, check_observation
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,6 +27,8 @@ CACHE = "cache"
 """Prefix of the names of what one step leaves to the next."""
 NEXT = "next."
 """Before the name of a cache entry: it is the one of the next step."""
+PAST = "past."
+"""Before the names of what a token policy has read."""
 CONTEXT = "context"
 """Prefix of the names of what `encode` makes of an observation."""
 
@@ -77,7 +80,7 @@ class OrtPolicy:
         return np.concatenate(rows)
 
     def _chunk(self, observations: Mapping[str, np.ndarray], key: tuple[int, ...]) -> np.ndarray:
-        normalised = self.sample(self.prepare(observations), Streams([key]))
+        normalised = self.sample(self.prepare(observations), Streams([key]), self._draft(observations))
         return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,9 +94,19 @@ class OrtPolicy:
         }
         return ready | self._prompt()
 
-    def sample(self, batch: Mapping[str, np.ndarray], noise: Streams) -> np.ndarray:
-        """Sample one chunk of normalised actions (1, H, A) from one normalised observation."""
+    def sample(
+        self, batch: Mapping[str, np.ndarray], noise: Streams, draft: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Sample one chunk of normalised actions (1, H, A) from one normalised observation.
+
+        Args:
+            batch: the observation.
+            noise: of one row.
+            draft: of a policy that writes tokens, those of what the chunk before means (n,).
+        """
         context = self._run(self.bundle.encode, batch)
+        if self.bundle.tokens is not None:
+            return self._write(self.bundle.tokens, context, batch, noise, draft)
         shape = (self.spec.horizon, self.spec.action_dim)
         x = noise(shape)
         memory: Memory = ()
@@ -109,6 +122,38 @@ class OrtPolicy:
             return x
         actions: np.ndarray = self._run(self.bundle.finish, {"x": x} | context)["actions"].numpy()
         return actions
+
+    def _draft(self, observations: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Tokens (n,) of what the chunk before means; None if nothing is known or no tokens are written."""
+        program, previous = self.bundle.tokens, observations.get(PREVIOUS)
+        if program is None or previous is None:
+            return None
+        actions = np.full((self.spec.horizon, self.spec.action_dim), np.nan, np.float32)
+        n = min(previous.shape[1], self.spec.horizon)
+        actions[:n] = previous[0, :n]
+        return program.tokenize(self.bundle.actions.normalize(actions))
+
+    def _write(
+        self,
+        program: TokenProgram,
+        context: dict[str, Any],
+        batch: Mapping[str, np.ndarray],
+        noise: Streams,
+        draft: np.ndarray | None,
+    ) -> np.ndarray:
+        """Decode the tokens of a chunk; what was read stays where ONNX Runtime has it."""
+        past = {name: value for name, value in context.items() if name.startswith(PAST)}
+
+        def extend(tokens: np.ndarray, kept: int) -> np.ndarray:
+            given = {"tokens": tokens[None].astype(np.int64), "kept": np.array([kept], np.int64)}
+            found = self._run(program.extend, given | past)
+            logits: np.ndarray = found.pop("logits").numpy()[0]
+            past.update({name.removeprefix(NEXT): value for name, value in found.items()})
+            return logits
+
+        prompted = Prompted(context["logits"].numpy()[0], batch[TOKENS][batch[MASK]], draft)
+        tokens, _ = decode(program, prompted, extend, noise, self.spec.action_dim)
+        return program.detokenize(tokens, self.spec.action_dim)
 
     def _run(self, graph: int, given: Mapping[str, Any]) -> dict[str, Any]:
         """Run a graph on arrays and ONNX Runtime's own values; returns the latter, left where they are."""
@@ -145,7 +190,9 @@ class OrtPolicy:
             ("input", graph.inputs, session.get_inputs()),
             ("output", graph.outputs, session.get_outputs()),
         ):
-            shapes = {value.name: tuple(value.shape) for value in found}
+            shapes = {
+                value.name: tuple(n if isinstance(n, int) else -1 for n in value.shape) for value in found
+            }
             if shapes != dict(declared):
                 raise BadBundle(
                     f"{path} has {kind}s {shapes}, the manifest says {dict(declared)}; export it again"

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ from vivace.policies.load import load_policy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.prompt import train_tokenizer
 from vivace.policies.session import Session
-from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
+from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer, tiny_token_vla
+from vivace.policies.token_vla import make_token_vla_pre_post_processors
+from vivace.policies.types import PREVIOUS
 
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
 EFFICIENT = [
@@ -87,22 +90,76 @@ def vla(tmp_path_factory):
     return loaded, plan, data, base / "bundle"
 
 
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A policy that writes tokens, and the bundle of it with layers and patches dropped."""
+    base = tmp_path_factory.mktemp("tokens")
+    policy = tiny_token_vla(
+        input_features={"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 32, 32))},
+        max_tokens=40,
+    )
+    tokenizer = train_tokenizer(["Open the drawer"])
+    loaded = saved(policy, make_token_vla_pre_post_processors, base / "vla", tokenizer=tokenizer)
+    data = CalibrationData(Session(loaded, task="Open the drawer").prepare(raw(loaded)), KEYS)
+    plan = calibrate(loaded.staged, loaded.fingerprint, data, [*EFFICIENT[:2], ("jacobi", {})])
+    export(loaded, plan, data, base / "bundle", ["Open the drawer"])
+    return loaded, plan, data, base / "bundle"
+
+
 @pytest.fixture
 def damaged(diffusion, tmp_path):
     """A copy of a bundle that may be damaged."""
     return Path(shutil.copytree(diffusion[-1], tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla"])
+@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
 def test_a_bundle_acts_as_its_policy_does(subject, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
-    task = "Open the drawer" if subject == "vla" else ""
+    task = "" if subject == "diffusion" else "Open the drawer"
     session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task)
     policy = OrtPolicy(folder, task=task)
     wanted, found = (p.predict(raw(loaded), KEYS) for p in (session, policy))
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.array_equal(found, policy.predict(raw(loaded), KEYS)), "not deterministic"
+
+
+DECODERS = [
+    ("greedy_executed", {}),
+    ("jacobi", {"init": "prompt", "freeze": False}),
+    ("jacobi", {"init": "previous", "until": "executed"}),
+    ("jacobi", {"init": "marginal", "max_iterations": 2}),
+    ("jacobi", {"tolerance": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), DECODERS, ids=lambda value: str(value))
+def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
+    loaded, plan, data, folder = writer
+    known = [technique for technique in plan.techniques if technique.kind != "jacobi"]
+    extra = calibrate(loaded.staged, loaded.fingerprint, data, [(kind, options)]).techniques
+    session = Session(
+        loaded,
+        accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, (*known, *extra))),
+        "Open the drawer",
+    )
+    bundle = Bundle.load(folder)
+    settings = {"kind": kind} | (asdict(extra[0]) if kind == "jacobi" else {})
+    policy = OrtPolicy(
+        replace(bundle, tokens=replace(bundle.tokens, decoder=settings)), task="Open the drawer"
+    )
+    seen = raw(loaded)
+    seen[PREVIOUS] = (
+        np.random.default_rng(4).uniform(-1, 1, (2, 1, session.spec.action_dim)).astype(np.float32)
+    )
+    np.testing.assert_allclose(policy.predict(seen, KEYS), session.predict(seen, KEYS), atol=1e-6)
+
+
+def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
+    loaded, _, data, _ = writer
+    plan = calibrate(loaded.staged, loaded.fingerprint, data, [("sjd", {})])
+    with pytest.raises(UnsupportedPolicy, match="sjd decides by the values it computes"):
+        export(loaded, plan, data, tmp_path / "bundle", ["Open the drawer"])
 
 
 def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(diffusion):
@@ -164,8 +221,6 @@ def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
 
 
 def test_an_opaque_policy_is_refused(diffusion, tmp_path):
-    from dataclasses import replace
-
     loaded, _, data, _ = diffusion
     opaque = type(
         "Opaque", (), {"blocks": (), "spec": loaded.staged.spec, "sampler": loaded.staged.sampler}
