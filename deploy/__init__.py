@@ -10,6 +10,7 @@ _LAZY = {
     "guard": ("ActionGuard", "Limits"),
     "loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
     "ort_policy": ("OrtPolicy",),
+    "process_worker": ("ProcessWorker", "bundles"),
     "robot": ("Robot",),
     "worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
 }

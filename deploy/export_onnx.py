@@ -355,12 +355,13 @@ class _Prompt(_Traced):
 class _Extend(_Traced):
     """Tokens in a row, how many are kept before them, what was read -> logits, keys and values."""
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Read more tokens."""
         run = self.execution
-        tokens, kept, *leaves = values
+        tokens, kept, *leaves = given
         n = len(run.policy.language.layers)
-        past = Past(*(tuple(leaves[i * n : (i + 1) * n]) for i in range(3)), leaves[-1], kept)
+        keys, values, seen = (tuple(leaves[i * n : (i + 1) * n]) for i in range(3))
+        past = Past(keys, values, seen, leaves[-1], kept)
         logits, past = run.policy.extend(tokens, past, *chain(tokens.shape[1], tokens.device), run.language)
         return logits, *past.keys, *past.values
 

@@ -260,7 +260,8 @@ class ControlLoop:
         plan = self.budget.choose(fresh * self.budget.period_s)
         key = (self._seed, self.tick_count)
         previous = self.queue.ahead(self.tick_count)
-        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan, previous))
+        task = self._history[-1].task
+        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan, previous, task))
 
     def _fallback(self) -> np.ndarray:
         kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks

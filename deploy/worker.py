@@ -29,6 +29,8 @@ class Request:
     """Plan the latency budget chose; None for a policy with one plan."""
     previous: np.ndarray | None = None
     """What the chunk before means for this tick and later (m, A), in the robot's units."""
+    task: str = ""
+    """Instruction, as the newest observation has it."""
 
 
 class Worker(Protocol):

@@ -9,7 +9,7 @@ MODULES = [
     "vivace.policies.types", "vivace.policies.errors", "vivace.deploy.clock", "vivace.deploy.budget",
     "vivace.deploy.chunk_queue", "vivace.deploy.guard", "vivace.deploy.worker", "vivace.deploy.loop",
     "vivace.policies.step_table", "vivace.policies.streams", "vivace.deploy.normalization",
-    "vivace.deploy.bundle", "vivace.deploy.ort_policy",
+    "vivace.deploy.bundle", "vivace.deploy.ort_policy", "vivace.deploy.process_worker",
 ]  # fmt: skip
 HEAVY = ("torch", "lerobot", "gymnasium", "mujoco", "diffusers", "transformers", "draccus", "rich", "scipy")
 

@@ -1,0 +1,272 @@
+"""A worker in a process of its own: inference cannot stall the control loop, and the GIL is not shared.
+
+Observations and actions travel through shared memory, a few numbers through a pipe. One request is in flight
+at a time. A process that dies or stalls is replaced while the loop goes on with what it has.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.shared_arrays import SharedArrays
+from vivace.deploy.worker import Request
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import PREVIOUS, Chunk, PolicySpec
+
+_CONTEXT = get_context("spawn")  # a forked process would inherit ONNX Runtime's locks
+_ACTIONS = "actions"
+
+
+class Inference(Protocol):
+    """What the process runs."""
+
+    def __call__(
+        self,
+        observations: Mapping[str, np.ndarray],
+        noise_key: tuple[int, ...],
+        plan: str | None,
+        task: str,
+    ) -> np.ndarray:
+        """Return actions (n, A) in the robot's units of one observation {key: (1, To, ...)}."""
+
+
+class Bundles:
+    """Exported plans of one policy: the rungs of a ladder, by name; the first one is the usual one."""
+
+    def __init__(
+        self, folders: Mapping[str, Path], providers: Sequence[str] = ("cpu",), threads: int | None = None
+    ) -> None:
+        self._policies = {name: OrtPolicy(folder, providers, threads) for name, folder in folders.items()}
+
+    def __call__(
+        self,
+        observations: Mapping[str, np.ndarray],
+        noise_key: tuple[int, ...],
+        plan: str | None,
+        task: str,
+    ) -> np.ndarray:
+        """Run the plan that was chosen."""
+        policy = next(iter(self._policies.values())) if plan is None else self._policies[plan]
+        policy.task = task
+        actions: np.ndarray = policy.predict(observations, [noise_key])[0]
+        return actions
+
+
+def bundles(
+    folders: Mapping[str, Path], providers: Sequence[str] = ("cpu",), threads: int | None = None
+) -> Callable[[], Inference]:
+    """Return what loads bundles in the process; see `Bundles`."""
+    return partial(Bundles, dict(folders), tuple(providers), threads)
+
+
+class ProcessWorker:
+    """Computes chunks in another process.
+
+    Args:
+        load: called once in the process, returns what it runs; must be picklable (`bundles`).
+        spec: of the policy.
+        stall_s: a request that takes longer is given up, and the process replaced [s].
+        patience_s: how long `start` waits for the process to load [s].
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Inference],
+        spec: PolicySpec,
+        *,
+        stall_s: float = 5.0,
+        patience_s: float = 60.0,
+    ) -> None:
+        if not stall_s > 0:
+            raise BadSetting(f"stall_s={stall_s}; seconds above 0 are needed")
+        self._load, self._spec, self._stall_s, self._patience_s = load, spec, stall_s, patience_s
+        self._shared = SharedArrays(_layout(spec), _CONTEXT)
+        self._arrays = self._shared.views()
+        self._request: Request | None = None
+        self._process: Any = None
+        self._pipe: Connection | None = None
+        self._starter: threading.Thread | None = None
+        self.is_ready = False
+        """The process has loaded and waits."""
+        self.restarts = 0
+        """Processes that were replaced."""
+        self.errors: list[str] = []
+        """What requests failed of, newest last."""
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises:
+            BadSetting: it could not load, or took too long.
+        """
+        self._spawn()
+        pipe, deadline = self._pipe, time.monotonic() + self._patience_s
+        while pipe is not None and not self.is_ready:
+            is_alive = self._process.is_alive()
+            pipe.poll(0.05)
+            self._listen()
+            if self.errors:
+                self.close()
+                raise BadSetting(f"the inference process could not load the policy: {self.errors[-1]}")
+            if not self.is_ready and (not is_alive or time.monotonic() > deadline):
+                self.close()
+                raise BadSetting("the inference process ended or hangs before it was ready; see its output")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight, or the process is not ready."""
+        self._watch()
+        return self._request is not None or not self.is_ready
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process."""
+        return None if self._process is None else self._process.pid
+
+    def submit(self, request: Request) -> None:
+        """Start an inference.
+
+        Raises:
+            BadSetting: one is in flight, or the process is not ready.
+        """
+        if self._request is not None or not self.is_ready or self._pipe is None:
+            raise BadSetting(f"a request came at tick {request.tick} while the worker was busy")
+        for key in self._spec.observation_shapes:
+            self._arrays[key][...] = request.observations[key]
+        previous = request.previous
+        n = 0 if previous is None else min(len(previous), self._spec.horizon)
+        if previous is not None:
+            self._arrays[PREVIOUS][:n] = previous[:n]
+        self._request = request
+        try:
+            self._pipe.send((request.tick, request.noise_key, request.plan, request.task, n))
+        except OSError:
+            self._replace(f"it was gone at tick {request.tick}")
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk if it is there; at most once."""
+        chunk = self._listen()
+        self._watch(now)
+        return chunk
+
+    def close(self) -> None:
+        """End the process."""
+        if self._starter is not None:
+            self._starter.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process, self._pipe, self._request, self.is_ready = None, None, None, False
+
+    def _spawn(self) -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(
+            target=_serve, args=(self._load, self._shared, self._spec, theirs), daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._process, self._pipe = process, ours
+
+    def _listen(self) -> Chunk | None:
+        """Take what the process says."""
+        if self._pipe is None:
+            return None
+        try:
+            if not self._pipe.poll(0):
+                return None
+            kind, tick, value, time_s = self._pipe.recv()
+        except (EOFError, OSError):
+            return None  # it is gone: `_watch` sees to it
+        if kind == "ready":
+            self.is_ready = True
+            return None
+        request, self._request = self._request, None
+        if kind == "error":
+            self.errors.append(value)
+            return None
+        if request is None or request.tick != tick:
+            return None
+        return Chunk(self._arrays[_ACTIONS][:value].copy(), tick, time_s)
+
+    def _watch(self, now: float | None = None) -> None:
+        """Replace the process if it died, or has been at a request for too long."""
+        if self._starter is not None:
+            if self._starter.is_alive():
+                return
+            self._starter = None
+        if self._process is None:
+            return
+        if not self._process.is_alive():
+            self._replace("it died")
+        elif self._request is not None:
+            now = time.monotonic() if now is None else now
+            if now - self._request.time_s > self._stall_s:
+                self._replace(f"it took more than {self._stall_s} s for the request of {self._request.tick}")
+
+    def _replace(self, why: str) -> None:
+        """Start another process, beside the loop: starting one takes longer than a tick may."""
+        self.errors.append(f"the inference process was replaced: {why}")
+        self.restarts += 1
+        self.is_ready, self._request = False, None
+        old, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+
+        def start() -> None:
+            if pipe is not None:
+                pipe.close()
+            old.kill()
+            old.join()
+            self._spawn()
+
+        self._starter = threading.Thread(target=start, daemon=True)
+        self._starter.start()
+
+
+def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    n = spec.n_obs_steps
+    layout = {
+        key: ((n, *shape[1:], shape[0]), "uint8")
+        if key.startswith("observation.image")
+        else ((n, *shape), "float32")
+        for key, shape in spec.observation_shapes.items()
+    }
+    actions = ((spec.horizon, spec.action_dim), "float32")
+    return {**layout, PREVIOUS: actions, _ACTIONS: actions}
+
+
+def _serve(load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec, pipe: Connection) -> None:
+    """Answer requests until the other side hangs up; the life of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the loop decides when to end
+    arrays = shared.views()
+    try:
+        infer = load()
+    except Exception as error:  # whatever it is, the loop's side must know
+        pipe.send(("error", None, f"{type(error).__name__}: {error}", time.monotonic()))
+        return
+    pipe.send(("ready", None, None, time.monotonic()))
+    while True:
+        try:
+            tick, noise_key, plan, task, n_previous = pipe.recv()
+        except (EOFError, OSError):
+            return
+        observations = {key: arrays[key][None] for key in spec.observation_shapes}
+        if n_previous:
+            observations[PREVIOUS] = arrays[PREVIOUS][None, :n_previous]
+        try:
+            actions = infer(observations, noise_key, plan, task)
+            arrays[_ACTIONS][: len(actions)] = actions
+        except Exception as error:  # one bad request must not end the process
+            pipe.send(("error", tick, f"tick {tick}: {type(error).__name__}: {error}", time.monotonic()))
+            continue
+        pipe.send(("chunk", tick, len(actions), time.monotonic()))

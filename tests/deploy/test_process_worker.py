@@ -1,0 +1,111 @@
+"""A worker in a process of its own: chunks come, and the loop outlives its death, stalls and errors."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vivace.deploy.process_worker import ProcessWorker
+from vivace.deploy.worker import Request
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import ActionKind, PolicySpec
+
+sys.path.insert(0, str(Path(__file__).parent))  # the process must find it by name
+from fake_inference import Fake, broken  # noqa: E402
+
+SPEC = PolicySpec(
+    type="fake",
+    action_dim=2,
+    horizon=4,
+    n_obs_steps=2,
+    n_action_steps=2,
+    observation_shapes={"observation.state": (3,), "observation.images.front": (3, 4, 5)},
+    action_kinds=(ActionKind.ABSOLUTE,) * 2,
+    blocks=(),
+)
+
+
+def request(tick=0, plan=None, previous=None, task="") -> Request:
+    observations = {
+        "observation.state": np.ones((2, 3), np.float32),
+        "observation.images.front": np.ones((2, 4, 5, 3), np.uint8),
+    }
+    return Request(observations, tick, time.monotonic(), (0, tick), plan, previous, task)
+
+
+def wait(worker, until, patience_s=20.0):
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        chunk = worker.poll(time.monotonic())
+        if until(chunk):
+            return chunk
+        time.sleep(0.005)
+    raise AssertionError("it never happened")
+
+
+def is_chunk(chunk) -> bool:
+    return chunk is not None
+
+
+@pytest.fixture
+def worker():
+    worker = ProcessWorker(Fake, SPEC, stall_s=0.5)
+    worker.start()
+    yield worker
+    worker.close()
+
+
+def test_chunks_come_back(worker):
+    assert not worker.is_busy
+    worker.submit(request(tick=7))
+    assert worker.is_busy
+    with pytest.raises(BadSetting, match="while the worker was busy"):
+        worker.submit(request(tick=8))
+    chunk = wait(worker, is_chunk)
+    assert (chunk.tick, chunk.actions.shape) == (7, (3, 2))
+    assert (chunk.actions == 6 + 120 + 7).all()
+    assert abs(chunk.ready_s - time.monotonic()) < 5, "one clock for both sides"
+    assert worker.poll(time.monotonic()) is None
+    worker.submit(request(tick=1, previous=np.ones((9, 2), np.float32), task="abc"))
+    assert (wait(worker, is_chunk).actions == 6 + 120 + 8 + 3 + 1).all()
+
+
+def test_an_error_ends_the_request_only(worker):
+    worker.submit(request(plan="raise"))
+    wait(worker, lambda _: not worker.is_busy)
+    assert "tick 0: ValueError: no such thing" in worker.errors[-1]
+    worker.submit(request(tick=1))
+    assert wait(worker, is_chunk).tick == 1
+    assert worker.restarts == 0
+
+
+@pytest.mark.parametrize("end", ["die", "stall", "killed"])
+def test_a_dead_or_stalled_process_is_replaced(worker, end):
+    before = worker.pid
+    worker.submit(request(plan="stall" if end == "killed" else end))
+    if end == "killed":
+        os.kill(before, signal.SIGKILL)
+    slowest = 0.0
+    deadline = time.monotonic() + 20
+    while worker.is_busy and time.monotonic() < deadline:
+        began = time.monotonic()
+        assert worker.poll(began) is None
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.002)
+    assert worker.restarts == 1
+    assert worker.pid != before
+    assert slowest < 1.0, "polling must not wait for the new process"
+    worker.submit(request(tick=3))
+    assert wait(worker, is_chunk).tick == 3
+
+
+def test_a_policy_that_does_not_load_is_said():
+    worker = ProcessWorker(broken, SPEC)
+    with pytest.raises(BadSetting, match="could not load the policy: OSError: nothing there"):
+        worker.start()
+    with pytest.raises(BadSetting, match="stall_s=0"):
+        ProcessWorker(Fake, SPEC, stall_s=0)
