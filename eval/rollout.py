@@ -142,7 +142,7 @@ class _Episode:
         self.robot = EnvRobot(env, settings.control_hz)
         self.robot.reset(seed)
         self.worker = SimulatedWorker(inference, lambda n: settings.latency.latency_s(seed, n))
-        self._guard = ActionGuard(settings.limits)
+        self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / settings.control_hz)
         self.loop = ControlLoop(
             self.robot,
             self.worker,

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.policies.errors import BadSetting
+from vivace.policies.types import ActionKind
 
 ACTIONS = hnp.arrays(np.float32, (9, 2), elements=st.floats(-3, 3, width=32))
 LIMITS = Limits(low=(-0.1, -1.0), high=(0.7, 1.0), max_step=(0.3, 0.05))
@@ -67,3 +68,45 @@ def test_errors():
         Limits(max_step=(0.0,))
     with pytest.raises(BadSetting, match="limits are for 2 dimensions, an action has 3"):
         ActionGuard(LIMITS).check(np.zeros(3))
+
+
+KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
+RATES = Limits(max_velocity=(2.0, 2.0, 2.0), max_acceleration=(10.0, 10.0, 10.0))
+PERIOD_S = 0.1
+
+
+def motions(executed):
+    """What each tick moved each dimension by."""
+    return np.stack([np.diff(executed[:, 0]), executed[1:, 1], executed[1:, 2] * PERIOD_S], axis=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float64, (9, 3), elements=st.floats(-3, 3)))
+def test_speeds_and_accelerations_hold_for_every_kind_of_action(actions):
+    guard = ActionGuard(RATES, KINDS, PERIOD_S)
+    executed = np.array([guard.check(action) for action in actions])
+    moved = motions(executed)
+    assert np.abs(moved).max() <= 2.0 * PERIOD_S + 1e-9
+    assert np.abs(np.diff(moved, axis=0)).max() <= 10.0 * PERIOD_S**2 + 1e-9
+
+
+def test_slow_actions_pass_untouched():
+    guard = ActionGuard(RATES, KINDS, PERIOD_S)
+    for tick in range(20):
+        action = np.array([1 + 0.004 * tick**2, 0.03, 0.2], np.float32)
+        assert guard.check(action) is action
+    assert guard.interventions == 0
+
+
+def test_a_bound_holds_against_an_acceleration():
+    limits = Limits(high=(1.0,), max_acceleration=(1.0,))
+    guard = ActionGuard(limits, (ActionKind.ABSOLUTE,), PERIOD_S)
+    positions = [guard.check(np.array([0.4 * tick])) for tick in range(40)]
+    assert np.max(positions) == 1.0
+
+
+def test_rates_need_period_and_kinds():
+    with pytest.raises(BadSetting, match="need the control period and the kind of each of 3 dimensions"):
+        ActionGuard(RATES)
+    with pytest.raises(BadSetting, match="max_velocity .* must be above 0"):
+        Limits(max_velocity=(0.0,))
