@@ -17,18 +17,29 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy import export as exporting
 from vivace.deploy.bundle import MANIFEST, Bundle
-from vivace.deploy.export import export
-from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.export import export, identity
+from vivace.deploy.export_onnx import GraphWriter, export_denoising
+from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, ParityError, UnsupportedPolicy
-from vivace.policies.load import load_policy
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import load_policy, stage
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.prompt import train_tokenizer
 from vivace.policies.session import Session
-from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer, tiny_token_vla
+from vivace.policies.staged import sample
+from vivace.policies.streams import Streams
+from vivace.policies.tiny import (
+    tiny_clip,
+    tiny_cogact,
+    tiny_diffusion,
+    tiny_dp_transformer,
+    tiny_multi_task_dit,
+    tiny_token_vla,
+)
 from vivace.policies.token_vla import make_token_vla_pre_post_processors
 from vivace.policies.types import PREVIOUS
 
@@ -173,6 +184,35 @@ def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(dif
     assert stored < 3 * weights + 4096 * 100
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "multi_task_dit-diffusion", "multi_task_dit-flow"])
+def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
+    if kind == "diffusion":
+        policy = tiny_diffusion()
+    else:
+        flow = {"objective": "flow_matching", "num_integration_steps": 10} if kind.endswith("flow") else {}
+        policy = tiny_multi_task_dit(tiny_clip(tmp_path), **flow)
+    staged, generator = stage(policy), torch.Generator().manual_seed(1)
+    spec = staged.spec
+    batch = {
+        key: torch.rand(1, spec.n_obs_steps, *shape, generator=generator)
+        for key, shape in spec.observation_shapes.items()
+    }
+    if kind != "diffusion":
+        batch |= {TOKENS: torch.arange(16)[None], MASK: torch.ones(1, 16, dtype=torch.bool)}
+    mark, data = fingerprint(policy, spec.block_ids), CalibrationData(batch, KEYS[:1])
+    execution = accelerate(staged, calibrate(staged, mark, data, CACHED))
+    graphs = GraphWriter(tmp_path)
+    with torch.no_grad():
+        made = export_denoising(graphs, execution, batch, EpisodeNoise(data.noise_keys))
+    bundle = Bundle(
+        tmp_path, kind, spec, tuple(graphs.graphs), made.encode, made.steps, made.finish, {}, identity()
+    )
+    found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
+    wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert max(graphs.errors) <= 1e-5
+
+
 def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "plain")
@@ -287,8 +327,6 @@ def test_a_damaged_folder_is_named(damaged, tmp_path):
 
 
 def test_noise_is_the_same_with_and_without_torch():
-    from vivace.policies.streams import Streams
-
     with_torch, without = EpisodeNoise(KEYS), Streams(KEYS)
     for _ in range(2):
         assert np.array_equal(with_torch((2, 3, 4), torch.zeros(1)).numpy(), without((3, 4)))
