@@ -50,6 +50,7 @@ class ChunkQueue:
         self._start = 0
         self._switched = 0
         self._popped = -1
+        self._oldest = 0
         self.accepted = 0
         """Chunks taken so far."""
         self.dropped = 0
@@ -64,7 +65,7 @@ class ChunkQueue:
         """Switch to a chunk that is there at `tick`.
 
         Returns:
-            False if the current chunk is as new: the older one is ignored.
+            False if the current chunk is as new, or what it was computed from was cleared: it is ignored.
 
         Raises:
             BadSetting: the chunk's observation lies in the future.
@@ -73,7 +74,7 @@ class ChunkQueue:
             raise BadSetting(
                 f"a chunk observed at tick {chunk.tick} arrived at tick {tick}; number both by the same clock"
             )
-        if self._chunk is not None and chunk.tick <= self._chunk.tick:
+        if chunk.tick < self._oldest or (self._chunk is not None and chunk.tick <= self._chunk.tick):
             return False
         self._previous = self._chunk if self._blend_ticks else None
         self._chunk, self._switched = chunk, tick
@@ -81,6 +82,12 @@ class ChunkQueue:
         self.accepted += 1
         self.dropped += min(tick - self._start, len(chunk.actions))
         return True
+
+    def clear(self, tick: int) -> None:
+        """Forget all that was computed from observations before `tick`, also what is still to come."""
+        self._oldest = tick
+        if self._chunk is not None and self._chunk.tick < tick:
+            self._chunk = self._previous = None
 
     def remaining(self, tick: int) -> int:
         """Actions that may be executed at `tick` and later."""

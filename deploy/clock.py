@@ -17,17 +17,30 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Monotonic wall time; deadlines are absolute, so a late tick does not shift the next one."""
+    """Monotonic wall time; deadlines are absolute, so a late tick does not shift the next one.
+
+    Args:
+        spin_s: the last part of every wait, in which the clock is read over and over instead of sleeping [s]:
+            it keeps one core busy for that long, and wakes to the microsecond. 0 sleeps to the end.
+    """
+
+    def __init__(self, spin_s: float = 0.0) -> None:
+        if not 0 <= spin_s < float("inf"):
+            raise BadSetting(f"spin_s={spin_s}; seconds, 0 or more, are needed")
+        self._spin_s = spin_s
 
     def now(self) -> float:
         """Return monotonic time [s]."""
         return time.monotonic()
 
     def sleep_until(self, when: float) -> None:
-        """Sleep until the monotonic clock reads `when` [s]."""
-        left = when - time.monotonic()
+        """Sleep, then spin, until the monotonic clock reads `when` [s]."""
+        left = when - time.monotonic() - self._spin_s
         if left > 0:
             time.sleep(left)
+        if self._spin_s:
+            while time.monotonic() < when:
+                pass
 
 
 class VirtualClock:

@@ -20,7 +20,7 @@ Each tick says what it executed. The age of an action is the ticks since the obs
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -30,7 +30,9 @@ from vivace.deploy.chunk_queue import ChunkQueue
 from vivace.deploy.clock import Clock
 from vivace.deploy.fallback import fallback_action
 from vivace.deploy.guard import ActionGuard
+from vivace.deploy.pace import Beat, Pace
 from vivace.deploy.robot import Robot
+from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import Observation, PolicySpec
@@ -72,6 +74,16 @@ class TickRecord:
     """The guard refused or changed an action."""
     remaining: int
     """Actions left for later ticks."""
+    beat: Beat = field(compare=False)
+    """When the tick began, how late, and what was skipped before it."""
+    ended_s: float = field(compare=False)
+    """When the robot had been told what to do [s]."""
+    latency_s: float | None
+    """Of the chunk that was there for the first time [s]."""
+    has_missed: bool
+    """A deadline was missed at this tick."""
+    state: State
+    """What the watchdog decided; run if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +145,7 @@ class ControlLoop:
         budget: control rate, deadlines and their misses.
         clock: wall or virtual time; the episode begins now.
         settings: how chunks are executed.
+        watchdog: may take the robot away from the policy.
         spec: of the policy.
         episode_seed: names this episode's noise, together with the tick.
     """
@@ -147,6 +160,7 @@ class ControlLoop:
         clock: Clock,
         settings: LoopSettings,
         *,
+        watchdog: Watchdog | None = None,
         spec: PolicySpec,
         episode_seed: int = 0,
     ) -> None:
@@ -155,8 +169,11 @@ class ControlLoop:
         self._settings, self._spec, self._seed = settings, spec, episode_seed
         self.queue, self.budget = queue, budget
         self.tick_count = 0
-        """Ticks that have acted."""
-        self._began_s = clock.now()
+        """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
+        self.pace = Pace(clock, budget.period_s)
+        self._watchdog = watchdog
+        self._latency_s: float | None = None
+        self._beat = Beat(0, clock.now(), 0.0, 0)
         self._asked_s = 0.0
         self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         start = settings.initial_action or (0.0,) * spec.action_dim
@@ -174,11 +191,13 @@ class ControlLoop:
 
         Many loops in virtual time do this half together, so that their requests form one batch.
         """
-        self._clock.sleep_until(self._began_s + self.tick_count * self.budget.period_s)
+        self._beat = self.pace.wait(self.tick_count)
+        self._latency_s = None
+        self.tick_count = self._beat.tick
         self._has_asked = self._has_accepted = False
         self._observe()
         self._accept()
-        if not self._worker.is_busy:
+        if not self._worker.is_busy and (self._watchdog is None or self._watchdog.is_trusted):
             fresh = self._fresh_left()
             if self._is_due(fresh):
                 self._ask(fresh)
@@ -186,11 +205,12 @@ class ControlLoop:
     def end(self) -> TickRecord:
         """Second half of a tick: accept what is there by now, then act."""
         self._accept()
-        tick = self.tick_count
+        tick, misses = self.tick_count, self.budget.misses
         if self._worker.is_busy:
             self.budget.wait(tick)
         interventions = self._guard.interventions
-        queued = self.queue.pop(tick)
+        state = self._judge()
+        queued = self.queue.pop(tick) if state == State.RUN else None
         action = None if queued is None else self._guard.check(queued.action)
         if queued is None or action is None:
             self._fallback_ticks += 1
@@ -199,6 +219,9 @@ class ControlLoop:
         else:
             self._last, self._fallback_ticks = action, 0
             chunk_id, age = queued.chunk_id, queued.age_ticks
+        ended_s = self._clock.now()
+        if self._watchdog is not None:
+            self._watchdog.acted(ended_s, is_fresh=source == Source.CHUNK)
             source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
         self._robot.act(action)
         self.tick_count = tick + 1
@@ -210,10 +233,27 @@ class ControlLoop:
             age,
             self._has_asked,
             self._has_accepted,
+            self._beat,
+            ended_s,
+            self._latency_s,
+            self.budget.misses > misses,
+            state,
             self._guard.interventions > interventions,
             self.queue.remaining(tick + 1),
+    def _judge(self) -> State:
+        """Ask the watchdog who acts; what was observed while it did not trust its eyes is forgotten."""
+        if self._watchdog is None:
+            return State.RUN
+        now, restarts = self._clock.now(), getattr(self._worker, "restarts", 0)
+        state = self._watchdog.judge(now, self.budget.misses, restarts, has_accepted=self._has_accepted)
+        if not self._watchdog.is_trusted:
+            self.queue.clear(self.tick_count + 1)
+        return state
+
         )
 
+        if self._watchdog is not None:
+            self._watchdog.look(observation, self._clock.now())
     def _observe(self) -> None:
         observation = self._robot.observe()
         if not self._history:  # padded by repetition, as Diffusion Policy does
@@ -229,7 +269,8 @@ class ControlLoop:
             raise BadSetting(
                 f"a chunk has shape {chunk.actions.shape}; (actions, {self._spec.action_dim}) is needed"
             )
-        self.budget.arrive(chunk.ready_s - self._asked_s)
+        self._latency_s = max(0.0, chunk.ready_s - self._asked_s)  # a clock may have been set back
+        self.budget.arrive(self._latency_s)
         self._has_accepted = self.queue.push(chunk, self.tick_count) or self._has_accepted
 
     def _fresh_left(self) -> int:

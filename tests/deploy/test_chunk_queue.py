@@ -155,3 +155,14 @@ def test_what_is_ahead_begins_at_the_tick_asked_for():
     queue.push(Chunk(np.arange(10.0).reshape(5, 2), 0, 0.0), 3)  # executed from tick 3 on
     assert queue.ahead(4)[:, 0].tolist() == [2.0, 4.0, 6.0, 8.0]  # also what the limit leaves out
     assert queue.ahead(8) is None
+
+
+def test_what_was_cleared_is_gone_and_does_not_come_back():
+    queue = ChunkQueue(drop_late=True)
+    queue.push(make_chunk(tick=2, length=8), tick=3)
+    queue.clear(3)
+    assert (queue.pop(4), queue.observed_tick) == (None, None)
+    assert not queue.push(make_chunk(tick=2, length=8), tick=5)
+    assert queue.push(make_chunk(tick=3, length=8), tick=5)
+    queue.clear(3)
+    assert queue.pop(5).action.tolist() == [3, 2]

@@ -10,9 +10,10 @@ from vivace.deploy.clock import VirtualClock
 from vivace.deploy.fallback import fallback_action
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.watchdog import State, Watchdog, WatchdogSettings
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import PREVIOUS, ActionKind, Observation, PolicySpec
+from vivace.policies.types import PREVIOUS, ActionKind, Chunk, Observation, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
 KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
@@ -334,3 +335,47 @@ def test_requests_say_what_the_chunk_before_means_for_now():
     assert asked[0] is None
     for ticks, previous in zip((4, 8), asked[1:], strict=True):
         assert previous[0, :, 0].tolist() == [ticks + 1, ticks + 2, ticks + 3, ticks + 4]
+
+
+def test_a_stopped_robot_is_held_until_the_reset_and_old_chunks_are_forgotten():
+    loop = make_loop(latency_ticks=1, mode=Mode.ASYNC)
+    dog = loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0))
+    _, before = run(loop, 6)
+    dog.stop("somebody pressed the button", 0.6)
+    held = [loop.tick() for _ in range(5)]
+    dog.reset(1.1)
+    after = [loop.tick() for _ in range(5)]
+    assert before == "fccccc"
+    assert "".join(record.source[0] for record in held + after) == "ffffff" + "cccc"
+    assert {record.state for record in held} == {State.STOP}
+    assert not any(record.has_asked for record in held)
+    assert [record.action[0] for record in after[1:]] == [13, 14, 15, 16]  # asked for at tick 11
+
+
+def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():
+    loop = make_loop(mode=Mode.ASYNC)
+    robot, loop._watchdog = loop._robot, Watchdog(WatchdogSettings(stale_s=0.25, starved_s=0, hold_s=0))
+    robot.observe = lambda: Observation({KEY: np.array([7.0], np.float32)}, 0, 0.5)
+    records = [loop.tick() for _ in range(10)]
+    assert "".join(record.source[0] for record in records) == "ccc" + "f" * 7
+    assert not any(record.has_asked for record in records[3:])
+    del robot.observe
+    moving = [loop.tick() for _ in range(4)]
+    assert [record.source for record in moving] == ["chunk"] * 3 + ["fallback"]  # CountingRobot's time is 0.0
+
+
+def test_a_tick_that_comes_late_takes_the_number_of_its_period():
+    loop = make_loop(mode=Mode.ASYNC)
+    run(loop, 2)
+    loop._clock.sleep_until(0.35)
+    record = loop.tick()
+    assert (record.tick, record.beat.skipped, record.action[0]) == (3, 1, 4)  # the 3 was for tick 2
+    assert record.beat.late_s == pytest.approx(0.15)
+    assert loop.tick().tick == 4
+
+
+def test_a_clock_set_back_does_not_make_latencies_negative():
+    loop = make_loop(mode=Mode.ASYNC)
+    loop._worker.poll = lambda now: Chunk(np.zeros((4, 3), np.float32), loop.tick_count, ready_s=-100.0)
+    assert loop.tick().latency_s == 0
+    assert loop.budget.expected_ticks == 0
