@@ -145,9 +145,9 @@ class ControlLoop:
         budget: control rate, deadlines and their misses.
         clock: wall or virtual time; the episode begins now.
         settings: how chunks are executed.
-        watchdog: may take the robot away from the policy.
         spec: of the policy.
         episode_seed: names this episode's noise, together with the tick.
+        watchdog: may take the robot away from the policy.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class ControlLoop:
         clock: Clock,
         settings: LoopSettings,
         *,
-        watchdog: Watchdog | None = None,
         spec: PolicySpec,
         episode_seed: int = 0,
+        watchdog: Watchdog | None = None,
     ) -> None:
         _check_sizes(settings, queue, guard, spec)
         self._robot, self._worker, self._guard, self._clock = robot, worker, guard, clock
@@ -172,9 +172,9 @@ class ControlLoop:
         """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
         self.pace = Pace(clock, budget.period_s)
         self._watchdog = watchdog
-        self._latency_s: float | None = None
         self._beat = Beat(0, clock.now(), 0.0, 0)
         self._asked_s = 0.0
+        self._latency_s: float | None = None
         self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         start = settings.initial_action or (0.0,) * spec.action_dim
         self._last = np.array(start, dtype=np.float32)
@@ -192,9 +192,9 @@ class ControlLoop:
         Many loops in virtual time do this half together, so that their requests form one batch.
         """
         self._beat = self.pace.wait(self.tick_count)
-        self._latency_s = None
         self.tick_count = self._beat.tick
         self._has_asked = self._has_accepted = False
+        self._latency_s = None
         self._observe()
         self._accept()
         if not self._worker.is_busy and (self._watchdog is None or self._watchdog.is_trusted):
@@ -219,11 +219,11 @@ class ControlLoop:
         else:
             self._last, self._fallback_ticks = action, 0
             chunk_id, age = queued.chunk_id, queued.age_ticks
+            source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
+        self._robot.act(action)
         ended_s = self._clock.now()
         if self._watchdog is not None:
             self._watchdog.acted(ended_s, is_fresh=source == Source.CHUNK)
-            source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
-        self._robot.act(action)
         self.tick_count = tick + 1
         return TickRecord(
             tick,
@@ -233,13 +233,15 @@ class ControlLoop:
             age,
             self._has_asked,
             self._has_accepted,
+            self._guard.interventions > interventions,
+            self.queue.remaining(tick + 1),
             self._beat,
             ended_s,
             self._latency_s,
             self.budget.misses > misses,
             state,
-            self._guard.interventions > interventions,
-            self.queue.remaining(tick + 1),
+        )
+
     def _judge(self) -> State:
         """Ask the watchdog who acts; what was observed while it did not trust its eyes is forgotten."""
         if self._watchdog is None:
@@ -250,12 +252,10 @@ class ControlLoop:
             self.queue.clear(self.tick_count + 1)
         return state
 
-        )
-
-        if self._watchdog is not None:
-            self._watchdog.look(observation, self._clock.now())
     def _observe(self) -> None:
         observation = self._robot.observe()
+        if self._watchdog is not None:
+            self._watchdog.look(observation, self._clock.now())
         if not self._history:  # padded by repetition, as Diffusion Policy does
             self._history.extend([observation] * self._spec.n_obs_steps)
         else:
