@@ -6,7 +6,7 @@ A tick is  observe → accept → submit → accept → pop → guard → act,  
            asks for the next one, and the fallback acts while the policy thinks and the world moves
     async  the next chunk is asked for before the fresh actions are used up; action i of a chunk is executed
            at its own tick or dropped, and a newer chunk replaces the older one when it arrives
-    rtc    reserved
+    rtc    as async, and the next chunk is made to continue the present one (`policies.chunking`)
 
 Each tick says what it executed. The age of an action is the ticks since the observation it was computed from.
 
@@ -106,9 +106,7 @@ class LoopSettings:
     def __post_init__(self) -> None:
         """Check the choices."""
         if self.mode not in list(Mode):
-            raise BadSetting(f"mode={self.mode!r} is unknown; the modes: sync, async")
-        if self.mode == Mode.RTC:
-            raise BadSetting("mode='rtc' (real-time chunking) comes with a later version; use sync or async")
+            raise BadSetting(f"mode={self.mode!r} is unknown; the modes: {', '.join(Mode)}")
         if self.n_action_steps < 1:
             raise BadSetting(f"n_action_steps={self.n_action_steps}; at least 1 is needed")
         if self.request_at is not None and not 0 <= self.request_at <= self.n_action_steps:
@@ -247,7 +245,8 @@ class ControlLoop:
         if self._watchdog is None:
             return State.RUN
         now, restarts = self._clock.now(), getattr(self._worker, "restarts", 0)
-        state = self._watchdog.judge(now, self.budget.misses, restarts, has_accepted=self._has_accepted)
+        misses = 0 if self._settings.mode == Mode.SYNC else self.budget.misses  # there, every one is missed
+        state = self._watchdog.judge(now, misses, restarts, has_accepted=self._has_accepted)
         if not self._watchdog.is_trusted:
             self.queue.clear(self.tick_count + 1)
         return state
@@ -302,7 +301,10 @@ class ControlLoop:
         key = (self._seed, self.tick_count)
         previous = self.queue.ahead(self.tick_count)
         task = self._history[-1].task
-        self._worker.submit(Request(observations, self.tick_count, self._asked_s, key, plan, previous, task))
+        delay = self.budget.expected_ticks
+        self._worker.submit(
+            Request(observations, self.tick_count, self._asked_s, key, plan, previous, task, delay)
+        )
 
     def _fallback(self) -> np.ndarray:
         kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks

@@ -10,10 +10,11 @@ import onnxruntime as ort
 
 from vivace.deploy.bundle import Bundle, Graph
 from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
-from vivace.policies.errors import BadBundle, BadSetting
+from vivace.policies.chunking import NO_DENOISING, Continuation, RealTimeChunking, continuation
+from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.step_table import Memory
 from vivace.policies.streams import Streams
-from vivace.policies.types import PREVIOUS, check_observation
+from vivace.policies.types import DELAY, PREVIOUS, check_observation
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -42,6 +43,7 @@ class OrtPolicy:
             installation lacks are an error.
         threads: of one inference; ONNX Runtime's own choice when None.
         task: instruction, for policies that read one; `task` may be set anew between two chunks.
+        chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class OrtPolicy:
         providers: Sequence[str] = ("cpu",),
         threads: int | None = None,
         task: str = "",
+        chunking: RealTimeChunking | None = None,
     ) -> None:
         started = time.perf_counter()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        self.spec, self.task = self.bundle.spec, task
+        self.spec, self.task, self.chunking = self.bundle.spec, task, chunking
+        self._check_chunking()
         self._providers = _available(providers)
         self._threads = threads
         self._sessions = [self._session(graph) for graph in self.bundle.graphs]
@@ -80,7 +84,8 @@ class OrtPolicy:
         return np.concatenate(rows)
 
     def _chunk(self, observations: Mapping[str, np.ndarray], key: tuple[int, ...]) -> np.ndarray:
-        normalised = self.sample(self.prepare(observations), Streams([key]), self._draft(observations))
+        draft, follow = self._draft(observations), self._follow(observations)
+        normalised = self.sample(self.prepare(observations), Streams([key]), draft, follow)
         return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -95,7 +100,11 @@ class OrtPolicy:
         return ready | self._prompt()
 
     def sample(
-        self, batch: Mapping[str, np.ndarray], noise: Streams, draft: np.ndarray | None = None
+        self,
+        batch: Mapping[str, np.ndarray],
+        noise: Streams,
+        draft: np.ndarray | None = None,
+        follow: Continuation | None = None,
     ) -> np.ndarray:
         """Sample one chunk of normalised actions (1, H, A) from one normalised observation.
 
@@ -103,6 +112,7 @@ class OrtPolicy:
             batch: the observation.
             noise: of one row.
             draft: of a policy that writes tokens, those of what the chunk before means (n,).
+            follow: what the chunk continues.
         """
         context = self._run(self.bundle.encode, batch)
         if self.bundle.tokens is not None:
@@ -117,6 +127,8 @@ class OrtPolicy:
             out = found.pop("out").numpy()
             fresh = {name.removeprefix(NEXT): value for name, value in found.items()}
             cache = fresh | {new: cache[old] for new, old in step.carried.items()}
+            if follow is not None:
+                out = follow.correct(step.table, out, follow.error(step.table, x, out))
             x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
         if self.bundle.finish is None:
             return x
@@ -132,6 +144,27 @@ class OrtPolicy:
         n = min(previous.shape[1], self.spec.horizon)
         actions[:n] = previous[0, :n]
         return program.tokenize(self.bundle.actions.normalize(actions))
+
+    def _check_chunking(self) -> None:
+        if self.chunking is None:
+            return
+        if self.bundle.tokens is not None:
+            raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
+        if self.chunking.jacobian == "exact":
+            raise BadSetting(
+                "a bundle has no backward pass: rtc jacobian='exact' needs torch; use 'identity'"
+            )
+
+    def _follow(self, observations: Mapping[str, np.ndarray]) -> Continuation | None:
+        """Return what the chunk continues; None if it does not, or nothing is known."""
+        previous = observations.get(PREVIOUS)
+        if previous is None or self.chunking is None:
+            return None
+        delay = observations.get(DELAY, np.zeros(1, np.int64))
+        actions, weights = continuation(
+            self.chunking, previous, delay, self.spec.first_action, self.spec.horizon
+        )
+        return Continuation(self.chunking, self.bundle.actions.normalize(actions), weights)
 
     def _write(
         self,

@@ -4,6 +4,7 @@ Observations and actions travel through shared memory, a few numbers through a p
 at a time. A process that dies or stalls is replaced while the loop goes on with what it has.
 """
 
+import os
 import signal
 import threading
 import time
@@ -19,11 +20,16 @@ import numpy as np
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request
+from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting
-from vivace.policies.types import PREVIOUS, Chunk, PolicySpec
+from vivace.policies.types import DELAY, PREVIOUS, Chunk, PolicySpec
 
 _CONTEXT = get_context("spawn")  # a forked process would inherit ONNX Runtime's locks
 _ACTIONS = "actions"
+_KEPT = 100
+"""Errors that are remembered."""
+_LONGEST_PAUSE_S = 5.0
+"""Before a process that failed again and again is started once more."""
 
 
 class Inference(Protocol):
@@ -43,9 +49,15 @@ class Bundles:
     """Exported plans of one policy: the rungs of a ladder, by name; the first one is the usual one."""
 
     def __init__(
-        self, folders: Mapping[str, Path], providers: Sequence[str] = ("cpu",), threads: int | None = None
+        self,
+        folders: Mapping[str, Path],
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+        chunking: RealTimeChunking | None = None,
     ) -> None:
-        self._policies = {name: OrtPolicy(folder, providers, threads) for name, folder in folders.items()}
+        self._policies = {
+            name: OrtPolicy(folder, providers, threads, chunking=chunking) for name, folder in folders.items()
+        }
 
     def __call__(
         self,
@@ -62,10 +74,13 @@ class Bundles:
 
 
 def bundles(
-    folders: Mapping[str, Path], providers: Sequence[str] = ("cpu",), threads: int | None = None
+    folders: Mapping[str, Path],
+    providers: Sequence[str] = ("cpu",),
+    threads: int | None = None,
+    chunking: RealTimeChunking | None = None,
 ) -> Callable[[], Inference]:
     """Return what loads bundles in the process; see `Bundles`."""
-    return partial(Bundles, dict(folders), tuple(providers), threads)
+    return partial(Bundles, dict(folders), tuple(providers), threads, chunking)
 
 
 class ProcessWorker:
@@ -95,12 +110,15 @@ class ProcessWorker:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._starter: threading.Thread | None = None
+        self._cpus = _cpus()  # a loop that pins its thread later must not pin new processes with it
+        self._is_closed = threading.Event()
+        self._fruitless = 0
         self.is_ready = False
         """The process has loaded and waits."""
         self.restarts = 0
         """Processes that were replaced."""
         self.errors: list[str] = []
-        """What requests failed of, newest last."""
+        """What the last requests failed of, newest last."""
 
     def start(self) -> None:
         """Start the process and wait until it is ready.
@@ -148,7 +166,9 @@ class ProcessWorker:
             self._arrays[PREVIOUS][:n] = previous[:n]
         self._request = request
         try:
-            self._pipe.send((request.tick, request.noise_key, request.plan, request.task, n))
+            self._pipe.send(
+                (request.tick, request.noise_key, request.plan, request.task, n, request.delay_ticks)
+            )
         except OSError:
             self._replace(f"it was gone at tick {request.tick}")
 
@@ -160,6 +180,7 @@ class ProcessWorker:
 
     def close(self) -> None:
         """End the process."""
+        self._is_closed.set()
         if self._starter is not None:
             self._starter.join()
         if self._pipe is not None:
@@ -172,7 +193,7 @@ class ProcessWorker:
     def _spawn(self) -> None:
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(
-            target=_serve, args=(self._load, self._shared, self._spec, theirs), daemon=True
+            target=_serve, args=(self._load, self._shared, self._spec, theirs, self._cpus), daemon=True
         )
         process.start()
         theirs.close()
@@ -193,8 +214,9 @@ class ProcessWorker:
             return None
         request, self._request = self._request, None
         if kind == "error":
-            self.errors.append(value)
+            self._note(value)
             return None
+        self._fruitless = 0
         if request is None or request.tick != tick:
             return None
         return Chunk(self._arrays[_ACTIONS][:value].copy(), tick, time_s)
@@ -216,8 +238,10 @@ class ProcessWorker:
 
     def _replace(self, why: str) -> None:
         """Start another process, beside the loop: starting one takes longer than a tick may."""
-        self.errors.append(f"the inference process was replaced: {why}")
+        self._note(f"the inference process was replaced: {why}")
         self.restarts += 1
+        pause_s = min(0.1 * 2 ** min(self._fruitless, 9) - 0.1, _LONGEST_PAUSE_S)
+        self._fruitless += 1
         self.is_ready, self._request = False, None
         old, pipe = self._process, self._pipe
         self._process = self._pipe = None
@@ -227,10 +251,20 @@ class ProcessWorker:
                 pipe.close()
             old.kill()
             old.join()
-            self._spawn()
+            if not self._is_closed.wait(pause_s):
+                self._spawn()
 
         self._starter = threading.Thread(target=start, daemon=True)
         self._starter.start()
+
+    def _note(self, error: str) -> None:
+        self.errors.append(error)
+        del self.errors[:-_KEPT]
+
+
+def _cpus() -> set[int]:
+    """CPUs that a process may run on; empty where that cannot be said."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -245,8 +279,12 @@ def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
     return {**layout, PREVIOUS: actions, _ACTIONS: actions}
 
 
-def _serve(load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec, pipe: Connection) -> None:
+def _serve(
+    load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec, pipe: Connection, cpus: set[int]
+) -> None:
     """Answer requests until the other side hangs up; the life of the process."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the loop decides when to end
     arrays = shared.views()
     try:
@@ -257,12 +295,13 @@ def _serve(load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec
     pipe.send(("ready", None, None, time.monotonic()))
     while True:
         try:
-            tick, noise_key, plan, task, n_previous = pipe.recv()
+            tick, noise_key, plan, task, n_previous, delay_ticks = pipe.recv()
         except (EOFError, OSError):
             return
         observations = {key: arrays[key][None] for key in spec.observation_shapes}
         if n_previous:
             observations[PREVIOUS] = arrays[PREVIOUS][None, :n_previous]
+            observations[DELAY] = np.array([delay_ticks])
         try:
             actions = infer(observations, noise_key, plan, task)
             arrays[_ACTIONS][: len(actions)] = actions

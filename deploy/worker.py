@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from vivace.policies.errors import BadSetting
-from vivace.policies.types import PREVIOUS, Chunk
+from vivace.policies.types import DELAY, PREVIOUS, Chunk
 
 _SLACK_S = 1e-9
 """Rounding of tick times is not lateness."""
@@ -31,6 +31,8 @@ class Request:
     """What the chunk before means for this tick and later (m, A), in the robot's units."""
     task: str = ""
     """Instruction, as the newest observation has it."""
+    delay_ticks: int = 0
+    """Ticks until the chunk will be there, as far as one can tell."""
 
 
 class Worker(Protocol):
@@ -98,7 +100,7 @@ def _previous(requests: Sequence[Request]) -> dict[str, np.ndarray]:
     for row, request in zip(stacked, requests, strict=True):
         if request.previous is not None:
             row[: len(request.previous)] = request.previous
-    return {PREVIOUS: stacked}
+    return {PREVIOUS: stacked, DELAY: np.array([r.delay_ticks for r in requests])}
 
 
 class SimulatedWorker:

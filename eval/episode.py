@@ -1,9 +1,13 @@
 """What came of one episode, and the file an interrupted evaluation continues from."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from vivace.deploy.loop import Source, TickRecord
 from vivace.policies.errors import BadSetting
@@ -28,6 +32,10 @@ class EpisodeResult:
     """Latency of every request, in order."""
     request_ticks: tuple[int, ...] = ()
     """Tick of every request, in order."""
+    seam_jumps: tuple[float, ...] = ()
+    """Change of the action |a_t - a_(t-1)| at each tick that executed the first action of another chunk."""
+    inner_jumps: tuple[float, ...] = ()
+    """The same at each tick that went on with its chunk."""
     timeline: str = ""
     """Source of every tick by its first letter, e.g. "ffccccs"."""
     records: tuple[TickRecord, ...] = field(default=(), repr=False, compare=False)
@@ -57,6 +65,17 @@ class EpisodeResult:
             )
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**plain)
+
+
+def jumps(records: Sequence[TickRecord]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Changes of the action between ticks that executed chunks: where the chunk changed, and elsewhere."""
+    seams, inner = [], []
+    for before, now in pairwise(records):
+        if before.chunk_id is None or now.chunk_id is None:
+            continue
+        jump = round(float(np.linalg.norm(now.action - before.action)), 4)
+        (inner if now.chunk_id == before.chunk_id else seams).append(jump)
+    return tuple(seams), tuple(inner)
 
 
 _STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")

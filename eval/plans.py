@@ -16,11 +16,18 @@ from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.loop import Mode
 from vivace.envs.registry import env_class, instruction, make, task_names
 from vivace.eval.gather import CALIBRATION_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
-from vivace.eval.settings import CalibrateCommand, CommonOptions, ConvertCommand, ExplainCommand
+from vivace.eval.settings import (
+    CalibrateCommand,
+    CommonOptions,
+    ConvertCommand,
+    EvalCommand,
+    ExplainCommand,
+)
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
@@ -44,7 +51,8 @@ def session(
 ) -> Session:
     """Run a policy under an execution, told what to do in a task, the command's first when not given."""
     text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
-    return Session(loaded, execution, text)
+    is_rtc = isinstance(command, EvalCommand) and command.eval.mode == Mode.RTC
+    return Session(loaded, execution, text, command.rtc if is_rtc else None)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:

@@ -154,6 +154,10 @@ def _runs_text(results: Mapping[str, Any]) -> str:
     )
 
 
+AT = ("seam", "inner")
+"""Where actions jump: from chunk to chunk, and within one."""
+
+
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
     head = (
         "run",
@@ -163,6 +167,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
         "fresh / stale / fallback",
         "misses",
         "effective",
+        "jump at a seam / inside",
         "GFLOP",
     )
     rows = []
@@ -180,6 +185,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 shares,
                 f"{run['deadline_misses']} of {run['chunks']}",
                 f"{run['effective_hz']:.1f} Hz",
+                " / ".join("–" if run[f"{at}_jump"] is None else f"{run[f'{at}_jump']:.2f}" for at in AT),
                 "–" if run["gflop"] is None else f"{run['gflop']:.2f}",
             )
         )

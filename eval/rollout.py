@@ -17,7 +17,7 @@ from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, Source, TickRecord, make_queue
 from vivace.deploy.worker import BatchedInference, Predict, SimulatedWorker
 from vivace.eval.env_robot import EnvRobot
-from vivace.eval.episode import EpisodeResult
+from vivace.eval.episode import EpisodeResult, jumps
 from vivace.eval.latency_model import LatencyModel, NoLatency
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import PolicySpec
@@ -165,6 +165,7 @@ class _Episode:
     def result(self) -> EpisodeResult:
         """Sum the episode up."""
         steps, success = self.loop.tick_count, self.robot.is_success
+        seam_jumps, inner_jumps = jumps(self.records)
         counts = Counter(record.source for record in self.records)
         return EpisodeResult(
             seed=self.seed,
@@ -176,6 +177,8 @@ class _Episode:
             interventions=self._guard.interventions,
             latencies_s=tuple(latency_s for _, latency_s in self.worker.asked),
             request_ticks=tuple(tick for tick, _ in self.worker.asked),
+            seam_jumps=seam_jumps,
+            inner_jumps=inner_jumps,
             timeline="".join(record.source.value[0] for record in self.records),
             records=tuple(self.records),
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from vivace.eval.latency_model import LatencyModel, MeasuredLatency
+from vivace.policies.chunking import RealTimeChunking
 
 
 @dataclass(kw_only=True)
@@ -135,10 +136,10 @@ class EvalOptions:
     batch_size: int = 50
     """Episodes stepped together, their inference batched."""
     mode: str = "sync"
-    """sync or async."""
+    """sync, async or rtc (async, and a chunk continues the one before)."""
     request_at: int | None = None
-    """async: ask for the next chunk when so many fresh actions are left, which times the control period is
-    the latency budget; by the expected latency when not given."""
+    """async, rtc: ask for the next chunk when so many fresh actions are left, which times the control period
+    is the latency budget; by the expected latency when not given."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
@@ -193,6 +194,7 @@ class EvalCommand(CommonOptions):
     eval: EvalOptions = field(default_factory=EvalOptions)
     bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5, compile=False))
     latency: LatencyModel = field(default_factory=MeasuredLatency)
+    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
 
 
 @dataclass(kw_only=True)

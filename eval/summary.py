@@ -47,8 +47,14 @@ def run_summary(
         "deadline_misses": sum(e.deadline_misses for e in episodes),
         "chunks": len(latencies),
         "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
+        "seam_jump": _mean([jump for e in episodes for jump in e.seam_jumps]),
+        "inner_jump": _mean([jump for e in episodes for jump in e.inner_jumps]),
         "episodes": [e.to_json() for e in episodes],
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> list[dict[str, Any]]:

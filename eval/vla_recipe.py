@@ -226,11 +226,27 @@ def _new_vla(
         **settings,
     )
     policy = policy_class(config)
+    if isinstance(policy, TokenVLAPolicy):
+        _order_action_tokens(policy)
     if pretrained:
         policy.language.load_state_dict(language.state_dict())
     if other:
         _take_backbone(policy, other.policy, ("vision_backbone.",) if pretrained else BACKBONE)
     return policy, *make_vla_processors(config, {"action": statistics(action)}, tokenizer)
+
+
+@torch.no_grad()
+def _order_action_tokens(policy: TokenVLAPolicy) -> None:
+    """Begin with neighbouring bins alike, both where they are read and where they are written.
+
+    A row's entries are cosines and sines of its bin's value, at the scale of the random rows they replace.
+    """
+    bins = policy.config.bins
+    ids = torch.arange(bins.first, bins.end)
+    angles = bins.decode(ids)[:, None] * torch.logspace(0, 2, policy.config.language_width // 2)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * 2**0.5
+    for weight in (policy.language.embed_tokens.weight, policy.lm_head.weight):
+        weight[ids] = waves[:, : weight.shape[1]] * weight[ids].std()
 
 
 def _pretrained(options: VLAOptions) -> tuple[Any, Any, dict[str, Any]] | None:

@@ -148,7 +148,13 @@ def _cleaning(ab: Any, schedule: NoiseSchedule) -> dict[str, Any]:
     }
     clean_x, clean_out = coefficients[schedule.prediction_type]
     clip = schedule.clip_sample_range if schedule.clip_sample else None
-    return {"clean_x": clean_x, "clean_out": clean_out, "clip": clip}
+    return {
+        "alpha": ab**0.5,
+        "sigma": (1 - ab) ** 0.5,
+        "clean_x": clean_x,
+        "clean_out": clean_out,
+        "clip": clip,
+    }
 
 
 def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
@@ -296,7 +302,12 @@ def make_flow_sampler(name: str, n_steps: int) -> Sampler:
 
 
 def _euler_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
-    return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(t=t, x=1.0, out=dt))]
+    return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(**_flow(t), x=1.0, out=dt))]
+
+
+def _flow(t: float) -> dict[str, float]:
+    """Coefficients where x is t clean + (1 - t) noise, and a velocity is predicted."""
+    return {"t": t, "alpha": t, "sigma": 1 - t, "clean_x": 1.0, "clean_out": 1 - t}
 
 
 def _rk4_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
@@ -310,15 +321,15 @@ def _rk4_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
     return [
         (
             lambda x, v, memory, noise: (x + dt * v / 2, (x, v)),
-            StepTable(t=t, x=1.0, out=half, keep=("x", "out")),
+            StepTable(**_flow(t), x=1.0, out=half, keep=("x", "out")),
         ),
         (
             lambda x, v, memory, noise: (memory[0] + dt * v / 2, (*memory, v)),
-            StepTable(t=t + half, out=half, memory=(1.0, 0.0), keep=("m0", "m1", "out")),
+            StepTable(**_flow(t + half), out=half, memory=(1.0, 0.0), keep=("m0", "m1", "out")),
         ),
         (
             lambda x, v, memory, noise: (memory[0] + dt * v, (*memory, v)),
-            StepTable(t=t + half, out=dt, memory=(1.0, 0.0, 0.0), keep=("m0", "m1", "m2", "out")),
+            StepTable(**_flow(t + half), out=dt, memory=(1.0, 0.0, 0.0), keep=("m0", "m1", "m2", "out")),
         ),
-        (last, StepTable(t=t + dt, out=sixth, memory=(1.0, sixth, 2 * sixth, 2 * sixth))),
+        (last, StepTable(**_flow(t + dt), out=sixth, memory=(1.0, sixth, 2 * sixth, 2 * sixth))),
     ]

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.policies.chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Batch, Execution, sample
-from vivace.policies.types import PREVIOUS, check_observation
+from vivace.policies.staged import Batch, Execution, check_continuing, sample
+from vivace.policies.types import DELAY, PREVIOUS, check_observation
 
 
 class Session:
@@ -20,13 +21,23 @@ class Session:
         loaded: checkpoint with processors.
         execution: how to run it; the checkpoint's own way when not given.
         task: instruction, for policies that read one.
+        chunking: how chunks continue the ones before; they do not when None.
     """
 
-    def __init__(self, loaded: LoadedPolicy, execution: Execution | None = None, task: str = ""):
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        execution: Execution | None = None,
+        task: str = "",
+        chunking: RealTimeChunking | None = None,
+    ):
         self.loaded = loaded
         self.execution = execution or Execution.of(loaded.staged)
         self.spec = self.execution.policy.spec
         self.task = task
+        self.chunking = chunking
+        if chunking is not None:
+            check_continuing(self.execution)
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].
@@ -58,6 +69,18 @@ class Session:
         known = is_known.repeat_interleave(tokens.shape[1] // self.spec.horizon, dim=1)
         return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
 
+    def follow(self, observations: Mapping[str, np.ndarray]) -> Continuation | None:
+        """Return what the chunks continue; None if they do not, or nothing is known."""
+        previous = observations.get(PREVIOUS)
+        if previous is None or self.chunking is None:
+            return None
+        delay = observations.get(DELAY, np.zeros(len(previous), np.int64))
+        placed = continuation(self.chunking, previous, delay, self.spec.first_action, self.spec.horizon)
+        actions, weights = map(torch.from_numpy, placed)
+        seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
+        ready = self.loaded.preprocess(seen | {"task": [self.task] * len(previous), "action": actions})
+        return Continuation(self.chunking, ready["action"], weights)
+
     def blank(self) -> Batch:
         """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
         n = self.spec.n_obs_steps
@@ -75,12 +98,13 @@ class Session:
 
         Args:
             observations: key -> (B, To, ...), newest last; under "action.previous" what the chunks before
-                mean for now and later (B, n, A), NaN where nothing is known, which may be left out.
+                mean for now and later (B, n, A), NaN where nothing is known, which may be left out; under
+                "action.delay" the ticks (B,) until the chunks will be there.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
         """
         batch = self.prepare(observations)
-        draft = self.draft(observations)
-        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft)
+        draft, follow = self.draft(observations), self.follow(observations)
+        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         return actions.cpu().numpy()
 

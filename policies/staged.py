@@ -3,17 +3,21 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
+from vivace.policies.chunking import NO_DENOISING, Continuation
 from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
+from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
 from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
+from vivace.policies.step_table import StepTable
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
 
 Batch = dict[str, Tensor]
@@ -225,8 +229,13 @@ def decode(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | Non
     return execution.decoder(execution.policy, prompt, noise, draft, execution.language)
 
 
-@torch.inference_mode()
-def sample(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None = None) -> Tensor:
+def sample(
+    execution: Execution,
+    batch: Batch,
+    noise: Noise,
+    draft: Tensor | None = None,
+    follow: Continuation | None = None,
+) -> Tensor:
     """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...).
 
     Args:
@@ -234,7 +243,18 @@ def sample(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | Non
         batch: normalised observations.
         noise: where random numbers come from.
         draft: of a policy that writes tokens, see `Decoder`.
+        follow: what the chunks continue; of a policy that denoises.
     """
+    if follow is not None:
+        check_continuing(execution)
+    needs_gradients = follow is not None and follow.settings.jacobian == "exact"
+    with torch.no_grad() if needs_gradients else torch.inference_mode():
+        return _sample(execution, batch, noise, draft, follow)
+
+
+def _sample(
+    execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None, follow: Continuation | None
+) -> Tensor:
     policy = execution.policy
     if execution.writes_tokens:
         return policy.detokenize(decode(execution, batch, noise, draft).tokens)
@@ -244,6 +264,33 @@ def sample(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | Non
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY
     for step in execution.sampler.steps:
-        out, cache = execution.evaluate(execution, step, x, context, cache)
+        if follow is None:
+            out, cache = execution.evaluate(execution, step, x, context, cache)
+        else:
+            out, cache = _follow(execution, step, x, context, cache, follow)
         x, memory = step.advance(x, out, memory, noise)
     return policy.finish(x, context)
+
+
+def check_continuing(execution: Execution) -> None:
+    """Raise `UnsupportedPolicy` unless its steps can be corrected so that a chunk continues another."""
+    if execution.writes_tokens or any(step.table is None for step in execution.sampler.steps):
+        raise UnsupportedPolicy(NO_DENOISING.format(execution.policy.spec.type))
+
+
+def _follow(
+    execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache, follow: Continuation
+) -> tuple[Tensor, Cache]:
+    """What the denoiser says at one step, drawn towards what the chunk continues."""
+    table = cast(StepTable, step.table)
+    if follow.settings.jacobian == "identity":
+        out, cache = execution.evaluate(execution, step, x, context, cache)
+        return follow.correct(table, out, follow.error(table, x, out)), cache
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out, cache = execution.evaluate(execution, step, x, context, cache)
+        clean = table.clean_x * x + table.clean_out * out
+        error = follow.error(table, x, out).detach()
+        (pulled,) = torch.autograd.grad(clean, x, error)
+    cache = tree_map_only(Tensor, Tensor.detach, dict(cache))
+    return follow.correct(table, out.detach(), pulled * (table.alpha + table.sigma)), cache

@@ -21,6 +21,9 @@ class StepTable:
 
     t: float
     """Timestep given to the denoiser."""
+    alpha: float
+    """x is alpha clean + sigma noise."""
+    sigma: float
     clean_x: float = 0.0
     clean_out: float = 0.0
     clip: float | None = None

@@ -12,6 +12,8 @@ from vivace.policies.errors import ObservationMismatch
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
 the robot's units, NaN where they say nothing; left out if none says anything."""
+DELAY = "action.delay"
+"""Key beside it: ticks (B,) until the chunks that are asked for will be there."""
 
 
 class ActionKind(StrEnum):

@@ -1,4 +1,9 @@
-"""What every technique promises on every policy."""
+"""What every technique promises on every policy; those that lack what it works on refuse it by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +13,92 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import stage
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
+from vivace.policies.tiny import (
+    tiny_clip,
+    tiny_cogact,
+    tiny_diffusion,
+    tiny_dp_transformer,
+    tiny_multi_task_dit,
+    tiny_pi0_fast,
+    tiny_token_vla,
+)
+from vivace.policies.types import Fingerprint
+
+KEYS = ((1, 0), (2, 0), (2, 8))
+LANGUAGE, GUIDANCE, TOKENS = "language", "guidance", "tokens"
+POLICIES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
+    "dp_transformer": (lambda clip: tiny_dp_transformer(), set()),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), set()),
+    "diffusion": (lambda clip: tiny_diffusion(), set()),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), set()),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), set()),
+    "multi_task_dit-flow": (
+        lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
+        set(),
+    ),
+    "cogact": (lambda clip: tiny_cogact(), {LANGUAGE, GUIDANCE}),
+    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {LANGUAGE}),
+    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
+    "token_vla-two-cameras": (
+        lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
+        {LANGUAGE, TOKENS},
+    ),
+}
+"""Name -> how it is made, and what it has."""
+
+
+def with_(*wanted: str) -> Any:
+    """Parametrise a test by the policies that have all of these."""
+    names = [name for name, (_, has) in POLICIES.items() if has.issuperset(wanted)]
+    return pytest.mark.parametrize("subject", names, indirect=True)
+
+
+def without(unwanted: str) -> Any:
+    """Parametrise a test by the policies that lack this."""
+    names = [name for name, (_, has) in POLICIES.items() if unwanted not in has]
+    return pytest.mark.parametrize("subject", names, indirect=True)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A policy, and what to run it on."""
+
+    policy: Any
+    staged: Any
+    mark: Fingerprint
+    data: CalibrationData
+    has: set[str]
+
+
+def observations(policy: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(KEYS), policy.config.n_obs_steps)
+    values = {
+        key: torch.rand(*shape, *feature.shape, generator=generator)
+        for key, feature in policy.config.input_features.items()
+    }
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+        values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
+        values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
+    return values
+
+
+@pytest.fixture(scope="module")
+def subject(request, tmp_path_factory) -> Subject:
+    make, has = POLICIES[request.param]
+    policy = make(tiny_clip(tmp_path_factory.mktemp("miniature")))
+    staged = stage(policy)
+    mark = fingerprint(policy, staged.spec.block_ids)
+    return Subject(policy, staged, mark, CalibrationData(observations(policy), KEYS), has)
+
 
 TECHNIQUES = {
     "hoist": [("hoist", {})],
@@ -97,57 +185,54 @@ def test_every_technique_there_is_is_tested():
 
 
 @pytest.mark.parametrize("name", list(LANGUAGE_TECHNIQUES))
+@without(LANGUAGE)
 def test_a_policy_without_a_language_stage_refuses_by_name(subject, name):
-    if hasattr(subject.staged, "language"):
-        pytest.skip("it has one")
     kind, options = LANGUAGE_TECHNIQUES[name][0]
     with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' has none"):
         calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
 
 
+@without(GUIDANCE)
 def test_a_policy_without_guidance_refuses_by_name(subject):
-    if getattr(subject.staged, "has_guidance", False):
-        pytest.skip("it has guidance")
     with pytest.raises(UnsupportedPolicy, match=f"guidance .* policy '{subject.staged.spec.type}'"):
         calibrate(subject.staged, subject.mark, subject.data, [("guidance", {})])
 
 
 @pytest.mark.parametrize("name", list(TOKEN_TECHNIQUES))
+@without(TOKENS)
 def test_a_policy_that_writes_no_tokens_refuses_by_name(subject, name):
-    if writes_tokens(subject):
-        pytest.skip("it writes some")
     kind, options = TOKEN_TECHNIQUES[name][-1]
     with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' writes none"):
         calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
 
 
 @pytest.mark.parametrize("name", list(TECHNIQUES))
+@with_(TOKENS)
 def test_a_policy_that_does_not_denoise_refuses_by_name(subject, name):
-    if not writes_tokens(subject):
-        pytest.skip("it denoises")
     for kind, options in TECHNIQUES[name]:
         with pytest.raises(UnsupportedPolicy, match=f"policy '{subject.staged.spec.type}' writes tokens"):
             calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
 
 
-def writes_tokens(subject) -> bool:
-    return Execution.of(subject.staged).writes_tokens
+def fits(has: set[str], name: str) -> bool:
+    """Whether a policy that has this can be run with the techniques of that name."""
+    if name in TECHNIQUES:
+        return TOKENS not in has
+    if name in EFFICIENTVLA:
+        return LANGUAGE in has and TOKENS not in has
+    needed = {LANGUAGE: LANGUAGE_TECHNIQUES, TOKENS: TOKEN_TECHNIQUES, GUIDANCE: GUIDANCE_TECHNIQUES}
+    return all(stage in has for stage, names in needed.items() if name in names)
 
 
-def fits(subject, name) -> bool:
-    if name in LANGUAGE_TECHNIQUES:
-        return hasattr(subject.staged, "language")
-    if name in TOKEN_TECHNIQUES:
-        return writes_tokens(subject)
-    if name in GUIDANCE_TECHNIQUES:
-        return getattr(subject.staged, "has_guidance", False)
-    return not writes_tokens(subject) and (name in TECHNIQUES or hasattr(subject.staged, "language"))
+every_pair = pytest.mark.parametrize(
+    ("subject", "plan"),
+    [(policy, name) for policy, (_, has) in POLICIES.items() for name in EVERYTHING if fits(has, name)],
+    indirect=True,
+)
 
 
-@pytest.fixture(params=list(EVERYTHING))
+@pytest.fixture
 def plan(request, subject) -> AccelerationPlan:
-    if not fits(subject, request.param):
-        pytest.skip("refused, see above")
     wanted = [(kind, dict(options)) for kind, options in EVERYTHING[request.param]]
     for kind, options in wanted:
         if kind == "step_schedule":
@@ -159,6 +244,7 @@ def run(execution, subject) -> torch.Tensor:
     return sample(execution, subject.data.batch, EpisodeNoise(subject.data.noise_keys))
 
 
+@every_pair
 def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     plain = Execution.of(subject.staged)
     before = {name: value.clone() for name, value in subject.policy.state_dict().items()}
@@ -176,7 +262,7 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     assert restored == plan
     assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
-    if not writes_tokens(subject):  # there it depends on how many guesses are right
+    if not plain.writes_tokens:  # there it depends on how many guesses are right
         assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     assert all(
@@ -184,40 +270,37 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     )
 
 
+@every_pair
 def test_a_plan_of_other_weights_is_refused(subject, plan):
-    from dataclasses import replace
-
     foreign = replace(plan, fingerprint=replace(plan.fingerprint, weights="0" * 64))
     with pytest.raises(PlanMismatch, match=r"its weights differ; recalibrate"):
         accelerate(subject.staged, foreign, subject.mark)
 
 
+@with_()
 def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
     plain = run(Execution.of(subject.staged), subject)
     assert torch.equal(plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject))
 
 
 @pytest.mark.parametrize("kind", ["block_cache", "forecast"])
+@without(TOKENS)
 def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
-    if writes_tokens(subject):
-        pytest.skip("it does not denoise")
     options = {"method": "uniform", "updates": len(subject.staged.sampler)}
     plan = calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
     execution = accelerate(subject.staged, plan)
     assert torch.equal(run(Execution.of(subject.staged), subject), run(execution, subject))
 
 
+@without(TOKENS)
 def test_hoisting_changes_rounding_only(subject):
-    if writes_tokens(subject):
-        pytest.skip("it does not denoise")
     plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
     hoisted = run(accelerate(subject.staged, plan), subject)
     torch.testing.assert_close(hoisted, run(Execution.of(subject.staged), subject), atol=1e-5, rtol=0)
 
 
+@without(TOKENS)
 def test_a_block_of_another_policy_is_named(subject):
-    if writes_tokens(subject):
-        pytest.skip("it does not denoise")
     plan = calibrate(
         subject.staged, subject.mark, subject.data, [("block_cache", {"updates": 3, "bubbling": 0})]
     )
@@ -225,3 +308,38 @@ def test_a_block_of_another_policy_is_named(subject):
     data["techniques"][0]["updates"]["language.7.attn"] = [0, 3]
     with pytest.raises(UnknownBlock, match=r"names block 'language\.7\.attn', but policy '.*' has action\."):
         accelerate(subject.staged, AccelerationPlan.from_json(data))
+
+
+@pytest.mark.parametrize("jacobian", ["identity", "exact"])
+@without(TOKENS)
+def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
+    wanted = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 5})]
+    execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
+    free = run(execution, subject)
+    wish = free.flip(0)  # another row's chunk
+    weights = torch.zeros(*free.shape[:2], 1)
+    weights[:, : free.shape[1] // 2] = 1
+    follow = Continuation(RealTimeChunking(jacobian=jacobian), wish, weights)
+    noise = EpisodeNoise(subject.data.noise_keys)
+    found = sample(execution, subject.data.batch, noise, follow=follow)
+    half = slice(0, free.shape[1] // 2)
+    assert found.isfinite().all()
+    assert (found - wish)[:2, half].abs().mean() < 0.7 * (free - wish)[:2, half].abs().mean()
+
+
+@with_(TOKENS)
+def test_tokens_continue_nothing(subject):
+    follow = Continuation(RealTimeChunking(), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    noise = EpisodeNoise(subject.data.noise_keys)
+    with pytest.raises(UnsupportedPolicy, match=f"policy '{subject.staged.spec.type}' has none of its own"):
+        sample(Execution.of(subject.staged), subject.data.batch, noise, follow=follow)
+
+
+@with_()
+def test_a_policy_has_what_it_is_said_to_have(subject):
+    found = {
+        LANGUAGE: hasattr(subject.staged, "language"),
+        GUIDANCE: getattr(subject.staged, "has_guidance", False),
+        TOKENS: Execution.of(subject.staged).writes_tokens,
+    }
+    assert {name for name, has in found.items() if has} == subject.has

@@ -248,15 +248,21 @@ def test_the_plan_that_fits_the_time_left_is_asked_for():
     assert plans == ["fast", "good"]  # no time at tick 0, two ticks of 0.1 s at tick 2
 
 
-def test_rtc_is_refused_by_name():
-    with pytest.raises(BadSetting, match="mode='rtc'.* later version; use sync or async"):
-        LoopSettings(mode=Mode.RTC)
+def test_rtc_says_how_long_a_chunk_will_take_and_what_it_continues():
+    loop = make_loop(2, mode=Mode.RTC, request_at=2)
+    requests, submit = [], loop._worker.submit
+    loop._worker.submit = lambda request: (requests.append(request), submit(request))
+    run(loop, 8)
+    assert [request.delay_ticks for request in requests[:2]] == [0, 2]
+    assert requests[0].previous is None
+    now = requests[1].tick
+    assert np.array_equal(requests[1].previous[:, 0], np.arange(now + 1, 9))  # action i is for tick i - 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "turbo"}, "'turbo' is unknown; the modes: sync, async"),
+        ({"mode": "turbo"}, "'turbo' is unknown; the modes: sync, async, rtc"),
         ({"n_action_steps": 0}, "n_action_steps=0"),
         ({"mode": Mode.ASYNC, "request_at": 9}, "request_at=9; needed: 0..8"),
         ({"request_at": 2}, "do nothing in mode sync"),

@@ -131,7 +131,7 @@ def test_calibrate_refuses_and_keeps_the_old_plan(copy, capsys, flags, message):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--eval.mode=rtc"], "mode='rtc' (real-time chunking) comes with a later version"),
+    (["--eval.mode=rtc", "--rtc.method=magic"], "rtc method='magic'; choose one of guidance, freeze"),
     (["--eval.mode=fast"], "mode='fast' is unknown"),
     (["--eval.n_episodes=0"], "n_episodes=0; a number above 0 is needed"),
     (["--env.control_hz=-5"], "control_hz=-5"),

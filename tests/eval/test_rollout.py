@@ -266,7 +266,6 @@ def test_observations_are_copies():
         ({"max_steps": 0}, "max_steps=0"),
         ({"n_action_steps": 0}, "n_action_steps=0"),
         ({"seed": -1}, "seed=-1; 0 or more"),
-        ({"mode": Mode.RTC}, "mode='rtc'"),
         ({"mode": "turbo"}, "'turbo' is unknown"),
         ({"n_action_steps": 9}, "n_action_steps=9, but a chunk has 8 actions; give 1..8"),
         ({"request_at": 1}, "do nothing in mode sync"),

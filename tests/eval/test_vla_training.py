@@ -58,6 +58,9 @@ def test_a_cogact_and_a_token_vla_on_its_backbone(capsys):
         torch.testing.assert_close(ours, teacher[name], atol=1e-6, rtol=0)
     vocabulary = len(teacher["language.embed_tokens.weight"])
     assert len(student["language.embed_tokens.weight"]) == vocabulary + 256 == len(student["lm_head.weight"])
+    for name in ("language.embed_tokens.weight", "lm_head.weight"):  # neighbouring bins begin alike
+        rows = torch.nn.functional.normalize(student[name][-256:], dim=1)
+        assert (rows[1:] * rows[:-1]).sum(1).min() > 0.9 > (rows[100:] * rows[:-100]).sum(1).mean()
     evaluate = ["bench", "--policy.path=tokens", "--env.task=window-open-halfway", "--env.max_steps=4",
                 "--accel.episodes=1", "--accel.samples=2", "--bench.repeats=1", "--bench.compile=false",
                 "--bench.only=[]", "--output_dir=bench"]  # fmt: skip
