@@ -8,10 +8,12 @@ _LAZY = {
     "chunk_queue": ("ChunkQueue", "Queued"),
     "clock": ("Clock", "VirtualClock", "WallClock"),
     "guard": ("ActionGuard", "Limits"),
+    "limits": ("load_limits",),
     "loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
     "ort_policy": ("OrtPolicy",),
     "process_worker": ("ProcessWorker", "bundles"),
     "robot": ("Robot",),
+    "watchdog": ("Watchdog", "WatchdogSettings"),
     "worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -48,8 +48,8 @@ class WatchdogSettings:
     frozen_s: float = 0.0
     """Longest time a picture may be bit for bit the same [s], or a robot's state if it has no cameras. Real
     cameras have noise, so a picture that stays the same is an old one; simulated ones need not."""
-    misses: int = 0
-    """Deadlines missed in a row; in sync mode every one is."""
+    misses: int = 20
+    """Deadlines missed in a row; not watched in sync mode, where every one is."""
     hold_s: float = 3.0
     """Longest hold [s]; after it the robot is stopped."""
     starved_s: float = 10.0

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("vivace.eval.train:run_train", "vivace.eval.learning_settings:TrainCommand"),
     "distill": ("vivace.eval.distill:run", "vivace.eval.learning_settings:DistillCommand"),
     "export": ("vivace.eval.export:run", "vivace.eval.settings:ExportCommand"),
+    "run": ("vivace.eval.run:run", "vivace.eval.run_settings:RunCommand"),
     "convert": ("vivace.eval.plans:run_convert", "vivace.eval.settings:ConvertCommand"),
     "doctor": ("vivace.eval.doctor:run", "vivace.eval.settings:DoctorCommand"),
 }

@@ -5,8 +5,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 _PACKAGES = (
     "vivace",
     "torch",
@@ -33,8 +31,10 @@ def versions() -> dict[str, str]:
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """Describe the processor, threads, device and dtype."""
+    import torch  # a robot that runs an exported policy may lack it, and wants the rest
+
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "dtype": "float32",
@@ -46,7 +46,8 @@ def command() -> str:
     return " ".join(["vivace", *sys.argv[1:]])
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

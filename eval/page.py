@@ -73,6 +73,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], ours: Sequence[boo
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
+def cards_row(cards: Sequence[tuple[str, str, str]]) -> str:
+    """Return large figures side by side; a card is (name, value, note)."""
+    inner = "".join(
+        f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div>'
+        f'<div class="note">{note}</div></div>'
+        for name, value, note in cards
+    )
+    return f'<div class="cards">{inner}</div>'
+
+
 def figure(figure: go.Figure) -> str:
     """Return an interactive figure."""
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})

@@ -17,7 +17,8 @@ from vivace.eval.figures import (
     similarity_figure,
     timeline_figure,
 )
-from vivace.eval.page import figure, header, page, section, table, video
+from vivace.eval.page import cards_row, figure, header, page, section, table, video
+from vivace.eval.run_page import run_page
 from vivace.policies.errors import BadSetting
 
 
@@ -28,7 +29,9 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
         BadSetting: the results are of another program or version.
     """
     if not isinstance(results, Mapping) or results.get("format") != 1 or results.get("kind") not in _PAGES:
-        raise BadSetting("these are not results of vivace eval or bench, format 1; run the command again")
+        raise BadSetting(
+            "these are not results of vivace eval or bench or run, format 1; run the command again"
+        )
     try:
         title, body = _PAGES[results["kind"]](folder, results)
     except (KeyError, TypeError, IndexError) as error:
@@ -105,7 +108,7 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     return title, "".join(sections)
 
 
-_PAGES = {"eval": _eval_page, "bench": _bench_page}
+_PAGES = {"eval": _eval_page, "bench": _bench_page, "run": run_page}
 
 
 def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -130,12 +133,7 @@ def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
             f"of {plain['chunks']} and {ours['chunks']} chunks",
         ),
     ]
-    inner = "".join(
-        f'<div class="card"><div class="name">{name}</div><div class="value">{value}</div>'
-        f'<div class="note">{note}</div></div>'
-        for name, value, note in cards
-    )
-    return f'<div class="cards">{inner}</div>'
+    return cards_row(cards)
 
 
 def _rate(run: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
 from vivace.eval.report import write_report
 from vivace.eval.settings import CommonOptions, ReportCommand
-from vivace.eval.trace import write_trace
+from vivace.eval.trace import write_run_trace, write_trace
 from vivace.policies.load import LoadedPolicy
 
 
@@ -52,8 +52,10 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def write_pages(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write report.html and, of an evaluation, trace.json; returns the report's path."""
+    """Write report.html and, of an evaluation or a run, trace.json; returns the report's path."""
     written = write_report(folder, results)
+    if results["kind"] == "run" and (folder / "run.jsonl").is_file():
+        write_run_trace(folder / "trace.json", folder / "run.jsonl", results["settings"]["control_hz"])
     if results["kind"] == "eval":
         seed = results["shown_seed"]
         shown = {r["name"]: next(e for e in r["episodes"] if e["seed"] == seed) for r in results["runs"]}
@@ -65,5 +67,5 @@ def run_report(command: ReportCommand) -> tuple[dict[str, Any], bool]:
     """Write report.html and trace.json again from a results.json."""
     path = Path(command.results)
     path = path / "results.json" if path.is_dir() else path
-    results = read_json(path, "results.json of vivace eval or bench")
+    results = read_json(path, "results.json of vivace eval, bench or run")
     return {"report": str(write_pages(path.parent, results))}, True

@@ -1,10 +1,13 @@
-"""One episode per run as a Chrome trace: open it in ui.perfetto.dev or chrome://tracing.
+"""Chrome traces: open them in ui.perfetto.dev or chrome://tracing.
 
 Each run is a process with two threads: what the robot executed (one slice a stretch of ticks of one source)
-and what the policy thought (one slice an inference, from the observation to the chunk).
+and what the policy thought (one slice an inference, from the observation to the chunk). A run in wall-clock
+time has its ticks besides, each from its beginning to the robot's having been told, and the queue's depth.
 """
 
-from collections.abc import Mapping
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from vivace.eval.output import write_json
 
 _NAMES = {source.value[0]: source.value for source in Source}
 _COLOURS = {"chunk": "good", "stale": "bad", "fallback": "terrible"}
-_LOOP, _POLICY = 1, 2
+_LOOP, _POLICY, _TICKS = 1, 2, 3
+_SHOWN_TICKS = 50_000
+"""Lines of a log that are shown, the last ones: more are too many for a browser."""
 
 
 def write_trace(path: Path, episodes: Mapping[str, Mapping[str, Any]], control_hz: float) -> None:
@@ -36,6 +41,52 @@ def write_trace(path: Path, episodes: Mapping[str, Mapping[str, Any]], control_h
             for tick, latency_s in zip(episode["request_ticks"], episode["latencies_s"], strict=True)
         ]
     write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+def write_run_trace(path: Path, log: Path, control_hz: float) -> None:
+    """Write the trace of the end of a run in wall-clock time.
+
+    Args:
+        path: file to write.
+        log: run.jsonl of the run; a line that was cut off is left out.
+        control_hz: control rate [Hz].
+    """
+    with log.open() as file:
+        lines = deque(file, maxlen=_SHOWN_TICKS)
+    events = [_label("process_name", 1, 0, "vivace run")]
+    for thread, name in ((_LOOP, "executed"), (_POLICY, "policy"), (_TICKS, "ticks")):
+        events.append(_label("thread_name", 1, thread, name))
+    write_json(path, {"traceEvents": events + _logged(_parsed(lines), control_hz), "displayTimeUnit": "ms"})
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def _logged(lines: Iterable[dict[str, Any]], control_hz: float) -> list[dict[str, Any]]:
+    """Slices, counters and instants of log lines."""
+    events: list[dict[str, Any]] = []
+    asked_s = 0.0
+    for line in lines:
+        at_s = line["time_s"]
+        if line["kind"] != "tick":
+            instant = {"ph": "i", "s": "p", "pid": 1, "tid": _TICKS, "ts": round(1e6 * at_s, 3)}
+            events.append(instant | {"name": f"{line['event']}: {line.get('why', '')}"})
+            continue
+        source = line["source"]
+        events.append(_slice(1, _TICKS, f"tick {line['tick']}", at_s, line["work_s"]))
+        events.append(_slice(1, _LOOP, source, at_s, 1 / control_hz) | {"cname": _COLOURS[source]})
+        counter = {"ph": "C", "pid": 1, "ts": round(1e6 * at_s, 3), "name": "queue"}
+        events.append(counter | {"args": {"actions": line["remaining"]}})
+        if line["latency_s"] is not None:  # comes before what is asked for at the same tick
+            events.append(_slice(1, _POLICY, "inference", asked_s, line["latency_s"]))
+        if line["asked"]:
+            asked_s = at_s
+    return events
 
 
 def stretches(timeline: str) -> list[tuple[str, int, int]]:

@@ -109,3 +109,24 @@ def test_a_policy_that_does_not_load_is_said():
         worker.start()
     with pytest.raises(BadSetting, match="stall_s=0"):
         ProcessWorker(Fake, SPEC, stall_s=0)
+
+
+def test_a_process_that_dies_at_every_request_is_started_more_and_more_slowly(worker):
+    pauses = []
+    worker._is_closed.wait = lambda pause_s: pauses.append(pause_s)
+    for tick in range(3):
+        worker.submit(request(tick, plan="die"))
+        wait(worker, lambda _: not worker.is_busy)
+    assert pauses == pytest.approx([0.0, 0.1, 0.3])
+    worker.submit(request(tick=3))
+    wait(worker, is_chunk)
+    worker.submit(request(tick=4, plan="die"))
+    wait(worker, lambda _: not worker.is_busy)
+    assert pauses[3] == 0.0, "a chunk came in between"
+    assert worker.restarts == 4
+
+
+def test_only_the_last_errors_are_remembered(worker):
+    for number in range(150):
+        worker._note(f"error {number}")
+    assert worker.errors == [f"error {number}" for number in range(50, 150)]

@@ -10,8 +10,23 @@ MODULES = [
     "vivace.deploy.chunk_queue", "vivace.deploy.guard", "vivace.deploy.worker", "vivace.deploy.loop",
     "vivace.policies.step_table", "vivace.policies.streams", "vivace.deploy.normalization",
     "vivace.deploy.bundle", "vivace.deploy.ort_policy", "vivace.deploy.process_worker",
+    "vivace.deploy.histogram", "vivace.deploy.limits", "vivace.deploy.loop_statistics",
+    "vivace.deploy.realtime", "vivace.deploy.rerun_stream", "vivace.deploy.robots",
+    "vivace.deploy.run_log", "vivace.deploy.watchdog", "vivace.deploy.lerobot_robot",
 ]  # fmt: skip
-HEAVY = ("torch", "lerobot", "gymnasium", "mujoco", "diffusers", "transformers", "draccus", "rich", "scipy")
+HEAVY = (
+    "torch",
+    "lerobot",
+    "gymnasium",
+    "mujoco",
+    "diffusers",
+    "transformers",
+    "draccus",
+    "rich",
+    "scipy",
+    "yaml",
+    "rerun",
+)
 
 
 @pytest.mark.parametrize("package", ["vivace.policies", "vivace.accel", "vivace.deploy", "vivace.eval"])

@@ -1,0 +1,147 @@
+"""Robots by name: what `vivace run` drives.
+
+A robot is any object with `observe()` and `act(action)`. It may also have
+
+    action_names     names of the action's dimensions, in order; limits files use them
+    initial_action   what to hold before the first action, such as the present posture; a sequence
+    reset(seed)      called before each episode
+    is_over          the episode has ended
+    close()          called at the end, whatever happened
+
+A package offers robots as entry points of the group "vivace.robots": name -> a function that takes keyword
+options and returns a robot. Of `spec` (a `PolicySpec`), `control_hz`, `instruction` and `task` it is given
+those that it names among its parameters.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+
+from vivace.deploy.robot import Robot
+from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
+from vivace.policies.types import ActionKind, Observation, PolicySpec, check_observation
+
+GROUP = "vivace.robots"
+
+
+def robot_names() -> tuple[str, ...]:
+    """Names of the robots that installed packages offer."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def make_robot(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]) -> Robot:
+    """Make a robot.
+
+    Args:
+        kind: one of `robot_names()`, or "package.module:function".
+        options: what the user asked for; the function must know every one.
+        context: what the run knows, such as "spec"; the function is given what it names.
+
+    Raises:
+        BadSetting: there is no such robot, it cannot be imported, or it does not take an option.
+    """
+    factory = _factory(kind)
+    parameters = inspect.signature(factory).parameters
+    known = {name: value for name, value in context.items() if name in parameters}
+    try:
+        inspect.signature(factory).bind(**(known | dict(options)))
+    except TypeError as error:
+        takes = ", ".join(name for name in parameters if name not in context) or "no options"
+        raise BadSetting(f"robot {kind!r}: {error}; it takes {takes}") from error
+    robot: Robot = factory(**(known | dict(options)))
+    missing = [name for name in ("observe", "act") if not callable(getattr(robot, name, None))]
+    if missing:
+        raise BadSetting(
+            f"robot {kind!r} is a {type(robot).__name__} without {' and '.join(missing)}; a robot has "
+            "observe() and act(action)"
+        )
+    return robot
+
+
+def _factory(kind: str) -> Callable[..., Any]:
+    if ":" in kind:
+        place = kind
+    else:
+        places = {point.name: point.value for point in entry_points(group=GROUP)}
+        if kind not in places:
+            raise BadSetting(
+                f"robot {kind!r} is not known; known: {', '.join(sorted(places)) or 'none'}, or give "
+                "package.module:function (a package just installed offers its robots after pip install)"
+            )
+        place = places[kind]
+    module, _, name = place.partition(":")
+    try:
+        factory: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadSetting(f"robot {kind!r} cannot be imported from {place} ({error}); install it") from error
+    return factory
+
+
+def action_names(robot: Robot, spec: PolicySpec) -> tuple[str, ...]:
+    """Names of the action's dimensions: the robot's, else "0", "1", "2" and so on.
+
+    Raises:
+        BadBundle: the robot has another number of dimensions than the policy.
+    """
+    names = getattr(robot, "action_names", None)
+    if names is None:
+        return tuple(str(i) for i in range(spec.action_dim))
+    if len(names) != spec.action_dim:
+        raise BadBundle(
+            f"the robot's actions have {len(names)} dimensions ({', '.join(names)}), the bundle's "
+            f"{spec.action_dim}; take a bundle of a policy that was trained for this robot"
+        )
+    return tuple(names)
+
+
+def initial_action(robot: Robot, spec: PolicySpec, given: tuple[float, ...] = ()) -> tuple[float, ...]:
+    """What is held before the first action: given, else the robot's, else zeros where these are safe.
+
+    Raises:
+        BadSetting: nobody says it and some dimensions are absolute targets, or it has another size.
+    """
+    found = given or getattr(robot, "initial_action", None)
+    if found is None:
+        if ActionKind.ABSOLUTE in spec.action_kinds:
+            raise BadSetting(
+                "the robot does not say what to hold before the first action, and zeros would move it: give "
+                "it an attribute initial_action, or --robot.initial_action='[…]'"
+            )
+        return (0.0,) * spec.action_dim
+    action = tuple(float(value) for value in found)
+    if len(action) != spec.action_dim or not np.isfinite(action).all():
+        raise BadSetting(
+            f"initial_action {list(action)} has {len(action)} numbers; {spec.action_dim} finite ones are "
+            "needed"
+        )
+    return action
+
+
+def check_robot(robot: Robot, spec: PolicySpec) -> None:
+    """Observe once, and check that a policy can use what is seen.
+
+    Raises:
+        ObservationMismatch: a key is missing, a shape differs or a value is not finite.
+    """
+    seen = robot.observe()
+    if not isinstance(seen, Observation):
+        raise ObservationMismatch(
+            f"the robot's observe() returned a {type(seen).__name__}; return a vivace.policies.Observation"
+        )
+    values = {**seen.values}
+    for key in spec.observation_shapes:
+        try:
+            value = np.asarray(seen.values[key])  # images may be rendered when they are looked at
+        except KeyError:
+            continue
+        is_image = key.startswith("observation.image") and value.ndim == 3
+        if is_image and value.dtype != np.uint8:
+            raise ObservationMismatch(
+                f"observation {key!r} is {value.dtype}; pictures are uint8 in [0, 255], height x width x 3"
+            )
+        values[key] = np.moveaxis(value, -1, 0) if is_image else value
+    check_observation(values, dict(spec.observation_shapes))

@@ -1,0 +1,224 @@
+"""`vivace run`: a robot, or a simulation, in wall-clock time with an exported policy."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.clock import WallClock
+from vivace.deploy.guard import ActionGuard, Limits
+from vivace.deploy.limits import load_limits
+from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.process_worker import ProcessWorker, bundles
+from vivace.deploy.realtime import Grant, realtime
+from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.watchdog import State, Watchdog
+from vivace.eval.cpu_load import cpu_load
+from vivace.eval.interrupts import Interrupts
+from vivace.eval.output import output_folder
+from vivace.eval.recorder import Recorder
+from vivace.eval.requirements import are_met, read_requirements
+from vivace.eval.run_results import results, summary, write
+from vivace.eval.run_settings import RunCommand
+from vivace.eval.terminal import console
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import ActionKind, PolicySpec
+
+REQUIRED = ("effective_hz", "fresh_share", "decided")
+_PAUSE_S = 0.002
+
+
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    command: RunCommand
+    bundle: Bundle
+    robot: Any
+    settings: LoopSettings
+    limits: Limits
+    worker: ProcessWorker
+    recorder: Recorder
+    watchdog: Watchdog
+    clock: WallClock
+    grants: tuple[Grant, ...] = ()
+    episodes: list[dict[str, Any]] = field(default_factory=list)
+    was_interrupted: bool = False
+
+
+def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
+    """Drive the robot until the run is over; write results.json, the report, the trace and the film."""
+    requirements = read_requirements(command.require, ("run",), REQUIRED)
+    bundle = Bundle.load(command.bundle)
+    settings = _loop_settings(command, bundle.spec)
+    with ExitStack() as stack:
+        robot = _robot(command, bundle.spec, stack)
+        settings, limits = _fit(command, robot, bundle.spec, settings)
+        worker = _worker(command, bundle)
+        stack.callback(worker.close)
+        worker.start()
+        folder = output_folder("run", command.output_dir, command.job_name)
+        with _recorder(command, folder) as recorder:
+            parts = Parts(
+                command=command,
+                bundle=bundle,
+                robot=robot,
+                settings=settings,
+                limits=limits,
+                worker=worker,
+                recorder=recorder,
+                watchdog=Watchdog(command.watchdog, recorder.changed),
+                clock=WallClock(command.realtime.spin_s),
+            )
+            _drive(parts)
+        found = results(parts)
+        write(folder, found, parts)
+    told = summary(found, folder)
+    return told, are_met(requirements, {"run": {name: found["run"][name] for name in REQUIRED}})
+
+
+def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
+    """Make the robot; it is closed when the stack is."""
+    context = {
+        "spec": spec,
+        "control_hz": command.control_hz,
+        "instruction": command.instruction,
+        "task": command.robot.task,
+    }
+    options = dict(command.robot.options)
+    if command.viewer:
+        options["viewer"] = True
+    robot = make_robot(command.robot.type, options, context)
+    if callable(getattr(robot, "close", None)):
+        stack.callback(robot.close)  # type: ignore[attr-defined]
+    return robot
+
+
+def _fit(
+    command: RunCommand, robot: Any, spec: PolicySpec, settings: LoopSettings
+) -> tuple[LoopSettings, Limits]:
+    """Check that robot, policy and limits fit; returns what depends on the robot."""
+    names = action_names(robot, spec)
+    limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
+    check_robot(robot, spec)
+    start = initial_action(robot, spec, command.robot.initial_action)
+    return LoopSettings(**{**vars(settings), "initial_action": start}), limits
+
+
+def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
+    n_action_steps = command.loop.n_action_steps or spec.n_action_steps
+    available = spec.horizon - spec.first_action
+    if n_action_steps > available:
+        raise BadSetting(
+            f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
+        )
+    return LoopSettings(
+        mode=Mode(command.loop.mode),
+        n_action_steps=n_action_steps,
+        request_at=command.loop.request_at,
+        blend_ticks=command.loop.blend_ticks,
+    )
+
+
+def _worker(command: RunCommand, bundle: Bundle) -> ProcessWorker:
+    options = command.loop
+    chunking = options.rtc if options.mode == Mode.RTC else None
+    load = bundles({"plan": bundle.folder}, options.providers, options.threads, chunking)
+    return ProcessWorker(load, bundle.spec, stall_s=options.stall_s)
+
+
+@contextmanager
+def _recorder(command: RunCommand, folder: Path) -> Iterator[Recorder]:
+    recorder = Recorder(folder, command.control_hz, command.rerun, live=command.live)
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def _drive(parts: Parts) -> None:
+    """Run episodes until there are enough, the time is over, or somebody ends it."""
+    command = parts.command
+    with cpu_load(command.cpu_load), Interrupts() as interrupts, realtime(command.realtime) as parts.grants:
+        for grant in parts.grants:
+            outcome = "granted" if grant.is_granted else f"refused: {grant.why}"
+            parts.recorder.event("real time", asked=grant.what, outcome=outcome)
+            if not grant.is_granted:
+                console.print(f"{grant.what} was refused: {grant.why}", style="yellow", highlight=False)
+        end_s = time.monotonic() + (command.duration_s or float("inf"))
+        number = 0
+        while time.monotonic() < end_s and not interrupts.wants_end:
+            if command.n_episodes and number >= command.n_episodes and hasattr(parts.robot, "reset"):
+                break
+            _episode(parts, command.seed + number, end_s, interrupts)
+            number += 1
+            if not hasattr(parts.robot, "is_over"):
+                break  # a robot without episodes has run until the end
+        parts.was_interrupted = interrupts.wants_end
+
+
+def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> None:
+    """Run until the episode or the run is over."""
+    robot, recorder = parts.robot, parts.recorder
+    _await_worker(parts)
+    if hasattr(robot, "reset"):
+        robot.reset(seed)
+    loop = _loop(parts, seed)
+    restarts, errors = parts.worker.restarts, len(parts.worker.errors)
+    ticks = 0
+    while not interrupts.wants_end and not getattr(robot, "is_over", False) and time.monotonic() < end_s:
+        recorder.tick(loop.tick())
+        ticks += 1
+        if parts.worker.restarts != restarts or len(parts.worker.errors) > errors:
+            restarts, errors = parts.worker.restarts, len(parts.worker.errors)
+            recorder.event("worker", restarts=restarts, why=parts.worker.errors[-1])
+        if parts.watchdog.state == State.STOP and interrupts.release_wanted():
+            parts.watchdog.reset(parts.clock.now())
+    _bring_to_rest(parts, loop)
+    if hasattr(robot, "is_over"):
+        success = bool(getattr(robot, "is_success", False))
+        parts.episodes.append({"seed": seed, "ticks": ticks, "success": success})
+
+
+def _loop(parts: Parts, seed: int) -> ControlLoop:
+    """Build the loop of one episode; its guard knows where the robot is."""
+    spec, period_s = parts.bundle.spec, 1.0 / parts.command.control_hz
+    guard = ActionGuard(parts.limits, spec.action_kinds, period_s)
+    guard.limit(np.array(parts.settings.initial_action, np.float32))
+    return ControlLoop(
+        parts.robot,
+        parts.worker,
+        make_queue(parts.settings),
+        guard,
+        LatencyBudget(parts.command.control_hz),
+        parts.clock,
+        parts.settings,
+        spec=spec,
+        episode_seed=seed,
+        watchdog=parts.watchdog,
+    )
+
+
+def _await_worker(parts: Parts) -> None:
+    """Wait until the worker has finished what an earlier episode asked for; the robot is at rest."""
+    while parts.worker.is_busy:
+        parts.worker.poll(time.monotonic())
+        time.sleep(_PAUSE_S)
+
+
+def _bring_to_rest(parts: Parts, loop: ControlLoop) -> None:
+    """Ramp commanded velocities to zero: a robot goes on with the last one."""
+    if ActionKind.VELOCITY not in parts.bundle.spec.action_kinds:
+        return
+    why, state = "the run ends", parts.watchdog.state
+    parts.watchdog.stop(why, parts.clock.now())
+    for _ in range(parts.settings.ramp_ticks):
+        parts.recorder.tick(loop.tick())
+    if state != State.STOP:
+        parts.watchdog.reset(parts.clock.now())

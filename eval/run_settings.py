@@ -1,0 +1,104 @@
+"""The options of `vivace run`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from vivace.deploy.loop import Mode
+from vivace.deploy.realtime import RealtimeSettings
+from vivace.deploy.watchdog import WatchdogSettings
+from vivace.policies.chunking import RealTimeChunking
+from vivace.policies.errors import BadSetting
+
+
+@dataclass(kw_only=True)
+class RobotOptions:
+    """Which robot."""
+
+    type: str = "metaworld"
+    """metaworld, lerobot, one that an installed package offers (entry point group vivace.robots), or
+    package.module:function."""
+    task: str = ""
+    """Of a simulation, e.g. reach-v3."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the robot, e.g. '{robot: so101_follower, port: /dev/ttyACM0}' for lerobot."""
+    initial_action: tuple[float, ...] = ()
+    """What to hold before the first action; the robot's own when not given."""
+
+
+@dataclass(kw_only=True)
+class LoopOptions:
+    """How chunks are executed."""
+
+    mode: str = "async"
+    """sync, async or rtc."""
+    n_action_steps: int | None = None
+    """Actions of a chunk that are fresh; the bundle's own when not given."""
+    request_at: int | None = None
+    """Ask for the next chunk when so many fresh actions are left; by the expected latency when not given."""
+    blend_ticks: int = 0
+    """Ticks over which a newer chunk is blended in."""
+    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
+    """How a chunk continues the one before, in mode rtc."""
+    providers: list[str] = field(default_factory=lambda: ["cpu"])
+    """ONNX Runtime's: cpu, cuda, tensorrt, openvino."""
+    threads: int | None = None
+    """Of one inference; ONNX Runtime's own choice when not given."""
+    stall_s: float = 5.0
+    """An inference that takes longer is given up and its process replaced [s]."""
+
+
+@dataclass(kw_only=True)
+class RunCommand:
+    """Drive a robot, or a simulation, in wall-clock time with an exported policy.
+
+    Example: vivace run --bundle=outputs/bundles/reach --robot.type=metaworld --robot.task=reach-moving
+    --control_hz=50
+    """
+
+    bundle: str = ""
+    """Folder that vivace export wrote."""
+    robot: RobotOptions = field(default_factory=RobotOptions)
+    control_hz: float = 20.0
+    """Control rate [Hz]."""
+    duration_s: float = 0.0
+    """End after so long [s]; 0: when the episodes are over, or at Ctrl-C."""
+    n_episodes: int = 1
+    """Of a simulation; 0: any number."""
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    instruction: str = ""
+    """What a language-conditioned policy is told."""
+    limits: str = ""
+    """YAML file or URDF with the limits of the action's dimensions."""
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
+    viewer: bool = False
+    """Show a simulation in a window."""
+    video: bool = True
+    """Film the last seconds of a simulation."""
+    rerun: str = ""
+    """Stream to rerun: "viewer", or a file to write such as run.rrd."""
+    live: bool = True
+    """Show figures in the terminal while it runs."""
+    cpu_load: int = 0
+    """Processes that burn the CPU beside, to see what the loop does then."""
+    seed: int = 0
+    """Episode i is reset with seed + i; names the noise too."""
+    output_dir: str | None = None
+    """Folder of the results; outputs/run/<date>/<time>_<job> when not given."""
+    job_name: str = ""
+    require: list[str] = field(default_factory=list)
+    """Targets such as run.effective_hz>=45 or run.decided>=1; exit code 1 when one is missed."""
+
+    def __post_init__(self) -> None:
+        """Rates, times and counts must make sense."""
+        if not self.bundle:
+            raise BadSetting("vivace run needs --bundle: a folder that vivace export wrote")
+        if not 0 < self.control_hz < math.inf:
+            raise BadSetting(f"control_hz={self.control_hz}; a rate above 0 Hz is needed")
+        for name in ("duration_s", "n_episodes", "cpu_load", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise BadSetting(f"{name}={value}; a finite number, 0 or more, is needed")
+        if self.loop.mode not in list(Mode):
+            raise BadSetting(f"loop.mode={self.loop.mode!r} is unknown; the modes: {', '.join(Mode)}")
