@@ -1,0 +1,223 @@
+"""Runs the control loop while there is something to act on, and holds the robot while there is not.
+
+Needs no ROS. A hold does what the loop's fallback does, through the same guard. After it the loop begins
+anew: observations from before a gap are not the steps before those after it, and the rest of an old chunk is
+not executed.
+"""
+
+import copy
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.fallback import fallback_action
+from vivace.deploy.guard import ActionGuard
+from vivace.deploy.loop import ControlLoop, make_queue
+from vivace.deploy.ros2_command import Command, Intent
+from vivace.deploy.ros2_robot import RetimedWorker, RosRobot, TimerClock
+from vivace.deploy.ros2_sensors import Sensors
+from vivace.deploy.ros2_settings import STATE, RosSettings
+from vivace.policies.types import ActionKind, PolicySpec
+
+HOLD = "hold"
+"""Counted beside the loop's `Source`s: ticks in which the loop did not run."""
+
+
+@dataclass(frozen=True)
+class _Episode:
+    loop: ControlLoop
+    robot: RosRobot
+
+
+class Driver:
+    """The life of an active node, one tick after the other.
+
+    Args:
+        settings: of the node.
+        spec: of the policy, its actions meaning what the settings say.
+        worker: computes chunks.
+        sensors: what is seen.
+        command: where actions go.
+        now: time on the clock that stamps are of [s].
+        pace: time on the clock that the timer follows, which never goes back [s].
+    """
+
+    def __init__(
+        self,
+        settings: RosSettings,
+        spec: PolicySpec,
+        worker: RetimedWorker,
+        sensors: Sensors,
+        command: Command,
+        now: Callable[[], float],
+        pace: Callable[[], float],
+    ) -> None:
+        self._settings, self._spec, self._worker, self._sensors = settings, spec, worker, sensors
+        self._command, self._now, self._clock = command, now, TimerClock(pace)
+        self._period_s = 1.0 / settings.control_hz
+        self._guard = ActionGuard(settings.limits, spec.action_kinds, self._period_s)
+        self._episode: _Episode | None = None
+        self._last: np.ndarray | None = None
+        """What was executed last, None if that is unknown."""
+        self._held: np.ndarray | None = None
+        """What was executed last before the hold."""
+        self._hold_ticks = 0
+        self._ended_misses = self._ended_chunks = 0
+        self.task = settings.task
+        self.is_held = False
+        """Somebody asked for a hold."""
+        self.reason = "not begun"
+        """Why the robot is held; "" while the loop runs."""
+        self.episode = -1
+        self.ticks: Counter[str] = Counter()
+        """Ticks by what they executed: chunk, stale, fallback, hold."""
+        self.reactions_s: deque[float] = deque(maxlen=4096)
+        """From the observation's stamp to the first command of its chunk [s]."""
+
+    def tick(self) -> None:
+        """Run one control period."""
+        self.reason = "asked to hold" if self.is_held else self._sensors.why_not(self._now())
+        if self.reason:
+            self._hold()
+            self.ticks[HOLD] += 1
+            return
+        episode = self._episode or self._begin()
+        record = episode.loop.tick()
+        self.ticks[record.source.value] += 1
+        if record.has_accepted and record.age_ticks is not None:
+            self.reactions_s.append(self._now() - episode.robot.stamp_of(record.tick - record.age_ticks))
+
+    def reset(self) -> None:
+        """Forget the chunk, the observations before now and the request in flight; a new episode begins."""
+        if self._episode is not None:
+            self._ended_misses += self._episode.loop.budget.misses
+            self._ended_chunks += self._episode.loop.queue.accepted
+        self._episode = None
+        self._worker.forget()
+
+    def instruct(self, task: str) -> None:
+        """Take a new instruction; actions meant for the one before are not executed any more."""
+        if task != self.task:
+            self.task = task
+            self.reset()
+
+    def stop(self) -> None:
+        """Command a standstill now, whatever the rates allowed: the last command before silence."""
+        self.reset()
+        if self._last is not None:
+            n_ticks = self._settings.fallback_ramp_ticks
+            self._last = fallback_action(self._last, self._spec.action_kinds, n_ticks, n_ticks)
+            self._send(self._last)
+
+    @property
+    def misses(self) -> int:
+        """Deadlines missed so far."""
+        return self._ended_misses + (0 if self._episode is None else self._episode.loop.budget.misses)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks taken so far."""
+        return self._ended_chunks + (0 if self._episode is None else self._episode.loop.queue.accepted)
+
+    @property
+    def interventions(self) -> int:
+        """Actions the guard refused or changed so far."""
+        return self._guard.interventions
+
+    def _begin(self) -> _Episode:
+        """Begin an episode from where the robot is."""
+        settings = self._settings
+        self._find_posture()
+        initial = None if self._last is None else tuple(float(x) for x in self._last)
+        choices = settings.loop(self._spec, initial)
+        self.episode += 1
+        self._hold_ticks = 0
+        robot = RosRobot(self._sensors, lambda: self.task, self._act)
+        loop = ControlLoop(
+            robot,
+            self._worker,
+            make_queue(choices),
+            self._guard,
+            LatencyBudget(settings.control_hz),
+            self._clock,
+            choices,
+            spec=self._spec,
+            episode_seed=settings.seed + self.episode,
+        )
+        self._episode = _Episode(loop, robot)
+        return self._episode
+
+    def _find_posture(self) -> None:
+        """Before the first action: hold what was given or is measured, if every absolute target is known."""
+        if self._last is not None:
+            return
+        given = self._settings.fallback_initial_action
+        is_absolute = np.array([kind == ActionKind.ABSOLUTE for kind in self._spec.action_kinds])
+        measured = measured_positions(self._settings, self._sensors, self._spec.action_dim)
+        posture = np.array(given) if given else np.where(is_absolute, measured, 0.0)
+        if np.isfinite(posture).all():
+            self._last = self._guard.limit(posture.astype(np.float32))  # the first step is measured from it
+
+    def _act(self, action: np.ndarray) -> None:
+        """Send what the loop acts, and what it means to do after it."""
+        if self._episode is None:
+            return
+        loop, robot = self._episode.loop, self._episode.robot
+        queue, tick = loop.queue, loop.tick_count
+        observed = queue.observed_tick
+        if observed is None and self._last is None:
+            return  # no chunk was there yet, and an absolute target to hold is not known
+        self._last = action
+        if observed is None or queue.remaining(tick) == 0:
+            self._send(action)
+            return
+        ahead = self._preview(queue.ahead(tick + 1), queue.remaining(tick + 1))
+        chunk = self._ended_chunks + queue.accepted
+        self._command(Intent(action, ahead, chunk, robot.stamp_of(observed), tick - observed))
+
+    def _preview(self, actions: np.ndarray | None, most: int) -> np.ndarray:
+        """Actions (m, A) as the guard would let them pass one after the other, up to one it refuses."""
+        guard, passed = copy.deepcopy(self._guard), []
+        for action in [] if actions is None else actions[:most]:
+            allowed = guard.check(action)
+            if allowed is None:
+                break
+            passed.append(allowed)
+        return np.array(passed, np.float32).reshape(len(passed), self._spec.action_dim)
+
+    def _hold(self) -> None:
+        """Do what the fallback does, and drop the loop."""
+        if self._episode is not None:
+            self.reset()
+        if not self._sensors.why_not(self._now()):
+            self._find_posture()
+        if self._last is None:
+            return
+        if self._hold_ticks == 0 or self._held is None:
+            self._held = self._last
+        self._hold_ticks += 1
+        ramp = self._settings.fallback_ramp_ticks
+        action = fallback_action(self._held, self._spec.action_kinds, self._hold_ticks, ramp)
+        self._last = self._guard.limit(action)
+        self._send(self._last)
+
+    def _send(self, action: np.ndarray) -> None:
+        """Send an action that is of no chunk."""
+        none = np.empty((0, self._spec.action_dim), np.float32)
+        self._command(Intent(action, none, None, self._now(), 0))
+
+
+def measured_positions(settings: RosSettings, sensors: Sensors, size: int) -> np.ndarray:
+    """Return the newest measured position of each action dimension's joint (A,), NaN where unknown."""
+    found = np.full(size, np.nan)
+    state = sensors.sensors[STATE].value if STATE in sensors.sensors else None
+    if state is None or "position" not in settings.joint_fields:
+        return found
+    start = settings.joint_fields.index("position") * len(settings.joint_names)
+    for i, name in enumerate(settings.command_names):
+        if name in settings.joint_names:
+            found[i] = state[start + settings.joint_names.index(name)]
+    return found

@@ -1,0 +1,147 @@
+"""The robot behind ROS 2 topics, its time and its worker, as the control loop sees them; needs no ROS."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from vivace.deploy.process_worker import ProcessWorker
+from vivace.deploy.ros2_sensors import Sensors
+from vivace.deploy.worker import Request, Worker
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import Chunk, Observation, PolicySpec
+
+_KEPT = 4096
+"""Stamps and latencies that are remembered."""
+
+
+class RosRobot:
+    """Observed through the newest messages, acted on by publishing; of one episode.
+
+    Args:
+        sensors: hold a complete observation whenever `observe` is called.
+        task: returns the present instruction.
+        send: takes the action of a tick (A,).
+    """
+
+    def __init__(self, sensors: Sensors, task: Callable[[], str], send: Callable[[np.ndarray], None]) -> None:
+        self._sensors, self._task, self._send = sensors, task, send
+        self._stamps: deque[float] = deque(maxlen=_KEPT)
+        self.tick = -1
+        """Of the newest observation."""
+
+    def observe(self) -> Observation:
+        """Return the newest message of every sensor, and the stamp of the oldest of them."""
+        values, stamp_s = self._sensors.newest()
+        self.tick += 1
+        self._stamps.append(stamp_s)
+        return Observation(values, self.tick, stamp_s, self._task())
+
+    def act(self, action: np.ndarray) -> None:
+        """Publish one action."""
+        self._send(action)
+
+    def stamp_of(self, tick: int) -> float:
+        """Stamp of the observation of a tick [s]; of the oldest that is remembered if it is older."""
+        return self._stamps[max(0, len(self._stamps) - 1 - (self.tick - tick))]
+
+
+class TimerClock:
+    """A clock for a loop whose pace a timer keeps: nobody sleeps in the executor.
+
+    Args:
+        now: returns the time [s].
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        """Return the time [s]."""
+        return self._now()
+
+    def sleep_until(self, when: float) -> None:
+        """Return at once: the timer has waited."""
+
+
+class RetimedWorker:
+    """A worker told in the loop's time (which may be simulated) though it runs in wall time.
+
+    Args:
+        worker: runs in monotonic wall time.
+        wall: returns monotonic wall time [s].
+    """
+
+    def __init__(self, worker: Worker, wall: Callable[[], float] = time.monotonic) -> None:
+        self._worker, self._wall = worker, wall
+        self._asked_s = 0.0
+        self._is_forgotten = False
+        self.latencies_s: deque[float] = deque(maxlen=_KEPT)
+        """Of the last chunks, in wall time."""
+        self._asked_wall_s = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+        return self._worker.is_busy
+
+    def submit(self, request: Request) -> None:
+        """Start an inference."""
+        self._asked_s, self._asked_wall_s = request.time_s, self._wall()
+        self._worker.submit(replace(request, time_s=self._asked_wall_s))
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk if it is there and still wanted; at most once."""
+        wall = self._wall()
+        chunk = self._worker.poll(wall)
+        if self._is_forgotten:
+            self._is_forgotten = self._worker.is_busy
+            return None
+        if chunk is None:
+            return None
+        self.latencies_s.append(chunk.ready_s - self._asked_wall_s)
+        return replace(chunk, ready_s=max(self._asked_s, now - (wall - chunk.ready_s)))
+
+    def forget(self) -> None:
+        """Drop the request in flight: its chunk is not handed out."""
+        self._is_forgotten = self._worker.is_busy
+
+
+def warm_up(worker: ProcessWorker, spec: PolicySpec, task: str, count: int, patience_s: float) -> list[float]:
+    """Compute chunks of a blank observation, so that the first real one is not the slow one.
+
+    Args:
+        worker: idle.
+        spec: of the policy.
+        task: instruction, for a policy that reads one.
+        count: chunks.
+        patience_s: how long one may take [s].
+
+    Returns:
+        How long each took [s].
+
+    Raises:
+        BadSetting: the policy failed, or took too long.
+    """
+    blank = {
+        key: np.zeros((spec.n_obs_steps, *shape[1:], shape[0]), np.uint8)
+        if key.startswith("observation.image")
+        else np.zeros((spec.n_obs_steps, *shape), np.float32)
+        for key, shape in spec.observation_shapes.items()
+    }
+    took = []
+    for number in range(count):
+        began = time.monotonic()
+        worker.submit(Request(blank, number, began, (0, number), task=task))
+        while (chunk := worker.poll(time.monotonic())) is None:
+            if worker.errors:
+                raise BadSetting(f"the policy failed on a blank observation: {worker.errors[-1]}")
+            if time.monotonic() - began > patience_s:
+                raise BadSetting(
+                    f"a chunk took more than {patience_s} s; give more threads, or raise stall_s"
+                )
+            time.sleep(0.0005)
+        took.append(chunk.ready_s - began)
+    return took

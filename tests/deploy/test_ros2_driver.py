@@ -1,0 +1,324 @@
+"""The node's driver in virtual time, without ROS: holds, staleness, trajectories, by mental arithmetic."""
+
+from dataclasses import replace
+from types import SimpleNamespace as Message
+
+import numpy as np
+import pytest
+
+from vivace.deploy.clock import VirtualClock
+from vivace.deploy.ros2_command import ArrayCommand, TrajectoryCommand
+from vivace.deploy.ros2_diagnostics import loop_status, percentiles, sensor_status
+from vivace.deploy.ros2_driver import Driver, measured_positions
+from vivace.deploy.ros2_robot import RetimedWorker
+from vivace.deploy.ros2_sensors import Sensor, Sensors
+from vivace.deploy.ros2_settings import RosSettings, parameters
+from vivace.deploy.worker import BatchedInference, SimulatedWorker
+from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.types import ActionKind, PolicySpec
+
+HZ, KEY = 10.0, "observation.state"
+ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY
+SPEC = PolicySpec(
+    type="counter",
+    action_dim=2,
+    horizon=6,
+    n_obs_steps=1,
+    n_action_steps=4,
+    observation_shapes={KEY: (2,)},
+    action_kinds=(ABSOLUTE, ABSOLUTE),
+    blocks=(),
+)
+NAMES = ("a", "b")
+
+
+class World:
+    """A driver, its sensors and its virtual time; the joints stand at what `joints` says."""
+
+    def __init__(self, kinds=SPEC.action_kinds, latency_ticks=0.0, offset=0.0, **options):
+        given = {"control_hz": HZ, "joint_names": NAMES, "staleness_s": 0.25, **options}
+        self.settings, self.clock = RosSettings(**given), VirtualClock()
+        self.spec = self.settings.for_policy(replace(SPEC, action_kinds=kinds))
+        self.sensors = Sensors({KEY: Sensor("/joints", lambda m: np.array(m.value, np.float32))}, 0.25)
+        self.sent, self.joints, self.asked = [], (5.0, 7.0), []
+        self.offset = offset  # of the loop's time against the stamps'
+
+        def predict(observations, keys):
+            self.asked += keys
+            return np.tile(100.0 * len(self.asked) + np.arange(6, dtype=np.float32)[None, :, None], (1, 1, 2))
+
+        worker = SimulatedWorker(BatchedInference(predict), lambda _: latency_ticks / HZ)
+        self.worker = RetimedWorker(worker, self.pace)
+        send = self.sent.append
+        if self.settings.command_type == "trajectory":
+            measured = lambda: measured_positions(self.settings, self.sensors, 2)  # noqa: E731
+            names = self.settings.command_names
+            horizon = self.settings.command_horizon
+            command = TrajectoryCommand(names, self.spec.action_kinds, 1 / HZ, horizon, measured, send)
+        else:
+            command = ArrayCommand(lambda action: send(action.tolist()))
+        self.driver = Driver(
+            self.settings, self.spec, self.worker, self.sensors, command, self.clock.now, self.pace
+        )
+
+    def pace(self):
+        return self.clock.now() + self.offset
+
+    def see(self):
+        now = self.clock.now()
+        stamp = Message(sec=int(now), nanosec=round(now % 1 * 1e9) or 1)
+        self.sensors.take(KEY, Message(header=Message(stamp=stamp), value=self.joints), now)
+
+    def run(self, n_ticks, is_seen=True):
+        for _ in range(n_ticks):
+            if is_seen:
+                self.see()
+            self.driver.tick()
+            self.clock.sleep_until(self.clock.now() + 1 / HZ)
+        return self
+
+    @property
+    def first(self):
+        return [action[0] for action in self.sent]
+
+
+def test_nothing_is_commanded_before_something_is_seen():
+    world = World().run(3, is_seen=False)
+    assert world.sent == []
+    assert world.driver.reason == "waiting for observation.state on /joints"
+    assert world.driver.ticks == {"hold": 3}
+
+
+def test_the_loop_runs_while_observations_come():
+    world = World().run(9)
+    assert world.first == [100, 101, 102, 103, 200, 201, 202, 203, 300]
+    assert world.driver.ticks == {"chunk": 9}
+    assert (world.driver.chunks, world.driver.misses, world.driver.reason) == (3, 0, "")
+    assert world.asked == [(0, 0), (0, 4), (0, 8)]
+
+
+def test_an_unknown_absolute_target_is_not_commanded_while_the_first_chunk_is_computed():
+    world = World(latency_ticks=2).run(4)
+    assert world.first == [100, 101]
+    assert world.driver.ticks == {"fallback": 2, "chunk": 2}
+
+
+def test_the_measured_posture_is_held_before_the_first_chunk():
+    world = World(latency_ticks=2, command_names=NAMES).run(4)
+    assert world.sent == [[5, 7], [5, 7], [100, 100], [101, 101]]
+    given = World(latency_ticks=2, fallback_initial_action=(1.0, 2.0)).run(3)
+    assert given.sent[:2] == [[1, 2], [1, 2]]
+
+
+def test_a_stale_observation_holds_and_drops_the_chunk():
+    world = World(kinds=(ABSOLUTE, DELTA)).run(2).run(4, is_seen=False)
+    assert world.sent == [[100, 100], [101, 101], [102, 102], [103, 103], [103, 0], [103, 0]]
+    assert "is 0.40 s old, the limit (staleness_s) is 0.25 s" in world.driver.reason
+    world.run(2)
+    assert world.sent[6:] == [[200, 200], [201, 201]], "what the old chunk had left is not executed"
+    assert world.driver.ticks == {"chunk": 6, "hold": 2}
+    assert world.driver.episode == 1
+
+
+def test_velocities_ramp_down_and_do_not_come_back_with_the_next_episode():
+    world = World(kinds=(VELOCITY, VELOCITY), fallback_ramp_ticks=4, latency_ticks=1).run(3)
+    world.driver.is_held = True
+    world.run(5)
+    world.driver.is_held = False
+    world.run(2)
+    assert world.first == [0, 100, 101, 75.75, 50.5, 25.25, 0, 0, 0, 200]
+
+
+def test_a_hold_is_asked_for_and_ends():
+    world = World().run(2)
+    world.driver.is_held = True
+    world.run(3)
+    assert world.driver.reason == "asked to hold"
+    assert world.first == [100, 101, 101, 101, 101]
+    world.driver.is_held = False
+    assert world.run(2).first[-2:] == [200, 201]
+
+
+def test_a_reset_or_a_new_instruction_drops_the_chunk_and_the_request_in_flight():
+    world = World(latency_ticks=1).run(3)
+    world.driver.reset()
+    world.run(3)
+    assert world.first == [100, 101, 101, 200, 201]
+    assert (world.driver.chunks, world.driver.episode) == (2, 1)
+    world.run(2)  # the chunk is used up
+    assert world.worker.is_busy is False
+    world.run(1)
+    assert world.worker.is_busy, "the third request is in flight"
+    world.driver.instruct("another")
+    world.driver.instruct("another")
+    world.run(4)
+    assert len(world.asked) == 4
+    assert world.first[-3:] == [400, 401, 402]
+    assert 300 not in world.first, "the third chunk was meant for the old instruction"
+    assert world.driver.episode == 2
+    assert world.driver.task == "another"
+
+
+@pytest.mark.parametrize(("kind", "last"), [(ABSOLUTE, 101), (DELTA, 0), (VELOCITY, 0)])
+def test_the_last_command_is_a_standstill(kind, last):
+    world = World(kinds=(kind, kind)).run(2)
+    world.driver.stop()
+    assert world.first == [100, 101, last]
+    silent = World(kinds=(kind, kind))
+    silent.driver.stop()
+    assert silent.sent == []
+
+
+def test_limits_hold_from_the_measured_posture_on():
+    world = World(command_names=NAMES, limits_max_step=(10.0, 20.0)).run(3)
+    assert world.sent == [[15, 27], [25, 47], [35, 67]]
+    assert world.driver.interventions == 3
+
+
+def test_latency_is_told_in_the_loops_time():
+    world = World(latency_ticks=2, offset=1000.0).run(5)
+    assert world.worker.latencies_s[0] == pytest.approx(0.2)
+    assert list(world.driver.reactions_s) == pytest.approx([0.2])
+    assert world.driver.misses == 1
+
+
+def trajectories(latency_ticks=0.0, n_ticks=1, kinds=SPEC.action_kinds, **options):
+    world = World(
+        kinds, latency_ticks=latency_ticks, command_type="trajectory", command_names=NAMES, **options
+    )
+    return world.run(n_ticks).sent
+
+
+def test_a_chunk_is_one_trajectory_that_begins_at_its_observation():
+    sent = trajectories(n_ticks=5)
+    assert len(sent) == 2
+    assert sent[0].names == NAMES
+    assert sent[0].positions.tolist() == [[x, x] for x in (100, 101, 102, 103)]
+    assert sent[0].times_s == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert (sent[0].stamp_s, sent[1].stamp_s) == pytest.approx((0.0, 0.4), abs=1e-6)
+    assert sent[1].positions[0, 0] == 200
+
+
+def test_a_late_chunk_keeps_the_time_of_its_observation():
+    sent = trajectories(latency_ticks=2, n_ticks=3, mode="async", n_action_steps=4)
+    assert [len(t.times_s) for t in sent] == [1, 4]
+    assert sent[0].positions.tolist() == [[5, 7]], "the posture, while the policy thinks"
+    assert sent[1].positions[:, 0].tolist() == [102, 103, 104, 105], "the late ones are dropped"
+    assert sent[1].stamp_s == pytest.approx(0.0, abs=1e-6)
+    assert sent[1].times_s == pytest.approx((0.3, 0.4, 0.5, 0.6))
+
+
+def test_displacements_start_from_the_measured_joints():
+    sent = trajectories(kinds=(DELTA, ABSOLUTE), limits_low=(-1.0, -999.0), limits_high=(2.0, 999.0))
+    assert sent[0].positions.tolist() == [[7, 100], [9, 101], [11, 102], [13, 103]]
+
+
+def test_velocities_are_sent_as_such_and_points_are_counted():
+    sent = trajectories(kinds=(VELOCITY, VELOCITY), n_ticks=3, command_horizon=2)
+    assert [t.velocities[:, 0].tolist() for t in sent] == [[100, 101], [102, 103]]
+    assert sent[0].positions is None
+    assert [t.times_s for t in sent] == [pytest.approx((0.1, 0.2)), pytest.approx((0.3, 0.4))]
+    assert [t.stamp_s for t in sent] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_hold_is_one_trajectory_and_ends_the_one_before():
+    world = World(command_type="trajectory", command_names=NAMES).run(2)
+    world.driver.is_held = True
+    world.run(4)
+    assert [t.positions[:, 0].tolist() for t in world.sent] == [[100, 101, 102, 103], [101]]
+    assert world.sent[1].stamp_s == pytest.approx(0.2)
+
+
+def test_points_pass_the_guard_as_they_will_be_executed():
+    sent = trajectories(n_ticks=4, limits_max_step=(2.0, 2.0))
+    assert len(sent) == 1, "what was announced is what is executed"
+    assert sent[0].positions[:, 0].tolist() == [7, 9, 11, 13]
+
+
+def test_diagnostics_say_what_is_wrong_in_one_line():
+    world = World().run(2)
+    assert loop_status("active", "", world.driver, 0).message == "running"
+    now = world.clock.now()
+    status = sensor_status(world.sensors, now, [])
+    assert (status.level, status.message) == (0, "fresh")
+    assert status.values[KEY] == "2 taken, age 100 ms, 0 refused"
+    world.run(4, is_seen=False)
+    status = loop_status("active", "", world.driver, 3)
+    assert status.level == 1
+    assert status.message.startswith("holding: observation.state on /joints is 0.")
+    assert status.values["ticks chunk"] == "4"
+    assert status.values["late ticks"] == "3"
+    assert sensor_status(world.sensors, world.clock.now(), ["QoS"]).message.endswith("; QoS")
+    assert loop_status("unconfigured", "no bundle", None, 0).level == 2
+    assert percentiles([0.001, 0.003]) == "p50 2.0, p95 2.9, max 3.0 (n 2)"
+
+
+def test_parameters_are_settings():
+    names = {parameter.name: parameter.default for parameter in parameters()}
+    assert names["limits.max_step"] == []
+    assert names["joint_fields"] == ["position"]
+    assert RosSettings.read(names) == RosSettings()
+    assert RosSettings.read({"control_hz": 30, "limits.low": [1, 2.5]}).limits_low == (1.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"control_hz": 0.0}, "control_hz=0.0; needed: 0.1 to 1000. Control rate"),
+        ({"control_hz": float("nan")}, "control_hz has nan; a finite number"),
+        ({"control_hz": "fast"}, "control_hz has 'fast'; a number is needed"),
+        ({"threads": True}, "threads has True; a whole number is needed"),
+        ({"mode": 3}, "mode has 3; a text is needed"),
+        ({"autostart": 1}, "autostart has 1; true or false is needed"),
+        ({"joint_names": "a"}, "joint_names='a'; a list is needed"),
+        ({"mode": "rtc"}, "mode='rtc' is unknown; needed: sync, async"),
+        ({"provider": "abacus"}, "provider='abacus' is unknown; needed: cpu"),
+        ({"command.type": "twist"}, "command.type='twist' is unknown; needed: array, trajectory"),
+        ({"action_kinds": ["angle"]}, "action_kinds='angle' is unknown; needed: absolute"),
+        ({"joint_fields": ["torque"]}, "joint_fields='torque' is unknown"),
+        ({"cameras": ["front"]}, "cameras has 'front'; needed: 'front=camera/image_raw'"),
+        ({"cameras": ["a=x", "a=y"]}, "names one camera twice"),
+    ],
+)
+def test_bad_parameters_are_refused(given, message):
+    with pytest.raises(BadSetting, match=message):
+        RosSettings.read(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"joint_names": ("a",)}, "joint_names has 1 joints with 1 fields, the policy's .* has 2 numbers"),
+        ({"cameras": ("front=x",)}, "cameras names observation.images.front, which the policy does not look"),
+        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, the policy's actions have 2"),
+        ({"command_names": ("a",)}, "command.names has 1 entries"),
+        ({"fallback_initial_action": (1.0,)}, "fallback.initial_action has 1 entries"),
+        ({"limits_low": (1.0,)}, "limits have 1 numbers, the policy's actions 2"),
+        ({"limits_max_step": (1.0, 1.0)}, "need to know where the robot is"),
+        ({"command_type": "trajectory"}, "needs command.names"),
+        (
+            {"command_type": "trajectory", "command_names": NAMES, "action_kinds": ("delta", "velocity")},
+            "positions or velocities, but the actions are delta, velocity",
+        ),
+        (
+            {"command_type": "trajectory", "command_names": ("a", "x"), "action_kinds": ("delta",)},
+            "displacements of x need the measured positions",
+        ),
+        ({"request_at": 2}, "do nothing in mode sync"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_policy_are_refused(given, message):
+    with pytest.raises(BadSetting, match=message):
+        RosSettings(**{"joint_names": NAMES, **given}).for_policy(SPEC)
+
+
+def test_inputs_that_no_topic_gives_are_refused():
+    settings = RosSettings(joint_names=NAMES)
+    seen = {KEY: (2,), "observation.images.front": (3, 4, 5)}
+    with pytest.raises(BadSetting, match="looks through observation.images.front, but cameras has"):
+        settings.for_policy(replace(SPEC, observation_shapes=seen))
+    with pytest.raises(ObservationMismatch, match="needs 'observation.environment_state'; this node gives"):
+        settings.for_policy(replace(SPEC, observation_shapes={"observation.environment_state": (2,)}))
+    kinds = settings.for_policy(SPEC).action_kinds
+    assert kinds == SPEC.action_kinds
+    assert replace(settings, action_kinds=("delta",)).for_policy(SPEC).action_kinds == (DELTA, DELTA)
