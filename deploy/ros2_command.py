@@ -1,7 +1,7 @@
 """Actions as commands: one array a tick, or a chunk as a trajectory aligned in time; needs no ROS."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -98,16 +98,13 @@ class TrajectoryCommand:
         self._is_delta = np.array([kind == ActionKind.DELTA for kind in kinds])
         self._measured, self._send = measured, send
         self._sent: Intent | None = None
-        self._ticks = 0
-        """Since it was sent."""
 
     def __call__(self, intent: Intent) -> None:
         """Send the action of this tick and those after it, unless what was sent says so already."""
-        self._ticks += 1
         if self._is_known(intent):
             return
         actions = np.concatenate([intent.action[None], intent.ahead])[: self._horizon or None]
-        self._sent, self._ticks = Intent(actions[0], actions[1:], *_origin(intent)), 0
+        self._sent = replace(intent, action=actions[0], ahead=actions[1:])
         first = intent.age_ticks + 1
         times = tuple((first + i) * self._period_s for i in range(len(actions)))
         if self._is_velocity:
@@ -124,11 +121,7 @@ class TrajectoryCommand:
             return False
         if intent.chunk_id is None:
             return bool(np.allclose(sent.action, intent.action, rtol=0, atol=_SAME))
-        if self._ticks > len(sent.ahead):
+        since = intent.age_ticks - sent.age_ticks
+        if not 1 <= since <= len(sent.ahead):
             return False
-        planned = sent.ahead[self._ticks - 1]
-        return bool(np.allclose(planned, intent.action, rtol=0, atol=_SAME))
-
-
-def _origin(intent: Intent) -> tuple[int | None, float, int]:
-    return intent.chunk_id, intent.stamp_s, intent.age_ticks
+        return bool(np.allclose(sent.ahead[since - 1], intent.action, rtol=0, atol=_SAME))

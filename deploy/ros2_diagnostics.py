@@ -32,14 +32,13 @@ class Status:
     values: dict[str, str] = field(default_factory=dict)
 
 
-def loop_status(state: str, fault: str, driver: Driver | None, late_ticks: int) -> Status:
+def loop_status(state: str, fault: str, driver: Driver | None) -> Status:
     """Say what the control loop does.
 
     Args:
         state: of the lifecycle.
         fault: why the node gave up; "" if it did not.
         driver: while the node is active.
-        late_ticks: ticks that came more than half a period late.
     """
     name = "control loop"
     if fault:
@@ -54,7 +53,7 @@ def loop_status(state: str, fault: str, driver: Driver | None, late_ticks: int) 
         "chunks": str(driver.chunks),
         "deadline misses": str(driver.misses),
         "guard interventions": str(driver.interventions),
-        "late ticks": str(late_ticks),
+        "skipped ticks": str(driver.skipped),
         "observation to command [ms]": percentiles(driver.reactions_s),
     }
     if driver.reason:

@@ -20,6 +20,7 @@ from vivace.deploy.ros2_command import Command, Intent
 from vivace.deploy.ros2_robot import RetimedWorker, RosRobot, TimerClock
 from vivace.deploy.ros2_sensors import Sensors
 from vivace.deploy.ros2_settings import STATE, RosSettings
+from vivace.deploy.watchdog import State, Watchdog
 from vivace.policies.types import ActionKind, PolicySpec
 
 HOLD = "hold"
@@ -58,7 +59,8 @@ class Driver:
         self._settings, self._spec, self._worker, self._sensors = settings, spec, worker, sensors
         self._command, self._now, self._clock = command, now, TimerClock(pace)
         self._period_s = 1.0 / settings.control_hz
-        self._guard = ActionGuard(settings.limits, spec.action_kinds, self._period_s)
+        self._guard = ActionGuard(settings.limits(spec), spec.action_kinds, self._period_s)
+        self._watchdog = Watchdog(settings.watchdog)
         self._episode: _Episode | None = None
         self._last: np.ndarray | None = None
         """What was executed last, None if that is unknown."""
@@ -74,6 +76,8 @@ class Driver:
         self.episode = -1
         self.ticks: Counter[str] = Counter()
         """Ticks by what they executed: chunk, stale, fallback, hold."""
+        self.skipped = 0
+        """Control periods that passed without a tick."""
         self.reactions_s: deque[float] = deque(maxlen=4096)
         """From the observation's stamp to the first command of its chunk [s]."""
 
@@ -87,26 +91,28 @@ class Driver:
         episode = self._episode or self._begin()
         record = episode.loop.tick()
         self.ticks[record.source.value] += 1
+        self.skipped += record.beat.skipped
+        if record.state != State.RUN:
+            self.reason = self._watchdog.why
+            if record.state == State.STOP:
+                self.reason += "; stopped until reset"
         if record.has_accepted and record.age_ticks is not None:
             self.reactions_s.append(self._now() - episode.robot.stamp_of(record.tick - record.age_ticks))
 
     def reset(self) -> None:
-        """Forget the chunk, the observations before now and the request in flight; a new episode begins."""
-        if self._episode is not None:
-            self._ended_misses += self._episode.loop.budget.misses
-            self._ended_chunks += self._episode.loop.queue.accepted
-        self._episode = None
-        self._worker.forget()
+        """Begin a new episode; a robot that the watchdog stopped may run again."""
+        self._drop()
+        self._watchdog.reset(self._clock.now())
 
     def instruct(self, task: str) -> None:
         """Take a new instruction; actions meant for the one before are not executed any more."""
         if task != self.task:
             self.task = task
-            self.reset()
+            self._drop()
 
     def stop(self) -> None:
         """Command a standstill now, whatever the rates allowed: the last command before silence."""
-        self.reset()
+        self._drop()
         if self._last is not None:
             n_ticks = self._settings.fallback_ramp_ticks
             self._last = fallback_action(self._last, self._spec.action_kinds, n_ticks, n_ticks)
@@ -127,6 +133,14 @@ class Driver:
         """Actions the guard refused or changed so far."""
         return self._guard.interventions
 
+    def _drop(self) -> None:
+        """Forget the chunk, the observations before now and the request in flight."""
+        if self._episode is not None:
+            self._ended_misses += self._episode.loop.budget.misses
+            self._ended_chunks += self._episode.loop.queue.accepted
+        self._episode = None
+        self._worker.forget()
+
     def _begin(self) -> _Episode:
         """Begin an episode from where the robot is."""
         settings = self._settings
@@ -135,7 +149,9 @@ class Driver:
         choices = settings.loop(self._spec, initial)
         self.episode += 1
         self._hold_ticks = 0
-        robot = RosRobot(self._sensors, lambda: self.task, self._act)
+        if self._watchdog.state != State.STOP:
+            self._watchdog.reset(self._clock.now())  # the time of a hold does not count
+        robot = RosRobot(self._sensors, lambda: self.task, lambda: loop.tick_count, self._act)
         loop = ControlLoop(
             robot,
             self._worker,
@@ -146,6 +162,7 @@ class Driver:
             choices,
             spec=self._spec,
             episode_seed=settings.seed + self.episode,
+            watchdog=self._watchdog,
         )
         self._episode = _Episode(loop, robot)
         return self._episode
@@ -167,7 +184,7 @@ class Driver:
             return
         loop, robot = self._episode.loop, self._episode.robot
         queue, tick = loop.queue, loop.tick_count
-        observed = queue.observed_tick
+        observed = queue.observed_tick if self._watchdog.state == State.RUN else None
         if observed is None and self._last is None:
             return  # no chunk was there yet, and an absolute target to hold is not known
         self._last = action
@@ -191,7 +208,7 @@ class Driver:
     def _hold(self) -> None:
         """Do what the fallback does, and drop the loop."""
         if self._episode is not None:
-            self.reset()
+            self._drop()
         if not self._sensors.why_not(self._now()):
             self._find_posture()
         if self._last is None:

@@ -55,9 +55,6 @@ from vivace.deploy.ros2_topics import (
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.types import PolicySpec
 
-_LATE = 1.5
-"""A tick is late if so many periods have passed since the one before."""
-
 
 @dataclass
 class _Configured:
@@ -83,8 +80,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._driver: Driver | None = None
         self._fault = ""
         self._problems: list[str] = []
-        self._errors = self._late_ticks = 0
-        self._ticked_s = 0.0
+        self._errors = 0
         self._timer: Any = None
         self.add_on_set_parameters_callback(self._check_parameters)
         for parameter in parameters():
@@ -128,10 +124,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         )
         self._driver.task = self._get("task")  # it may have been set since
         clock = self.get_clock() if is_simulated else self._steady
-        self._ticked_s = 0.0
-        self._timer = self.create_timer(
-            1.0 / ready.settings.control_hz, partial(self._tick, pace), clock=clock
-        )
+        self._timer = self.create_timer(1.0 / ready.settings.control_hz, self._tick, clock=clock)
         self.report()
         return done
 
@@ -167,7 +160,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
     def report(self) -> None:
         """Publish /diagnostics now."""
         state = self._state_machine.current_state[1]
-        found = [loop_status(state, self._fault, self._driver, self._late_ticks)]
+        found = [loop_status(state, self._fault, self._driver)]
         if self._ready is not None:
             ready = self._ready
             found.append(sensor_status(ready.sensors, self._now(), self._problems))
@@ -186,12 +179,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
         bundle = Bundle.load(settings.bundle)
         spec = settings.for_policy(bundle.spec)
-        load = bundles({bundle.name: Path(settings.bundle)}, (settings.provider,), settings.threads)
+        load = bundles(
+            {bundle.name: Path(settings.bundle)}, (settings.provider,), settings.threads, settings.chunking
+        )
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()
         sensors = Sensors(make_sensors(settings, spec, self.resolve_topic_name), settings.staleness_s)
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
-        self._errors = self._late_ticks = 0
+        self._errors = 0
         task = settings.task or next(iter(bundle.prompts), "")
         took = warm_up(worker, spec, task, settings.warmup, settings.stall_s)
         self._open(self._ready)
@@ -251,14 +246,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             lambda trajectory: ready.publisher.publish(trajectory_message(trajectory)),
         )
 
-    def _tick(self, pace: Callable[[], float]) -> None:
+    def _tick(self) -> None:
         """One control period."""
         driver, ready = self._driver, self._ready
         if driver is None or ready is None:
             return
-        now, last = pace(), self._ticked_s
-        self._late_ticks += last > 0 and now - last > _LATE / ready.settings.control_hz
-        self._ticked_s = now
         before = _kind(driver.reason)
         try:
             driver.tick()

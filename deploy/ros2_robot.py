@@ -23,21 +23,26 @@ class RosRobot:
     Args:
         sensors: hold a complete observation whenever `observe` is called.
         task: returns the present instruction.
+        tick: returns the number of the loop's tick.
         send: takes the action of a tick (A,).
     """
 
-    def __init__(self, sensors: Sensors, task: Callable[[], str], send: Callable[[np.ndarray], None]) -> None:
-        self._sensors, self._task, self._send = sensors, task, send
-        self._stamps: deque[float] = deque(maxlen=_KEPT)
-        self.tick = -1
-        """Of the newest observation."""
+    def __init__(
+        self,
+        sensors: Sensors,
+        task: Callable[[], str],
+        tick: Callable[[], int],
+        send: Callable[[np.ndarray], None],
+    ) -> None:
+        self._sensors, self._task, self._tick, self._send = sensors, task, tick, send
+        self._stamps: deque[tuple[int, float]] = deque(maxlen=_KEPT)
 
     def observe(self) -> Observation:
         """Return the newest message of every sensor, and the stamp of the oldest of them."""
         values, stamp_s = self._sensors.newest()
-        self.tick += 1
-        self._stamps.append(stamp_s)
-        return Observation(values, self.tick, stamp_s, self._task())
+        tick = self._tick()
+        self._stamps.append((tick, stamp_s))
+        return Observation(values, tick, stamp_s, self._task())
 
     def act(self, action: np.ndarray) -> None:
         """Publish one action."""
@@ -45,7 +50,8 @@ class RosRobot:
 
     def stamp_of(self, tick: int) -> float:
         """Stamp of the observation of a tick [s]; of the oldest that is remembered if it is older."""
-        return self._stamps[max(0, len(self._stamps) - 1 - (self.tick - tick))]
+        found = (stamp_s for number, stamp_s in reversed(self._stamps) if number <= tick)
+        return next(found, self._stamps[0][1])
 
 
 class TimerClock:
@@ -86,6 +92,11 @@ class RetimedWorker:
     def is_busy(self) -> bool:
         """Whether a request is in flight."""
         return self._worker.is_busy
+
+    @property
+    def restarts(self) -> int:
+        """How often the worker's process was replaced."""
+        return int(getattr(self._worker, "restarts", 0))
 
     def submit(self, request: Request) -> None:
         """Start an inference."""

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from vivace.deploy.guard import Limits
+from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import LoopSettings, Mode
 from vivace.deploy.ort_policy import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
+from vivace.deploy.watchdog import WatchdogSettings
+from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
 
 STATE, IMAGES = "observation.state", "observation.images."
 COMMANDS = ("array", "trajectory")
-_GROUPS = ("command", "limits", "fallback", "deadline")
+_GROUPS = ("command", "limits", "fallback", "watchdog", "deadline")
 """Parameters whose names begin so have a dot after it."""
 
 
@@ -57,10 +60,12 @@ class RosSettings:
     task: str = _text("", "Instruction, for a policy that reads one; the topic task sets it too.", True)
     autostart: bool = _text(False, "Configure and activate without being told.")
     control_hz: float = _number(20.0, 0.1, 1000, "Control rate [Hz], that of the demonstrations.")
-    mode: str = _text("sync", "sync: act, then think; async: think while acting.")
+    mode: str = _text(
+        "sync", "sync: act, then think; async: think while acting; rtc: and continue the chunk."
+    )
     n_action_steps: int = _number(0, 0, 10_000, "Actions of a chunk that are fresh; 0: as trained.")
-    request_at: int = _number(-1, -1, 10_000, "async: ask when so many are left; -1: by the latency.")
-    blend_ticks: int = _number(0, 0, 1000, "async: ticks over which a newer chunk is blended in.")
+    request_at: int = _number(-1, -1, 10_000, "async, rtc: ask when so many are left; -1: by the latency.")
+    blend_ticks: int = _number(0, 0, 1000, "async, rtc: ticks in which a newer chunk is blended in.")
     seed: int = _number(0, 0, 2**31 - 1, "Names the policy's noise, with the episode and the tick.")
     provider: str = _text("cpu", f"ONNX Runtime's execution provider: {', '.join(PROVIDERS)}.")
     threads: int = _number(1, 1, 1024, "Threads of one inference.")
@@ -84,6 +89,7 @@ class RosSettings:
     action_kinds: tuple[str, ...] = _list(
         str, "What each action dimension (or all) means: absolute, delta, velocity; empty: as exported."
     )
+    limits_file: str = _text("", "Limits as YAML or URDF (vivace run's format) instead of the lists below.")
     limits_low: tuple[float, ...] = _list(float, "Smallest value of each action dimension.")
     limits_high: tuple[float, ...] = _list(float, "Largest value of each action dimension.")
     limits_max_step: tuple[float, ...] = _list(float, "Largest change of each between two ticks.")
@@ -95,6 +101,11 @@ class RosSettings:
         "What is held before the first action; empty: the measured joints that command.names names. Where an "
         "absolute target is unknown, nothing is commanded before the first chunk.",
     )
+    watchdog_frozen_s: float = _number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
+    watchdog_misses: int = _number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
+    watchdog_hold_s: float = _number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
+    watchdog_starved_s: float = _number(10.0, 0, 3600, "Stop after so long without a fresh action [s].")
+    watchdog_restarts: int = _number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
     deadline_sensors_s: float = _number(
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
     )
@@ -105,7 +116,7 @@ class RosSettings:
         """Check every value by itself, then those that belong together."""
         for parameter in parameters():
             check(parameter, getattr(self, _field(parameter.name)))
-        _one_of("mode", self.mode, (Mode.SYNC.value, Mode.ASYNC.value))
+        _one_of("mode", self.mode, tuple(mode.value for mode in Mode))
         _one_of("command.type", self.command_type, COMMANDS)
         _one_of("provider", self.provider, tuple(PROVIDERS))
         for kind in self.action_kinds:
@@ -161,21 +172,46 @@ class RosSettings:
         for name in ("command_names", "fallback_initial_action"):
             if getattr(self, name):
                 _check_length(_ros(name), getattr(self, name), spec.action_dim)
-        if self.limits.action_dim not in (None, spec.action_dim):
+        limits = self.limits(spec)
+        if limits.action_dim not in (None, spec.action_dim):
             raise BadSetting(
-                f"limits have {self.limits.action_dim} numbers, the policy's actions {spec.action_dim}"
+                f"limits have {limits.action_dim} numbers, the policy's actions {spec.action_dim}"
             )
-        _check_posture(self, spec)
+        _check_posture(self, spec, limits)
         if self.command_type == "trajectory":
             _check_trajectory(self, spec)
         self.loop(spec)
         return spec
 
-    @property
-    def limits(self) -> Limits:
-        """What the guard allows."""
+    def limits(self, spec: PolicySpec) -> Limits:
+        """What the guard allows of a policy's actions."""
         names = ("low", "high", "max_step", "max_velocity", "max_acceleration")
-        return Limits(**{name: getattr(self, f"limits_{name}") or None for name in names})
+        given = {name: getattr(self, f"limits_{name}") or None for name in names}
+        if not self.limits_file:
+            return Limits(**given)
+        if any(given.values()) or not self.command_names:
+            raise BadSetting(
+                f"limits.file={self.limits_file!r} needs command.names, and no limits besides it; "
+                "put them into the file"
+            )
+        return load_limits(self.limits_file, self.command_names, spec.action_kinds)
+
+    @property
+    def chunking(self) -> RealTimeChunking | None:
+        """How a chunk continues the one before."""
+        return RealTimeChunking() if self.mode == Mode.RTC else None
+
+    @property
+    def watchdog(self) -> WatchdogSettings:
+        """What is watched besides the age of the observation."""
+        return WatchdogSettings(
+            stale_s=0.0,  # the driver goes by stamps
+            frozen_s=self.watchdog_frozen_s,
+            misses=self.watchdog_misses,
+            hold_s=self.watchdog_hold_s,
+            starved_s=self.watchdog_starved_s,
+            restarts=self.watchdog_restarts,
+        )
 
     def loop(self, spec: PolicySpec, initial: tuple[float, ...] | None = None) -> LoopSettings:
         """How the loop executes chunks of a policy, beginning with an action that is held."""
@@ -289,9 +325,8 @@ def _check_inputs(settings: RosSettings, spec: PolicySpec) -> None:
         )
 
 
-def _check_posture(settings: RosSettings, spec: PolicySpec) -> None:
+def _check_posture(settings: RosSettings, spec: PolicySpec, limits: Limits) -> None:
     """Limits of change need to know what the first change is measured from."""
-    limits = settings.limits
     if settings.fallback_initial_action or not (limits.max_step or limits.has_rates):
         return
     known = settings.joint_names if "position" in settings.joint_fields else ()

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
+from lerobot.configs.types import FeatureType
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.context import Context
 from rclpy.duration import Duration
@@ -16,8 +18,54 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 
+from vivace.accel.apply import calibrate
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.export import export
+from vivace.eval.recipe import statistics
+from vivace.eval.train import save
+from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.load import load_policy
+from vivace.policies.session import Session
+from vivace.policies.tiny import tiny_dp_transformer
+
 NODE = "/vivace"
 TRANSITIONS = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}
+FAST = [("step_schedule", {"sampler": "ddim", "n_steps": 2}), ("hoist", {})]
+
+
+@contextmanager
+def own_domain(log_folder):
+    """A DDS domain of its own on this machine, alike for all processes that are started in it."""
+    before = dict(os.environ)
+    os.environ |= {
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOG_DIR": str(log_folder),
+    }
+    yield
+    os.environ.clear()
+    os.environ |= before
+
+
+def bundled(loaded, observations, folder):
+    """Export a policy with two DDIM steps."""
+    data = CalibrationData(Session(loaded).prepare(observations), ((1, 0),))
+    export(loaded, calibrate(loaded.staged, loaded.fingerprint, data, FAST), data, folder)
+    return folder
+
+
+def tiny_bundle(base, images=False):
+    """A miniature that sees five joints, with images also one camera, and has three actions."""
+    policy = tiny_dp_transformer(images=images)
+    random, stats, seen = np.random.default_rng(0), {}, {}
+    for key, feature in {**policy.config.input_features, **policy.config.output_features}.items():
+        is_image = feature.type is FeatureType.VISUAL
+        shape = (3, 1, 1) if is_image else feature.shape
+        stats[key] = statistics(random.uniform(-1, 1, (50, *shape)).astype(np.float32))
+        blank = np.zeros((1, 2, 64, 64, 3), np.uint8) if is_image else np.zeros((1, 2, *shape), np.float32)
+        seen |= {} if key == "action" else {key: blank}
+    save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), base / "dp")
+    return bundled(load_policy(base / "dp"), seen, base / "bundle")
 
 
 class Bench:

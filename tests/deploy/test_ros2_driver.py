@@ -175,6 +175,33 @@ def test_limits_hold_from_the_measured_posture_on():
     assert world.driver.interventions == 3
 
 
+def test_limits_come_from_a_file(tmp_path):
+    file = tmp_path / "arm.yaml"
+    file.write_text("limits: {a: {high: 101.0}, b: {low: 102.0}}")
+    world = World(command_names=NAMES, limits_file=str(file)).run(3)
+    assert world.sent == [[100, 102], [101, 102], [101, 102]]
+
+
+def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
+    world = World(command_type="trajectory", command_names=NAMES, mode="async", request_at=0).run(1)
+    world.clock.sleep_until(world.clock.now() + 2 / HZ)
+    world.run(2)
+    assert world.driver.skipped == 2
+    assert [t.positions[0, 0] for t in world.sent] == [100, 200], "the third tick asks, at number 4"
+    assert world.sent[1].stamp_s == pytest.approx(0.4)
+
+
+def test_the_watchdog_stops_until_reset():
+    world = World(watchdog_starved_s=0.35, latency_ticks=9).run(8)
+    assert world.driver.reason == "no fresh action for 0.40 s; stopped until reset"
+    assert loop_status("active", "", world.driver).message.startswith("holding: no fresh action")
+    world.run(2, is_seen=False).run(3)
+    assert "stopped until reset" in world.driver.reason, "a gap in between does not set it free"
+    world.driver.reset()
+    world.run(1)
+    assert world.driver.reason == ""
+
+
 def test_latency_is_told_in_the_loops_time():
     world = World(latency_ticks=2, offset=1000.0).run(5)
     assert world.worker.latencies_s[0] == pytest.approx(0.2)
@@ -237,19 +264,19 @@ def test_points_pass_the_guard_as_they_will_be_executed():
 
 def test_diagnostics_say_what_is_wrong_in_one_line():
     world = World().run(2)
-    assert loop_status("active", "", world.driver, 0).message == "running"
+    assert loop_status("active", "", world.driver).message == "running"
     now = world.clock.now()
     status = sensor_status(world.sensors, now, [])
     assert (status.level, status.message) == (0, "fresh")
     assert status.values[KEY] == "2 taken, age 100 ms, 0 refused"
     world.run(4, is_seen=False)
-    status = loop_status("active", "", world.driver, 3)
+    status = loop_status("active", "", world.driver)
     assert status.level == 1
     assert status.message.startswith("holding: observation.state on /joints is 0.")
     assert status.values["ticks chunk"] == "4"
-    assert status.values["late ticks"] == "3"
+    assert status.values["skipped ticks"] == "0"
     assert sensor_status(world.sensors, world.clock.now(), ["QoS"]).message.endswith("; QoS")
-    assert loop_status("unconfigured", "no bundle", None, 0).level == 2
+    assert loop_status("unconfigured", "no bundle", None).level == 2
     assert percentiles([0.001, 0.003]) == "p50 2.0, p95 2.9, max 3.0 (n 2)"
 
 
@@ -271,7 +298,7 @@ def test_parameters_are_settings():
         ({"mode": 3}, "mode has 3; a text is needed"),
         ({"autostart": 1}, "autostart has 1; true or false is needed"),
         ({"joint_names": "a"}, "joint_names='a'; a list is needed"),
-        ({"mode": "rtc"}, "mode='rtc' is unknown; needed: sync, async"),
+        ({"mode": "fast"}, "mode='fast' is unknown; needed: sync, async, rtc"),
         ({"provider": "abacus"}, "provider='abacus' is unknown; needed: cpu"),
         ({"command.type": "twist"}, "command.type='twist' is unknown; needed: array, trajectory"),
         ({"action_kinds": ["angle"]}, "action_kinds='angle' is unknown; needed: absolute"),
@@ -305,6 +332,8 @@ def test_bad_parameters_are_refused(given, message):
             "displacements of x need the measured positions",
         ),
         ({"request_at": 2}, "do nothing in mode sync"),
+        ({"limits_file": "arm.yaml"}, "limits.file='arm.yaml' needs command.names"),
+        ({"limits_file": "no.yaml", "command_names": NAMES}, "no limits file at no.yaml"),
     ],
 )
 def test_parameters_that_do_not_fit_the_policy_are_refused(given, message):

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 for this platform")
 
-from lerobot.configs.types import FeatureType  # noqa: E402
 from rcl_interfaces.msg import Parameter, ParameterValue  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParameters  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
@@ -18,46 +17,23 @@ from std_msgs.msg import Float64MultiArray, String  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
-from vivace.accel.apply import calibrate  # noqa: E402
-from vivace.accel.technique import CalibrationData  # noqa: E402
-from vivace.deploy.export import export  # noqa: E402
 from vivace.deploy.ros2_messages import stamp_s  # noqa: E402
 from vivace.envs.registry import make  # noqa: E402
-from vivace.eval.recipe import statistics  # noqa: E402
-from vivace.eval.train import save  # noqa: E402
-from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors  # noqa: E402
 from vivace.policies.load import load_policy  # noqa: E402
-from vivace.policies.session import Session  # noqa: E402
-from vivace.policies.tiny import tiny_dp_transformer  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ros2_bench import NODE, Bench  # noqa: E402
+from ros2_bench import NODE, Bench, bundled, own_domain, tiny_bundle  # noqa: E402
 
 pytestmark = pytest.mark.ros
 
-FAST = [("step_schedule", {"sampler": "ddim", "n_steps": 2}), ("hoist", {})]
 STATE, IMAGE = "observation.state", "observation.images.front"
 HZ = 25.0
 
 
 @pytest.fixture(scope="module", autouse=True)
 def domain(tmp_path_factory):
-    """A DDS domain of its own on this machine, alike for all processes of this module."""
-    before = dict(os.environ)
-    os.environ |= {
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOG_DIR": str(tmp_path_factory.mktemp("ros")),
-    }
-    yield
-    os.environ.clear()
-    os.environ |= before
-
-
-def bundled(loaded, observations, folder):
-    data = CalibrationData(Session(loaded).prepare(observations), ((1, 0),))
-    export(loaded, calibrate(loaded.staged, loaded.fingerprint, data, FAST), data, folder)
-    return folder
+    with own_domain(tmp_path_factory.mktemp("ros")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +47,7 @@ def reach(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A miniature that sees five joints and one camera, with three actions."""
-    base, policy = tmp_path_factory.mktemp("tiny"), tiny_dp_transformer(images=True)
-    random, stats = np.random.default_rng(0), {}
-    for key, feature in {**policy.config.input_features, **policy.config.output_features}.items():
-        shape = (3, 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
-        stats[key] = statistics(random.uniform(-1, 1, (50, *shape)).astype(np.float32))
-    save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), base / "dp")
-    seen = {STATE: np.zeros((1, 2, 5), np.float32), IMAGE: np.zeros((1, 2, 64, 64, 3), np.uint8)}
-    return bundled(load_policy(base / "dp"), seen, base / "bundle")
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"), images=True)
 
 
 class World:
@@ -190,6 +159,7 @@ def test_chunks_are_trajectories_aligned_to_the_observation(reach, tmp_path, rec
     try:
         bench.until(lambda: world.is_solved, 90, "solved")
         bench.until(lambda: len(player.stamps) >= 20)
+        inside = bench.reports["control loop"][2]["observation to command [ms]"]
         node.send_signal(signal.SIGTERM)
         assert node.wait(20) == 0
         bench.spin(0.1)
@@ -202,7 +172,7 @@ def test_chunks_are_trajectories_aligned_to_the_observation(reach, tmp_path, rec
     p50, p95 = np.percentile(latencies, [50, 95])
     line = f"p50 {p50:.1f}, p95 {p95:.1f}, max {latencies.max():.1f} ms, n {len(latencies)}"
     record_property("observation_to_action", line)
-    print(f"\nobservation stamp to chunk received: {line}")
+    print(f"\nobservation stamp to chunk received: {line}; to chunk sent: {inside}")
     assert latencies.min() > 0, "no action can be there before its observation"
 
 

@@ -1,0 +1,194 @@
+"""The node inside the test's process: faults, simulated time, a killed inference, bad parameters."""
+
+import os
+import signal
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="no ROS 2 for this platform")
+
+from builtin_interfaces.msg import Time  # noqa: E402
+from PIL import Image as Picture  # noqa: E402
+from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
+from rosgraph_msgs.msg import Clock  # noqa: E402
+from sensor_msgs.msg import CompressedImage, Image, JointState  # noqa: E402
+from std_msgs.msg import Float64MultiArray  # noqa: E402
+
+from vivace.deploy.process_worker import ProcessWorker  # noqa: E402
+from vivace.deploy.ros2_lifecycle import PolicyNode  # noqa: E402
+from vivace.deploy.ros2_messages import compressed_image, image, joints  # noqa: E402
+from vivace.policies.types import Chunk  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ros2_bench import Bench, own_domain, tiny_bundle  # noqa: E402
+
+pytestmark = pytest.mark.ros
+
+HZ = 25.0
+JOINTS = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def domain(tmp_path_factory):
+    with own_domain(tmp_path_factory.mktemp("ros")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def bench(domain):
+    bench = Bench(Float64MultiArray)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def make(bench):
+    """Make a node that the bench spins, from its parameters."""
+    made = []
+
+    def build(**parameters):
+        overrides = [rclpy.Parameter(name.replace("__", "."), value=v) for name, v in parameters.items()]
+        node = PolicyNode(context=bench.context, parameter_overrides=overrides)
+        bench.executor.add_node(node)
+        bench.reports.clear()
+        made.append(node)
+        return node
+
+    yield build
+    for node in made:
+        bench.executor.remove_node(node)
+        node.trigger_shutdown()
+        node.destroy_node()
+
+
+@pytest.fixture
+def running(tiny, bench, make):
+    """An active node that gets joint states."""
+    node = make(bundle=str(tiny), control_hz=HZ, joint_names=JOINTS, diagnostics_hz=20.0, staleness_s=1.0)
+    timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
+    assert node.trigger_configure().name == "SUCCESS", node._fault
+    assert node.trigger_activate().name == "SUCCESS"
+    bench.says("control loop", "running")
+    yield node
+    bench.node.destroy_timer(timer)
+
+
+def test_a_fault_ends_in_unconfigured_and_can_be_mended(running, bench, monkeypatch):
+    monkeypatch.setattr(ProcessWorker, "poll", lambda self, now: Chunk(np.zeros((4, 2)), 0, now))
+    level, message, values = bench.says("control loop", "a chunk has shape (4, 2)")
+    assert (level, message) == (2, "a chunk has shape (4, 2); (actions, 3) is needed")
+    bench.until(lambda: running._state_machine.current_state[1] == "unconfigured")
+    monkeypatch.undo()
+    assert running.trigger_configure().name == "SUCCESS"
+    assert running.trigger_activate().name == "SUCCESS"
+    bench.says("control loop", "running")
+
+
+def test_an_inference_process_that_is_killed_is_replaced(running, bench):
+    os.kill(running._ready.worker.pid, signal.SIGKILL)
+    bench.says("inference", "the inference process was replaced: it died")
+    bench.says("inference", "'restarts': '1'")
+    chunks = running._driver.chunks
+    bench.says("inference", "ready")
+    bench.until(lambda: running._driver.chunks > chunks + 2)
+
+
+def test_simulated_time_drives_the_loop_and_may_jump_back(tiny, bench, make):
+    node = make(
+        bundle=str(tiny),
+        control_hz=10.0,
+        joint_names=JOINTS,
+        use_sim_time=True,
+        staleness_s=0.5,
+        autostart=True,
+    )
+    clock = bench.node.create_publisher(Clock, "/clock", 1)
+    bench.until(lambda: node._state_machine.current_state[1] == "active")
+    bench.until(clock.get_subscription_count)
+
+    def advance(time_s):
+        """Say the time until the node has heard it, then send joints stamped with it."""
+        stamp = Time(sec=int(time_s), nanosec=round(time_s % 1 * 1e9))
+
+        def is_heard():
+            clock.publish(Clock(clock=stamp))
+            return abs(node._now() - time_s) < 1e-6
+
+        bench.until(is_heard)
+        message = JointState(name=JOINTS, position=[0.0] * 5)
+        message.header.stamp = stamp
+        taken = node._ready.sensors.sensors["observation.state"].taken
+        bench.joints.publish(message)
+        bench.until(lambda: node._ready.sensors.sensors["observation.state"].taken > taken)
+
+    bench.spin(0.3)
+    assert sum(node._driver.ticks.values()) == 0, "no time, no tick"
+    for i in range(12):
+        advance(100.0 + 0.1 * i)
+    bench.until(lambda: node._driver.reason == "")
+    ticks = sum(node._driver.ticks.values())
+    assert 10 <= ticks <= 13, "one tick a period of simulated time"
+    advance(3.0)
+    assert node._ready.sensors.sensors["observation.state"].stamp_s == 3.0
+    episode = node._driver.episode
+    advance(3.15)
+    bench.until(lambda: node._driver.episode == episode + 1)
+    bench.node.destroy_publisher(clock)
+
+
+def test_a_node_that_cannot_be_configured_says_why(tiny, bench, make):
+    node = make(autostart=True, diagnostics_hz=20.0)
+    level, message, _ = bench.says("control loop", "the parameter bundle is empty")
+    assert (level, node._state_machine.current_state[1]) == (2, "unconfigured")
+    for name, value, reason in [
+        ("bundle", "/nowhere", "no manifest.json in /nowhere"),
+        ("bundle", str(tiny), "joint_names has 0 joints"),
+        ("joint_names", JOINTS, None),
+    ]:
+        assert node.set_parameters([rclpy.Parameter(name, value=value)])[0].successful
+        assert (node.trigger_configure().name == "SUCCESS") == (reason is None), node._fault
+        assert (reason or "") in node._fault
+    refused = node.set_parameters([rclpy.Parameter("mode", value="async")])[0]
+    assert refused.reason == "mode is read when the node is configured; clean it up first"
+    assert node.trigger_cleanup().name == "SUCCESS"
+    assert node.set_parameters([rclpy.Parameter("mode", value="async")])[0].successful
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["-p", "control_hz:=-1.0"], "control_hz"),
+        (["-p", "joint_names:=a"], "joint_names='a'; a list is needed"),
+        (["--params-file", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_start_ends_in_one_line_and_code_2(arguments, reason):
+    command = [sys.executable, "-m", "vivace.deploy.ros2_node", "--ros-args", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("vivace-ros: ")
+    assert reason in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_messages_that_went_over_the_wire_are_read():
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    stream = BytesIO()
+    Picture.fromarray(pixels).save(stream, "png")
+    raw = Image(encoding="rgb8", height=2, width=3, step=9, data=pixels.tobytes())
+    packed = CompressedImage(format="png", data=stream.getvalue())
+    state = JointState(name=["b", "a"], position=[2.0, 1.0])
+    raw, packed, state = (deserialize_message(serialize_message(m), type(m)) for m in (raw, packed, state))
+    assert np.array_equal(image(raw, (3, 2, 3)), pixels)
+    assert np.array_equal(compressed_image(packed, (3, 2, 3)), pixels)
+    assert joints(state, ["a", "b"]).tolist() == [1, 2]
