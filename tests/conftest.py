@@ -9,3 +9,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden/*.npz and print the largest change; the commit must say why",
     )
+    parser.addoption(
+        "--soak-ticks",
+        type=int,
+        default=20_000,
+        help="length of the soak in virtual time; a million takes a few minutes",
+    )
