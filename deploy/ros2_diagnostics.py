@@ -53,6 +53,7 @@ def loop_status(state: str, fault: str, driver: Driver | None) -> Status:
         "chunks": str(driver.chunks),
         "deadline misses": str(driver.misses),
         "guard interventions": str(driver.interventions),
+        "QoS deadline misses": str(driver.late_commands),
         "skipped ticks": str(driver.skipped),
         "observation to command [ms]": percentiles(driver.reactions_s),
     }

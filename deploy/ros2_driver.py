@@ -76,6 +76,8 @@ class Driver:
         self.episode = -1
         self.ticks: Counter[str] = Counter()
         """Ticks by what they executed: chunk, stale, fallback, hold."""
+        self.late_commands = 0
+        """Commands that came later than the QoS deadline offered."""
         self.skipped = 0
         """Control periods that passed without a tick."""
         self.reactions_s: deque[float] = deque(maxlen=4096)

@@ -1,6 +1,7 @@
 """The policy node: a lifecycle node around the control loop.
 
-    configure    read parameters, load the bundle in a process of its own, warm it up, listen to the sensors
+    configure    read parameters, load the bundle in a process of its own, warm it up, listen to the sensors;
+                 the node answers nothing until that is done
     activate     a timer ticks the control loop once a control period, which publishes commands
     deactivate   command a standstill, then be silent
     cleanup      end the process, close topics and services
@@ -319,7 +320,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _miss_command(self, event: Any) -> None:
         if self._driver is not None:
-            self._problems.append("commands missed their QoS deadline")
+            self._driver.late_commands += event.total_count_change
 
     def _mismatch(self, topic: str, event: Any) -> None:
         policy = event.last_policy_kind.name.removeprefix("RMW_QOS_POLICY_").lower()

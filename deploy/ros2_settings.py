@@ -104,7 +104,9 @@ class RosSettings:
     watchdog_frozen_s: float = _number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
     watchdog_misses: int = _number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
     watchdog_hold_s: float = _number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
-    watchdog_starved_s: float = _number(10.0, 0, 3600, "Stop after so long without a fresh action [s].")
+    watchdog_starved_s: float = _number(
+        10.0, 0, 3600, "async, rtc: stop after so long without fresh actions."
+    )
     watchdog_restarts: int = _number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
     deadline_sensors_s: float = _number(
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
@@ -209,7 +211,7 @@ class RosSettings:
             frozen_s=self.watchdog_frozen_s,
             misses=self.watchdog_misses,
             hold_s=self.watchdog_hold_s,
-            starved_s=self.watchdog_starved_s,
+            starved_s=0.0 if self.mode == Mode.SYNC else self.watchdog_starved_s,  # late ones are usual there
             restarts=self.watchdog_restarts,
         )
 

@@ -14,6 +14,7 @@ from vivace.deploy.ros2_robot import RetimedWorker
 from vivace.deploy.ros2_sensors import Sensor, Sensors
 from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.deploy.worker import BatchedInference, SimulatedWorker
+from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -175,6 +176,13 @@ def test_limits_hold_from_the_measured_posture_on():
     assert world.driver.interventions == 3
 
 
+def test_real_time_chunking_is_a_mode():
+    world = World(mode="rtc", latency_ticks=1, request_at=2).run(6)
+    assert world.settings.chunking == RealTimeChunking()
+    assert world.first == [101, 102, 201, 202, 301], "as async: late actions are dropped"
+    assert RosSettings().chunking is None
+
+
 def test_limits_come_from_a_file(tmp_path):
     file = tmp_path / "arm.yaml"
     file.write_text("limits: {a: {high: 101.0}, b: {low: 102.0}}")
@@ -192,7 +200,7 @@ def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
 
 
 def test_the_watchdog_stops_until_reset():
-    world = World(watchdog_starved_s=0.35, latency_ticks=9).run(8)
+    world = World(watchdog_starved_s=0.35, latency_ticks=9, mode="async").run(8)
     assert world.driver.reason == "no fresh action for 0.40 s; stopped until reset"
     assert loop_status("active", "", world.driver).message.startswith("holding: no fresh action")
     world.run(2, is_seen=False).run(3)
@@ -200,6 +208,12 @@ def test_the_watchdog_stops_until_reset():
     world.driver.reset()
     world.run(1)
     assert world.driver.reason == ""
+
+
+def test_a_policy_that_is_slow_in_sync_mode_is_not_stopped():
+    world = World(watchdog_starved_s=0.35, latency_ticks=5).run(20)
+    assert world.driver.reason == ""
+    assert world.driver.ticks == {"fallback": 12, "stale": 8}
 
 
 def test_latency_is_told_in_the_loops_time():

@@ -103,6 +103,18 @@ def test_an_inference_process_that_is_killed_is_replaced(running, bench):
     bench.until(lambda: running._driver.chunks > chunks + 2)
 
 
+def test_commands_that_come_late_are_counted(tiny, bench, make):
+    node = make(
+        bundle=str(tiny), joint_names=JOINTS, deadline__command_s=0.01, diagnostics_hz=20.0, autostart=True
+    )
+    timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
+    bench.until(
+        lambda: int(bench.reports.get("control loop", (0, "", {}))[2].get("QoS deadline misses", 0)) > 2
+    )
+    bench.node.destroy_timer(timer)
+    assert node._driver.late_commands > 2
+
+
 def test_simulated_time_drives_the_loop_and_may_jump_back(tiny, bench, make):
     node = make(
         bundle=str(tiny),
