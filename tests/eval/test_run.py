@@ -1,0 +1,193 @@
+"""`vivace run` in wall-clock time, on a simulation and on a user's robot; short, but nothing is faked."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vivace.eval.cli import main
+from vivace.policies.types import Observation
+
+pytestmark = pytest.mark.sim
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    asked = ["export", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--accel.episodes=1",
+             "--accel.samples=2", f"--output_dir={folder}"]  # fmt: skip
+    assert main(asked) == 0
+    return folder
+
+
+@pytest.fixture
+def arm(monkeypatch):
+    """A user's robot; returns what it was told."""
+    told = []
+
+    class Arm:
+        action_names = ("x", "y", "z", "grip")
+        initial_action = (0.0, 0.0, 0.0, 0.5)
+        is_closed = False
+
+        def observe(self):
+            return Observation({"observation.state": np.full(39, 0.1)}, len(told), time.monotonic())
+
+        def act(self, action):
+            told.append(action)
+
+        def close(self):
+            told.append("closed")
+
+    monkeypatch.setitem(sys.modules, "users_robot", SimpleNamespace(arm=lambda: Arm(), Arm=Arm))
+    return told
+
+
+def run(capsys, bundle, folder, *more):
+    """Run; returns the exit code, the last line and results.json."""
+    capsys.readouterr()
+    code = main(["run", f"--bundle={bundle}", f"--output_dir={folder}", "--loop.threads=1", *more])
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    return code, json.loads(told.out.splitlines()[-1]), json.loads((folder / "results.json").read_text())
+
+
+def test_a_simulation_runs_in_real_time(capsys, bundle, tmp_path):
+    code, line, found = run(
+        capsys, bundle, tmp_path, "--robot.task=reach-moving", "--control_hz=25", "--duration_s=1.5",
+        "--n_episodes=0", "--robot.options={max_steps: 15}", "--realtime.freeze_gc=true",
+        "--require=[run.decided>=0.1]",
+    )  # fmt: skip
+    assert code == 0
+    ticks = found["run"]["ticks"]
+    assert 5 < ticks <= 1.5 * 25 + 3
+    assert found["duration_s"] >= 1.4
+    assert len(found["episodes"]) >= 2
+    assert sum(episode["ticks"] for episode in found["episodes"]) == ticks == line["ticks"]
+    assert found["run"]["undecided_ticks"] == 0
+    assert found["run"]["latency"]["n"] == found["run"]["chunks"] > 0
+    assert [grant["is_granted"] for grant in found["realtime"]] == [True, True]
+    lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in lines].count("tick") == ticks
+    report = (tmp_path / "report.html").read_text()
+    assert "tick late, after its deadline" in report
+    assert 'src="data:video/mp4;base64,' in report
+    assert (tmp_path / found["video"]).stat().st_size > 1000
+    slices = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum(entry["name"].startswith("tick ") for entry in slices) == ticks
+    assert sum(entry["name"] == "inference" for entry in slices) == found["run"]["chunks"]
+    before = report.count("<section>")
+    assert main(["report", f"--results={tmp_path}"]) == 0
+    assert (tmp_path / "report.html").read_text().count("<section>") == before
+
+
+def test_a_users_robot_with_limits_keeps_them_and_is_closed(capsys, bundle, tmp_path, arm):
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("limits: {x: {low: -0.01, high: 0.01}, y: {}, z: {}, grip: {step: 0.05}}")
+    code, _, found = run(
+        capsys, bundle, tmp_path / "out", "--robot.type=users_robot:arm", f"--limits={limits}",
+        "--control_hz=50", "--duration_s=1", "--cpu_load=1", "--loop.mode=sync",
+    )  # fmt: skip
+    assert code == 0
+    assert arm[-1] == "closed"
+    actions = np.array(arm[:-1])
+    assert len(actions) == found["run"]["ticks"]
+    assert np.abs(actions[:, 0]).max() <= 0.01 + 1e-6
+    assert np.abs(np.diff([0.5, *actions[:, 3]])).max() <= 0.05 + 1e-6, "the posture is where it starts"
+    assert found["run"]["guarded"] > 0
+    assert found["episodes"] == []
+    assert found["settings"]["cpu_load"] == 1
+
+
+def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, tmp_path, arm):
+    class Frozen(sys.modules["users_robot"].Arm):
+        def observe(self):
+            return Observation({"observation.state": np.full(39, 0.1)}, 0, 0.0)
+
+    def meanwhile():
+        deadline = time.monotonic() + 60
+        while not arm and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(1.0)  # it is stopped by now
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(1.0)  # and stopped again
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sys.modules["users_robot"].frozen = Frozen
+    helper = threading.Thread(target=meanwhile)
+    helper.start()
+    before = signal.getsignal(signal.SIGINT)
+    code, line, found = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:frozen", "--control_hz=20",
+        "--watchdog.stale_s=0.15", "--watchdog.hold_s=0.1",
+    )  # fmt: skip
+    helper.join()
+    assert (code, line["was_interrupted"], line["state"]) == (0, True, "stop")
+    assert found["watchdog"]["counts"] == {"hold": 2, "stop": 2, "run": 1}
+    assert [event["why"] for event in found["events"] if event["event"] == "watchdog"][2] == "reset"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert arm[-1] == "closed"
+    assert found["run"]["ticks"] == len(arm) - 1
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_missed_target_is_exit_code_1(capsys, bundle, tmp_path, arm):
+    code, _, _ = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.3",
+        "--require=[run.effective_hz>=999]",
+    )  # fmt: skip
+    assert code == 1
+
+
+BAD = [
+    ([], "vivace run needs --bundle: a folder that vivace export wrote"),
+    (["--bundle=nowhere"], "no manifest.json in nowhere; make a bundle: vivace export"),
+    (["--bundle=B", "--control_hz=0"], "control_hz=0.0; a rate above 0 Hz is needed"),
+    (["--bundle=B", "--control_hz=-5"], "control_hz=-5.0; a rate above 0 Hz is needed"),
+    (["--bundle=B", "--duration_s=-1"], "duration_s=-1.0; a finite number, 0 or more"),
+    (["--bundle=B", "--loop.mode=fast"], "loop.mode='fast' is unknown; the modes: sync, async, rtc"),
+    (["--bundle=B", "--loop.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
+    (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: lerobot, metaworld"),
+    (["--bundle=B", "--robot.task=rech-v3"], "has no task 'rech-v3'; the nearest"),
+    (
+        ["--bundle=B", "--robot.options={arms: 2}"],
+        "unexpected keyword argument 'arms'; it takes viewer, max_steps",
+    ),
+    (["--bundle=B", "--viewer=true"], "a viewer needs a display and there is none"),
+    (["--bundle=B", "--limits=none.yaml"], "no limits file at none.yaml"),
+    (["--bundle=B", "--watchdog.hold_s=-1"], "watchdog: hold_s=-1"),
+    (["--bundle=B", "--realtime.fifo_priority=100"], "fifo_priority=100"),
+    (["--bundle=B", "--require=[run.speed>=1]"], "requirement 'run.speed>=1' cannot be read"),
+    (["--bundle=B", "--robot.type=users_robot:three"], "have 3 dimensions (a, b, c), the bundle's 4"),
+    (["--bundle=B", "--robot.type=users_robot:blind"], "the policy needs 'observation.state' of shape (39,)"),
+    (["--bundle=B", "--robot.type=users_robot:lost"], "does not say what to hold before the first action"),
+    (["--bundle=B", "--loop.providers=[tpu]"], "execution provider 'tpu' is not one of"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, bundle, tmp_path, monkeypatch, arm, flags, message):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    robot = sys.modules["users_robot"].Arm
+    kinds = {
+        "three": {"action_names": ("a", "b", "c")},
+        "blind": {"observe": lambda self: Observation({"joints": np.zeros(3)}, 0, 0.0)},
+        "lost": {"initial_action": None},
+    }
+    for name, changes in kinds.items():
+        monkeypatch.setattr(sys.modules["users_robot"], name, type(name, (robot,), changes), raising=False)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["run", *(flag.replace("=B", f"={bundle}") for flag in flags)]) == 2
+    told = capsys.readouterr()
+    assert message in told.err.strip().splitlines()[-1]
+    assert told.out == ""
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "outputs").exists()
