@@ -107,7 +107,7 @@ class Recorder:
             table.add_row(name, *(f"{1e3 * percentile(p):.2f}" for p in (50, 90, 99, 99.9, 100)))
         shares = ", ".join(f"{found.sources[source]} {source}" for source in Source)
         table.caption = (
-            f"{found.ticks} ticks: {shares}; {found.misses} deadlines missed, {found.skipped} skipped, "
+            f"{found.ticks} ticks: {shares};\n{found.misses} deadlines missed, {found.skipped} skipped, "
             f"{found.guarded} guarded, queue {found.depth_p50}"
         )
         return table
