@@ -7,8 +7,9 @@ import ctypes
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from vivace.policies.errors import BadSetting
@@ -21,7 +22,8 @@ class RealtimeSettings:
     """What to ask for; nothing but the switch interval by default."""
 
     fifo_priority: int = 0
-    """SCHED_FIFO priority of the loop's thread, 1..99; 0: the usual scheduler."""
+    """SCHED_FIFO priority of the loop's thread, 1..99; 0: the usual scheduler. The process's other threads get
+    priority 1."""
     lock_memory: bool = False
     """Keep all memory in RAM."""
     cpus: tuple[int, ...] = ()
@@ -137,10 +139,27 @@ def _pin(cpus: tuple[int, ...]) -> Callable[[], None]:
 
 
 def _fifo(priority: int) -> Callable[[], None]:
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    """Give the loop's thread its priority, and the process's other threads the lowest of that kind.
+
+    One of the others may hold the interpreter when a tick is due: the loop would wait until the usual
+    scheduler lets it go on, which on a busy machine took 0.2 s.
+    """
+    us = threading.get_native_id()
+    before: dict[int, tuple[int, os.sched_param]] = {}
     # Reset on fork: threads and processes begun later, such as the worker's, compete with the loop otherwise.
-    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
-    return lambda: os.sched_setscheduler(0, policy, parameters)
+    kind = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+    for thread in sorted({us, *(t.native_id for t in threading.enumerate() if t.native_id)}, key=us.__ne__):
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            now = os.sched_getscheduler(thread), os.sched_getparam(thread)
+            os.sched_setscheduler(thread, kind, os.sched_param(priority if thread == us else 1))
+            before[thread] = now
+
+    def give_back() -> None:
+        for thread, (policy, parameters) in before.items():
+            with suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, policy, parameters)
+
+    return give_back
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,8 @@ from vivace.policies.types import ActionKind, PolicySpec
 
 REQUIRED = ("effective_hz", "fresh_share", "decided")
 _PAUSE_S = 0.002
+_PATIENCE_S = 60.0
+"""How long a new process may load between two episodes [s]."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _drive(parts: Parts) -> None:
 def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> None:
     """Run until the episode or the run is over."""
     robot, recorder = parts.robot, parts.recorder
-    _await_worker(parts)
+    _await_worker(parts, interrupts)
     if hasattr(robot, "reset"):
         robot.reset(seed)
     loop = _loop(parts, seed)
@@ -205,9 +207,16 @@ def _loop(parts: Parts, seed: int) -> ControlLoop:
     )
 
 
-def _await_worker(parts: Parts) -> None:
-    """Wait until the worker has finished what an earlier episode asked for; the robot is at rest."""
-    while parts.worker.is_busy:
+def _await_worker(parts: Parts, interrupts: Interrupts) -> None:
+    """Wait until the worker has finished what an earlier episode asked for; the robot is at rest.
+
+    Raises:
+        BadSetting: it does not come back.
+    """
+    end_s = time.monotonic() + parts.command.loop.stall_s + _PATIENCE_S
+    while parts.worker.is_busy and not interrupts.wants_end:
+        if time.monotonic() > end_s:
+            raise BadSetting(f"the inference process does not come back: {parts.worker.errors[-1:]}")
         parts.worker.poll(time.monotonic())
         time.sleep(_PAUSE_S)
 

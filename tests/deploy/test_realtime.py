@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,9 +28,12 @@ def system(monkeypatch):
         def munlockall(self):
             calls.append(("munlockall",))
 
-    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, p: calls.append((policy, p)))
+    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, p: calls.append((pid, policy, p)))
     monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_OTHER)
     monkeypatch.setattr(os, "sched_getparam", lambda pid: "usual")
+    threads = [SimpleNamespace(native_id=number) for number in (5, 7, None, 3)]
+    monkeypatch.setattr(module.threading, "enumerate", lambda: threads)
+    monkeypatch.setattr(module.threading, "get_native_id", lambda: 7)
     monkeypatch.setattr(os, "sched_param", lambda priority: priority)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: calls.append(("cpus", set(cpus))))
@@ -53,8 +57,11 @@ def test_everything_is_asked_for_and_given_back(system):
         assert gc.get_freeze_count() > 0
         assert sys.getswitchinterval() == pytest.approx(0.001)
         asked = list(calls)
-    assert asked == [("mlockall", 3), ("cpus", {1, 5}), (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 40)]
-    assert calls[3:] == [(os.SCHED_OTHER, "usual"), ("cpus", {0, 1, 5}), ("munlockall",)]
+    fifo = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+    assert asked[:3] == [("mlockall", 3), ("cpus", {1, 5}), (7, fifo, 40)]
+    assert sorted(asked[3:]) == [(3, fifo, 1), (5, fifo, 1)], "no thread is put aside with the interpreter"
+    assert sorted(calls[5:8]) == [(thread, os.SCHED_OTHER, "usual") for thread in (3, 5, 7)]
+    assert calls[8:] == [("cpus", {0, 1, 5}), ("munlockall",)]
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
     assert sys.getswitchinterval() == before

@@ -1,6 +1,7 @@
 """`vivace run` in wall-clock time, on a simulation and on a user's robot; short, but nothing is faked."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -135,6 +136,42 @@ def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, t
     assert arm[-1] == "closed"
     assert found["run"]["ticks"] == len(arm) - 1
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_killed_worker_is_replaced_while_the_loop_goes_on(capsys, bundle, tmp_path, arm):
+    def meanwhile():
+        deadline = time.monotonic() + 60
+        while len(arm) < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for process in multiprocessing.active_children():
+            process.kill()
+        killed = len(arm)
+        while len(arm) < killed + 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    helper = threading.Thread(target=meanwhile)
+    helper.start()
+    code, _, found = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--control_hz=20", "--duration_s=6"
+    )
+    helper.join()
+    assert (code, found["worker"]["restarts"]) == (0, 1)
+    assert found["worker"]["errors"][0].startswith("the inference process was replaced: it ")
+    assert [event["restarts"] for event in found["events"] if event["event"] == "worker"] == [1]
+    assert found["run"]["ticks"] + found["run"]["skipped_deadlines"] >= 6 * 20 - 2
+    lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
+    at = next(n for n, entry in enumerate(lines) if entry["kind"] == "event" and entry["event"] == "worker")
+    after = [entry["source"] for entry in lines[at:] if entry["kind"] == "tick"]
+    assert "fallback" in after
+    assert "chunk" in after[after.index("fallback") :], "the new process computes"
+
+
+def test_a_worker_that_never_comes_back_between_episodes_is_said(capsys, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("vivace.eval.run._PATIENCE_S", -1.0)
+    monkeypatch.setattr("vivace.eval.run.ProcessWorker.is_busy", True)
+    asked = ["run", f"--bundle={bundle}", f"--output_dir={tmp_path}", "--loop.stall_s=0.01"]
+    assert main(asked) == 2
+    assert "the inference process does not come back" in capsys.readouterr().err
 
 
 def test_a_missed_target_is_exit_code_1(capsys, bundle, tmp_path, arm):
