@@ -36,24 +36,39 @@ class LatencyBudget:
     action or the fallback. The first chunk of an episode is due at tick 0, and so is every chunk of sync
     mode at the tick it is asked for, because nothing fresh is left by then: there any latency is a miss.
 
+    A plan is chosen before it runs, by the latency predicted for it: its p99 as measured, times how much
+    longer than their own p99 the last chunks took, at least 1. A plan that no longer fits is left at once; a
+    better one is taken only after it has fitted `patience` times in a row, so that a burst of load does not
+    make the loop swing between two plans.
+
     Args:
         control_hz: control rate [Hz].
         ladder: plans, best first; empty if there is but one.
         window: how many of the last chunks the expected latency looks back on; no running maximum, one slow
             chunk is forgotten.
+        patience: how many times in a row a better plan must fit before it is taken.
     """
 
-    def __init__(self, control_hz: float, ladder: tuple[Rung, ...] = (), *, window: int = 8) -> None:
+    def __init__(
+        self, control_hz: float, ladder: tuple[Rung, ...] = (), *, window: int = 8, patience: int = 3
+    ) -> None:
         if not 0 < control_hz < math.inf:
             raise BadSetting(f"control_hz={control_hz}; a rate above 0 Hz is needed")
-        if window < 1:
-            raise BadSetting(f"window={window}; at least 1 chunk is needed")
+        if window < 1 or patience < 1:
+            raise BadSetting(f"window={window}, patience={patience}; at least 1 chunk each is needed")
+        names = [rung.name for rung in ladder]
+        if len(set(names)) < len(names):
+            raise BadSetting(f"the ladder has plans {names}; each may be there once")
         self.control_hz, self.ladder = control_hz, ladder
         self.period_s = 1.0 / control_hz
         """Control period [s]."""
         self.misses = 0
         """Deadlines missed so far."""
         self._recent: deque[float] = deque(maxlen=window)
+        self._loads: deque[float] = deque(maxlen=window)
+        """How much longer than their plan's p99 the last chunks took."""
+        self._patience, self._fitted = patience, 0
+        self._chosen: int | None = None
         self._due_tick: int | None = None
 
     @property
@@ -61,12 +76,36 @@ class LatencyBudget:
         """Ticks the next chunk will take: as the slowest of the last `window`, 0 before the first."""
         return math.ceil(max(self._recent) / self.period_s - _SLACK_TICKS) if self._recent else 0
 
+    @property
+    def lead_ticks(self) -> int:
+        """Fresh actions that must be left when the next chunk is asked for.
+
+        With a ladder as many as its best plan takes: a loop that asks when the present plan would just be in
+        time never has the time for a better one.
+        """
+        if not self.ladder:
+            return self.expected_ticks
+        return math.ceil(self.ladder[0].p99_s / self.period_s - _SLACK_TICKS)
+
+    @property
+    def load(self) -> float:
+        """How much longer than measured beforehand a chunk takes at present, at least 1."""
+        return max(1.0, *self._loads) if self._loads else 1.0
+
     def choose(self, time_left_s: float) -> str | None:
-        """Return the best plan whose p99 fits, the fastest if none does, None without a ladder."""
-        for rung in self.ladder:
-            if rung.p99_s <= time_left_s:
-                return rung.name
-        return min(self.ladder, key=lambda rung: rung.p99_s).name if self.ladder else None
+        """Return the plan to run: the best that fits, the fastest if none does, None without a ladder."""
+        if not self.ladder:
+            return None
+        fitting = [i for i, rung in enumerate(self.ladder) if rung.p99_s * self.load <= time_left_s]
+        fastest = min(range(len(self.ladder)), key=lambda i: self.ladder[i].p99_s)
+        best = fitting[0] if fitting else fastest
+        if self._chosen is None or best >= self._chosen or self._chosen not in fitting:
+            self._chosen, self._fitted = best, 0
+        else:
+            self._fitted += 1
+            if self._fitted >= self._patience:
+                self._chosen, self._fitted = best, 0
+        return self.ladder[self._chosen].name
 
     def ask(self, due_tick: int) -> None:
         """Note that a chunk is asked for, and when it is due."""
@@ -82,3 +121,5 @@ class LatencyBudget:
         """Note that the chunk is there, `latency_s` after it was asked for."""
         self._due_tick = None
         self._recent.append(latency_s)
+        if self._chosen is not None:
+            self._loads.append(latency_s / self.ladder[self._chosen].p99_s)

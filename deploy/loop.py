@@ -95,7 +95,7 @@ class LoopSettings:
     """Actions of a chunk that are fresh; in sync mode the ones that are executed."""
     request_at: int | None = None
     """Async: ask for the next chunk when at most this many fresh actions are left, 0..n_action_steps;
-    None: as many as the expected latency takes."""
+    None: as many as the expected latency takes, or the best plan of a ladder."""
     blend_ticks: int = 0
     """Async: ticks over which a newer chunk is blended in; 0 switches at once."""
     ramp_ticks: int = 5
@@ -284,7 +284,7 @@ class ControlLoop:
         if self._settings.mode == Mode.SYNC:
             return self.queue.remaining(self.tick_count) == 0
         lead = self._settings.request_at
-        return fresh <= (self.budget.expected_ticks if lead is None else lead)
+        return fresh <= (self.budget.lead_ticks if lead is None else lead)
 
     def _ask(self, fresh: int) -> None:
         self._asked_s, self._has_asked = self._clock.now(), True

@@ -16,6 +16,32 @@ def test_the_best_plan_that_fits_is_chosen_or_else_the_fastest():
     assert LatencyBudget(10).choose(1.0) is None
 
 
+def test_a_better_plan_is_taken_only_after_it_has_fitted_for_a_while():
+    budget = LatencyBudget(10, LADDER, patience=3)
+    left = (0.1, 0.3, 0.3, 0.1, 0.3, 0.3, 0.3, 0.3, 0.1)
+    assert [budget.choose(time_left_s) for time_left_s in left] == (
+        ["fastest"] * 6 + ["best", "best", "fastest"]  # the shortage at the fourth counts from anew
+    )
+
+
+def test_chunks_that_take_longer_than_measured_make_every_plan_slower_for_a_while():
+    budget = LatencyBudget(10, LADDER, window=2, patience=1)
+    assert budget.choose(0.5) == "best"
+    budget.arrive(0.6)  # twice its p99
+    assert budget.load == 2.0
+    assert budget.choose(0.5) == "fastest"  # best would take 0.6
+    budget.arrive(0.1)
+    assert budget.choose(0.5) == "fastest"
+    budget.arrive(0.05)  # the slow one is forgotten, and quick ones do not count below 1
+    assert budget.load == 1.0
+    assert budget.choose(0.5) == "best"
+
+
+def test_a_ladder_names_a_plan_once():
+    with pytest.raises(BadSetting, match=r"plans \['best', 'best'\]; each may be there once"):
+        LatencyBudget(10, (Rung("best", 0.3), Rung("best", 0.1)))
+
+
 def test_a_deadline_is_missed_once():
     budget = LatencyBudget(10)
     budget.wait(7)  # nothing asked for
