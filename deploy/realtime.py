@@ -22,8 +22,8 @@ class RealtimeSettings:
     """What to ask for; nothing but the switch interval by default."""
 
     fifo_priority: int = 0
-    """SCHED_FIFO priority of the loop's thread, 1..99; 0: the usual scheduler. The process's other threads get
-    priority 1."""
+    """SCHED_FIFO priority of the loop's thread, 1..99; 0: the usual scheduler. The other threads of the
+    process get priority 1."""
     lock_memory: bool = False
     """Keep all memory in RAM."""
     cpus: tuple[int, ...] = ()

@@ -34,9 +34,9 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, control_hz: float, rerun: str = "", *, live: bool = True) -> None:
-        sinks: list[Sink] = [JsonLines(folder / LOG)]
-        if rerun:
-            sinks.append(RerunStream(rerun if rerun == "viewer" else str(folder / rerun)))
+        target = rerun if rerun in ("", "viewer") else str(folder / rerun)
+        sinks: list[Sink] = [RerunStream(target)] if rerun else []
+        sinks.append(JsonLines(folder / LOG))
         self.statistics = LoopStatistics(control_hz)
         self.log = RunLog(sinks)
         self.events: deque[dict[str, Any]] = deque(maxlen=1000)

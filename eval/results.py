@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import machine, versions
@@ -11,10 +11,12 @@ from vivace.eval.output import read_json, write_json
 from vivace.eval.report import write_report
 from vivace.eval.settings import CommonOptions, ReportCommand
 from vivace.eval.trace import write_run_trace, write_trace
-from vivace.policies.load import LoadedPolicy
+
+if TYPE_CHECKING:
+    from vivace.policies.load import LoadedPolicy
 
 
-def circumstances(kind: str, command: CommonOptions, loaded: LoadedPolicy) -> dict[str, Any]:
+def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> dict[str, Any]:
     """What was measured, where, with which versions, and by which command."""
     spec = loaded.staged.spec
     return {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import processor, versions
 from vivace.eval.output import write_json
+from vivace.eval.terminal import console
 
 if TYPE_CHECKING:
     from vivace.eval.run import Parts
@@ -68,21 +69,25 @@ def results(parts: "Parts") -> dict[str, Any]:
 
 def write(folder: Path, found: dict[str, Any], parts: "Parts") -> None:
     """Write results.json first, then what is made from it and from the log."""
-    from vivace.eval.results import write_pages  # loads torch, which the loop's process can do without
-
     write_json(folder / "results.json", found)
     if parts.command.video and hasattr(parts.robot, "film"):
         found["video"] = _write_film(folder, parts)
         write_json(folder / "results.json", found)
+    try:
+        from vivace.eval.results import write_pages
+    except ImportError as error:  # a robot's computer need not draw
+        again = f"vivace report --results={folder}"
+        console.print(f"no report: {error.name} is not installed; where it is: {again}", highlight=False)
+        return
     write_pages(folder, found)
 
 
 def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The last line on stdout."""
-    run = found["run"]
+    run, report = found["run"], folder / "report.html"
     return {
         "results": str(folder / "results.json"),
-        "report": str(folder / "report.html"),
+        "report": str(report) if report.is_file() else None,
         "duration_s": round(found["duration_s"], 2),
         "ticks": run["ticks"],
         "skipped_deadlines": run["skipped_deadlines"],

@@ -39,7 +39,18 @@ def test_the_control_loop_needs_numpy_only():
     _run("from vivace.deploy import ControlLoop, LatencyBudget; from vivace.policies import Observation")
 
 
-def _run(code: str) -> None:
-    absent = "import sys; " + "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY) + "; "
+def test_the_verb_that_drives_a_robot_needs_little_more():
+    _run(
+        "import vivace.eval.cli, vivace.eval.run, vivace.eval.run_settings",
+        needed=("draccus", "rich", "yaml"),
+    )
+
+
+def _run(code: str, needed: tuple[str, ...] = ()) -> None:
+    absent = (
+        "import sys; "
+        + "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY if name not in needed)
+        + "; "
+    )
     done = subprocess.run([sys.executable, "-c", absent + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -182,6 +182,16 @@ def test_a_missed_target_is_exit_code_1(capsys, bundle, tmp_path, arm):
     assert code == 1
 
 
+def test_a_computer_that_cannot_draw_still_has_results(capsys, bundle, tmp_path, arm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vivace.eval.results", None)
+    code, line, found = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.3", "--loop.mode=rtc"
+    )
+    assert (code, line["report"]) == (0, None)
+    assert found["run"]["ticks"] == len(arm) - 1 > 0
+    assert not (tmp_path / "report.html").exists()
+
+
 BAD = [
     ([], "vivace run needs --bundle: a folder that vivace export wrote"),
     (["--bundle=nowhere"], "no manifest.json in nowhere; make a bundle: vivace export"),
@@ -197,6 +207,7 @@ BAD = [
         "unexpected keyword argument 'arms'; it takes viewer, max_steps",
     ),
     (["--bundle=B", "--viewer=true"], "a viewer needs a display and there is none"),
+    (["--bundle=B", "--rerun=run.rrd", "--output_dir=out"], "needs the package rerun-sdk"),
     (["--bundle=B", "--limits=none.yaml"], "no limits file at none.yaml"),
     (["--bundle=B", "--watchdog.hold_s=-1"], "watchdog: hold_s=-1"),
     (["--bundle=B", "--realtime.fifo_priority=100"], "fifo_priority=100"),
@@ -210,6 +221,7 @@ BAD = [
 
 @pytest.mark.parametrize(("flags", "message"), BAD)
 def test_bad_input_is_one_line_and_exit_code_2(capsys, bundle, tmp_path, monkeypatch, arm, flags, message):
+    monkeypatch.setitem(sys.modules, "rerun", None)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     robot = sys.modules["users_robot"].Arm
