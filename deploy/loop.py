@@ -96,6 +96,8 @@ class LoopSettings:
     request_at: int | None = None
     """Async: ask for the next chunk when at most this many fresh actions are left, 0..n_action_steps;
     None: as many as the expected latency takes, or the best plan of a ladder."""
+    anytime: bool = False
+    """Async, rtc: a chunk that would be late is cut short between two of its steps, if the worker can."""
     blend_ticks: int = 0
     """Async: ticks over which a newer chunk is blended in; 0 switches at once."""
     ramp_ticks: int = 5
@@ -113,9 +115,9 @@ class LoopSettings:
             raise BadSetting(
                 f"request_at={self.request_at}; needed: 0..{self.n_action_steps} (n_action_steps), or None"
             )
-        if self.mode == Mode.SYNC and (self.request_at is not None or self.blend_ticks):
+        if self.mode == Mode.SYNC and (self.request_at is not None or self.blend_ticks or self.anytime):
             raise BadSetting(
-                "request_at and blend_ticks do nothing in mode sync; leave them out or use async"
+                "request_at, blend_ticks and anytime do nothing in mode sync; leave them out or use async"
             )
         if self.blend_ticks < 0 or self.ramp_ticks < 1:
             raise BadSetting(
@@ -297,13 +299,17 @@ class ControlLoop:
                 f"observation has keys {sorted(self._history[-1].values)}, but the policy needs {error}; "
                 "map your names onto lerobot's keys"
             ) from error
-        plan = self.budget.choose(fresh * self.budget.period_s)
+        left_s = fresh * self.budget.period_s
+        plan = self.budget.choose(left_s)
         key = (self._seed, self.tick_count)
         previous = self.queue.ahead(self.tick_count)
         task = self._history[-1].task
         delay = self.budget.expected_ticks
+        deadline_s = self._asked_s + left_s if self._settings.anytime and fresh else None
         self._worker.submit(
-            Request(observations, self.tick_count, self._asked_s, key, plan, previous, task, delay)
+            Request(
+                observations, self.tick_count, self._asked_s, key, plan, previous, task, delay, deadline_s
+            )
         )
 
     def _fallback(self) -> np.ndarray:

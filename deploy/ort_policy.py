@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vivace.deploy.bundle import Bundle, Graph
+from vivace.deploy.deadline import Deadline
 from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
 from vivace.policies.chunking import NO_DENOISING, Continuation, RealTimeChunking, continuation
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
@@ -58,6 +59,8 @@ class OrtPolicy:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.spec, self.task, self.chunking = self.bundle.spec, task, chunking
         self._check_chunking()
+        self.cut_short = 0
+        """Chunks that were returned unfinished, to be in time."""
         self._providers = _available(providers)
         self._threads = threads
         self._sessions = [self._session(graph) for graph in self.bundle.graphs]
@@ -66,26 +69,35 @@ class OrtPolicy:
         """How long loading took [s]."""
 
     def predict(
-        self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]
+        self,
+        observations: Mapping[str, np.ndarray],
+        noise_keys: Sequence[tuple[int, ...]],
+        deadline_s: float | None = None,
     ) -> np.ndarray:
         """Predict chunks (B, H - first_action, A) in the robot's units, one row after the other.
 
         Args:
             observations: key -> (B, To, ...), newest last; images are HWC uint8 in [0, 255].
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
+            deadline_s: when the chunks must be there, on the monotonic clock [s]: if time runs out between
+                two denoising steps, or two passes of Jacobi decoding, what is known by then is returned.
 
         Raises:
             ObservationMismatch: a key is missing, a shape differs or a value is not finite.
         """
         rows = [
-            self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise)
+            self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise, deadline_s)
             for row, noise in enumerate(noise_keys)
         ]
         return np.concatenate(rows)
 
-    def _chunk(self, observations: Mapping[str, np.ndarray], key: tuple[int, ...]) -> np.ndarray:
+    def _chunk(
+        self, observations: Mapping[str, np.ndarray], key: tuple[int, ...], deadline_s: float | None
+    ) -> np.ndarray:
         draft, follow = self._draft(observations), self._follow(observations)
-        normalised = self.sample(self.prepare(observations), Streams([key]), draft, follow)
+        batch, deadline = self.prepare(observations), Deadline(deadline_s)
+        normalised = self.sample(batch, Streams([key]), draft, follow, deadline)
+        self.cut_short += deadline.was_met_early
         return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,6 +117,7 @@ class OrtPolicy:
         noise: Streams,
         draft: np.ndarray | None = None,
         follow: Continuation | None = None,
+        deadline: Deadline | None = None,
     ) -> np.ndarray:
         """Sample one chunk of normalised actions (1, H, A) from one normalised observation.
 
@@ -113,10 +126,12 @@ class OrtPolicy:
             noise: of one row.
             draft: of a policy that writes tokens, those of what the chunk before means (n,).
             follow: what the chunk continues.
+            deadline: when it must be there.
         """
+        deadline = deadline or Deadline()
         context = self._run(self.bundle.encode, batch)
         if self.bundle.tokens is not None:
-            return self._write(self.bundle.tokens, context, batch, noise, draft)
+            return self._write(self.bundle.tokens, context, batch, noise, draft, deadline)
         shape = (self.spec.horizon, self.spec.action_dim)
         x = noise(shape)
         memory: Memory = ()
@@ -129,6 +144,9 @@ class OrtPolicy:
             cache = fresh | {new: cache[old] for new, old in step.carried.items()}
             if follow is not None:
                 out = follow.correct(step.table, out, follow.error(step.table, x, out))
+            if index + 1 < len(self.bundle.steps) and deadline.is_too_near():
+                x = step.table.cleaned(x, out)
+                break
             x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
         if self.bundle.finish is None:
             return x
@@ -173,6 +191,7 @@ class OrtPolicy:
         batch: Mapping[str, np.ndarray],
         noise: Streams,
         draft: np.ndarray | None,
+        deadline: Deadline,
     ) -> np.ndarray:
         """Decode the tokens of a chunk; what was read stays where ONNX Runtime has it."""
         past = {name: value for name, value in context.items() if name.startswith(PAST)}
@@ -185,7 +204,7 @@ class OrtPolicy:
             return logits
 
         prompted = Prompted(context["logits"].numpy()[0], batch[TOKENS][batch[MASK]], draft)
-        tokens, _ = decode(program, prompted, extend, noise, self.spec.action_dim)
+        tokens, _ = decode(program, prompted, extend, noise, self.spec.action_dim, deadline)
         return program.detokenize(tokens, self.spec.action_dim)
 
     def _run(self, graph: int, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,10 +20,10 @@ import numpy as np
 
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
-from vivace.deploy.worker import Request
+from vivace.deploy.worker import Request, stacked
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting
-from vivace.policies.types import DELAY, PREVIOUS, Chunk, PolicySpec
+from vivace.policies.types import PREVIOUS, Chunk, PolicySpec
 
 _CONTEXT = get_context("spawn")  # a forked process would inherit ONNX Runtime's locks
 _ACTIONS = "actions"
@@ -35,14 +36,8 @@ _LONGEST_PAUSE_S = 5.0
 class Inference(Protocol):
     """What the process runs."""
 
-    def __call__(
-        self,
-        observations: Mapping[str, np.ndarray],
-        noise_key: tuple[int, ...],
-        plan: str | None,
-        task: str,
-    ) -> np.ndarray:
-        """Return actions (n, A) in the robot's units of one observation {key: (1, To, ...)}."""
+    def __call__(self, request: Request) -> np.ndarray:
+        """Return actions (n, A) in the robot's units."""
 
 
 class Bundles:
@@ -59,17 +54,12 @@ class Bundles:
             name: OrtPolicy(folder, providers, threads, chunking=chunking) for name, folder in folders.items()
         }
 
-    def __call__(
-        self,
-        observations: Mapping[str, np.ndarray],
-        noise_key: tuple[int, ...],
-        plan: str | None,
-        task: str,
-    ) -> np.ndarray:
+    def __call__(self, request: Request) -> np.ndarray:
         """Run the plan that was chosen."""
-        policy = next(iter(self._policies.values())) if plan is None else self._policies[plan]
-        policy.task = task
-        actions: np.ndarray = policy.predict(observations, [noise_key])[0]
+        plan = next(iter(self._policies)) if request.plan is None else request.plan
+        policy = self._policies[plan]
+        policy.task = request.task
+        actions: np.ndarray = policy.predict(stacked([request]), [request.noise_key], request.deadline_s)[0]
         return actions
 
 
@@ -166,9 +156,7 @@ class ProcessWorker:
             self._arrays[PREVIOUS][:n] = previous[:n]
         self._request = request
         try:
-            self._pipe.send(
-                (request.tick, request.noise_key, request.plan, request.task, n, request.delay_ticks)
-            )
+            self._pipe.send((replace(request, observations={}, previous=None), n))
         except OSError:
             self._replace(f"it was gone at tick {request.tick}")
 
@@ -295,15 +283,14 @@ def _serve(
     pipe.send(("ready", None, None, time.monotonic()))
     while True:
         try:
-            tick, noise_key, plan, task, n_previous, delay_ticks = pipe.recv()
+            request, n_previous = pipe.recv()
         except (EOFError, OSError):
             return
-        observations = {key: arrays[key][None] for key in spec.observation_shapes}
-        if n_previous:
-            observations[PREVIOUS] = arrays[PREVIOUS][None, :n_previous]
-            observations[DELAY] = np.array([delay_ticks])
+        observations = {key: arrays[key] for key in spec.observation_shapes}
+        previous = arrays[PREVIOUS][:n_previous] if n_previous else None
+        tick = request.tick
         try:
-            actions = infer(observations, noise_key, plan, task)
+            actions = infer(replace(request, observations=observations, previous=previous))
             arrays[_ACTIONS][: len(actions)] = actions
         except Exception as error:  # one bad request must not end the process
             pipe.send(("error", tick, f"tick {tick}: {type(error).__name__}: {error}", time.monotonic()))

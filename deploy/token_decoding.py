@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vivace.deploy.deadline import Deadline
 from vivace.policies.streams import Streams
 
 Extend = Callable[[np.ndarray, int], np.ndarray]
@@ -57,11 +58,16 @@ class Prompted:
 
 
 def decode(
-    program: TokenProgram, prompted: Prompted, extend: Extend, noise: Streams, action_dim: int
+    program: TokenProgram,
+    prompted: Prompted,
+    extend: Extend,
+    noise: Streams,
+    action_dim: int,
+    deadline: Deadline | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Return the tokens (n,) of a chunk, and the passes they took."""
+    """Return the tokens (n,) of a chunk, and the passes they took; Jacobi decoding stops at the deadline."""
     if program.decoder["kind"] == "jacobi":
-        return _jacobi(program, prompted, extend, noise, action_dim)
+        return _jacobi(program, prompted, extend, noise, action_dim, deadline or Deadline())
     n = program.n if program.decoder["kind"] == "greedy" else program.executed
     tokens = [int(prompted.logits.argmax())]
     while len(tokens) < n:
@@ -74,7 +80,12 @@ def decode(
 
 
 def _jacobi(
-    program: TokenProgram, prompted: Prompted, extend: Extend, noise: Streams, action_dim: int
+    program: TokenProgram,
+    prompted: Prompted,
+    extend: Extend,
+    noise: Streams,
+    action_dim: int,
+    deadline: Deadline,
 ) -> tuple[np.ndarray, int]:
     settings, n = program.decoder, program.n
     needed = n if settings["until"] == "all" else program.executed
@@ -94,6 +105,7 @@ def _jacobi(
             is_done |= bool(np.abs(moved).max() <= settings["tolerance"])
         if settings["max_iterations"]:
             is_done |= passes >= settings["max_iterations"]
+        is_done = is_done or deadline.is_too_near()
         if settings["freeze"]:
             first = right
     return tokens, passes

@@ -33,6 +33,8 @@ class Request:
     """Instruction, as the newest observation has it."""
     delay_ticks: int = 0
     """Ticks until the chunk will be there, as far as one can tell."""
+    deadline_s: float | None = None
+    """When it must be there [s]; an inference that can be cut short returns what it has by then."""
 
 
 class Worker(Protocol):
@@ -78,9 +80,7 @@ class BatchedInference:
             return
         waiting, self._waiting = self._waiting, {}
         requests = list(waiting.values())
-        batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
-        batch |= _previous(requests)
-        actions = np.asarray(self._predict(batch, [r.noise_key for r in requests]))
+        actions = np.asarray(self._predict(stacked(requests), [r.noise_key for r in requests]))
         if actions.ndim != 3 or len(actions) != len(requests):
             raise BadSetting(
                 f"predict returned shape {actions.shape} for {len(requests)} observations; "
@@ -90,17 +90,18 @@ class BatchedInference:
             worker.receive(chunk.copy())
 
 
-def _previous(requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Stack what the chunks before mean, padded with NaN to the longest."""
+def stacked(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Observations {key: (B, To, ...)} of some requests, and what the chunks before mean, NaN behind."""
+    batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
     known = [r.previous for r in requests if r.previous is not None]
     if not known:
-        return {}
+        return batch
     longest = max(map(len, known))
-    stacked = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)
-    for row, request in zip(stacked, requests, strict=True):
+    previous = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)
+    for row, request in zip(previous, requests, strict=True):
         if request.previous is not None:
             row[: len(request.previous)] = request.previous
-    return {PREVIOUS: stacked, DELAY: np.array([r.delay_ticks for r in requests])}
+    return batch | {PREVIOUS: previous, DELAY: np.array([r.delay_ticks for r in requests])}
 
 
 class SimulatedWorker:

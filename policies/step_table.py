@@ -34,6 +34,11 @@ class StepTable:
     noise: float = 0.0
     keep: tuple[str, ...] = ()
 
+    def cleaned(self, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Clean chunk (B, H, A) that the denoiser's word about x means."""
+        clean: np.ndarray = self.clean_x * x + self.clean_out * out
+        return clean if self.clip is None else np.clip(clean, -self.clip, self.clip)
+
     def advance(
         self, x: np.ndarray, out: np.ndarray, memory: Memory, draw: Callable[[], np.ndarray]
     ) -> tuple[np.ndarray, Memory]:
@@ -46,9 +51,7 @@ class StepTable:
             draw: returns standard normal numbers of the sample's shape; called at most once.
         """
         known = {"x": x, "out": out} | {f"m{i}": value for i, value in enumerate(memory)}
-        known["clean"] = self.clean_x * x + self.clean_out * out
-        if self.clip is not None:
-            known["clean"] = np.clip(known["clean"], -self.clip, self.clip)
+        known["clean"] = self.cleaned(x, out)
         following = self.x * x + self.out * out + self.clean * known["clean"]
         for weight, value in zip(self.memory, memory, strict=True):
             following = following + weight * value

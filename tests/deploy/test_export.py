@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vivace.deploy.export_onnx import GraphWriter, export_denoising
 from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
+from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, ParityError, UnsupportedPolicy
@@ -41,7 +43,7 @@ from vivace.policies.tiny import (
     tiny_token_vla,
 )
 from vivace.policies.token_vla import make_token_vla_pre_post_processors
-from vivace.policies.types import PREVIOUS
+from vivace.policies.types import DELAY, PREVIOUS
 
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
 EFFICIENT = [
@@ -133,6 +135,45 @@ def test_a_bundle_acts_as_its_policy_does(subject, request):
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.array_equal(found, policy.predict(raw(loaded), KEYS)), "not deterministic"
+
+
+@pytest.mark.parametrize("method", ["guidance", "freeze"])
+@pytest.mark.parametrize("subject", ["diffusion", "vla"])
+def test_a_bundle_continues_a_chunk_as_its_policy_does(subject, method, request):
+    loaded, plan, _, folder = request.getfixturevalue(subject)
+    task, chunking = "" if subject == "diffusion" else "Open the drawer", RealTimeChunking(method=method)
+    execution = accelerate(loaded.staged, plan, loaded.fingerprint)
+    session = Session(loaded, execution, task, chunking)
+    policy = OrtPolicy(folder, task=task, chunking=chunking)
+    seen = raw(loaded)
+    free = policy.predict(seen, KEYS)
+    seen[PREVIOUS] = np.zeros((2, 3, session.spec.action_dim), np.float32)
+    seen[PREVIOUS][1, 2] = np.nan
+    seen[DELAY] = np.array([2, 1])
+    found = policy.predict(seen, KEYS)
+    np.testing.assert_allclose(found, session.predict(seen, KEYS), atol=1e-4)
+    assert np.abs(found[:, 0]).mean() < np.abs(free[:, 0]).mean()
+
+
+def test_what_cannot_continue_a_chunk_is_refused(writer, diffusion):
+    with pytest.raises(UnsupportedPolicy, match="policy 'token_vla' has none of its own"):
+        OrtPolicy(writer[-1], chunking=RealTimeChunking())
+    with pytest.raises(BadSetting, match="jacobian='exact' needs torch"):
+        OrtPolicy(diffusion[-1], chunking=RealTimeChunking(jacobian="exact"))
+
+
+@pytest.mark.parametrize("subject", ["diffusion", "writer"])
+def test_a_chunk_that_must_be_there_at_once_is_cut_short(subject, request):
+    loaded, _, _, folder = request.getfixturevalue(subject)
+    policy = OrtPolicy(folder, task="Open the drawer")
+    whole = policy.predict(raw(loaded), KEYS)
+    assert np.array_equal(whole, policy.predict(raw(loaded), KEYS, time.monotonic() + 1e6))
+    assert policy.cut_short == 0
+    cut = policy.predict(raw(loaded), KEYS, time.monotonic())
+    assert policy.cut_short == len(KEYS)
+    assert cut.shape == whole.shape
+    assert np.isfinite(cut).all()
+    assert not np.array_equal(cut, whole)
 
 
 DECODERS = [

@@ -244,8 +244,17 @@ def test_the_plan_that_fits_the_time_left_is_asked_for():
     loop = make_loop(ladder=(Rung("good", 0.2), Rung("fast", 0.1)), mode=Mode.ASYNC, request_at=2)
     plans, submit = [], loop._worker.submit
     loop._worker.submit = lambda request: (plans.append(request.plan), submit(request))
-    run(loop, 4)
-    assert plans == ["fast", "good"]  # no time at tick 0, two ticks of 0.1 s at tick 2
+    run(loop, 8)
+    assert plans == ["fast", "fast", "fast", "good"]  # no time at first, then two ticks of 0.1 s; patience
+
+
+def test_an_anytime_chunk_is_told_when_it_must_be_there():
+    loop = make_loop(2, mode=Mode.ASYNC, request_at=2, anytime=True)
+    deadlines, submit = [], loop._worker.submit
+    loop._worker.submit = lambda request: (deadlines.append(request.deadline_s), submit(request))
+    run(loop, 8)
+    assert deadlines[0] is None  # nothing to execute meanwhile: late anyway
+    assert deadlines[1:] == pytest.approx([0.4, 0.6, 0.8])
 
 
 def test_rtc_says_how_long_a_chunk_will_take_and_what_it_continues():
@@ -267,6 +276,7 @@ def test_rtc_says_how_long_a_chunk_will_take_and_what_it_continues():
         ({"mode": Mode.ASYNC, "request_at": 9}, "request_at=9; needed: 0..8"),
         ({"request_at": 2}, "do nothing in mode sync"),
         ({"blend_ticks": 2}, "do nothing in mode sync"),
+        ({"anytime": True}, "anytime do nothing in mode sync"),
         ({"mode": Mode.ASYNC, "blend_ticks": -1}, "blend_ticks=-1"),
         ({"ramp_ticks": 0}, "ramp_ticks=0"),
         ({"initial_action": (np.nan,)}, "holds NaN or infinity"),
