@@ -96,7 +96,8 @@ class LatencyBudget:
         """Return the plan to run: the best that fits, the fastest if none does, None without a ladder."""
         if not self.ladder:
             return None
-        fitting = [i for i, rung in enumerate(self.ladder) if rung.p99_s * self.load <= time_left_s]
+        limit = time_left_s + _SLACK_TICKS * self.period_s
+        fitting = [i for i, rung in enumerate(self.ladder) if rung.p99_s * self.load <= limit]
         fastest = min(range(len(self.ladder)), key=lambda i: self.ladder[i].p99_s)
         best = fitting[0] if fitting else fastest
         if self._chosen is None or best >= self._chosen or self._chosen not in fitting:

@@ -56,10 +56,15 @@ Predict = Callable[[dict[str, np.ndarray], list[tuple[int, int]]], np.ndarray]
 
 
 class BatchedInference:
-    """Computes the requests of many simulated workers in one batch, when the first of them is needed."""
+    """Computes the requests of many simulated workers in one batch a plan, when the first of them is needed.
 
-    def __init__(self, predict: Predict) -> None:
-        self._predict = predict
+    Args:
+        predict: of a request that names no plan.
+        plans: name -> what computes that plan of a ladder.
+    """
+
+    def __init__(self, predict: Predict, plans: Mapping[str, Predict] | None = None) -> None:
+        self._predict: dict[str | None, Predict] = {None: predict, **(plans or {})}
         self._waiting: dict[SimulatedWorker, Request] = {}
 
     def add(self, worker: "SimulatedWorker", request: Request) -> None:
@@ -76,11 +81,14 @@ class BatchedInference:
         Raises:
             BadSetting: `predict` returned another shape than (B, n, A).
         """
-        if not self._waiting:
-            return
         waiting, self._waiting = self._waiting, {}
+        for plan in dict.fromkeys(request.plan for request in waiting.values()):
+            chosen = {worker: request for worker, request in waiting.items() if request.plan == plan}
+            self._flush(chosen, plan)
+
+    def _flush(self, waiting: "Mapping[SimulatedWorker, Request]", plan: str | None) -> None:
         requests = list(waiting.values())
-        actions = np.asarray(self._predict(stacked(requests), [r.noise_key for r in requests]))
+        actions = np.asarray(self._predict[plan](stacked(requests), [r.noise_key for r in requests]))
         if actions.ndim != 3 or len(actions) != len(requests):
             raise BadSetting(
                 f"predict returned shape {actions.shape} for {len(requests)} observations; "
@@ -109,10 +117,10 @@ class SimulatedWorker:
 
     Args:
         inference: shared by the workers that are batched together.
-        latency_s: number of the request, from 0 -> latency [s].
+        latency_s: (number of the request, from 0, the request) -> latency [s].
     """
 
-    def __init__(self, inference: BatchedInference, latency_s: Callable[[int], float]) -> None:
+    def __init__(self, inference: BatchedInference, latency_s: Callable[[int, Request], float]) -> None:
         self._inference, self._latency_s = inference, latency_s
         self._request: Request | None = None
         self._actions: np.ndarray | None = None
@@ -136,7 +144,7 @@ class SimulatedWorker:
                 "a worker takes one at a time"
             )
         self._request = request
-        self.asked.append((request.tick, self._latency_s(len(self.asked))))
+        self.asked.append((request.tick, self._latency_s(len(self.asked), request)))
         self._inference.add(self, request)
 
     def receive(self, actions: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.loop import Mode
 from vivace.eval.bench import build, pareto_row
 from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
@@ -84,16 +85,14 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     plan = load_plan(command, loaded)
     accelerated = accelerate(loaded.staged, plan)
     rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
+    if command.eval.ladder and command.eval.mode == Mode.SYNC:
+        raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
     data = observe(command, loaded, accelerated)
     executions, entries = _executions(command, loaded, plan, accelerated, data)
     times = _latencies(command, loaded, plan, executions, data)
-    runs = [
-        Run(entry, executions[entry.name], command.latency.for_run(entry.name, times[entry.name]))
-        for entry in entries
-        if entry.name in RUNS
-    ]
+    runs = _runs(command, entries, executions, times)
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
     results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
@@ -112,6 +111,29 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     }
     report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
     return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
+
+
+def _runs(
+    command: EvalCommand,
+    entries: Sequence[Entry],
+    executions: Mapping[str, Execution],
+    times: Mapping[str, list[float]],
+) -> list[Run]:
+    """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
+    names = command.eval.ladder
+    known = {
+        entry.name: Run(entry, executions[entry.name], command.latency.for_run(entry.name, times[entry.name]))
+        for entry in entries
+    }
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BadSetting(f"eval.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
+    runs = [run for name, run in known.items() if name in (*RUNS, *names)]
+    if not names:
+        return runs
+    entry = Entry("ladder", f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
+    ladder = tuple(known[name] for name in names)
+    return [*runs, Run(entry, ladder[0].execution, ladder[0].latency, ladder)]
 
 
 def _outcomes(
@@ -135,7 +157,7 @@ def _outcomes(
         "comparisons": comparisons(episodes, ACCELERATED.name),
         "curve": curve,
         "shown_seed": seed,
-        "video": trials.film(runs, seed) if command.eval.video else None,
+        "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
         "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
     }
 
@@ -152,6 +174,8 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "mode": command.eval.mode,
         "request_at": command.eval.request_at,
         "n_action_steps": command.policy.n_action_steps,
+        "ladder": command.eval.ladder,
+        "rtc": f"{command.rtc}" if command.eval.mode == Mode.RTC else "",
     }
 
 
@@ -188,8 +212,10 @@ def _executions(
     if not plain.writes_tokens:
         entry, executions["fewer_steps"] = _fewer_steps_run(command, loaded, plan, accelerated, data)
         entries.append(entry)
-    others = [e for e in lineup_for(loaded.staged, command.accel) if e.name in BASELINES]
-    others = [e for e in others if command.eval.lineup or e.name in RUNS]
+    others = [
+        e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
+    ]
+    others = [e for e in others if command.eval.lineup or e.name in (*RUNS, *command.eval.ladder)]
     built = build(loaded, others, data)
     entries += [entry for entry in others if entry.name in built]
     return executions | built, entries

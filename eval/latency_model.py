@@ -1,4 +1,4 @@
-"""How long a chunk takes, as a pure function of (seed, number of the request)."""
+"""How long a chunk takes, as a pure function of (seed, number of the request, time)."""
 
 import csv
 import json
@@ -15,6 +15,8 @@ import numpy as np
 from vivace.policies.errors import BadSetting
 
 _PER_RUN = "per_run"
+_BURSTS = 1_000_003
+"""Names the stream of random numbers of busy times."""
 _NORMAL_P99 = 2.3263478740408408
 """99th percentile of the standard normal distribution."""
 
@@ -24,8 +26,14 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
     """Latency of the chunks of one plan; `--latency.type` picks the kind."""
 
     @abstractmethod
-    def latency_s(self, seed: int, request: int) -> float:
-        """Return the latency [s] of the n-th request, from 0, of the episode with this seed."""
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
+        """Return the latency [s] of the n-th request, from 0, of the episode with this seed.
+
+        Args:
+            seed: of the episode.
+            request: its number, from 0.
+            time_s: when it was asked for, from the episode's beginning [s].
+        """
 
     def for_run(self, name: str, measured_s: Sequence[float]) -> "LatencyModel":
         """Return the model of one of several runs; the same for all, unless it can tell them apart.
@@ -42,7 +50,7 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
 class NoLatency(LatencyModel):
     """The world waits: the usual frozen-world evaluation."""
 
-    def latency_s(self, seed: int, request: int) -> float:
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return zero."""
         return 0.0
 
@@ -58,7 +66,7 @@ class ConstantLatency(LatencyModel):
         """The time must be finite and not negative."""
         _check_times([self.seconds], "constant latency")
 
-    def latency_s(self, seed: int, request: int) -> float:
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return `seconds`."""
         return self.seconds
 
@@ -84,12 +92,54 @@ class MeasuredLatency(LatencyModel):
         """Fill the run's own measurements in, unless samples were given."""
         return self if self.samples_s else replace(self, samples_s=tuple(measured_s))
 
-    def latency_s(self, seed: int, request: int) -> float:
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return one of the measured latencies, each equally likely."""
         if not self.samples_s:
             raise BadSetting("measured latency has no samples; measure the plan first: vivace bench")
         pick = np.random.default_rng([seed, request]).integers(len(self.samples_s))
         return self.scale * self.samples_s[pick]
+
+
+@LatencyModel.register_subclass("bursty")
+@dataclass(frozen=True, kw_only=True)
+class BurstyLatency(MeasuredLatency):
+    """Measured latencies on a device that is shared: now and then, for a while, everything takes longer.
+
+    Quiet and busy times follow each other, exponentially distributed, from a place of its own in every
+    episode. They depend on the seed and the time alone, so that every plan meets the same ones.
+    """
+
+    quiet_s: float = 2.0
+    """Mean length of quiet times [s]."""
+    busy_s: float = 1.0
+    """Mean length of busy times [s]."""
+    factor: float = 3.0
+    """How much longer a chunk takes that is asked for in a busy time."""
+
+    def __post_init__(self) -> None:
+        """Lengths must be positive, the factor at least 1."""
+        super().__post_init__()
+        if not (0 < self.quiet_s < math.inf and 0 < self.busy_s < math.inf and 1 <= self.factor < math.inf):
+            raise BadSetting(
+                f"bursty latency has quiet_s={self.quiet_s}, busy_s={self.busy_s}, factor={self.factor}; "
+                "needed: seconds above 0, a factor of 1 or more"
+            )
+
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
+        """Return a measured latency, longer in a busy time."""
+        found = super().latency_s(seed, request, time_s)
+        return found * self.factor if self.is_busy(seed, time_s) else found
+
+    def is_busy(self, seed: int, time_s: float) -> bool:
+        """Whether a time of an episode is a busy one."""
+        random = np.random.default_rng([seed, _BURSTS])
+        busy = bool(random.random() < self.busy_s / (self.quiet_s + self.busy_s))
+        end_s = 0.0
+        while True:
+            end_s += random.exponential(self.busy_s if busy else self.quiet_s)
+            if time_s < end_s:
+                return busy
+            busy = not busy
 
 
 @LatencyModel.register_subclass("trace")
@@ -121,7 +171,7 @@ class TraceLatency(LatencyModel):
         """Return the trace of one run."""
         return replace(self, column=name) if self.column == _PER_RUN else self
 
-    def latency_s(self, seed: int, request: int) -> float:
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return the latency that follows that of the request before in the record, which is a ring."""
         first = int(np.random.default_rng(seed).integers(len(self.samples_s)))
         return self.scale * self.samples_s[(first + request) % len(self.samples_s)]
@@ -146,7 +196,7 @@ class ProfileLatency(LatencyModel):
                 f"latency profile has p50 {self.p50_s} s and p99 {self.p99_s} s; needed: 0 < p50 <= p99"
             )
 
-    def latency_s(self, seed: int, request: int) -> float:
+    def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return a draw of the distribution."""
         sigma = math.log(self.p99_s / self.p50_s) / _NORMAL_P99
         draw = float(np.random.default_rng([seed, request]).standard_normal())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.clock import Clock, VirtualClock
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, Source, TickRecord, make_queue
@@ -21,6 +21,16 @@ from vivace.eval.episode import EpisodeResult, jumps
 from vivace.eval.latency_model import LatencyModel, NoLatency
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import PolicySpec
+
+
+@dataclass(frozen=True)
+class RungRun:
+    """One plan of a ladder in virtual time."""
+
+    rung: Rung
+    predict: Predict
+    latency: LatencyModel
+
 
 OnTick = Callable[[int, Any, TickRecord], None]
 """Called with (episode seed, environment, record) after every tick."""
@@ -87,6 +97,7 @@ def rollout(
     on_episode: Callable[[EpisodeResult], None] = lambda result: None,
     done: Sequence[EpisodeResult] = (),
     on_tick: OnTick | None = None,
+    ladder: Sequence[RungRun] = (),
 ) -> list[EpisodeResult]:
     """Run episodes in virtual time; each ends at its first success, when its world ends, or at `max_steps`.
 
@@ -99,6 +110,7 @@ def rollout(
         on_episode: called with every new result as soon as its episode ends, e.g. to store it.
         done: results of an interrupted run; their episodes are not run again.
         on_tick: called with (seed, environment, record) after every tick, e.g. to film.
+        ladder: plans to choose from before every chunk, best first; `predict` alone when empty.
 
     Returns:
         Results in the order of their seeds.
@@ -112,9 +124,10 @@ def rollout(
         for _ in range(min(settings.batch_size, len(missing))):
             envs.append(make_env())  # one by one: those made are closed if the next fails
         for first in range(0, len(missing), settings.batch_size):
-            inference, clock = BatchedInference(predict), VirtualClock()
+            plans = {run.rung.name: run.predict for run in ladder}
+            inference, clock = BatchedInference(predict, plans), VirtualClock()
             batch = [
-                _Episode(env, seed, inference, clock, spec, settings, loop_settings)
+                _Episode(env, seed, inference, clock, spec, settings, loop_settings, ladder)
                 for env, seed in zip(envs, missing[first : first + settings.batch_size], strict=False)
             ]
             for result in _run(batch, on_episode, on_tick):
@@ -137,18 +150,22 @@ class _Episode:
         spec: PolicySpec,
         settings: RolloutSettings,
         loop_settings: LoopSettings,
+        ladder: Sequence[RungRun],
     ) -> None:
         self.seed, self._settings = seed, settings
         self.robot = EnvRobot(env, settings.control_hz)
         self.robot.reset(seed)
-        self.worker = SimulatedWorker(inference, lambda n: settings.latency.latency_s(seed, n))
+        models = {None: settings.latency} | {run.rung.name: run.latency for run in ladder}
+        self.worker = SimulatedWorker(
+            inference, lambda n, request: models[request.plan].latency_s(seed, n, request.time_s)
+        )
         self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / settings.control_hz)
         self.loop = ControlLoop(
             self.robot,
             self.worker,
             make_queue(loop_settings),
             self._guard,
-            LatencyBudget(settings.control_hz),
+            LatencyBudget(settings.control_hz, tuple(run.rung for run in ladder)),
             clock,
             loop_settings,
             spec=spec,

@@ -140,6 +140,9 @@ class EvalOptions:
     request_at: int | None = None
     """async, rtc: ask for the next chunk when so many fresh actions are left, which times the control period
     is the latency budget; by the expected latency when not given."""
+    ladder: list[str] = field(default_factory=list)
+    """async, rtc: one more run, which chooses among these plans, best first, before every chunk: plain,
+    accelerated, or rows of bench's table such as ddim-4; each is run alone too."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])

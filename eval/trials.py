@@ -1,7 +1,7 @@
 """The episodes of one evaluation: run under each plan's latency, stored as they end, filmed."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from vivace.deploy.budget import Rung
 from vivace.deploy.loop import TickRecord
 from vivace.deploy.worker import Predict
 from vivace.eval.episode import EpisodeResult, append_result, load_results
-from vivace.eval.latency_model import ConstantLatency, LatencyModel
+from vivace.eval.latency_model import ConstantLatency, LatencyModel, MeasuredLatency
 from vivace.eval.lineup import Entry
 from vivace.eval.patches import patch_frames
 from vivace.eval.plans import env_maker, session
-from vivace.eval.rollout import RolloutSettings, rollout
+from vivace.eval.rollout import RolloutSettings, RungRun, rollout
 from vivace.eval.settings import EvalCommand
 from vivace.eval.statistics import curve_area
 from vivace.eval.terminal import console, progress
 from vivace.eval.video import caption, side_by_side, write_video
+from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.staged import Execution
 from vivace.policies.types import PolicySpec
@@ -33,6 +35,8 @@ class Run:
     entry: Entry
     execution: Execution
     latency: LatencyModel
+    ladder: "tuple[Run, ...]" = ()
+    """Plans to choose from before every chunk, best first; this one alone when empty."""
 
     @property
     def name(self) -> str:
@@ -98,6 +102,7 @@ def stored_rollout(
     spec: PolicySpec,
     settings: RolloutSettings,
     on_episode: Callable[[EpisodeResult], None] = lambda result: None,
+    ladder: Sequence[RungRun] = (),
 ) -> list[EpisodeResult]:
     """`rollout` with a bar; each episode is added to the file `store` as it ends, those in it are done."""
     done = load_results(store)
@@ -110,7 +115,18 @@ def stored_rollout(
             on_episode(result)
             bars.advance(bar)
 
-        return rollout(make_env, predict, spec, settings, on_result, done)
+        return rollout(make_env, predict, spec, settings, on_result, done, ladder=ladder)
+
+
+def quiet_p99(latency: LatencyModel) -> float:
+    """p99 [s] of what was measured of a plan beforehand, which is all a ladder may know.
+
+    Raises:
+        BadSetting: the latency model holds no measurements.
+    """
+    if not isinstance(latency, MeasuredLatency):
+        raise BadSetting("a ladder is chosen by measured latencies; use --latency.type=measured or bursty")
+    return latency.scale * float(np.percentile(latency.samples_s, 99))
 
 
 class Trials:
@@ -136,7 +152,15 @@ class Trials:
                 constant = replace(run, latency=ConstantLatency(seconds=latency_s))
                 episodes = self._episodes(constant, f"{run.name}_{latency_s:g}s")
                 successes = sum(e.success for e in episodes)
-                points.append({"latency_s": latency_s, "successes": successes, "n": len(episodes)})
+                seams = [jump for e in episodes for jump in e.seam_jumps]
+                points.append(
+                    {
+                        "latency_s": latency_s,
+                        "successes": successes,
+                        "n": len(episodes),
+                        "seam_jump": float(np.mean(seams)) if seams else None,
+                    }
+                )
             rates = [p["successes"] / p["n"] for p in points]
             area = curve_area([p["latency_s"] for p in points], rates)
             found[run.name] = {"label": run.entry.label, "points": points, "area": area}
@@ -190,6 +214,10 @@ class Trials:
         def on_episode(result: EpisodeResult) -> None:
             self.stopwatch.simulated_s += result.steps / settings.control_hz
 
+        rungs = []
+        for rung in run.ladder:
+            predict = self.stopwatch.timed(session(self._command, self._loaded, rung.execution).predict)
+            rungs.append(RungRun(Rung(rung.name, quiet_p99(rung.latency)), predict, rung.latency))
         with self.stopwatch.rollout():
             return stored_rollout(
                 self._folder / "episodes" / f"{name}.jsonl",
@@ -199,4 +227,5 @@ class Trials:
                 runner.spec,
                 settings,
                 on_episode,
+                rungs,
             )

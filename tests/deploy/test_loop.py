@@ -54,7 +54,7 @@ def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, lad
     )
     return ControlLoop(
         CountingRobot(),
-        SimulatedWorker(BatchedInference(predict), lambda request: ticks(request) / HZ),
+        SimulatedWorker(BatchedInference(predict), lambda n, request: ticks(n) / HZ),
         make_queue(choices),
         ActionGuard(limits),
         LatencyBudget(HZ, ladder, window=window),
@@ -323,7 +323,7 @@ def test_workers_share_one_batch_when_the_first_is_needed():
         return count_on(observations, keys)
 
     inference = BatchedInference(note)
-    fast, slow, gone = (SimulatedWorker(inference, lambda n, t=t: t) for t in (0.1, 0.2, 0.3))
+    fast, slow, gone = (SimulatedWorker(inference, lambda n, request, t=t: t) for t in (0.1, 0.2, 0.3))
     for tick, worker in enumerate((fast, slow, gone)):
         worker.submit(Request({KEY: np.full((2, 1), tick)}, tick, 0.0, (0, tick)))
     with pytest.raises(BadSetting, match="a request came at tick 5 while that of 0 is in flight"):

@@ -48,7 +48,7 @@ class World:
             self.asked += keys
             return np.tile(100.0 * len(self.asked) + np.arange(6, dtype=np.float32)[None, :, None], (1, 1, 2))
 
-        worker = SimulatedWorker(BatchedInference(predict), lambda _: latency_ticks / HZ)
+        worker = SimulatedWorker(BatchedInference(predict), lambda n, request: latency_ticks / HZ)
         self.worker = RetimedWorker(worker, self.pace)
         send = self.sent.append
         if self.settings.command_type == "trajectory":

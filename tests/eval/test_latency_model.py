@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vivace.eval.latency_model import (
+    BurstyLatency,
     ConstantLatency,
     LatencyModel,
     MeasuredLatency,
@@ -147,3 +148,20 @@ def test_profiles_out_of_order_and_measurements_without_samples_are_refused():
         ProfileLatency(p50_s=0.0, p99_s=0.1)
     with pytest.raises(BadSetting, match="has no samples; measure the plan first"):
         MeasuredLatency().latency_s(0, 0)
+
+
+def test_busy_times_come_and_go_whatever_is_asked_for():
+    model = BurstyLatency(samples_s=(0.1,), quiet_s=2.0, busy_s=1.0, factor=3.0)
+    times = np.arange(0, 30, 0.05)
+    busy = np.array([[model.is_busy(seed, time_s) for time_s in times] for seed in range(60)])
+    assert busy.mean() == pytest.approx(1 / 3, abs=0.04)
+    lengths = 1 / np.abs(np.diff(busy.astype(int), axis=1)).mean() * 0.05
+    assert lengths == pytest.approx(1.5, rel=0.15)  # mean of quiet and busy times
+    for time_s, is_busy in zip(times, busy[7], strict=True):
+        assert model.latency_s(7, int(20 * time_s), time_s) == pytest.approx(0.3 if is_busy else 0.1)
+
+
+@pytest.mark.parametrize("options", [{"quiet_s": 0.0}, {"busy_s": float("inf")}, {"factor": 0.5}])
+def test_bad_bursts_are_refused(options):
+    with pytest.raises(BadSetting, match="bursty latency has .* needed: seconds above 0"):
+        BurstyLatency(**options)

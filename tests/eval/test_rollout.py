@@ -7,12 +7,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from vivace.deploy.budget import Rung
 from vivace.deploy.guard import Limits
 from vivace.deploy.loop import Mode
 from vivace.eval.env_robot import EnvRobot
 from vivace.eval.episode import EpisodeResult, append_result, load_results
 from vivace.eval.latency_model import ConstantLatency, ProfileLatency
-from vivace.eval.rollout import RolloutSettings, rollout
+from vivace.eval.rollout import RolloutSettings, RungRun, rollout
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -308,3 +309,27 @@ def test_lines_of_another_program_are_refused(tmp_path, text):
     (tmp_path / "episodes.jsonl").write_text(text + "\n")
     with pytest.raises(BadSetting, match="an episode result has .*; needed: seed, success"):
         load_results(tmp_path / "episodes.jsonl")
+
+
+def test_a_ladder_runs_the_plan_that_fits():
+    plans = []
+
+    def slow(observations, keys):
+        plans.extend(["slow"] * len(keys))
+        return predict(observations, keys)
+
+    def fast(observations, keys):
+        plans.extend(["fast"] * len(keys))
+        return np.zeros((len(keys), 8, 2), np.float32)
+
+    ladder = [
+        RungRun(Rung("slow", 0.1), slow, ConstantLatency(seconds=0.1)),
+        RungRun(Rung("fast", 0.05), fast, ConstantLatency(seconds=0.05)),
+    ]
+    settings = RolloutSettings(n_episodes=3, mode=Mode.ASYNC, latency=ConstantLatency(seconds=9.0))
+    results = rollout(Drift, predict, SPEC, settings, ladder=ladder)
+    assert set(plans) == {"slow", "fast"}
+    assert plans[:3] == ["fast"] * 3  # nothing to execute meanwhile
+    for result in results:
+        assert result.latencies_s[:3] == (0.05,) * 3  # a better one has to fit three times
+        assert set(result.latencies_s) == {0.05, 0.1}
