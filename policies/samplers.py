@@ -305,7 +305,7 @@ def _euler_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
     return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(**_flow(t), x=1.0, out=dt))]
 
 
-def _flow(t: float) -> dict[str, float]:
+def _flow(t: float) -> dict[str, Any]:
     """Coefficients where x is t clean + (1 - t) noise, and a velocity is predicted."""
     return {"t": t, "alpha": t, "sigma": 1 - t, "clean_x": 1.0, "clean_out": 1 - t}
 
