@@ -1,7 +1,7 @@
 """The time a chunk may take: its deadline, what latency to expect, and which plan fits."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from vivace.policies.errors import BadSetting
@@ -67,6 +67,8 @@ class LatencyBudget:
         self._recent: deque[float] = deque(maxlen=window)
         self._loads: deque[float] = deque(maxlen=window)
         """How much longer than their plan's p99 the last chunks took."""
+        self.choices: Counter[str] = Counter()
+        """How often each plan was chosen."""
         self._patience, self._fitted = patience, 0
         self._chosen: int | None = None
         self._due_tick: int | None = None
@@ -106,7 +108,9 @@ class LatencyBudget:
             self._fitted += 1
             if self._fitted >= self._patience:
                 self._chosen, self._fitted = best, 0
-        return self.ladder[self._chosen].name
+        name = self.ladder[self._chosen].name
+        self.choices[name] += 1
+        return name
 
     def ask(self, due_tick: int) -> None:
         """Note that a chunk is asked for, and when it is due."""

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from vivace.accel.rows import Rows
 from vivace.deploy.bundle import Graph, StepProgram
 from vivace.deploy.ort_policy import CACHE, CONTEXT, NEXT, PAST
+from vivace.deploy.precision import reduced
 from vivace.policies.decoding import chain
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
@@ -41,6 +42,8 @@ class GraphWriter:
 
     folder: Path
     """Of the bundle."""
+    precision: str = "fp32"
+    """One of `precision.PRECISIONS`; graphs are proven at fp32 before they are reduced."""
     graphs: list[Graph] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     """Largest difference of each graph's outputs from torch's."""
@@ -80,14 +83,18 @@ class GraphWriter:
             found = module(*given)
         model = program.model_proto
         _drop_unused_inputs(model.graph)
+        used = {value.name: inputs[value.name] for value in model.graph.input}
+        if self.precision != "fp32":
+            self.errors.append(_error(model.SerializeToString(), used, found))
+            model = reduced(model, self.precision)
         file = Path("graphs") / f"{name}.onnx"
         target = self.folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         self._share(model.graph.initializer, target.parent / "weights.bin")
         target.write_bytes(model.SerializeToString())
-        used = [value.name for value in model.graph.input]
         self.graphs.append(Graph(file.as_posix(), _shapes(model.graph.input), _shapes(model.graph.output)))
-        self.errors.append(_error(target, {key: inputs[key] for key in used}, found))
+        if self.precision == "fp32":
+            self.errors.append(_error(str(target), used, found))
         return len(self.graphs) - 1
 
     def _share(self, tensors: Any, file: Path) -> None:
@@ -129,9 +136,9 @@ def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _error(file: Path, inputs: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> float:
+def _error(model: str | bytes, inputs: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> float:
     """Largest difference of a graph's outputs in ONNX Runtime from torch's."""
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
     return max(
         float(np.abs(mine.astype(np.float64) - theirs.cpu().double().numpy()).max(initial=0.0))

@@ -1,5 +1,6 @@
 """Run a bundle with numpy and ONNX Runtime."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,18 @@ CONTEXT = "context"
 """Prefix of the names of what `encode` makes of an observation."""
 
 
+def share_threads(threads: int | None) -> None:
+    """Make the one pool of threads that all policies of this process share; before any of them is loaded.
+
+    Only for a process that runs nothing else with ONNX Runtime: from then on every session must share it.
+
+    Args:
+        threads: how many; one for every core this process may use when None.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ort.set_global_thread_pool_sizes(threads or allowed or 1, 1)
+
+
 class OrtPolicy:
     """An exported policy, ready to run; takes what `policies.session.Session` takes.
 
@@ -45,6 +58,7 @@ class OrtPolicy:
         threads: of one inference; ONNX Runtime's own choice when None.
         task: instruction, for policies that read one; `task` may be set anew between two chunks.
         chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
+        shares_threads: its graphs use the process's one pool of threads (`share_threads`), not one each.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class OrtPolicy:
         threads: int | None = None,
         task: str = "",
         chunking: RealTimeChunking | None = None,
+        shares_threads: bool = False,
     ) -> None:
         started = time.perf_counter()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -62,7 +77,7 @@ class OrtPolicy:
         self.cut_short = 0
         """Chunks that were returned unfinished, to be in time."""
         self._providers = _available(providers)
-        self._threads = threads
+        self._threads, self._shares_threads = threads, shares_threads
         self._sessions = [self._session(graph) for graph in self.bundle.graphs]
         self._prompts: dict[str, dict[str, np.ndarray]] = {}
         self.load_s = time.perf_counter() - started
@@ -231,7 +246,9 @@ class OrtPolicy:
     def _session(self, graph: Graph) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if self._threads:
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # the next graph needs the core
+        options.use_per_session_threads = not self._shares_threads
+        if self._threads and not self._shares_threads:
             options.intra_op_num_threads = self._threads
         path = self.bundle.path(graph.file)
         try:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.ort_policy import OrtPolicy, share_threads
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
 from vivace.policies.chunking import RealTimeChunking
@@ -41,7 +41,7 @@ class Inference(Protocol):
 
 
 class Bundles:
-    """Exported plans of one policy: the rungs of a ladder, by name; the first one is the usual one."""
+    """Exported plans of one policy by name, the first one the usual one; the process does nothing else."""
 
     def __init__(
         self,
@@ -50,8 +50,10 @@ class Bundles:
         threads: int | None = None,
         chunking: RealTimeChunking | None = None,
     ) -> None:
+        share_threads(threads)
         self._policies = {
-            name: OrtPolicy(folder, providers, threads, chunking=chunking) for name, folder in folders.items()
+            name: OrtPolicy(folder, providers, threads, chunking=chunking, shares_threads=True)
+            for name, folder in folders.items()
         }
 
     def __call__(self, request: Request) -> np.ndarray:

@@ -21,6 +21,7 @@ from vivace.accel.flops import count_flops
 from vivace.accel.greedy import GreedyExecuted, executed_tokens
 from vivace.accel.layer_curve import policy_curve
 from vivace.accel.technique import CalibrationData
+from vivace.eval.bundle_rows import BundleRun
 from vivace.eval.latencies import chunk_latencies
 from vivace.eval.lineup import Entry, lineup_for
 from vivace.eval.output import claim, output_folder
@@ -51,9 +52,12 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     data = observe(command, loaded)
     executions = build(loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
-    times = chunk_latencies(executions, data, command.bench.repeats)
+    exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
+    others = {run.name: run for run in exported}
+    times = chunk_latencies(executions, data, command.bench.repeats, others)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))
     rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
+    rows += [run.row(times, reference, data) for run in exported]
     if command.bench.n_episodes:
         eager = {entry.name for entry in entries if not entry.is_compiled}
         steps = {entry.name: entry.n_action_steps for entry in entries}
@@ -244,7 +248,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "as eager" if row["action_error"] is None else f"{row['action_error']:.4f}",
             "" if row["gflop"] is None else f"{row['gflop']:.2f}",
         ]
-        if writes:
+        if writes and "passes" not in row:
+            cells += ["", ""]
+        elif writes:
             cells += [f"{row['passes']:.1f}", f"{row['tokens_per_s']:.0f}"]
         if "interval" in row:
             low, high = row["interval"]

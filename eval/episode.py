@@ -69,7 +69,8 @@ class EpisodeResult:
 
 def jumps(records: Sequence[TickRecord]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Changes of the action between ticks that executed chunks: where the chunk changed, and elsewhere."""
-    seams, inner = [], []
+    seams: list[float] = []
+    inner: list[float] = []
     for before, now in pairwise(records):
         if before.chunk_id is None or now.chunk_id is None:
             continue

@@ -6,9 +6,10 @@ the same latencies. `--latency.refresh=true` measures again.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ CACHE = Path("outputs/latency")
 
 
 def chunk_latencies(
-    executions: Mapping[str, Execution], data: CalibrationData, repeats: int
+    executions: Mapping[str, Execution],
+    data: CalibrationData,
+    repeats: int,
+    others: Mapping[str, Callable[[CalibrationData], object]] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
     """Time chunks of every execution at batch 1, interleaved; name -> latencies [s].
 
@@ -33,9 +37,11 @@ def chunk_latencies(
         executions: name -> what to time.
         data: observations, one a round, in turn: decoding some takes longer than others.
         repeats: timed rounds.
+        others: name -> what else is timed in the same rounds, given one observation.
     """
     device = next(iter(data.batch.values())).device
-    runs = {name: partial(_chunk, execution, data.ones()) for name, execution in executions.items()}
+    chunks = {name: partial(_chunk, execution) for name, execution in executions.items()} | dict(others)
+    runs = {name: partial(_next, chunk, data.ones()) for name, chunk in chunks.items()}
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with progress() as bars:
         bar = bars.add_task("measuring latencies, interleaved", total=repeats + 1)
@@ -44,8 +50,11 @@ def chunk_latencies(
         )
 
 
-def _chunk(execution: Execution, observations: Iterator[CalibrationData]) -> None:
-    one = next(observations)
+def _next(chunk: Callable[[CalibrationData], object], observations: Iterator[CalibrationData]) -> None:
+    chunk(next(observations))
+
+
+def _chunk(execution: Execution, one: CalibrationData) -> None:
     sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
 
 

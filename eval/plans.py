@@ -51,8 +51,10 @@ def session(
 ) -> Session:
     """Run a policy under an execution, told what to do in a task, the command's first when not given."""
     text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
-    is_rtc = isinstance(command, EvalCommand) and command.eval.mode == Mode.RTC
-    return Session(loaded, execution, text, command.rtc if is_rtc else None)
+    chunking = None
+    if isinstance(command, EvalCommand) and command.eval.mode == Mode.RTC:
+        chunking = command.rtc
+    return Session(loaded, execution, text, chunking)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:

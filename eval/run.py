@@ -1,6 +1,7 @@
 """`vivace run`: a robot, or a simulation, in wall-clock time with an exported policy."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.clock import WallClock
 from vivace.deploy.guard import ActionGuard, Limits
@@ -18,6 +19,7 @@ from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
 from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.rungs import check_same_policy, measure_rungs
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.eval.cpu_load import cpu_load
 from vivace.eval.interrupts import Interrupts
@@ -46,10 +48,13 @@ class Parts:
     settings: LoopSettings
     limits: Limits
     worker: ProcessWorker
+    ladder: tuple[Rung, ...]
     recorder: Recorder
     watchdog: Watchdog
     clock: WallClock
     grants: tuple[Grant, ...] = ()
+    choices: Counter[str] = field(default_factory=Counter)
+    """How often each plan of the ladder was chosen."""
     episodes: list[dict[str, Any]] = field(default_factory=list)
     was_interrupted: bool = False
 
@@ -58,6 +63,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     """Drive the robot until the run is over; write results.json, the report, the trace and the film."""
     requirements = read_requirements(command.require, ("run",), REQUIRED)
     bundle = Bundle.load(command.bundle)
+    check_same_policy({name: Bundle.load(path) for name, path in _plans(command).items()})
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
         robot = _robot(command, bundle.spec, stack)
@@ -65,6 +71,10 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
         worker = _worker(command, bundle)
         stack.callback(worker.close)
         worker.start()
+        names = tuple(_plans(command)) if command.loop.ladder else ()
+        ladder = measure_rungs(
+            worker, bundle.spec, names, command.instruction or next(iter(bundle.prompts), "")
+        )
         folder = output_folder("run", command.output_dir, command.job_name)
         with _recorder(command, folder) as recorder:
             parts = Parts(
@@ -74,6 +84,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
                 settings=settings,
                 limits=limits,
                 worker=worker,
+                ladder=ladder,
                 recorder=recorder,
                 watchdog=Watchdog(command.watchdog, recorder.changed),
                 clock=WallClock(command.realtime.spin_s),
@@ -125,14 +136,25 @@ def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
         n_action_steps=n_action_steps,
         request_at=command.loop.request_at,
         blend_ticks=command.loop.blend_ticks,
+        anytime=command.loop.anytime,
     )
 
 
 def _worker(command: RunCommand, bundle: Bundle) -> ProcessWorker:
     options = command.loop
     chunking = options.rtc if options.mode == Mode.RTC else None
-    load = bundles({"plan": bundle.folder}, options.providers, options.threads, chunking)
+    load = bundles(_plans(command), options.providers, options.threads, chunking)
     return ProcessWorker(load, bundle.spec, stall_s=options.stall_s)
+
+
+def _plans(command: RunCommand) -> dict[str, Path]:
+    """Name -> folder of every plan there is, best first."""
+    folders = [command.bundle, *command.loop.ladder]
+    if command.loop.ladder and command.loop.mode == Mode.SYNC:
+        raise BadSetting("loop.ladder needs time to choose by; use --loop.mode=async or rtc")
+    if len(set(folders)) < len(folders):
+        raise BadSetting(f"loop.ladder has bundles {folders}; each may be there once")
+    return {folder: Path(folder) for folder in folders}
 
 
 @contextmanager
@@ -183,6 +205,7 @@ def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> N
         if parts.watchdog.state == State.STOP and interrupts.release_wanted():
             parts.watchdog.reset(parts.clock.now())
     _bring_to_rest(parts, loop)
+    parts.choices.update(loop.budget.choices)
     if hasattr(robot, "is_over"):
         success = bool(getattr(robot, "is_success", False))
         parts.episodes.append({"seed": seed, "ticks": ticks, "success": success})
@@ -198,7 +221,7 @@ def _loop(parts: Parts, seed: int) -> ControlLoop:
         parts.worker,
         make_queue(parts.settings),
         guard,
-        LatencyBudget(parts.command.control_hz),
+        LatencyBudget(parts.command.control_hz, parts.ladder),
         parts.clock,
         parts.settings,
         spec=spec,

@@ -36,6 +36,11 @@ class LoopOptions:
     """Actions of a chunk that are fresh; the bundle's own when not given."""
     request_at: int | None = None
     """Ask for the next chunk when so many fresh actions are left; by the expected latency when not given."""
+    ladder: list[str] = field(default_factory=list)
+    """async, rtc: folders of faster bundles of the same policy, best first; before every chunk the best plan
+    is chosen that will be there in time."""
+    anytime: bool = False
+    """async, rtc: a chunk that would be late is cut short between two of its steps."""
     blend_ticks: int = 0
     """Ticks over which a newer chunk is blended in."""
     rtc: RealTimeChunking = field(default_factory=RealTimeChunking)

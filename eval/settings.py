@@ -169,6 +169,8 @@ class BenchOptions:
     """Episodes stepped together."""
     only: list[str] = field(default_factory=list)
     """Names of the plans to run besides the plain loop; all when empty."""
+    bundles: list[str] = field(default_factory=list)
+    """Folders of vivace export, of this policy, to time in the same rounds (success is not theirs)."""
 
 
 @dataclass(kw_only=True)
@@ -233,6 +235,9 @@ class ExportOptions:
 
     plan: bool = True
     """The plan that --accel.path names, else the one beside the checkpoint, if there is one; false: none."""
+    precision: str = "fp32"
+    """fp32, proven equal to torch; fp16, or int8 (matrix products, quantised as they come): the error of the
+    actions is reported."""
     instructions: list[str] = field(default_factory=list)
     """Texts a policy that reads one will be told; those of the tasks named when empty."""
 

@@ -147,7 +147,7 @@ class Trials:
         for run in runs:
             if run.name not in options.curve_runs or not options.curve:
                 continue
-            points = []
+            points: list[dict[str, Any]] = []
             for latency_s in sorted(set(options.curve)):
                 constant = replace(run, latency=ConstantLatency(seconds=latency_s))
                 episodes = self._episodes(constant, f"{run.name}_{latency_s:g}s")

@@ -176,6 +176,30 @@ def test_a_chunk_that_must_be_there_at_once_is_cut_short(subject, request):
     assert not np.array_equal(cut, whole)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_bundle_of_lower_precision_says_how_far_off_it_is(vla, precision, tmp_path):
+    loaded, plan, data, folder = vla
+    bundle = export(loaded, plan, data, tmp_path / precision, ["Open the drawer"], precision=precision)
+    receipt = bundle.receipt
+    assert receipt["precision"] == precision
+    assert receipt["graph_error"] <= receipt["tolerance"]  # before they were reduced
+    assert 0 < receipt["action_error"] <= receipt["chunk_error"] < 0.5
+    whole = OrtPolicy(folder, task="Open the drawer").predict(raw(loaded), KEYS)
+    found = OrtPolicy(bundle, task="Open the drawer").predict(raw(loaded), KEYS)
+    assert not np.array_equal(found, whole)
+    assert size(bundle.folder) < (0.75 if precision == "fp16" else 0.9) * size(folder)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "graphs").rglob("*"))
+
+
+def test_an_unknown_precision_is_refused(diffusion, tmp_path):
+    loaded, plan, data, _ = diffusion
+    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8"):
+        export(loaded, plan, data, tmp_path / "out", precision="fp4")
+
+
 DECODERS = [
     ("greedy_executed", {}),
     ("jacobi", {"init": "prompt", "freeze": False}),

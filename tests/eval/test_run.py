@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -240,3 +241,31 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, bundle, tmp_path, monkeyp
     assert told.out == ""
     assert "Traceback" not in told.err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_ladder_is_timed_and_chosen_from(capsys, bundle, tmp_path):
+    other = tmp_path / "faster"
+    shutil.copytree(bundle, other)
+    code, _, found = run(
+        capsys, bundle, tmp_path / "out", "--robot.task=reach-moving", "--control_hz=10", "--duration_s=2",
+        "--n_episodes=0", f"--loop.ladder=[{other}]", "--loop.anytime=true", "--video=false",
+    )  # fmt: skip
+    assert code == 0
+    assert [rung["bundle"] for rung in found["ladder"]] == [str(bundle), str(other)]
+    assert all(0 < rung["p99_s"] < 5 for rung in found["ladder"])
+    assert sum(rung["chosen"] for rung in found["ladder"]) >= found["run"]["chunks"] > 0
+
+
+def test_a_ladder_that_cannot_be_is_refused(capsys, bundle, tmp_path):
+    for flags, message in (
+        ([f"--loop.ladder=[{bundle}]"], "each may be there once"),
+        (["--loop.ladder=[other]", "--loop.mode=sync"], "loop.ladder needs time to choose by"),
+    ):
+        assert main(["run", f"--bundle={bundle}", *flags]) == 2
+        assert message in capsys.readouterr().err
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["vivace"]["spec"]["action_kinds"] = ["absolute"] * 4
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["run", f"--bundle={bundle}", f"--loop.ladder=[{other}]"]) == 2
+    assert "give bundles of one policy under different plans" in capsys.readouterr().err

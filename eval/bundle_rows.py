@@ -1,0 +1,64 @@
+"""Exported bundles beside the plans of `vivace bench`: the same observations, the same rounds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.ort_policy import OrtPolicy
+from vivace.eval.statistics import ratio_of_medians
+from vivace.policies.errors import BadSetting
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.streams import Streams
+
+
+class BundleRun:
+    """One bundle, run on normalised observations."""
+
+    def __init__(self, folder: str, loaded: LoadedPolicy, threads: int | None) -> None:
+        self.policy = OrtPolicy(folder, threads=threads)
+        self.name = f"ort:{folder}"
+        receipt = self.policy.bundle.receipt
+        weights = receipt["fingerprint"]["weights"]
+        if weights != loaded.fingerprint.weights:
+            raise BadSetting(
+                f"bundle {folder} holds another policy (weights {weights[:8]}, asked for "
+                f"{loaded.fingerprint.weights[:8]}); export this one: vivace export"
+            )
+        plan = ", ".join(receipt["techniques"]) or "as trained"
+        self.label = f"ONNX Runtime {receipt['precision']}, {plan}"
+
+    def __call__(self, one: CalibrationData) -> np.ndarray:
+        """Sample a chunk (1, H, A) of one observation."""
+        batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+        draft = None if one.draft is None else one.draft[0].numpy()
+        return self.policy.sample(batch, Streams(one.noise_keys), draft)
+
+    def row(
+        self, times: Mapping[str, Sequence[float]], reference: torch.Tensor, data: CalibrationData
+    ) -> dict[str, Any]:
+        """Return the bundle's row of the table; arguments as of `bench.pareto_row`."""
+        ones = data.ones()
+        found = np.concatenate([self(next(ones)) for _ in data.noise_keys])
+        ratio = ratio_of_medians(times["plain"], times[self.name])
+        folder, receipt = self.policy.bundle.folder, self.policy.bundle.receipt
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return {
+            "name": self.name,
+            "label": self.label,
+            "family": "ort",
+            "latency_s": float(np.median(times[self.name])),
+            "latency_spread": np.percentile(times[self.name], [10, 90]).tolist(),
+            "ratio": ratio.ratio,
+            "ratio_interval": list(ratio.interval),
+            "action_error": float(np.abs(found - reference.cpu().numpy()).mean()),
+            "gflop": None,
+            "bundle": {
+                "graphs": len(self.policy.bundle.graphs),
+                "megabytes": round(size / 1e6, 2),
+                "load_s": self.policy.load_s,
+                "chunk_error": receipt["chunk_error"],
+            },
+        }
