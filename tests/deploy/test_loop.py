@@ -42,6 +42,7 @@ def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, lad
     """A loop over `CountingRobot`; the latency is a number of ticks, or request -> ticks."""
     ticks = latency_ticks if callable(latency_ticks) else lambda request: latency_ticks
     choices = LoopSettings(**{"n_action_steps": 4, **options})
+    inference = BatchedInference(predict, {rung.name: predict for rung in ladder})
     spec = PolicySpec(
         type="counter",
         action_dim=3,
@@ -54,7 +55,7 @@ def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, lad
     )
     return ControlLoop(
         CountingRobot(),
-        SimulatedWorker(BatchedInference(predict), lambda n, request: ticks(n) / HZ),
+        SimulatedWorker(inference, lambda n, request: ticks(n) / HZ),
         make_queue(choices),
         ActionGuard(limits),
         LatencyBudget(HZ, ladder, window=window),
