@@ -64,7 +64,8 @@ class BatchedInference:
     """
 
     def __init__(self, predict: Predict, plans: Mapping[str, Predict] | None = None) -> None:
-        self._predict: dict[str | None, Predict] = {None: predict, **(plans or {})}
+        self._predict: dict[str | None, Predict] = {None: predict}
+        self._predict.update(plans or {})
         self._waiting: dict[SimulatedWorker, Request] = {}
 
     def add(self, worker: "SimulatedWorker", request: Request) -> None:
