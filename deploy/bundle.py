@@ -139,6 +139,12 @@ class Bundle:
             },
         }
 
+    @property
+    def megabytes(self) -> float:
+        """Size of the folder [MB]."""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return round(size / 1e6, 2)
+
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read and check a bundle's manifest and files.

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,7 @@ def export(
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
-    for technique in plan.techniques:
-        if not (technique.is_static or technique.kind in DECODERS):
-            raise UnsupportedPolicy(
-                f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
-                "out of the plan: vivace calibrate --accel.techniques=…"
-            )
+    _check_techniques(plan)
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
     observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
     partial = folder.with_name(folder.name + ".partial")
@@ -107,31 +103,55 @@ def export(
         **parts,
     )
     _write(bundle)
-    errors = [_chunk_error(OrtPolicy(bundle), execution, one) for one in _each(data)]
-    receipt: dict[str, Any] = {
-        "fingerprint": asdict(plan.fingerprint),
-        "techniques": [technique.kind for technique in plan.techniques],
-        "torch": torch.__version__,
-        "observations": len(errors),
-        "precision": precision,
-        "chunk_error": max(largest for largest, _ in errors),
-        "action_error": float(np.mean([mean for _, mean in errors])),
-        "graph_error": max(writer.errors),
-        "tolerance": TOLERANCE,
-    }
-    proven = writer.errors if precision != "fp32" else [receipt["chunk_error"], *writer.errors]
-    worst = max(proven)
-    if not worst <= TOLERANCE or not np.isfinite(receipt["chunk_error"]):
-        raise ParityError(
-            f"ONNX Runtime differs from torch by {worst:.2g} on {len(errors)} observations, {TOLERANCE:g} is "
-            f"allowed; nothing was written to {folder}; what was made is in {partial}"
-        )
+    receipt = _receipt(bundle, plan, execution, data, writer)
+    _check_parity(receipt, folder, partial)
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     files = {name: file_hash(partial / name) for name in names if name != MANIFEST}
     _write(replace(bundle, receipt=receipt, files=files))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return Bundle.load(folder)
+
+
+def _check_techniques(plan: AccelerationPlan) -> None:
+    for technique in plan.techniques:
+        if not (technique.is_static or technique.kind in DECODERS):
+            raise UnsupportedPolicy(
+                f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
+                "out of the plan: vivace calibrate --accel.techniques=…"
+            )
+
+
+def _receipt(
+    bundle: Bundle, plan: AccelerationPlan, execution: Execution, data: CalibrationData, writer: GraphWriter
+) -> dict[str, Any]:
+    """What was exported, and how far it is from torch."""
+    policy = OrtPolicy(bundle)
+    ones = islice(data.ones(), len(data.noise_keys))
+    errors = [_chunk_error(policy, execution, one) for one in ones]
+    return {
+        "fingerprint": asdict(plan.fingerprint),
+        "techniques": [technique.kind for technique in plan.techniques],
+        "torch": torch.__version__,
+        "observations": len(errors),
+        "precision": writer.precision,
+        "chunk_error": max(largest for largest, _ in errors),
+        "action_error": float(np.mean([mean for _, mean in errors])),
+        "graph_error": max(writer.errors),
+        "tolerance": TOLERANCE,
+    }
+
+
+def _check_parity(receipt: Mapping[str, Any], folder: Path, partial: Path) -> None:
+    """Raise `ParityError` if a graph, or at fp32 a chunk, differs from torch's."""
+    worst, chunk = receipt["graph_error"], receipt["chunk_error"]
+    if receipt["precision"] == "fp32":
+        worst = max(chunk, worst)
+    if not worst <= TOLERANCE or not np.isfinite(chunk):
+        raise ParityError(
+            f"ONNX Runtime differs from torch by {worst:.2g} on {receipt['observations']} observations, "
+            f"{TOLERANCE:g} is allowed; nothing was written to {folder}; what was made is in {partial}"
+        )
 
 
 def _graphs(
@@ -163,19 +183,17 @@ def _write(bundle: Bundle) -> None:
     (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
 
 
-def _each(data: CalibrationData) -> Iterator[CalibrationData]:
-    ones = data.ones()
-    for _ in data.noise_keys:
-        yield next(ones)
+def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
+    """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
+    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+    draft = None if one.draft is None else one.draft[0].numpy()
+    return policy.sample(batch, Streams(one.noise_keys), draft)
 
 
 def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> tuple[float, float]:
     """Largest and mean difference of normalised actions of one observation."""
     wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
-    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
-    draft = None if one.draft is None else one.draft[0].numpy()
-    found = policy.sample(batch, Streams(one.noise_keys), draft)
-    difference = np.abs(found - wanted)
+    difference = np.abs(sample_bundle(policy, one) - wanted)
     return float(difference.max()), float(difference.mean())
 
 

@@ -201,12 +201,7 @@ def export_denoising(
         left = _named(kept)
         key = (_program(execution, step), tuple((name, tuple(v.shape)) for name, v in given.items()))
         if key not in programs:
-            carried = {
-                new: old
-                for new, value in left.items()
-                for old in (next((o for o, v in given.items() if v is value), None),)
-                if old is not None
-            }
+            carried = _carried(given, left)
             fresh = [name for name in left if name not in carried]
             module = _Step(execution, step, context_tree, len(context_leaves), dict(cache), fresh)
             at = torch.tensor(step.index)
@@ -273,6 +268,12 @@ def _program(execution: Execution, step: Step) -> Any:
     return is_guided, row.program, row.depth, tuple(group.is_renewed for group in row.groups)
 
 
+def _carried(given: dict[str, Tensor], left: Mapping[str, Tensor]) -> dict[str, str]:
+    """Entry that a step leaves -> entry it was given and passes on unchanged."""
+    names = {id(value): name for name, value in reversed(given.items())}  # the first name of each
+    return {new: names[id(value)] for new, value in left.items() if id(value) in names}
+
+
 def _named(cache: Mapping[str, Any]) -> dict[str, Tensor]:
     """Leaves of a cache by name."""
     leaves, _ = pytree.tree_flatten_with_path(dict(cache))
@@ -291,18 +292,25 @@ class _Traced(nn.Module):
         self.execution = execution
 
 
-class _Encode(_Traced):
-    """Normalised observations -> leaves of the context."""
+class _Observing(_Traced):
+    """A module that is given normalised observations."""
 
     def __init__(self, execution: Execution, keys: list[str]):
         super().__init__(execution)
         self.keys = keys
 
+    def encoded(self, values: tuple[Tensor, ...]) -> Any:
+        """What the policy makes of them."""
+        run = self.execution
+        return run.policy.encode(dict(zip(self.keys, values, strict=True)), run.language, run.select)
+
+
+class _Encode(_Observing):
+    """Normalised observations -> leaves of the context."""
+
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Encode."""
-        run = self.execution
-        batch = dict(zip(self.keys, values, strict=True))
-        return tuple(pytree.tree_leaves(run.policy.encode(batch, run.language, run.select)))
+        return tuple(pytree.tree_leaves(self.encoded(values)))
 
 
 @dataclass(frozen=True)
@@ -343,19 +351,13 @@ class _Step(_Traced):
         return out, *(left[name] for name in self.fresh)
 
 
-class _Prompt(_Traced):
+class _Prompt(_Observing):
     """Normalised observations -> logits of the first token, what was read, with room for a chunk."""
-
-    def __init__(self, execution: Execution, keys: list[str]):
-        super().__init__(execution)
-        self.keys = keys
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Read the prompt."""
-        run = self.execution
-        batch = dict(zip(self.keys, values, strict=True))
-        prompt = run.policy.encode(batch, run.language, run.select)
-        past = prompt.past.with_room(run.policy.n_tokens)
+        prompt = self.encoded(values)
+        past = prompt.past.with_room(self.execution.policy.n_tokens)
         return prompt.logits, *past.keys, *past.values, *past.prompt, past.n_positions
 
 

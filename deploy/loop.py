@@ -127,6 +127,21 @@ class LoopSettings:
             raise BadSetting(f"initial_action={self.initial_action} holds NaN or infinity")
 
 
+def executed_actions(asked: int | None, spec: PolicySpec) -> int:
+    """Actions of a chunk to execute: so many as are asked for, or the policy's own number.
+
+    Raises:
+        BadSetting: a chunk of the policy has fewer.
+    """
+    n_action_steps = asked or spec.n_action_steps
+    available = spec.horizon - spec.first_action
+    if n_action_steps > available:
+        raise BadSetting(
+            f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
+        )
+    return n_action_steps
+
+
 def make_queue(settings: LoopSettings) -> ChunkQueue:
     """Build the queue a mode needs."""
     if settings.mode == Mode.SYNC:

@@ -257,16 +257,20 @@ def _cpus() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
+def observation_layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Key -> shape (To, ...) and dtype of a policy's observations as a robot gives them, images HWC uint8."""
     n = spec.n_obs_steps
-    layout = {
+    return {
         key: ((n, *shape[1:], shape[0]), "uint8")
         if key.startswith("observation.image")
         else ((n, *shape), "float32")
         for key, shape in spec.observation_shapes.items()
     }
+
+
+def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
     actions = ((spec.horizon, spec.action_dim), "float32")
-    return {**layout, PREVIOUS: actions, _ACTIONS: actions}
+    return {**observation_layout(spec), PREVIOUS: actions, _ACTIONS: actions}
 
 
 def _serve(

@@ -42,7 +42,7 @@ from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.ros2_command import ArrayCommand, Command, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import inference_status, loop_status, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
-from vivace.deploy.ros2_robot import RetimedWorker, warm_up
+from vivace.deploy.ros2_robot import RetimedWorker
 from vivace.deploy.ros2_sensors import Sensors
 from vivace.deploy.ros2_settings import RosSettings, check, parameters
 from vivace.deploy.ros2_topics import (
@@ -53,6 +53,7 @@ from vivace.deploy.ros2_topics import (
     trajectory_message,
     with_deadline,
 )
+from vivace.deploy.warm_up import warm_up
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.types import PolicySpec
 

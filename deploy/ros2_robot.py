@@ -7,11 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.ros2_sensors import Sensors
 from vivace.deploy.worker import Request, Worker
-from vivace.policies.errors import BadSetting
-from vivace.policies.types import Chunk, Observation, PolicySpec
+from vivace.policies.types import Chunk, Observation
 
 _KEPT = 4096
 """Stamps and latencies that are remembered."""
@@ -118,41 +116,3 @@ class RetimedWorker:
     def forget(self) -> None:
         """Drop the request in flight: its chunk is not handed out."""
         self._is_forgotten = self._worker.is_busy
-
-
-def warm_up(worker: ProcessWorker, spec: PolicySpec, task: str, count: int, patience_s: float) -> list[float]:
-    """Compute chunks of a blank observation, so that the first real one is not the slow one.
-
-    Args:
-        worker: idle.
-        spec: of the policy.
-        task: instruction, for a policy that reads one.
-        count: chunks.
-        patience_s: how long one may take [s].
-
-    Returns:
-        How long each took [s].
-
-    Raises:
-        BadSetting: the policy failed, or took too long.
-    """
-    blank = {
-        key: np.zeros((spec.n_obs_steps, *shape[1:], shape[0]), np.uint8)
-        if key.startswith("observation.image")
-        else np.zeros((spec.n_obs_steps, *shape), np.float32)
-        for key, shape in spec.observation_shapes.items()
-    }
-    took = []
-    for number in range(count):
-        began = time.monotonic()
-        worker.submit(Request(blank, number, began, (0, number), task=task))
-        while (chunk := worker.poll(time.monotonic())) is None:
-            if worker.errors:
-                raise BadSetting(f"the policy failed on a blank observation: {worker.errors[-1]}")
-            if time.monotonic() - began > patience_s:
-                raise BadSetting(
-                    f"a chunk took more than {patience_s} s; give more threads, or raise stall_s"
-                )
-            time.sleep(0.0005)
-        took.append(chunk.ready_s - began)
-    return took

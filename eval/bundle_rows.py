@@ -1,17 +1,18 @@
 """Exported bundles beside the plans of `vivace bench`: the same observations, the same rounds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.eval.statistics import ratio_of_medians
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.streams import Streams
 
 
 class BundleRun:
@@ -32,19 +33,15 @@ class BundleRun:
 
     def __call__(self, one: CalibrationData) -> np.ndarray:
         """Sample a chunk (1, H, A) of one observation."""
-        batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
-        draft = None if one.draft is None else one.draft[0].numpy()
-        return self.policy.sample(batch, Streams(one.noise_keys), draft)
+        return sample_bundle(self.policy, one)
 
     def row(
         self, times: Mapping[str, Sequence[float]], reference: torch.Tensor, data: CalibrationData
     ) -> dict[str, Any]:
         """Return the bundle's row of the table; arguments as of `bench.pareto_row`."""
-        ones = data.ones()
-        found = np.concatenate([self(next(ones)) for _ in data.noise_keys])
+        found = np.concatenate([self(one) for one in islice(data.ones(), len(data.noise_keys))])
         ratio = ratio_of_medians(times["plain"], times[self.name])
-        folder, receipt = self.policy.bundle.folder, self.policy.bundle.receipt
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        bundle = self.policy.bundle
         return {
             "name": self.name,
             "label": self.label,
@@ -56,9 +53,9 @@ class BundleRun:
             "action_error": float(np.abs(found - reference.cpu().numpy()).mean()),
             "gflop": None,
             "bundle": {
-                "graphs": len(self.policy.bundle.graphs),
-                "megabytes": round(size / 1e6, 2),
+                "graphs": len(bundle.graphs),
+                "megabytes": bundle.megabytes,
                 "load_s": self.policy.load_s,
-                "chunk_error": receipt["chunk_error"],
+                "chunk_error": bundle.receipt["chunk_error"],
             },
         }

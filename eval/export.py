@@ -31,11 +31,10 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
             bars.update(bar, completed=done, total=total)
 
         bundle = export(loaded, plan, data, folder, texts, on_step, command.export.precision)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     summary = {
         "bundle": str(folder),
         "graphs": len(bundle.graphs),
-        "megabytes": round(size / 1e6, 2),
+        "megabytes": bundle.megabytes,
         "techniques": list(bundle.receipt["techniques"]),
         "precision": bundle.receipt["precision"],
         "action_error": bundle.receipt["action_error"],

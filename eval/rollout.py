@@ -14,7 +14,15 @@ from typing import Any
 from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.clock import Clock, VirtualClock
 from vivace.deploy.guard import ActionGuard, Limits
-from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, Source, TickRecord, make_queue
+from vivace.deploy.loop import (
+    ControlLoop,
+    LoopSettings,
+    Mode,
+    Source,
+    TickRecord,
+    executed_actions,
+    make_queue,
+)
 from vivace.deploy.worker import BatchedInference, Predict, SimulatedWorker
 from vivace.eval.env_robot import EnvRobot
 from vivace.eval.episode import EpisodeResult, jumps
@@ -75,15 +83,9 @@ class RolloutSettings:
         Raises:
             BadSetting: a chunk of the policy has fewer actions than `n_action_steps`.
         """
-        n_action_steps = self.n_action_steps or spec.n_action_steps
-        available = spec.horizon - spec.first_action
-        if n_action_steps > available:
-            raise BadSetting(
-                f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
-            )
         return LoopSettings(
             mode=self.mode,
-            n_action_steps=n_action_steps,
+            n_action_steps=executed_actions(self.n_action_steps, spec),
             request_at=self.request_at,
             blend_ticks=self.blend_ticks,
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from vivace.deploy.bundle import Bundle
 from vivace.deploy.clock import WallClock
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.limits import load_limits
-from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, executed_actions, make_queue
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
 from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
@@ -62,16 +62,17 @@ class Parts:
 def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     """Drive the robot until the run is over; write results.json, the report, the trace and the film."""
     requirements = read_requirements(command.require, ("run",), REQUIRED)
-    bundle = Bundle.load(command.bundle)
-    check_same_policy({name: Bundle.load(path) for name, path in _plans(command).items()})
+    plans = {folder: Bundle.load(folder) for folder in _plans(command)}
+    check_same_policy(plans)
+    bundle = plans[command.bundle]
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
         robot = _robot(command, bundle.spec, stack)
         settings, limits = _fit(command, robot, bundle.spec, settings)
-        worker = _worker(command, bundle)
+        worker = _worker(command, plans)
         stack.callback(worker.close)
         worker.start()
-        names = tuple(_plans(command)) if command.loop.ladder else ()
+        names = tuple(plans) if command.loop.ladder else ()
         ladder = measure_rungs(
             worker, bundle.spec, names, command.instruction or next(iter(bundle.prompts), "")
         )
@@ -125,36 +126,31 @@ def _fit(
 
 
 def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
-    n_action_steps = command.loop.n_action_steps or spec.n_action_steps
-    available = spec.horizon - spec.first_action
-    if n_action_steps > available:
-        raise BadSetting(
-            f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
-        )
     return LoopSettings(
         mode=Mode(command.loop.mode),
-        n_action_steps=n_action_steps,
+        n_action_steps=executed_actions(command.loop.n_action_steps, spec),
         request_at=command.loop.request_at,
         blend_ticks=command.loop.blend_ticks,
         anytime=command.loop.anytime,
     )
 
 
-def _worker(command: RunCommand, bundle: Bundle) -> ProcessWorker:
+def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
     options = command.loop
     chunking = options.rtc if options.mode == Mode.RTC else None
-    load = bundles(_plans(command), options.providers, options.threads, chunking)
-    return ProcessWorker(load, bundle.spec, stall_s=options.stall_s)
+    folders = {name: bundle.folder for name, bundle in plans.items()}
+    load = bundles(folders, options.providers, options.threads, chunking)
+    return ProcessWorker(load, plans[command.bundle].spec, stall_s=options.stall_s)
 
 
-def _plans(command: RunCommand) -> dict[str, Path]:
-    """Name -> folder of every plan there is, best first."""
+def _plans(command: RunCommand) -> list[str]:
+    """Folder of every plan there is, best first."""
     folders = [command.bundle, *command.loop.ladder]
     if command.loop.ladder and command.loop.mode == Mode.SYNC:
         raise BadSetting("loop.ladder needs time to choose by; use --loop.mode=async or rtc")
     if len(set(folders)) < len(folders):
         raise BadSetting(f"loop.ladder has bundles {folders}; each may be there once")
-    return {folder: Path(folder) for folder in folders}
+    return folders
 
 
 @contextmanager

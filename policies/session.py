@@ -62,8 +62,7 @@ class Session:
         actions = torch.full(shape, torch.nan)
         n = min(previous.shape[1], self.spec.horizon)
         actions[:, :n] = torch.from_numpy(previous[:, :n])
-        seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
-        ready = self.loaded.preprocess(seen | {"task": [self.task] * shape[0], "action": actions})["action"]
+        ready = self._normalised(observations, actions)
         is_known = ready.isfinite().all(-1)
         tokens = policy.tokenize(ready.nan_to_num())
         known = is_known.repeat_interleave(tokens.shape[1] // self.spec.horizon, dim=1)
@@ -77,9 +76,14 @@ class Session:
         delay = observations.get(DELAY, np.zeros(len(previous), np.int64))
         placed = continuation(self.chunking, previous, delay, self.spec.first_action, self.spec.horizon)
         actions, weights = map(torch.from_numpy, placed)
+        return Continuation(self.chunking, self._normalised(observations, actions), weights)
+
+    def _normalised(self, observations: Mapping[str, np.ndarray], actions: Tensor) -> Tensor:
+        """Normalise actions (B, H, A) by the checkpoint's pipeline, which wants observations beside them."""
         seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
-        ready = self.loaded.preprocess(seen | {"task": [self.task] * len(previous), "action": actions})
-        return Continuation(self.chunking, ready["action"], weights)
+        return self.loaded.preprocess(seen | {"task": [self.task] * len(actions), "action": actions})[
+            "action"
+        ]
 
     def blank(self) -> Batch:
         """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
