@@ -21,8 +21,9 @@ from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
 from vivace.deploy.export_onnx import GraphWriter, export_denoising, export_tokens
 from vivace.deploy.normalization import Normalization
-from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
+from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.precision import check_precision
+from vivace.deploy.prompt import MASK, TOKENS
 from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.errors import BadSetting, ParityError, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
@@ -32,7 +33,7 @@ from vivace.policies.streams import Streams
 from vivace.policies.token_vla_staged import StagedTokenVLA
 
 TOLERANCE = 1e-5
-"""Largest difference of a graph's outputs and of normalised actions from torch's."""
+"""Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
 TOKENIZER = "tokenizer.json"
 DECODERS = ("greedy_executed", "jacobi")
 """Decoders that run in numpy, around the graphs."""

@@ -1,51 +1,20 @@
 """Run a bundle with numpy and ONNX Runtime."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from vivace.deploy.bundle import Bundle, Graph
+from vivace.deploy.bundle import Bundle
 from vivace.deploy.deadline import Deadline
-from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
+from vivace.deploy.ort_graph import OrtGraph, Runtime
+from vivace.deploy.ort_sampler import Denoiser, Writer
+from vivace.deploy.prompt import Prompt
 from vivace.policies.chunking import NO_DENOISING, Continuation, RealTimeChunking, continuation
-from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
-from vivace.policies.step_table import Memory
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.streams import Streams
 from vivace.policies.types import DELAY, PREVIOUS, check_observation
-
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
-"""Name -> ONNX Runtime's."""
-TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
-CACHE = "cache"
-"""Prefix of the names of what one step leaves to the next."""
-NEXT = "next."
-"""Before the name of a cache entry: it is the one of the next step."""
-PAST = "past."
-"""Before the names of what a token policy has read."""
-CONTEXT = "context"
-"""Prefix of the names of what `encode` makes of an observation."""
-
-
-def share_threads(threads: int | None) -> None:
-    """Make the one pool of threads that all policies of this process share; before any of them is loaded.
-
-    Only for a process that runs nothing else with ONNX Runtime: from then on every session must share it.
-
-    Args:
-        threads: how many; one for every core this process may use when None.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ort.set_global_thread_pool_sizes(threads or allowed or 1, 1)
 
 
 class OrtPolicy:
@@ -76,10 +45,11 @@ class OrtPolicy:
         self._check_chunking()
         self.cut_short = 0
         """Chunks that were returned unfinished, to be in time."""
-        self._providers = _available(providers)
-        self._threads, self._shares_threads = threads, shares_threads
-        self._sessions = [self._session(graph) for graph in self.bundle.graphs]
-        self._prompts: dict[str, dict[str, np.ndarray]] = {}
+        self._prompt = Prompt(self.bundle)
+        runtime = Runtime.of(providers, threads, shares_threads)
+        graphs = [OrtGraph(self.bundle.path(graph.file), graph, runtime) for graph in self.bundle.graphs]
+        self._encode = graphs[self.bundle.encode].bind({})
+        self._sampler = self._bound(graphs)
         self.load_s = time.perf_counter() - started
         """How long loading took [s]."""
 
@@ -124,7 +94,7 @@ class OrtPolicy:
             key: self.bundle.observations[key].normalize(value) if key in self.bundle.observations else value
             for key, value in seen.items()
         }
-        return ready | self._prompt()
+        return ready | self._prompt(self.task)
 
     def sample(
         self,
@@ -144,29 +114,16 @@ class OrtPolicy:
             deadline: when it must be there.
         """
         deadline = deadline or Deadline()
-        context = self._run(self.bundle.encode, batch)
-        if self.bundle.tokens is not None:
-            return self._write(self.bundle.tokens, context, batch, noise, draft, deadline)
-        shape = (self.spec.horizon, self.spec.action_dim)
-        x = noise(shape)
-        memory: Memory = ()
-        cache: dict[str, Any] = {}
-        for index, step in enumerate(self.bundle.steps):
-            given = {"x": x, "t": np.float32(step.table.t), "at": np.int64(index)}
-            found = self._run(step.graph, given | context | cache)
-            out = found.pop("out").numpy()
-            fresh = {name.removeprefix(NEXT): value for name, value in found.items()}
-            cache = fresh | {new: cache[old] for new, old in step.carried.items()}
-            if follow is not None:
-                out = follow.correct(step.table, out, follow.error(step.table, x, out))
-            if index + 1 < len(self.bundle.steps) and deadline.is_too_near():
-                x = step.table.cleaned(x, out)
-                break
-            x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
-        if self.bundle.finish is None:
-            return x
-        actions: np.ndarray = self._run(self.bundle.finish, {"x": x} | context)["actions"].numpy()
-        return actions
+        self._encode({name: batch[name] for name in self._encode.inputs})
+        if isinstance(self._sampler, Writer):
+            return self._sampler.sample(batch, noise, draft, deadline)
+        return self._sampler.sample(noise, follow, deadline)
+
+    def _bound(self, graphs: Sequence[OrtGraph]) -> Denoiser | Writer:
+        context, program = self._encode.outputs, self.bundle.tokens
+        if program is None:
+            return Denoiser(self.bundle, graphs, context)
+        return Writer(program, graphs[program.extend], context, self.spec.action_dim)
 
     def _draft(self, observations: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """Tokens (n,) of what the chunk before means; None if nothing is known or no tokens are written."""
@@ -199,129 +156,6 @@ class OrtPolicy:
         )
         return Continuation(self.chunking, self.bundle.actions.normalize(actions), weights)
 
-    def _write(
-        self,
-        program: TokenProgram,
-        context: dict[str, Any],
-        batch: Mapping[str, np.ndarray],
-        noise: Streams,
-        draft: np.ndarray | None,
-        deadline: Deadline,
-    ) -> np.ndarray:
-        """Decode the tokens of a chunk; what was read stays where ONNX Runtime has it."""
-        past = {name: value for name, value in context.items() if name.startswith(PAST)}
-
-        def extend(tokens: np.ndarray, kept: int) -> np.ndarray:
-            given = {"tokens": tokens[None].astype(np.int64), "kept": np.array([kept], np.int64)}
-            found = self._run(program.extend, given | past)
-            logits: np.ndarray = found.pop("logits").numpy()[0]
-            past.update({name.removeprefix(NEXT): value for name, value in found.items()})
-            return logits
-
-        prompted = Prompted(context["logits"].numpy()[0], batch[TOKENS][batch[MASK]], draft)
-        tokens, _ = decode(program, prompted, extend, noise, self.spec.action_dim, deadline)
-        return program.detokenize(tokens, self.spec.action_dim)
-
-    def _run(self, graph: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a graph on arrays and ONNX Runtime's own values; returns the latter, left where they are."""
-        session = self._sessions[graph]
-        binding = session.io_binding()
-        for name in self.bundle.graphs[graph].inputs:
-            value = given[name]
-            if isinstance(value, ort.OrtValue):
-                binding.bind_ortvalue_input(name, value)
-            else:
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
-        names = list(self.bundle.graphs[graph].outputs)
-        for name in names:
-            binding.bind_output(name, self._device)
-        session.run_with_iobinding(binding)
-        return dict(zip(names, binding.get_outputs(), strict=True))
-
-    @property
-    def _device(self) -> str:
-        on_gpu = self._providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
-        return "cuda" if on_gpu else "cpu"
-
-    def _session(self, graph: Graph) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # the next graph needs the core
-        options.use_per_session_threads = not self._shares_threads
-        if self._threads and not self._shares_threads:
-            options.intra_op_num_threads = self._threads
-        path = self.bundle.path(graph.file)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
-            raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
-        for kind, declared, found in (
-            ("input", graph.inputs, session.get_inputs()),
-            ("output", graph.outputs, session.get_outputs()),
-        ):
-            shapes = {
-                value.name: tuple(n if isinstance(n, int) else -1 for n in value.shape) for value in found
-            }
-            if shapes != dict(declared):
-                raise BadBundle(
-                    f"{path} has {kind}s {shapes}, the manifest says {dict(declared)}; export it again"
-                )
-        return session
-
-    def _prompt(self) -> dict[str, np.ndarray]:
-        """What the present instruction means to the policy; nothing if it reads none."""
-        if not self.bundle.prompt:
-            return {}
-        if self.task not in self._prompts:
-            self._prompts = {self.task: self._tokens(self.task)}
-        return self._prompts[self.task]
-
-    def _tokens(self, task: str) -> dict[str, np.ndarray]:
-        """Token ids of an instruction, padded, and their mask."""
-        settings = self.bundle.prompt
-        ids = self.bundle.prompts.get(task.strip().lower()) or self._encode(task)
-        length = settings["length"]
-        if len(ids) > length:
-            raise BadSetting(
-                f"instruction {task!r} makes {len(ids)} tokens with its prompt, this policy reads at most "
-                f"{length}; shorten it"
-            )
-        tokens = np.full((1, length), settings["pad"], np.int64)
-        tokens[0, : len(ids)] = ids
-        return {TOKENS: tokens, MASK: np.arange(length)[None] < len(ids)}
-
-    def _encode(self, task: str) -> tuple[int, ...]:
-        known = ", ".join(repr(text) for text in self.bundle.prompts)
-        if not task.strip():
-            raise BadSetting(f"this policy reads an instruction, but none was given; it knows {known}")
-        settings = self.bundle.prompt
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise BadSetting(
-                f"instruction {task!r} was not tokenised at export, and the package tokenizers is not "
-                f"installed; install it, or give one of {known}"
-            ) from error
-        if "template" not in settings:
-            raise BadSetting(f"this bundle holds the instructions {known} only; export it with {task!r} too")
-        tokenizer = Tokenizer.from_file(str(self.bundle.path(settings["tokenizer"])))
-        text = settings["template"].format(instruction=task.strip().lower())
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        return (settings["bos"], *ids, *settings["suffix"])
-
-
-def _available(names: Sequence[str]) -> list[str]:
-    """ONNX Runtime's names of execution providers; the CPU always stands behind them."""
-    present = ort.get_available_providers()
-    usable = [name for name, full in PROVIDERS.items() if full in present]
-    for name in names:
-        if name not in usable:
-            raise BadSetting(
-                f"execution provider {name!r} is not one of this ONNX Runtime's: {', '.join(usable)}; "
-                "install the build of onnxruntime for your device"
-            )
-    return list(dict.fromkeys([*(PROVIDERS[name] for name in names), PROVIDERS["cpu"]]))
-
 
 def _chw(key: str, value: np.ndarray) -> np.ndarray:
     """An observation as float32; images become CHW in [0, 1]."""
@@ -329,7 +163,3 @@ def _chw(key: str, value: np.ndarray) -> np.ndarray:
     if key.startswith("observation.image") and value.ndim >= 3:
         return np.moveaxis(value, -1, -3).astype(np.float32) / np.float32(255)
     return value.astype(np.float32)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vivace.deploy.ort_policy import OrtPolicy, share_threads
+from vivace.deploy.ort_graph import share_threads
+from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
 from vivace.policies.chunking import RealTimeChunking

@@ -8,7 +8,7 @@ from typing import Any, Self
 from vivace.deploy.guard import Limits
 from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import LoopSettings, Mode
-from vivace.deploy.ort_policy import PROVIDERS
+from vivace.deploy.ort_graph import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
 from vivace.deploy.watchdog import WatchdogSettings
 from vivace.policies.chunking import RealTimeChunking

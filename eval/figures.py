@@ -239,7 +239,7 @@ def passes_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
             name=row["label"],
             line_color=COLOURS.get(row["family"], "#444"),
             orientation="h",
-            side="positive",
+            side="negative",
             width=1.6,
             points=False,
             spanmode="hard",
@@ -247,6 +247,7 @@ def passes_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
             showlegend=False,
         )
     _styled(figure, "forward passes for a chunk, after the prompt's", "")
+    figure.update_yaxes(autorange="reversed")
     figure.update_layout(height=120 + 34 * len(rows))
     return figure
 

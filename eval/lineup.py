@@ -182,7 +182,12 @@ def token_lineup(n_layers: int, n_patches: int) -> tuple[Entry, ...]:
         ("executed", "Jacobi, executed actions only", "jacobi", (jacobi(until="executed"),)),
         ("tolerance", "Jacobi, until moves < 0.02", "exit", (jacobi(tolerance=0.02),)),
         *(
-            (f"exit-{sigma}", f"early exit, {sigma} passes", "exit", (jacobi(max_iterations=sigma),))
+            (
+                f"exit-{sigma}",
+                f"early exit, {sigma} " + ("pass" if sigma == 1 else "passes"),
+                "exit",
+                (jacobi(max_iterations=sigma),),
+            )
             for sigma in (1, 2, 4, 8)
         ),
         ("recycling", "Token Recycling", "tree", (("token_recycling", {}),)),

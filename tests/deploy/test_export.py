@@ -19,8 +19,9 @@ from vivace.accel.technique import CalibrationData
 from vivace.deploy import export as exporting
 from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
-from vivace.deploy.export_onnx import GraphWriter, export_denoising
-from vivace.deploy.ort_policy import MASK, TOKENS, OrtPolicy
+from vivace.deploy.export_onnx import GraphWriter, _error, export_denoising
+from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.prompt import MASK, TOKENS
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
 from vivace.policies.chunking import RealTimeChunking
@@ -135,6 +136,22 @@ def test_a_bundle_acts_as_its_policy_does(subject, request):
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.array_equal(found, policy.predict(raw(loaded), KEYS)), "not deterministic"
+
+
+@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+def test_buffers_keep_nothing_of_the_chunk_before(subject, request):
+    loaded, *_, folder = request.getfixturevalue(subject)
+    first, second = ({key: value[row : row + 1] for key, value in raw(loaded).items()} for row in (0, 1))
+    policy = OrtPolicy(folder, task="Open the drawer")
+    found = policy.predict(first, KEYS[:1])
+    kept = found.copy()
+    policy.predict(second, KEYS[1:])
+    again = policy.predict(first, KEYS[:1])
+    assert np.array_equal(found, kept)  # what was handed out is the caller's
+    assert np.array_equal(again, kept)
+    late = policy.predict(first, KEYS[:1], deadline_s=0.0)
+    assert late.shape == kept.shape
+    assert np.array_equal(policy.predict(first, KEYS[:1]), kept)
 
 
 @pytest.mark.parametrize("method", ["guidance", "freeze"])
@@ -308,6 +325,26 @@ def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, t
     with pytest.raises(ParityError, match="differs from torch by"):
         export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "precious").read_text() == "kept"
+
+
+def test_graphs_are_judged_by_the_size_of_what_they_give(tmp_path):
+    graphs = GraphWriter(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 64, generator=generator), torch.rand(64, 64, generator=generator)
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, gain: float, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.gain, self.weight = gain, weight
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.gain * (x @ self.weight),)
+
+    for gain in (1.0, 1000.0):
+        graphs.add(f"times{gain:.0f}", Scaled(gain, weight), {"x": x}, ["y"])
+    assert 0 <= max(graphs.errors) < 1e-6
+    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x}, Scaled(1001.0, weight)(x))
+    assert wrong == pytest.approx(1e-3, rel=0.01)
 
 
 def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):

@@ -1,0 +1,221 @@
+"""One ONNX graph, loaded, and calls of it that are bound to their buffers once."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+
+from vivace.deploy.bundle import Graph
+from vivace.policies.errors import BadBundle, BadSetting
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+"""Name -> ONNX Runtime's."""
+READ = ("out", "actions", "logits")
+"""Outputs that numpy reads; all others stay on the device."""
+_TYPES = {
+    "float": np.float32,
+    "float16": np.float16,
+    "double": np.float64,
+    "int64": np.int64,
+    "bool": np.bool_,
+}
+"""ONNX Runtime's name of a tensor's type -> numpy's."""
+
+
+def share_threads(threads: int | None) -> None:
+    """Make the one pool of threads that all policies of this process share; before any of them is loaded.
+
+    Only for a process that runs nothing else with ONNX Runtime: from then on every session must share it.
+
+    Args:
+        threads: how many; one for every core this process may use when None.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ort.set_global_thread_pool_sizes(threads or allowed or 1, 1)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where graphs run."""
+
+    providers: tuple[str, ...]
+    """ONNX Runtime's names, first one first."""
+    threads: int | None = None
+    """Of one inference; ONNX Runtime's own choice when None."""
+    shares_threads: bool = False
+    """Graphs use the process's one pool of threads (`share_threads`), not one each."""
+
+    @classmethod
+    def of(cls, providers: Sequence[str], threads: int | None, shares_threads: bool) -> Self:
+        """Runtime with providers of these names; the CPU always stands behind them.
+
+        Raises:
+            BadSetting: this installation lacks a provider.
+        """
+        present = ort.get_available_providers()
+        usable = [name for name, full in PROVIDERS.items() if full in present]
+        for name in providers:
+            if name not in usable:
+                raise BadSetting(
+                    f"execution provider {name!r} is not one of this ONNX Runtime's: {', '.join(usable)}; "
+                    "install the build of onnxruntime for your device"
+                )
+        names = dict.fromkeys([*(PROVIDERS[name] for name in providers), PROVIDERS["cpu"]])
+        return cls(tuple(names), threads, shares_threads)
+
+    @property
+    def device(self) -> str:
+        """Where tensors stay between two graphs: cpu or cuda."""
+        return "cuda" if self.providers[0] in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) else "cpu"
+
+    def session(self, path: Path) -> ort.InferenceSession:
+        """Load a graph.
+
+        Raises:
+            BadBundle: ONNX Runtime cannot.
+        """
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # the next graph needs the core
+        options.use_per_session_threads = not self.shares_threads
+        if self.threads and not self.shares_threads:
+            options.intra_op_num_threads = self.threads
+        try:
+            return ort.InferenceSession(str(path), options, providers=list(self.providers))
+        except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
+            raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that graphs read and write; on the host numpy's."""
+
+    value: ort.OrtValue
+    array: np.ndarray | None
+    """The same memory; None: it is the device's."""
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Self:
+        """Buffer that is an array's memory."""
+        array = np.require(array, requirements="C")
+        return cls(ort.OrtValue.ortvalue_from_numpy(array), array)
+
+    @property
+    def host(self) -> np.ndarray:
+        """The array; the buffer must be the host's."""
+        assert self.array is not None
+        return self.array
+
+
+class Call:
+    """A call of a graph on buffers of its own: it reads what they hold, and allocates nothing.
+
+    Args:
+        run: what it does.
+        inputs: name -> buffer.
+        outputs: name -> buffer.
+    """
+
+    def __init__(
+        self, run: Callable[[], None], inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> None:
+        self._run, self.inputs, self.outputs = run, inputs, outputs
+
+    def __call__(self, given: Mapping[str, np.ndarray]) -> Mapping[str, Buffer]:
+        """Write arrays into the inputs of these names, run, return the outputs.
+
+        Names that the graph does not read are passed over.
+        """
+        for name, value in given.items():
+            if name in self.inputs:
+                np.copyto(self.inputs[name].host, value)
+        self._run()
+        return self.outputs
+
+
+class OrtGraph:
+    """One graph, loaded.
+
+    Args:
+        path: of the file.
+        declared: its inputs and outputs, as the manifest says.
+        runtime: where it runs.
+
+    Raises:
+        BadBundle: it cannot be loaded, or has other inputs or outputs.
+    """
+
+    def __init__(self, path: Path, declared: Graph, runtime: Runtime) -> None:
+        self._session, self._device = runtime.session(path), runtime.device
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._outputs = {value.name: value for value in self._session.get_outputs()}
+        for kind, wanted, found in (
+            ("input", declared.inputs, self._inputs),
+            ("output", declared.outputs, self._outputs),
+        ):
+            shapes = {name: _shape(value, -1) for name, value in found.items()}
+            if shapes != dict(wanted):
+                raise BadBundle(
+                    f"{path} has {kind}s {shapes}, the manifest says {dict(wanted)}; export it again"
+                )
+
+    def bind(
+        self,
+        given: Mapping[str, Buffer],
+        into: Mapping[str, Buffer] | None = None,
+        length: int | None = None,
+    ) -> Call:
+        """Bind a call.
+
+        Args:
+            given: name -> buffer of inputs that others write; those it lacks get buffers of the host.
+            into: name -> buffer of outputs; those it lacks get buffers.
+            length: of the dimensions that may have any.
+        """
+        inputs = {
+            name: given[name] if name in given else self._host(value, length)
+            for name, value in self._inputs.items()
+        }
+        outputs = {
+            name: into[name] if into and name in into else self._buffer(name, value, length)
+            for name, value in self._outputs.items()
+        }
+        binding = self._session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, buffer.value)
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, buffer.value)
+        return Call(lambda: self._session.run_with_iobinding(binding), inputs, outputs)
+
+    def _buffer(self, name: str, value: Any, length: int | None) -> Buffer:
+        """Return a buffer for an output."""
+        if self._device == "cpu" or name in READ:
+            return self._host(value, length)
+        shape = _shape(value, length)
+        return Buffer(ort.OrtValue.ortvalue_from_shape_and_type(shape, _type(value), self._device), None)
+
+    def _host(self, value: Any, length: int | None) -> Buffer:
+        return Buffer.of(np.zeros(_shape(value, length), _type(value)))
+
+
+def _shape(value: Any, length: int | None) -> tuple[int, ...]:
+    """Shape of a tensor, of a dimension that may have any length this one."""
+    return tuple(n if isinstance(n, int) else length for n in value.shape)  # type: ignore[misc]
+
+
+def _type(value: Any) -> type:
+    """Numpy's type of "tensor(…)"."""
+    return _TYPES[value.type.removeprefix("tensor(").removesuffix(")")]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

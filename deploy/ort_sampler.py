@@ -1,0 +1,113 @@
+"""Sample chunks with the graphs of a bundle: by denoising, or token by token."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.deadline import Deadline
+from vivace.deploy.ort_graph import Buffer, Call, OrtGraph
+from vivace.deploy.prompt import MASK, TOKENS
+from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
+from vivace.policies.chunking import Continuation
+from vivace.policies.step_table import Memory
+from vivace.policies.streams import Streams
+
+CACHE = "cache"
+"""Prefix of the names of what one step leaves to the next."""
+NEXT = "next."
+"""Before the name of a cache entry: it is the one of the next step."""
+PAST = "past."
+"""Before the names of what a token policy has read."""
+CONTEXT = "context"
+"""Prefix of the names of what `encode` makes of an observation."""
+
+
+class Denoiser:
+    """The steps of a bundle, bound to each other: a step writes where the later ones read.
+
+    Args:
+        bundle: of a policy that denoises.
+        graphs: of the bundle, loaded.
+        context: what `encode` writes.
+    """
+
+    def __init__(self, bundle: Bundle, graphs: Sequence[OrtGraph], context: Mapping[str, Buffer]) -> None:
+        self._bundle = bundle
+        self._steps: list[Call] = []
+        cache: dict[str, Buffer] = {}
+        for index, step in enumerate(bundle.steps):
+            now = {"t": Buffer.of(np.array(step.table.t, np.float32)), "at": Buffer.of(np.array(index))}
+            call = graphs[step.graph].bind({**now, **context, **cache})
+            fresh = {name.removeprefix(NEXT): value for name, value in call.outputs.items() if name != "out"}
+            cache = fresh | {new: cache[old] for new, old in step.carried.items()}
+            self._steps.append(call)
+        self._finish = None if bundle.finish is None else graphs[bundle.finish].bind(context)
+
+    def sample(self, noise: Streams, follow: Continuation | None, deadline: Deadline) -> np.ndarray:
+        """Return a chunk of normalised actions (1, H, A); arguments as of `OrtPolicy.sample`."""
+        spec = self._bundle.spec
+        shape = (spec.horizon, spec.action_dim)
+        x = noise(shape)
+        memory: Memory = ()
+        for index, (step, call) in enumerate(zip(self._bundle.steps, self._steps, strict=True)):
+            out = call({"x": x})["out"].host.copy()
+            if follow is not None:
+                out = follow.correct(step.table, out, follow.error(step.table, x, out))
+            if index + 1 < len(self._steps) and deadline.is_too_near():
+                x = step.table.cleaned(x, out)
+                break
+            x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
+        return x if self._finish is None else self._finish({"x": x})["actions"].host.copy()
+
+
+class Writer:
+    """The graph that reads tokens, bound once for each number of them and each place of what was read.
+
+    Args:
+        program: how a chunk is written.
+        graph: that reads more tokens, loaded.
+        context: what the prompt's graph writes.
+        action_dim: numbers of an action.
+    """
+
+    def __init__(
+        self, program: TokenProgram, graph: OrtGraph, context: Mapping[str, Buffer], action_dim: int
+    ) -> None:
+        self._program, self._graph, self._action_dim = program, graph, action_dim
+        self._first = context["logits"]
+        self._logits = np.zeros((program.n, self._first.host.shape[-1]), self._first.host.dtype)
+        self._read = {name: value for name, value in context.items() if name.startswith(PAST)}
+        self._also: dict[str, Buffer] = {}
+        """Second place of what was read: a pass reads one place and writes the other."""
+        self._calls: dict[tuple[int, bool], Call] = {}
+        first = self._call(1, is_back=False)
+        self._also = {
+            name.removeprefix(NEXT): value for name, value in first.outputs.items() if name.startswith(NEXT)
+        }
+
+    def sample(
+        self, batch: Mapping[str, np.ndarray], noise: Streams, draft: np.ndarray | None, deadline: Deadline
+    ) -> np.ndarray:
+        """Return a chunk of normalised actions (1, H, A); arguments as of `OrtPolicy.sample`."""
+        is_back = True
+
+        def extend(tokens: np.ndarray, kept: int) -> np.ndarray:
+            nonlocal is_back
+            is_back = not is_back
+            given = {"tokens": tokens[None], "kept": np.array([kept])}
+            logits: np.ndarray = self._call(len(tokens), is_back)(given)["logits"].host[0]
+            return logits
+
+        prompted = Prompted(self._first.host[0], batch[TOKENS][batch[MASK]], draft)
+        tokens, _ = decode(self._program, prompted, extend, noise, self._action_dim, deadline)
+        return self._program.detokenize(tokens, self._action_dim)
+
+    def _call(self, n: int, is_back: bool) -> Call:
+        """Return the call that reads n tokens, and writes to the second place, or back to the first."""
+        if (n, is_back) not in self._calls:
+            given = self._read | self._also if is_back else self._read
+            into = {NEXT + name: self._read[name] if is_back else self._also[name] for name in self._also}
+            logits = Buffer.of(self._logits[None, :n])
+            self._calls[n, is_back] = self._graph.bind(given, into | {"logits": logits}, n)
+        return self._calls[n, is_back]
