@@ -238,7 +238,8 @@ class ControlLoop:
         self._robot.act(action)
         ended_s = self._clock.now()
         if self._watchdog is not None:
-            self._watchdog.acted(ended_s, is_fresh=source == Source.CHUNK)
+            alive = (Source.CHUNK, Source.STALE) if self._settings.mode == Mode.SYNC else (Source.CHUNK,)
+            self._watchdog.acted(ended_s, is_fresh=source in alive)  # in sync mode late actions are usual
         self.tick_count = tick + 1
         return TickRecord(
             tick,

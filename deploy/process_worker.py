@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -277,7 +278,14 @@ def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
 def _serve(
     load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec, pipe: Connection, cpus: set[int]
 ) -> None:
-    """Answer requests until the other side hangs up; the life of the process."""
+    """Answer requests until the other side hangs up or is gone; the life of the process."""
+    with suppress(EOFError, OSError):
+        _answer(load, shared, spec, pipe, cpus)
+
+
+def _answer(
+    load: Callable[[], Inference], shared: SharedArrays, spec: PolicySpec, pipe: Connection, cpus: set[int]
+) -> None:
     if cpus:
         os.sched_setaffinity(0, cpus)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the loop decides when to end
@@ -289,10 +297,7 @@ def _serve(
         return
     pipe.send(("ready", None, None, time.monotonic()))
     while True:
-        try:
-            request, n_previous = pipe.recv()
-        except (EOFError, OSError):
-            return
+        request, n_previous = pipe.recv()
         observations = {key: arrays[key] for key in spec.observation_shapes}
         previous = arrays[PREVIOUS][:n_previous] if n_previous else None
         tick = request.tick

@@ -52,6 +52,7 @@ def loop_status(state: str, fault: str, driver: Driver | None) -> Status:
         **{f"ticks {source}": str(driver.ticks[source]) for source in ("chunk", "stale", "fallback", "hold")},
         "chunks": str(driver.chunks),
         "deadline misses": str(driver.misses),
+        **{f"chosen {plan}": str(count) for plan, count in driver.choices.items()},
         "guard interventions": str(driver.interventions),
         "QoS deadline misses": str(driver.late_commands),
         "skipped ticks": str(driver.skipped),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vivace.deploy.budget import LatencyBudget
+from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.fallback import fallback_action
 from vivace.deploy.guard import ActionGuard
 from vivace.deploy.loop import ControlLoop, make_queue
@@ -44,6 +44,7 @@ class Driver:
         command: where actions go.
         now: time on the clock that stamps are of [s].
         pace: time on the clock that the timer follows, which never goes back [s].
+        ladder: plans to choose among, best first; empty if there is but one.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Driver:
         command: Command,
         now: Callable[[], float],
         pace: Callable[[], float],
+        ladder: tuple[Rung, ...] = (),
     ) -> None:
         self._settings, self._spec, self._worker, self._sensors = settings, spec, worker, sensors
         self._command, self._now, self._clock = command, now, TimerClock(pace)
-        self._period_s = 1.0 / settings.control_hz
+        self._period_s, self._ladder = 1.0 / settings.control_hz, ladder
         self._guard = ActionGuard(settings.limits(spec), spec.action_kinds, self._period_s)
         self._watchdog = Watchdog(settings.watchdog)
         self._episode: _Episode | None = None
@@ -68,6 +70,7 @@ class Driver:
         """What was executed last before the hold."""
         self._hold_ticks = 0
         self._ended_misses = self._ended_chunks = 0
+        self._ended_choices: Counter[str] = Counter()
         self.task = settings.task
         self.is_held = False
         """Somebody asked for a hold."""
@@ -131,6 +134,12 @@ class Driver:
         return self._ended_chunks + (0 if self._episode is None else self._episode.loop.queue.accepted)
 
     @property
+    def choices(self) -> Counter[str]:
+        """How often each plan of the ladder was chosen so far."""
+        now: Counter[str] = Counter() if self._episode is None else self._episode.loop.budget.choices
+        return self._ended_choices + now
+
+    @property
     def interventions(self) -> int:
         """Actions the guard refused or changed so far."""
         return self._guard.interventions
@@ -140,6 +149,7 @@ class Driver:
         if self._episode is not None:
             self._ended_misses += self._episode.loop.budget.misses
             self._ended_chunks += self._episode.loop.queue.accepted
+            self._ended_choices += self._episode.loop.budget.choices
         self._episode = None
         self._worker.forget()
 
@@ -159,7 +169,7 @@ class Driver:
             self._worker,
             make_queue(choices),
             self._guard,
-            LatencyBudget(settings.control_hz),
+            LatencyBudget(settings.control_hz, self._ladder),
             self._clock,
             choices,
             spec=self._spec,

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -37,7 +36,7 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vivace.deploy.bundle import Bundle
+from vivace.deploy.budget import Rung
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.ros2_command import ArrayCommand, Command, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import inference_status, loop_status, sensor_status
@@ -53,6 +52,7 @@ from vivace.deploy.ros2_topics import (
     trajectory_message,
     with_deadline,
 )
+from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.warm_up import warm_up
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.types import PolicySpec
@@ -67,6 +67,7 @@ class _Configured:
     worker: ProcessWorker
     times: RetimedWorker
     sensors: Sensors
+    ladder: tuple[Rung, ...] = ()
     publisher: Any = None
     entities: list[tuple[Callable[[Any], Any], Any]] = field(default_factory=list)
     """(what destroys it, what was made)."""
@@ -122,7 +123,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         ready, is_simulated = self._ready, bool(self.get_parameter("use_sim_time").value)
         pace = self._now if is_simulated else time.monotonic
         self._driver = Driver(
-            ready.settings, ready.spec, ready.times, ready.sensors, self._command(ready), self._now, pace
+            ready.settings,
+            ready.spec,
+            ready.times,
+            ready.sensors,
+            self._command(ready),
+            self._now,
+            pace,
+            ready.ladder,
         )
         self._driver.task = self._get("task")  # it may have been set since
         clock = self.get_clock() if is_simulated else self._steady
@@ -179,11 +187,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         settings = RosSettings.read({name: self._get(name) for name in self._known})
         if not settings.bundle:
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
-        bundle = Bundle.load(settings.bundle)
+        plans = load_plans(settings.bundle, settings.ladder, settings.mode)
+        bundle = plans[settings.bundle]
         spec = settings.for_policy(bundle.spec)
-        load = bundles(
-            {bundle.name: Path(settings.bundle)}, (settings.provider,), settings.threads, settings.chunking
-        )
+        folders = {name: plan.folder for name, plan in plans.items()}
+        load = bundles(folders, (settings.provider,), settings.threads, settings.chunking)
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()
         sensors = Sensors(make_sensors(settings, spec, self.resolve_topic_name), settings.staleness_s)
@@ -191,6 +199,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._errors = 0
         task = settings.task or next(iter(bundle.prompts), "")
         took = warm_up(worker, spec, task, settings.warmup, settings.stall_s)
+        names = tuple(plans) if settings.ladder else ()
+        self._ready.ladder = measure_rungs(worker, spec, names, task)
         self._open(self._ready)
         self.get_logger().info(
             f"{bundle.name} is ready; {len(took)} chunks took {', '.join(f'{s * 1e3:.1f}' for s in took)} ms"

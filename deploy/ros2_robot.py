@@ -99,7 +99,9 @@ class RetimedWorker:
     def submit(self, request: Request) -> None:
         """Start an inference."""
         self._asked_s, self._asked_wall_s = request.time_s, self._wall()
-        self._worker.submit(replace(request, time_s=self._asked_wall_s))
+        left_s = None if request.deadline_s is None else request.deadline_s - request.time_s
+        deadline_s = None if left_s is None else self._asked_wall_s + left_s
+        self._worker.submit(replace(request, time_s=self._asked_wall_s, deadline_s=deadline_s))
 
     def poll(self, now: float) -> Chunk | None:
         """Return the chunk if it is there and still wanted; at most once."""

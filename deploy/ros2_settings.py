@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from vivace.deploy.guard import Limits
 from vivace.deploy.limits import load_limits
-from vivace.deploy.loop import LoopSettings, Mode
+from vivace.deploy.loop import LoopSettings, Mode, executed_actions
 from vivace.deploy.ort_graph import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
 from vivace.deploy.watchdog import WatchdogSettings
@@ -65,6 +65,12 @@ class RosSettings:
     )
     n_action_steps: int = _number(0, 0, 10_000, "Actions of a chunk that are fresh; 0: as trained.")
     request_at: int = _number(-1, -1, 10_000, "async, rtc: ask when so many are left; -1: by the latency.")
+    ladder: tuple[str, ...] = _list(
+        str,
+        "async, rtc: folders of faster bundles of the same policy, best first; before every chunk the best "
+        "plan is chosen that will be there in time.",
+    )
+    anytime: bool = _text(False, "async, rtc: cut a chunk short between two steps rather than be late.")
     blend_ticks: int = _number(0, 0, 1000, "async, rtc: ticks in which a newer chunk is blended in.")
     seed: int = _number(0, 0, 2**31 - 1, "Names the policy's noise, with the episode and the tick.")
     provider: str = _text("cpu", f"ONNX Runtime's execution provider: {', '.join(PROVIDERS)}.")
@@ -104,9 +110,7 @@ class RosSettings:
     watchdog_frozen_s: float = _number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
     watchdog_misses: int = _number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
     watchdog_hold_s: float = _number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
-    watchdog_starved_s: float = _number(
-        10.0, 0, 3600, "async, rtc: stop after so long without fresh actions."
-    )
+    watchdog_starved_s: float = _number(10.0, 0, 3600, "Stop after so long without fresh actions; 0: never.")
     watchdog_restarts: int = _number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
     deadline_sensors_s: float = _number(
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
@@ -211,7 +215,7 @@ class RosSettings:
             frozen_s=self.watchdog_frozen_s,
             misses=self.watchdog_misses,
             hold_s=self.watchdog_hold_s,
-            starved_s=0.0 if self.mode == Mode.SYNC else self.watchdog_starved_s,  # late ones are usual there
+            starved_s=self.watchdog_starved_s,
             restarts=self.watchdog_restarts,
         )
 
@@ -219,9 +223,10 @@ class RosSettings:
         """How the loop executes chunks of a policy, beginning with an action that is held."""
         return LoopSettings(
             mode=Mode(self.mode),
-            n_action_steps=self.n_action_steps or spec.n_action_steps,
+            n_action_steps=executed_actions(self.n_action_steps or None, spec),
             request_at=None if self.request_at < 0 else self.request_at,
             blend_ticks=self.blend_ticks,
+            anytime=self.anytime,
             ramp_ticks=self.fallback_ramp_ticks,
             initial_action=initial,
         )

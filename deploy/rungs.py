@@ -1,9 +1,10 @@
-"""Time the plans of a ladder where they will run, before the robot moves."""
+"""The plans of a ladder: load them, and time them where they will run, before the robot moves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vivace.deploy.budget import Rung
 from vivace.deploy.bundle import Bundle
+from vivace.deploy.loop import Mode
 from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.warm_up import warm_up
 from vivace.policies.errors import BadSetting
@@ -13,7 +14,29 @@ _WARM_UP = 2
 """Chunks of each plan that are not timed."""
 
 
-def check_same_policy(found: Mapping[str, Bundle]) -> None:
+def load_plans(best: str, ladder: Sequence[str], mode: str) -> dict[str, Bundle]:
+    """Load every plan of a policy, best first; folder -> bundle.
+
+    Args:
+        best: folder of the bundle.
+        ladder: folders of faster bundles of the same policy.
+        mode: of the loop.
+
+    Raises:
+        BadBundle: one cannot be read.
+        BadSetting: the mode has no time to choose by, a bundle is there twice or of another policy.
+    """
+    folders = [best, *ladder]
+    if ladder and mode == Mode.SYNC:
+        raise BadSetting("a ladder needs time to choose by, which sync mode has not; use mode async or rtc")
+    if len(set(folders)) < len(folders):
+        raise BadSetting(f"the ladder has bundles {folders}; each may be there once")
+    found = {folder: Bundle.load(folder) for folder in folders}
+    _check_same_policy(found)
+    return found
+
+
+def _check_same_policy(found: dict[str, Bundle]) -> None:
     """Raise `BadSetting` unless the bundles observe and act alike, so that one can stand for another."""
     first, *others = found
     for name in others:

@@ -53,7 +53,7 @@ class WatchdogSettings:
     hold_s: float = 3.0
     """Longest hold [s]; after it the robot is stopped."""
     starved_s: float = 10.0
-    """Longest time without a fresh action [s]; after it the robot is stopped."""
+    """Longest time without a fresh action [s], in sync mode without one of a chunk; then the robot stops."""
     restarts: int = 3
     """Replacements of the worker within `window_s`; more stop the robot."""
     window_s: float = 60.0

@@ -19,7 +19,7 @@ from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, executed_actions
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
 from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
-from vivace.deploy.rungs import check_same_policy, measure_rungs
+from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.eval.cpu_load import cpu_load
 from vivace.eval.interrupts import Interrupts
@@ -62,8 +62,7 @@ class Parts:
 def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     """Drive the robot until the run is over; write results.json, the report, the trace and the film."""
     requirements = read_requirements(command.require, ("run",), REQUIRED)
-    plans = {folder: Bundle.load(folder) for folder in _plans(command)}
-    check_same_policy(plans)
+    plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode)
     bundle = plans[command.bundle]
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
@@ -141,16 +140,6 @@ def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
     folders = {name: bundle.folder for name, bundle in plans.items()}
     load = bundles(folders, options.providers, options.threads, chunking)
     return ProcessWorker(load, plans[command.bundle].spec, stall_s=options.stall_s)
-
-
-def _plans(command: RunCommand) -> list[str]:
-    """Folder of every plan there is, best first."""
-    folders = [command.bundle, *command.loop.ladder]
-    if command.loop.ladder and command.loop.mode == Mode.SYNC:
-        raise BadSetting("loop.ladder needs time to choose by; use --loop.mode=async or rtc")
-    if len(set(folders)) < len(folders):
-        raise BadSetting(f"loop.ladder has bundles {folders}; each may be there once")
-    return folders
 
 
 @contextmanager

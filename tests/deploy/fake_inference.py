@@ -15,6 +15,8 @@ class Fake:
             os._exit(1)
         if plan == "stall":
             time.sleep(60)
+        if plan == "slow":
+            time.sleep(1)
         if plan == "raise":
             raise ValueError("no such thing")
         state, image = (request.observations[f"observation.{key}"] for key in ("state", "images.front"))

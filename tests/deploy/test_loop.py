@@ -381,6 +381,15 @@ def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():
     assert [record.source for record in moving] == ["chunk"] * 3 + ["fallback"]  # CountingRobot's time is 0.0
 
 
+@pytest.mark.parametrize(("latency_ticks", "state"), [(6, State.RUN), (30, State.STOP)])
+def test_late_actions_keep_a_robot_in_sync_mode_alive_none_do_not(latency_ticks, state):
+    loop = make_loop(latency_ticks=latency_ticks)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=1.0))
+    _, sources = run(loop, 25)
+    assert loop._watchdog.state == state
+    assert ("s" in sources) == (state == State.RUN)
+
+
 def test_a_tick_that_comes_late_takes_the_number_of_its_period():
     loop = make_loop(mode=Mode.ASYNC)
     run(loop, 2)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -130,3 +131,23 @@ def test_only_the_last_errors_are_remembered(worker):
     for number in range(150):
         worker._note(f"error {number}")
     assert worker.errors == [f"error {number}" for number in range(50, 150)]
+
+
+def test_a_process_whose_loop_was_killed_ends_without_a_word():
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_process_worker import Fake, ProcessWorker, SPEC, request
+if __name__ == "__main__":
+    worker = ProcessWorker(Fake, SPEC, stall_s=5)
+    worker.start()
+    print(worker.pid, flush=True)
+    worker.submit(request(plan="slow"))
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert "Traceback" not in done.stderr, "the output is closed once the inference process has ended too"

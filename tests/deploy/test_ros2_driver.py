@@ -1,11 +1,13 @@
 """The node's driver in virtual time, without ROS: holds, staleness, trajectories, by mental arithmetic."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
 
+from vivace.deploy.budget import Rung
 from vivace.deploy.clock import VirtualClock
 from vivace.deploy.ros2_command import ArrayCommand, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import loop_status, percentiles, sensor_status
@@ -13,7 +15,7 @@ from vivace.deploy.ros2_driver import Driver, measured_positions
 from vivace.deploy.ros2_robot import RetimedWorker
 from vivace.deploy.ros2_sensors import Sensor, Sensors
 from vivace.deploy.ros2_settings import RosSettings, parameters
-from vivace.deploy.worker import BatchedInference, SimulatedWorker
+from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
@@ -36,19 +38,24 @@ NAMES = ("a", "b")
 class World:
     """A driver, its sensors and its virtual time; the joints stand at what `joints` says."""
 
-    def __init__(self, kinds=SPEC.action_kinds, latency_ticks=0.0, offset=0.0, **options):
+    def __init__(self, kinds=SPEC.action_kinds, latency_ticks=0.0, offset=0.0, rungs=(), **options):
         given = {"control_hz": HZ, "joint_names": NAMES, "staleness_s": 0.25, **options}
         self.settings, self.clock = RosSettings(**given), VirtualClock()
         self.spec = self.settings.for_policy(replace(SPEC, action_kinds=kinds))
         self.sensors = Sensors({KEY: Sensor("/joints", lambda m: np.array(m.value, np.float32))}, 0.25)
-        self.sent, self.joints, self.asked = [], (5.0, 7.0), []
+        self.sent, self.joints, self.asked, self.requests = [], (5.0, 7.0), [], []
         self.offset = offset  # of the loop's time against the stamps'
 
         def predict(observations, keys):
             self.asked += keys
             return np.tile(100.0 * len(self.asked) + np.arange(6, dtype=np.float32)[None, :, None], (1, 1, 2))
 
-        worker = SimulatedWorker(BatchedInference(predict), lambda n, request: latency_ticks / HZ)
+        def latency_s(n, request):
+            self.requests.append(request)
+            return latency_ticks / HZ
+
+        inference = BatchedInference(predict, {rung.name: predict for rung in rungs})
+        worker = SimulatedWorker(inference, latency_s)
         self.worker = RetimedWorker(worker, self.pace)
         send = self.sent.append
         if self.settings.command_type == "trajectory":
@@ -59,7 +66,7 @@ class World:
         else:
             command = ArrayCommand(lambda action: send(action.tolist()))
         self.driver = Driver(
-            self.settings, self.spec, self.worker, self.sensors, command, self.clock.now, self.pace
+            self.settings, self.spec, self.worker, self.sensors, command, self.clock.now, self.pace, rungs
         )
 
     def pace(self):
@@ -211,9 +218,30 @@ def test_the_watchdog_stops_until_reset():
 
 
 def test_a_policy_that_is_slow_in_sync_mode_is_not_stopped():
-    world = World(watchdog_starved_s=0.35, latency_ticks=5).run(20)
+    world = World(watchdog_starved_s=0.65, latency_ticks=5).run(20)
     assert world.driver.reason == ""
     assert world.driver.ticks == {"fallback": 12, "stale": 8}
+
+
+def test_a_plan_is_chosen_before_every_chunk_and_told():
+    rungs = (Rung("full", 0.25), Rung("fast", 0.1))
+    world = World(mode="async", rungs=rungs, anytime=True, offset=1000.0).run(30)
+    assert world.requests[0].plan == "fast", "nothing is left at first"
+    chosen = world.driver.choices
+    assert min(chosen["full"], chosen["fast"]) > 0
+    values = loop_status("active", "", world.driver).values
+    assert values["chosen full"] == str(chosen["full"])
+    world.driver.reset()
+    world.run(1)
+    assert world.driver.choices == chosen + Counter(fast=1), "an episode's count outlives it"
+
+
+def test_a_deadline_is_told_in_wall_time():
+    asked = []
+    worker = RetimedWorker(Message(submit=asked.append, is_busy=False), wall=lambda: 50.0)
+    worker.submit(Request({}, 0, 7.0, (0, 0), deadline_s=7.25))
+    worker.submit(Request({}, 0, 8.0, (0, 0)))
+    assert [(request.time_s, request.deadline_s) for request in asked] == [(50.0, 50.25), (50.0, None)]
 
 
 def test_latency_is_told_in_the_loops_time():
@@ -346,6 +374,7 @@ def test_bad_parameters_are_refused(given, message):
             "displacements of x need the measured positions",
         ),
         ({"request_at": 2}, "do nothing in mode sync"),
+        ({"n_action_steps": 7}, "n_action_steps=7, but a chunk has 6 actions; give 1..6"),
         ({"limits_file": "arm.yaml"}, "limits.file='arm.yaml' needs command.names"),
         ({"limits_file": "no.yaml", "command_names": NAMES}, "no limits file at no.yaml"),
     ],

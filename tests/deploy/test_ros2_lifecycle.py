@@ -1,6 +1,7 @@
 """The node inside the test's process: faults, simulated time, a killed inference, bad parameters."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_simulated_time_drives_the_loop_and_may_jump_back(tiny, bench, make):
     advance(3.15)
     bench.until(lambda: node._driver.episode == episode + 1)
     bench.node.destroy_publisher(clock)
+
+
+def test_a_node_with_a_ladder_times_its_plans_and_says_which_it_chose(tiny, bench, make, tmp_path):
+    fast = str(shutil.copytree(tiny, tmp_path / "fast"))
+    wanted = {"joint_names": JOINTS, "diagnostics_hz": 20.0, "staleness_s": 1.0, "control_hz": HZ}
+    node = make(bundle=str(tiny), ladder=[fast], mode="async", anytime=True, **wanted)
+    timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
+    assert node.trigger_configure().name == "SUCCESS", node._fault
+    assert [rung.name for rung in node._ready.ladder] == [str(tiny), fast]
+    assert node.trigger_activate().name == "SUCCESS"
+    bench.says("control loop", "chosen ")
+    bench.node.destroy_timer(timer)
+    for options, why in (({"mode": "sync"}, "needs time to choose by"), ({"ladder": [str(tiny)]}, "once")):
+        refused = make(bundle=str(tiny), **{"ladder": [fast], "mode": "async", **wanted, **options})
+        assert refused.trigger_configure().name == "FAILURE"
+        assert why in refused._fault
 
 
 def test_a_node_that_cannot_be_configured_says_why(tiny, bench, make):

@@ -259,7 +259,7 @@ def test_a_ladder_is_timed_and_chosen_from(capsys, bundle, tmp_path):
 def test_a_ladder_that_cannot_be_is_refused(capsys, bundle, tmp_path):
     for flags, message in (
         ([f"--loop.ladder=[{bundle}]"], "each may be there once"),
-        (["--loop.ladder=[other]", "--loop.mode=sync"], "loop.ladder needs time to choose by"),
+        (["--loop.ladder=[other]", "--loop.mode=sync"], "a ladder needs time to choose by"),
     ):
         assert main(["run", f"--bundle={bundle}", *flags]) == 2
         assert message in capsys.readouterr().err
