@@ -20,12 +20,13 @@ from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
 from vivace.accel.greedy import GreedyExecuted, executed_tokens
 from vivace.accel.layer_curve import policy_curve
+from vivace.accel.plan import FILE_NAME
 from vivace.accel.technique import CalibrationData
 from vivace.eval.bundle_rows import BundleRun
 from vivace.eval.latencies import chunk_latencies
-from vivace.eval.lineup import Entry, lineup_for
+from vivace.eval.lineup import SAVED, Entry, lineup_for
 from vivace.eval.output import claim, output_folder
-from vivace.eval.plans import env_maker, load, observe, session
+from vivace.eval.plans import env_maker, load, load_plan, observe, session
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.rollout import RolloutSettings
@@ -50,7 +51,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
     data = observe(command, loaded)
-    executions = build(loaded, entries, data)
+    executions = build(loaded, [entry for entry in entries if entry not in SAVED], data)
+    executions |= _saved(command, loaded, entries)
     entries = [entry for entry in entries if entry.name in executions]
     exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     others = {run.name: run for run in exported}
@@ -87,6 +89,15 @@ def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData)
             execution = eager[wanted]
             executions[entry.name] = compile_execution(execution) if entry.is_compiled else execution
     return executions
+
+
+def _saved(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Execution]:
+    """The policy under the plan saved beside it, as far as that is asked for."""
+    wanted = [entry for entry in SAVED if entry in entries]
+    if not wanted:
+        return {}
+    execution = accelerate(loaded.staged, load_plan(command, loaded))
+    return {entry.name: compile_execution(execution) if entry.is_compiled else execution for entry in wanted}
 
 
 def pareto_row(
@@ -149,7 +160,9 @@ def _token_row(execution: Execution, times: Sequence[float], data: CalibrationDa
 
 
 def _entries(command: BenchCommand, loaded: LoadedPolicy) -> list[Entry]:
-    everything = lineup_for(loaded.staged, command.accel)
+    everything = list(lineup_for(loaded.staged, command.accel))
+    if command.accel.path or (loaded.path / FILE_NAME).is_file():
+        everything += SAVED
     known = [entry.name for entry in everything]
     for name in command.bench.only:
         if name not in known:
@@ -167,6 +180,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Ent
         "verb": "bench",
         "weights": loaded.fingerprint.weights,
         "plans": {entry.name: entry.wanted for entry in entries if not entry.is_compiled},
+        "saved": load_plan(command, loaded).to_json()["techniques"] if SAVED[0] in entries else None,
         "calibration": [command.accel.episodes, command.accel.samples],
         "env": vars(command.env),
         "seed": command.seed,

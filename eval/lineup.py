@@ -22,6 +22,12 @@ class Entry:
     """Actions executed of a chunk, where it is not the policy's own number."""
 
 
+SAVED = (
+    Entry("accelerated", "its own plan", "accelerated"),
+    Entry("accelerated-compile", "its own plan, torch.compile", "compile", is_compiled=True),
+)
+"""The plan saved beside the checkpoint; not calibrated anew."""
+
 _HOIST: tuple[str, Options] = ("hoist", {})
 
 

@@ -12,8 +12,9 @@ from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
 from vivace.deploy.watchdog import State, Watchdog, WatchdogSettings
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
+from vivace.policies.chunking import RealTimeChunking, continuation
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import PREVIOUS, ActionKind, Chunk, Observation, PolicySpec
+from vivace.policies.types import DELAY, PREVIOUS, ActionKind, Chunk, Observation, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
 KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
@@ -267,6 +268,36 @@ def test_rtc_says_how_long_a_chunk_will_take_and_what_it_continues():
     assert requests[0].previous is None
     now = requests[1].tick
     assert np.array_equal(requests[1].previous[:, 0], np.arange(now + 1, 9))  # action i is for tick i - 1
+
+
+def continue_ones(observations, keys):
+    """Real-time chunking of a policy that always means 1, drawn all the way to the chunk before."""
+    own = np.ones((1, 8, 3), np.float32)
+    if PREVIOUS not in observations:
+        return own
+    rtc = RealTimeChunking(schedule="ones")
+    wish, weights = continuation(rtc, observations[PREVIOUS], observations[DELAY], 0, 8)
+    return own + weights * (wish - own)
+
+
+def test_the_end_of_a_chunk_is_not_drawn_to_zero():
+    """lerobot 0.6 pads what is left of the chunk before with zeros, and guides towards them too."""
+    records, timeline = run(make_loop(2, continue_ones, mode=Mode.RTC, request_at=3), 60)
+    assert timeline == "ff" + "c" * 58
+    assert {record.action[0] for record in records[2:]} == {1.0}
+
+
+def test_a_cold_start_is_waited_out_and_forgotten():
+    """lerobot 0.6 keeps the largest latency it ever saw: that of the first chunk, where all is cold."""
+    cold, warm, window = 7, 2, 4
+    loop = make_loop(lambda n: warm if n else cold, continue_ones, mode=Mode.RTC, window=window)
+    requests, submit = [], loop._worker.submit
+    loop._worker.submit = lambda request: (requests.append(request), submit(request))
+    _, timeline = run(loop, 60)
+    assert timeline[:cold] == "f" * cold
+    assert requests[0].previous is None, "nothing is continued before the first chunk"
+    assert [request.delay_ticks for request in requests[: window + 2]] == [0, *[cold] * window, warm]
+    assert set(timeline[-40:]) == {"c"}
 
 
 @pytest.mark.parametrize(

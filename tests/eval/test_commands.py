@@ -107,12 +107,12 @@ def test_a_missed_target_is_exit_code_1(checkpoint, capsys):
 
 def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-v3", "--env.max_steps=20",
-               "--bench.only=[hoist,bac,ddim-2]", "--bench.repeats=3", "--bench.n_episodes=2",
+               "--bench.only=[hoist,bac,ddim-2,accelerated]", "--bench.repeats=3", "--bench.n_episodes=2",
                "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
                "--output_dir=out"]  # fmt: skip
     assert main(command) == 0
     plans = last_line(capsys)["plans"]
-    assert list(plans) == ["plain", "hoist", "bac", "ddim-2"]
+    assert list(plans) == ["plain", "hoist", "bac", "ddim-2", "accelerated"]
     assert plans["plain"]["ratio"] == 1
     assert plans["plain"]["action_error"] == 0
     assert plans["hoist"]["action_error"] < 1e-5
