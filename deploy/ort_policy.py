@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,10 @@ class OrtPolicy:
         """Chunks that were returned unfinished, to be in time."""
         self._prompt = Prompt(self.bundle)
         runtime = Runtime.of(providers, threads, shares_threads)
-        graphs = [OrtGraph(self.bundle.path(graph.file), graph, runtime) for graph in self.bundle.graphs]
+        with ThreadPoolExecutor() as pool:  # a schedule may have a hundred of them
+            graphs = list(
+                pool.map(lambda g: OrtGraph(self.bundle.path(g.file), g, runtime), self.bundle.graphs)
+            )
         self._encode = graphs[self.bundle.encode].bind({})
         self._sampler = self._bound(graphs)
         self.load_s = time.perf_counter() - started

@@ -1,7 +1,7 @@
 """What came of one episode, and the file an interrupted evaluation continues from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +77,12 @@ def jumps(records: Sequence[TickRecord]) -> tuple[tuple[float, ...], tuple[float
         jump = round(float(np.linalg.norm(now.action - before.action)), 4)
         (inner if now.chunk_id == before.chunk_id else seams).append(jump)
     return tuple(seams), tuple(inner)
+
+
+def mean_jump(episodes: Iterable[Sequence[float]]) -> float | None:
+    """Mean of all jumps of some episodes; None if there are none."""
+    found = [jump for jumps in episodes for jump in jumps]
+    return float(np.mean(found)) if found else None
 
 
 _STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")

@@ -79,6 +79,9 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
     if unknown:
         raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")
+    unknown = sorted(set(command.eval.curve_modes) - set(Mode))
+    if unknown:
+        raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
     if len(command.env.tasks) > 1:
         raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
     loaded = load(command)
@@ -148,10 +151,9 @@ def _outcomes(
     curve = trials.curve(runs)
     seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
     summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, data.one)) for run in runs]
-    for entry in summaries:
-        if entry["name"] in curve:
-            line = curve[entry["name"]]
-            line["frequency_score"] = frequency_score(line["points"], entry["latency"]["p50_s"], hz)
+    latency_s = {entry["name"]: entry["latency"]["p50_s"] for entry in summaries}
+    for line in curve.values():
+        line["frequency_score"] = frequency_score(line["points"], latency_s[line["run"]], hz)
     return {
         "runs": summaries,
         "comparisons": comparisons(episodes, ACCELERATED.name),
@@ -175,7 +177,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "request_at": command.eval.request_at,
         "n_action_steps": command.policy.n_action_steps,
         "ladder": command.eval.ladder,
-        "rtc": f"{command.rtc}" if command.eval.mode == Mode.RTC else "",
+        "rtc": f"{command.rtc}" if Mode.RTC in (command.eval.mode, *command.eval.curve_modes) else "",
     }
 
 

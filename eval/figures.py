@@ -33,6 +33,7 @@ COLOURS = {
 }
 SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
 _FADE = 0.18
+_DASHES = {"sync": "dot", "async": "dash", "rtc": "solid"}
 _EXACT = 1e-4
 """Smaller action errors are rounding, and drawn here."""
 
@@ -40,12 +41,12 @@ _EXACT = 1e-4
 def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Success against constant latency with Wilson intervals; each run marked at its own latency."""
     figure = go.Figure()
-    for name, line in curve.items():
+    for line in curve.values():
         points = line["points"]
         x = [1e3 * p["latency_s"] for p in points]
         y = [100 * p["successes"] / p["n"] for p in points]
         bounds = [wilson_interval(p["successes"], p["n"]) for p in points]
-        colour = COLOURS.get(name, "#444")
+        colour = COLOURS.get(line["run"], "#444")
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*(100 * high for _, high in bounds), *(100 * low for low, _ in reversed(bounds))],
@@ -57,7 +58,7 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
             showlegend=False,
         )
         label = f"{line['label']}: at a constant latency"
-        figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line={"color": colour})
+        figure.add_scatter(x=x, y=y, mode="lines+markers", name=label, line=_line_of(line))
     for run in runs:
         rate = run["successes"] / run["n"]
         figure.add_scatter(
@@ -69,6 +70,25 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
             name=f"{run['label']}: at its own latency",
         )
     return _styled(figure, "latency of a chunk [ms]", "success [%]", y_range=(-3, 103))
+
+
+def seam_figure(curve: Mapping[str, Any]) -> go.Figure:
+    """Mean jump of the action against constant latency: where the chunk changes; thinner, inside chunks."""
+    figure = go.Figure()
+    for line in curve.values():
+        x = [1e3 * p["latency_s"] for p in line["points"]]
+        style = _line_of(line)
+        seams, inner = ([p[key] for p in line["points"]] for key in ("seam_jump", "inner_jump"))
+        figure.add_scatter(x=x, y=seams, mode="lines+markers", name=f"{line['label']}: seams", line=style)
+        figure.add_scatter(
+            x=x,
+            y=inner,
+            mode="lines",
+            line=style | {"width": 1},
+            opacity=0.5,
+            name=f"{line['label']}: inside",
+        )
+    return _styled(figure, "latency of a chunk [ms]", "mean jump of the action")
 
 
 def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -314,6 +334,11 @@ def _styled(
     if y_range:
         figure.update_yaxes(range=y_range)
     return figure
+
+
+def _line_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Colour by run, dashes by mode."""
+    return {"color": COLOURS.get(line["run"], "#444"), "dash": _DASHES[line["mode"]]}
 
 
 def _error_bar(rate: float, interval: Sequence[float]) -> dict[str, Any]:

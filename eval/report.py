@@ -13,6 +13,7 @@ from vivace.eval.figures import (
     pareto_figure,
     passes_figure,
     schedule_figure,
+    seam_figure,
     settled_figure,
     similarity_figure,
     timeline_figure,
@@ -80,6 +81,14 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
                 "Diamonds: each run at its own latency.",
                 figure(curve_figure(results["curve"], runs)),
                 _curve_table(results["curve"]),
+            )
+        )
+        parts.append(
+            section(
+                "Jumps against latency",
+                "How far the action jumps where one chunk takes over from another, and from tick to tick "
+                "inside chunks. Real-time chunking is there to keep the first near the second.",
+                figure(seam_figure(results["curve"])),
             )
         )
     parts.append(

@@ -147,6 +147,8 @@ class EvalOptions:
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
     """Runs that have a curve: plain, accelerated, fewer_steps."""
+    curve_modes: list[str] = field(default_factory=list)
+    """Modes in which they have one, such as [sync,async,rtc]; the evaluation's own when empty."""
     lineup: bool = True
     """Time every baseline and compare its actions (the Pareto plot)."""
     video: bool = True

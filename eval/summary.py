@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from vivace.eval.episode import EpisodeResult
+from vivace.eval.episode import EpisodeResult, mean_jump
 from vivace.eval.statistics import (
     frequency_averaged_score,
     paired_difference,
@@ -47,14 +47,10 @@ def run_summary(
         "deadline_misses": sum(e.deadline_misses for e in episodes),
         "chunks": len(latencies),
         "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
-        "seam_jump": _mean([jump for e in episodes for jump in e.seam_jumps]),
-        "inner_jump": _mean([jump for e in episodes for jump in e.inner_jumps]),
+        "seam_jump": mean_jump(e.seam_jumps for e in episodes),
+        "inner_jump": mean_jump(e.inner_jumps for e in episodes),
         "episodes": [e.to_json() for e in episodes],
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
 
 
 def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> list[dict[str, Any]]:

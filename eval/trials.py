@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vivace.deploy.budget import Rung
-from vivace.deploy.loop import TickRecord
+from vivace.deploy.loop import Mode, TickRecord
 from vivace.deploy.worker import Predict
-from vivace.eval.episode import EpisodeResult, append_result, load_results
+from vivace.eval.episode import EpisodeResult, append_result, load_results, mean_jump
 from vivace.eval.latency_model import ConstantLatency, LatencyModel, MeasuredLatency
 from vivace.eval.lineup import Entry
 from vivace.eval.patches import patch_frames
@@ -94,6 +94,12 @@ def rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSett
     )
 
 
+def in_mode(command: EvalCommand, mode: Mode) -> EvalCommand:
+    """Return a command in another mode; sync mode asks when nothing is left, whatever was said."""
+    request_at = None if mode == Mode.SYNC else command.eval.request_at
+    return replace(command, eval=replace(command.eval, mode=mode.value, request_at=request_at))
+
+
 def stored_rollout(
     store: Path,
     label: str,
@@ -141,30 +147,42 @@ class Trials:
         return self._episodes(run, run.name)
 
     def curve(self, runs: list[Run]) -> dict[str, Any]:
-        """Success of the chosen runs at constant latencies, and the area under each curve."""
-        found: dict[str, Any] = {}
+        """Success and jumps of the chosen runs at constant latencies, a line for each run and mode."""
         options = self._command.eval
-        for run in runs:
-            if run.name not in options.curve_runs or not options.curve:
-                continue
-            points: list[dict[str, Any]] = []
-            for latency_s in sorted(set(options.curve)):
-                constant = replace(run, latency=ConstantLatency(seconds=latency_s))
-                episodes = self._episodes(constant, f"{run.name}_{latency_s:g}s")
-                successes = sum(e.success for e in episodes)
-                seams = [jump for e in episodes for jump in e.seam_jumps]
-                points.append(
-                    {
-                        "latency_s": latency_s,
-                        "successes": successes,
-                        "n": len(episodes),
-                        "seam_jump": float(np.mean(seams)) if seams else None,
-                    }
-                )
-            rates = [p["successes"] / p["n"] for p in points]
-            area = curve_area([p["latency_s"] for p in points], rates)
-            found[run.name] = {"label": run.entry.label, "points": points, "area": area}
-        return found
+        if not options.curve:
+            return {}
+        own = Mode(options.mode)
+        modes = [Mode(mode) for mode in options.curve_modes] or [own]
+        return {
+            run.name if mode == own else f"{run.name}_{mode}": {
+                "run": run.name,
+                "mode": mode.value,
+                "label": run.entry.label if len(modes) == 1 else f"{run.entry.label}, {mode}",
+                **self._line(run, mode),
+            }
+            for run in runs
+            if run.name in options.curve_runs
+            for mode in modes
+        }
+
+    def _line(self, run: Run, mode: Mode) -> dict[str, Any]:
+        """Points of one curve, and the area under it."""
+        points: list[dict[str, Any]] = []
+        for latency_s in sorted(set(self._command.eval.curve)):
+            constant = replace(run, latency=ConstantLatency(seconds=latency_s))
+            suffix = "" if mode == self._command.eval.mode else f"_{mode}"
+            episodes = self._episodes(constant, f"{run.name}{suffix}_{latency_s:g}s", mode)
+            points.append(
+                {
+                    "latency_s": latency_s,
+                    "successes": sum(e.success for e in episodes),
+                    "n": len(episodes),
+                    "seam_jump": mean_jump(e.seam_jumps for e in episodes),
+                    "inner_jump": mean_jump(e.inner_jumps for e in episodes),
+                }
+            )
+        rates = [point["successes"] / point["n"] for point in points]
+        return {"points": points, "area": curve_area([point["latency_s"] for point in points], rates)}
 
     def film(self, runs: list[Run], seed: int) -> str | None:
         """Run one episode of every run again with a camera; None, and a line why, without a renderer."""
@@ -207,9 +225,10 @@ class Trials:
         rollout(env_maker(self._command, runner.spec), runner.predict, runner.spec, settings, on_tick=on_tick)
         return frames
 
-    def _episodes(self, run: Run, name: str) -> list[EpisodeResult]:
-        settings = rollout_settings(self._command, run.latency)
-        runner = session(self._command, self._loaded, run.execution)
+    def _episodes(self, run: Run, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
+        command = in_mode(self._command, mode or Mode(self._command.eval.mode))
+        settings = rollout_settings(command, run.latency)
+        runner = session(command, self._loaded, run.execution)
 
         def on_episode(result: EpisodeResult) -> None:
             self.stopwatch.simulated_s += result.steps / settings.control_hz

@@ -52,6 +52,23 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
     assert {"chunk", "fallback", "inference"} <= {event["name"] for event in events if event["ph"] == "X"}
 
 
+def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[0.0]"]
+    assert main([*command, "--eval.mode=async", "--eval.curve_modes=[sync,async,rtc]"]) == 0
+    curve = json.loads((tmp_path / "out" / "results.json").read_text())["curve"]
+    assert [(key, line["mode"]) for key, line in curve.items()] == [
+        ("accelerated_sync", "sync"),
+        ("accelerated", "async"),
+        ("accelerated_rtc", "rtc"),
+    ]
+    assert all(0 <= line["frequency_score"] <= 1 for line in curve.values())
+    jumps = {key: line["points"][0]["seam_jump"] for key, line in curve.items()}
+    assert jumps["accelerated_sync"] == jumps["accelerated"], "nothing is late"
+    assert jumps["accelerated_rtc"] < jumps["accelerated"]
+    assert main([*command, "--eval.curve_modes=[turbo]"]) == 2
+    assert "eval.curve_modes names 'turbo'; the modes: sync, async, rtc" in capsys.readouterr().err
+
+
 def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
     calls = 0

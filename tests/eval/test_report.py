@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vivace.eval.figures import curve_figure, latency_figure, timeline_figure
+from vivace.eval.figures import curve_figure, latency_figure, seam_figure, timeline_figure
 from vivace.eval.summary import frequency_score
 from vivace.eval.trace import stretches, write_trace
 from vivace.eval.video import caption, side_by_side
@@ -47,10 +47,16 @@ def test_figures_show_every_run():
         "name": "plain", "label": "as trained", "interval": (0.1, 0.6), "successes": 3, "n": 10,
         "latency": {"p50_s": 1.0}, "latencies_s": [1.0, 1.1],
     }  # fmt: skip
-    points = [{"latency_s": 0.0, "successes": 9, "n": 10}, {"latency_s": 1.0, "successes": 3, "n": 10}]
-    curve = curve_figure({"plain": {"label": "as trained", "points": points, "area": 0.6}}, [run])
+    points = [
+        {"latency_s": 0.0, "successes": 9, "n": 10, "seam_jump": 0.2, "inner_jump": 0.1},
+        {"latency_s": 1.0, "successes": 3, "n": 10, "seam_jump": 0.4, "inner_jump": None},
+    ]
+    line = {"run": "plain", "mode": "sync", "label": "as trained", "points": points, "area": 0.6}
+    curve = curve_figure({"plain": line}, [run])
     assert list(curve.data[1].x) == [0, 1000]
     assert list(curve.data[1].y) == [90, 30]
+    seams = seam_figure({"plain": line})
+    assert [list(trace.y) for trace in seams.data] == [[0.2, 0.4], [0.1, None]]
     timeline = timeline_figure({"plain": ("as trained", EPISODE)}, 20)
     assert [(bar.base, bar.x[0], bar.name) for bar in timeline.data] == [
         (0.0, 0.1, "fallback"),
