@@ -8,6 +8,7 @@ export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 
 test: export OMP_NUM_THREADS = 1
+test: export COVERAGE_CORE = sysmon
 
 setup: $(STAMP)
 

@@ -25,7 +25,8 @@ class OrtPolicy:
         bundle: the bundle, or its folder.
         providers: execution providers to try, first one first: cpu, cuda, tensorrt, openvino; those that this
             installation lacks are an error.
-        threads: of one inference; ONNX Runtime's own choice when None.
+        threads: of one inference; ONNX Runtime's own choice when None. Every graph has a pool of its own, so
+            for a schedule of many graphs 1 is best, or `shares_threads`, as inference processes do.
         task: instruction, for policies that read one; `task` may be set anew between two chunks.
         chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
         shares_threads: its graphs use the process's one pool of threads (`share_threads`), not one each.
