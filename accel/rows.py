@@ -50,9 +50,9 @@ class Row:
         return {group.members[0]: group for group in self.groups}
 
     @property
-    def program(self) -> tuple[frozenset[str], tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]]:
+    def program(self) -> tuple[frozenset[str], tuple[Group, ...], int]:
         """What distinguishes this step's computation from another's."""
-        return self.fresh, tuple((group.members, group.weights) for group in self.groups)
+        return self.fresh, self.groups, self.depth
 
 
 class RowRunner:

@@ -198,7 +198,7 @@ def export_denoising(
     x = noise((1, policy.spec.horizon, policy.spec.action_dim), next(iter(batch.values())).float())
     memory: tuple[Tensor, ...] = ()
     cache: Mapping[str, Any] = {}
-    programs: dict[Any, tuple[int, dict[str, str]]] = {}
+    programs: dict[Any, list[int]] = {}
     steps = []
     for step in execution.sampler.steps:
         if step.table is None:
@@ -206,19 +206,17 @@ def export_denoising(
         given = _named(cache)
         out, kept = execution.evaluate(execution, step, x, context, cache)
         left = _named(kept)
-        key = (_program(execution, step), tuple((name, tuple(v.shape)) for name, v in given.items()))
-        if key not in programs:
-            carried = _carried(given, left)
-            fresh = [name for name in left if name not in carried]
+        carried = _carried(given, left)
+        fresh = [name for name in left if name not in carried]
+        alike = programs.setdefault(_program(execution, step), [])
+        graph = next((i for i in alike if _serves(writer.graphs[i], given, fresh)), None)
+        if graph is None:
             module = _Step(execution, step, context_tree, len(context_leaves), dict(cache), fresh)
             at = torch.tensor(step.index)
             inputs = {"x": x, "t": step.t.float(), "at": at} | seen | given
-            name = f"step-{len(programs):03d}"
-            programs[key] = (
-                writer.add(name, module, inputs, ["out", *(NEXT + entry for entry in fresh)]),
-                carried,
-            )
-        graph, carried = programs[key]
+            name = f"step-{sum(map(len, programs.values())):03d}"
+            graph = writer.add(name, module, inputs, ["out", *(NEXT + entry for entry in fresh)])
+            alike.append(graph)
         steps.append(StepProgram(graph, step.table, carried))
         cache = dict(kept)
         x, memory = step.advance(x, out, memory, noise)
@@ -264,15 +262,24 @@ def _past_names(n_layers: int) -> list[str]:
 
 
 def _program(execution: Execution, step: Step) -> Any:
-    """What tells the computation of one step from that of another, but for the shapes of its inputs."""
+    """What tells the computation of one step from that of another, but for what the cache holds."""
     guided = getattr(execution.policy, "guided", ())
     is_guided = step.index >= len(guided) or guided[step.index]
     if execution.evaluate is not evaluate:
         return step.index  # its coefficients are its own
     if not isinstance(execution.action, Rows):
         return is_guided
-    row = execution.action.rows[step.index]
-    return is_guided, row.program, row.depth, tuple(group.is_renewed for group in row.groups)
+    return is_guided, execution.action.rows[step.index].program
+
+
+def _serves(graph: Graph, given: Mapping[str, Tensor], fresh: Sequence[str]) -> bool:
+    """Whether a graph of the same program finds what it reads among `given`, and leaves what is wanted.
+
+    What the cache holds beside that does not matter: sums of blocks outlive the steps that read them.
+    """
+    read = {name: shape for name, shape in graph.inputs.items() if name.startswith(CACHE)}
+    found = {name: tuple(value.shape) for name, value in given.items()}
+    return read.items() <= found.items() and set(graph.outputs) == {"out", *(NEXT + name for name in fresh)}
 
 
 def _carried(given: dict[str, Tensor], left: Mapping[str, Tensor]) -> dict[str, str]:
