@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -256,8 +257,8 @@ def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(dif
     loaded, plan, _, folder = diffusion
     bundle = Bundle.load(folder)
     rows = accelerate(loaded.staged, plan).action
-    assert rows.programs < len(bundle.steps)
-    assert len({step.graph for step in bundle.steps}) <= len(bundle.steps)
+    assert len({step.graph for step in bundle.steps}) == rows.programs < len(bundle.steps)
+    assert len(bundle.graphs) == rows.programs + 1, "one more encodes"
     stored = (folder / "graphs" / "weights.bin").stat().st_size
     weights = sum(p.numel() * 4 for p in loaded.policy.parameters())
     assert stored < 3 * weights + 4096 * 100
@@ -299,22 +300,55 @@ def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
     assert bundle.receipt["chunk_error"] <= 1e-5
 
 
-def test_a_bundle_runs_without_torch(diffusion, tmp_path):
-    loaded, _, _, folder = diffusion
-    seen = raw(loaded)
-    np.savez(tmp_path / "seen.npz", **seen)
-    code = f"""
+@pytest.fixture(scope="session")
+def robots_python(tmp_path_factory):
+    """Python of a fresh environment: our wheel without extras, and what it depends on."""
+    base, source = tmp_path_factory.mktemp("wheel"), Path(__file__).parents[2]
+    for name in ("policies", "accel", "envs", "eval", "deploy"):
+        shutil.copytree(source / name, base / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(source / name, base / "tree" / name)  # building leaves things behind
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", base, base / "tree"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "venv"], check=True)
+    python = base / "venv" / "bin" / "python"
+    versions = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime")]
+    subprocess.run([*pip, "--python", python, "install", *base.glob("*.whl"), *versions], check=True)
+    return python
+
+
+REPLAY = """
 import sys
-for name in ("torch", "lerobot", "safetensors", "onnx", "tokenizers", "scipy"):
-    sys.modules[name] = None
+from importlib.metadata import distributions
+from importlib.util import find_spec
 import numpy as np
 from vivace.deploy import OrtPolicy
-policy = OrtPolicy({str(folder)!r})
-np.save({str(tmp_path / "out.npy")!r}, policy.predict(dict(np.load({str(tmp_path / "seen.npz")!r})), {KEYS}))
+
+recorded = dict(np.load("recorded.npz"))
+keys = [tuple(key) for key in recorded.pop("noise_keys").tolist()]
+policy = OrtPolicy(sys.argv[1], task="Open the drawer")
+np.save("actions.npy", np.concatenate([
+    policy.predict({name: values[i : i + 1] for name, values in recorded.items()}, [key])
+    for i, key in enumerate(keys)
+]))
+print(*sorted(found.metadata["Name"] for found in distributions()))
+assert find_spec("torch") is None
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+def test_the_wheel_alone_replays_what_torch_did(subject, robots_python, request, tmp_path):
+    loaded, plan, _, folder = request.getfixturevalue(subject)
+    session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task="Open the drawer")
+    seen, keys = raw(loaded, rows=4), ((1, 0), (1, 8), (1, 16), (2, 0))
+    np.savez(tmp_path / "recorded.npz", noise_keys=keys, **seen)
+    command = [robots_python, "-I", "-c", REPLAY, folder]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.load(tmp_path / "out.npy"), OrtPolicy(folder).predict(seen, KEYS))
+    assert {"numpy", "onnxruntime", "vivace"} <= set(done.stdout.split())
+    assert not {"torch", "lerobot", "mujoco", "gymnasium", "tokenizers", "scipy"} & set(done.stdout.split())
+    wanted = session.predict(seen, keys)
+    assert np.abs(np.load(tmp_path / "actions.npy") - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
 
 
 def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, tmp_path, monkeypatch):
