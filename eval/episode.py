@@ -36,6 +36,8 @@ class EpisodeResult:
     """Change of the action |a_t - a_(t-1)| at each tick that executed the first action of another chunk."""
     inner_jumps: tuple[float, ...] = ()
     """The same at each tick that went on with its chunk."""
+    choices: dict[str, int] = field(default_factory=dict)
+    """Plan of the ladder -> requests it was chosen for; empty without a ladder."""
     timeline: str = ""
     """Source of every tick by its first letter, e.g. "ffccccs"."""
     records: tuple[TickRecord, ...] = field(default=(), repr=False, compare=False)

@@ -44,6 +44,8 @@ from vivace.policies.staged import Execution, sample
 
 PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
+LADDER = "ladder"
+"""Name of the run that chooses among plans."""
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "freeze")
 BASELINES = (
     "hoist",
@@ -134,7 +136,7 @@ def _runs(
     runs = [run for name, run in known.items() if name in (*RUNS, *names)]
     if not names:
         return runs
-    entry = Entry("ladder", f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
+    entry = Entry(LADDER, f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
     ladder = tuple(known[name] for name in names)
     return [*runs, Run(entry, ladder[0].execution, ladder[0].latency, ladder)]
 
@@ -156,7 +158,12 @@ def _outcomes(
         line["frequency_score"] = frequency_score(line["points"], latency_s[line["run"]], hz)
     return {
         "runs": summaries,
-        "comparisons": comparisons(episodes, ACCELERATED.name),
+        "comparisons": [
+            pair
+            for name in (ACCELERATED.name, LADDER)
+            if name in episodes
+            for pair in comparisons(episodes, name)
+        ],
         "curve": curve,
         "shown_seed": seed,
         "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,

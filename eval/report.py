@@ -55,7 +55,13 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     )
     parts = [header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
     parts.append(
-        section("Success under latency", _runs_text(results), _runs_table(runs), _pairs_table(results))
+        section(
+            "Success under latency",
+            _runs_text(results),
+            _runs_table(runs),
+            _pairs_table(results),
+            _choices_table(runs),
+        )
     )
     if results.get("video"):
         text = f"Episode {results['shown_seed']} under every run; the bar says what the robot executes."
@@ -213,9 +219,20 @@ def _pairs_table(results: Mapping[str, Any]) -> str:
         for p in results["comparisons"]
     ]
     return table(
-        ("difference", "success", "95 %", "only accelerated", "only the other", "McNemar p"),
+        ("difference", "success", "95 %", "only the first", "only the other", "McNemar p"),
         rows,
     )
+
+
+def _choices_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How often a ladder chose each of its plans; nothing without one."""
+    labels = {run["name"]: run["label"] for run in runs}
+    rows = [
+        (labels[plan], f"{n} of {run['chunks']}", f"{n / run['chunks']:.0%}")
+        for run in runs
+        for plan, n in run["choices"].items()
+    ]
+    return table(("plan the ladder chose", "chunks", ""), rows) if rows else ""
 
 
 def _curve_table(curve: Mapping[str, Any]) -> str:

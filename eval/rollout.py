@@ -198,6 +198,7 @@ class _Episode:
             request_ticks=tuple(tick for tick, _ in self.worker.asked),
             seam_jumps=seam_jumps,
             inner_jumps=inner_jumps,
+            choices=dict(self.loop.budget.choices),
             timeline="".join(record.source.value[0] for record in self.records),
             records=tuple(self.records),
         )

@@ -1,5 +1,6 @@
 """What came of the runs of an evaluation, summed up for results.json and for a person."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ def run_summary(
         "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
         "seam_jump": mean_jump(e.seam_jumps for e in episodes),
         "inner_jump": mean_jump(e.inner_jumps for e in episodes),
+        "choices": dict(sum((Counter(e.choices) for e in episodes), Counter())),
         "episodes": [e.to_json() for e in episodes],
     }
 
@@ -110,7 +112,7 @@ def table(results: dict[str, Any]) -> Table:
         )
     for pair in results["comparisons"]:
         out.caption = (out.caption or "") + (
-            f"accelerated - {pair['first']}: {pair['difference']:+.0%} "
+            f"{pair['second']} - {pair['first']}: {pair['difference']:+.0%} "
             f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}\n"
         )
     return out

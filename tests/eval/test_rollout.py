@@ -333,3 +333,5 @@ def test_a_ladder_runs_the_plan_that_fits():
     for result in results:
         assert result.latencies_s[:3] == (0.05,) * 3  # a better one has to fit three times
         assert set(result.latencies_s) == {0.05, 0.1}
+        assert set(result.choices) == {"slow", "fast"}
+        assert sum(result.choices.values()) == len(result.latencies_s)
