@@ -69,6 +69,23 @@ def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
     assert "eval.curve_modes names 'turbo'; the modes: sync, async, rtc" in capsys.readouterr().err
 
 
+def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys):
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[]",
+               "--eval.ladder=[plain,accelerated]", "--latency.type=bursty"]  # fmt: skip
+    assert main([*command, "--eval.mode=async", "--latency.scale=10"]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    *others, ladder = found["runs"]
+    assert ladder["name"] == "ladder"
+    assert sum(ladder["choices"].values()) == ladder["chunks"]
+    assert set(ladder["choices"]) <= {"plain", "accelerated"}
+    assert not any(run["choices"] for run in others)
+    names = [run["name"] for run in others]
+    assert [pair["first"] for pair in found["comparisons"] if pair["second"] == "ladder"] == names
+    assert "plan the ladder chose" in (tmp_path / "out" / "report.html").read_text()
+    assert main([*command, "--eval.mode=sync"]) == 2
+    assert "eval.ladder needs time to choose by" in capsys.readouterr().err
+
+
 def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
     calls = 0

@@ -162,7 +162,9 @@ def test_a_killed_worker_is_replaced_while_the_loop_goes_on(capsys, bundle, tmp_
     assert found["run"]["ticks"] + found["run"]["skipped_deadlines"] >= 6 * 20 - 2
     lines = [json.loads(text) for text in (tmp_path / "run.jsonl").read_text().splitlines()]
     at = next(n for n, entry in enumerate(lines) if entry["kind"] == "event" and entry["event"] == "worker")
-    before, after = ([e["chunk"] for e in part if e.get("chunk") is not None] for part in (lines[:at], lines[at:]))
+    before, after = (
+        [e["chunk"] for e in part if e.get("chunk") is not None] for part in (lines[:at], lines[at:])
+    )
     assert max(after) > max(before, default=-1), "the new process computes"
 
 
