@@ -1,6 +1,5 @@
 """Run a bundle with numpy and ONNX Runtime."""
 
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +40,6 @@ class OrtPolicy:
         chunking: RealTimeChunking | None = None,
         shares_threads: bool = False,
     ) -> None:
-        started = time.perf_counter()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.spec, self.task, self.chunking = self.bundle.spec, task, chunking
         self._check_chunking()
@@ -55,8 +53,6 @@ class OrtPolicy:
             )
         self._encode = graphs[self.bundle.encode].bind({})
         self._sampler = self._bound(graphs)
-        self.load_s = time.perf_counter() - started
-        """How long loading took [s]."""
 
     def predict(
         self,

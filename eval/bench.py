@@ -23,6 +23,7 @@ from vivace.accel.layer_curve import policy_curve
 from vivace.accel.plan import FILE_NAME
 from vivace.accel.technique import CalibrationData
 from vivace.eval.bundle_rows import BundleRun
+from vivace.eval.bundle_table import bundle_table
 from vivace.eval.latencies import chunk_latencies
 from vivace.eval.lineup import SAVED, Entry, lineup_for
 from vivace.eval.output import claim, output_folder
@@ -71,6 +72,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         }
     write_results(folder, results)
     Console().print(table(rows))
+    if exported:
+        Console().print(bundle_table(rows))
     kept = ("latency_s", "ratio", "action_error", "success")
     summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
     return {"results": str(folder / "results.json"), "plans": summary}, are_met(requirements, summary)

@@ -1,5 +1,6 @@
 """Exported bundles beside the plans of `vivace bench`: the same observations, the same rounds."""
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.process_worker import ProcessWorker, bundles
+from vivace.deploy.warm_up import warm_up
 from vivace.eval.statistics import ratio_of_medians
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -19,7 +22,7 @@ class BundleRun:
     """One bundle, run on normalised observations."""
 
     def __init__(self, folder: str, loaded: LoadedPolicy, threads: int | None) -> None:
-        self.policy = OrtPolicy(folder, threads=threads)
+        self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
         self.name = f"ort:{folder}"
         receipt = self.policy.bundle.receipt
         weights = receipt["fingerprint"]["weights"]
@@ -34,6 +37,18 @@ class BundleRun:
     def __call__(self, one: CalibrationData) -> np.ndarray:
         """Sample a chunk (1, H, A) of one observation."""
         return sample_bundle(self.policy, one)
+
+    def cold_start_s(self) -> float:
+        """From starting an inference process, as `vivace run` does, to its first chunk [s]."""
+        bundle = self.policy.bundle
+        worker = ProcessWorker(bundles({self.name: bundle.folder}, threads=self._threads), bundle.spec)
+        began = time.monotonic()
+        try:
+            worker.start()
+            warm_up(worker, bundle.spec, next(iter(bundle.prompts), ""), 1)
+            return time.monotonic() - began
+        finally:
+            worker.close()
 
     def row(
         self, times: Mapping[str, Sequence[float]], reference: torch.Tensor, data: CalibrationData
@@ -55,7 +70,7 @@ class BundleRun:
             "bundle": {
                 "graphs": len(bundle.graphs),
                 "megabytes": bundle.megabytes,
-                "load_s": self.policy.load_s,
+                "cold_start_s": self.cold_start_s(),
                 "chunk_error": bundle.receipt["chunk_error"],
             },
         }

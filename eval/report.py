@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vivace.eval.bundle_table import HEAD, bundle_cells
 from vivace.eval.figures import (
     curve_figure,
     importance_figure,
@@ -120,6 +121,10 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     if results.get("layer_curve"):
         text = "Error of the cognition feature and of the actions when language layers are dropped."
         sections.append(section("Layers dropped", text, figure(layer_curve_figure(results["layer_curve"]))))
+    exported = bundle_cells(results["pareto"])
+    if exported:
+        text = "Cold start: from starting a new process, as vivace run does, to its first chunk."
+        sections.append(section("Exported bundles", text, table(HEAD, exported)))
     return title, "".join(sections)
 
 

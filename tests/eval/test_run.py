@@ -257,6 +257,22 @@ def test_a_ladder_is_timed_and_chosen_from(capsys, bundle, tmp_path):
     assert sum(rung["chosen"] for rung in found["ladder"]) >= found["run"]["chunks"] > 0
 
 
+def test_a_bundle_is_timed_beside_torch(capsys, bundle, checkpoint, tmp_path):
+    command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--bench.compile=false",
+               "--bench.repeats=1", "--bench.only=[accelerated]", "--accel.episodes=1", "--accel.samples=2",
+               f"--bench.bundles=[{bundle}]", f"--output_dir={tmp_path}"]  # fmt: skip
+    assert main(command) == 0
+    assert "cold start: a new process" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["pareto"]}
+    ours, torchs = rows[f"ort:{bundle}"], rows["accelerated"]
+    assert ours["action_error"] == pytest.approx(torchs["action_error"], abs=1e-5)
+    assert ours["bundle"]["chunk_error"] <= 1e-5
+    assert 0 < ours["latency_s"] < ours["bundle"]["cold_start_s"] < 60
+    assert "Exported bundles" in (tmp_path / "report.html").read_text()
+    assert main([*command, "--policy.path=zoo/push", "--output_dir=other"]) == 2
+    assert "holds another policy" in capsys.readouterr().err
+
+
 def test_a_ladder_that_cannot_be_is_refused(capsys, bundle, tmp_path):
     for flags, message in (
         ([f"--loop.ladder=[{bundle}]"], "each may be there once"),
