@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +33,8 @@ class EpisodeResult:
     request_ticks: tuple[int, ...] = ()
     """Tick of every request, in order."""
     seam_jumps: tuple[float, ...] = ()
-    """Change of the action |a_t - a_(t-1)| at each tick that executed the first action of another chunk."""
+    """Change of the action |a_t - a_(t-1)| at each tick that went over to another chunk, to the fallback, or
+    back from it."""
     inner_jumps: tuple[float, ...] = ()
     """The same at each tick that went on with its chunk."""
     choices: dict[str, int] = field(default_factory=dict)
@@ -70,14 +71,19 @@ class EpisodeResult:
 
 
 def jumps(records: Sequence[TickRecord]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Changes of the action between ticks that executed chunks: where the chunk changed, and elsewhere."""
+    """Changes of the action from tick to tick: where what is executed changes, and inside chunks.
+
+    A robot that stops to think jumps too: where the fallback takes over, and where a chunk does again. What
+    comes before the first chunk does not count.
+    """
     seams: list[float] = []
     inner: list[float] = []
-    for before, now in pairwise(records):
-        if before.chunk_id is None or now.chunk_id is None:
-            continue
+    for before, now in pairwise(dropwhile(lambda record: record.chunk_id is None, records)):
         jump = round(float(np.linalg.norm(now.action - before.action)), 4)
-        (inner if now.chunk_id == before.chunk_id else seams).append(jump)
+        if now.chunk_id != before.chunk_id:
+            seams.append(jump)
+        elif now.chunk_id is not None:
+            inner.append(jump)
     return tuple(seams), tuple(inner)
 
 

@@ -93,8 +93,9 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         parts.append(
             section(
                 "Jumps against latency",
-                "How far the action jumps where one chunk takes over from another, and from tick to tick "
-                "inside chunks. Real-time chunking is there to keep the first near the second.",
+                "How far the action jumps where one chunk takes over from another or the robot stops to "
+                "think, and from tick to tick inside chunks. Real-time chunking is there to keep the "
+                "first near the second.",
                 figure(seam_figure(results["curve"])),
             )
         )
