@@ -49,13 +49,13 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     entries = _entries(command, loaded)
     values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
     requirements = read_requirements(command.require, [entry.name for entry in entries], values)
+    exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
     data = observe(command, loaded)
     executions = build(loaded, [entry for entry in entries if entry not in SAVED], data)
     executions |= _saved(command, loaded, entries)
     entries = [entry for entry in entries if entry.name in executions]
-    exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     others = {run.name: run for run in exported}
     times = chunk_latencies(executions, data, command.bench.repeats, others)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))

@@ -269,8 +269,10 @@ def test_a_bundle_is_timed_beside_torch(capsys, bundle, checkpoint, tmp_path):
     assert ours["bundle"]["chunk_error"] <= 1e-5
     assert 0 < ours["latency_s"] < ours["bundle"]["cold_start_s"] < 60
     assert "Exported bundles" in (tmp_path / "report.html").read_text()
-    assert main([*command, "--policy.path=zoo/push", "--output_dir=other"]) == 2
+    other = tmp_path / "other"
+    assert main([*command, "--policy.path=zoo/push", f"--output_dir={other}"]) == 2
     assert "holds another policy" in capsys.readouterr().err
+    assert not other.exists()
 
 
 def test_a_ladder_that_cannot_be_is_refused(capsys, bundle, tmp_path):
