@@ -76,7 +76,7 @@ def test_a_corrected_word_means_the_corrected_clean_chunk(name):
         corrected = follow.correct(table, out, follow.error(table, x, out))
         after = table.clean_x * x + table.clean_out * corrected
         strength = settings.strength(table)
-        assert 0 < strength <= settings.max_guidance
+        assert 0 < strength <= settings.beta
         torch.testing.assert_close(after, before + strength * weights * (wish - before), atol=1e-4, rtol=1e-4)
 
 
@@ -121,13 +121,22 @@ def test_freezing_returns_the_given_actions_and_leaves_the_others_alone(name):
     torch.testing.assert_close(found[:, 4:], free[:, 4:])  # the denoiser of this test mixes no actions
 
 
+@pytest.mark.parametrize(("beta", "held", "drawn"), [(5.0, 0.75, 0.85), (None, 0.95, 0.97)])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_guidance_draws_the_chunk_towards_the_one_before(name):
-    found, free, wish = run(name, RealTimeChunking())
+def test_guidance_draws_the_chunk_towards_the_one_before(name, beta, held, drawn):
+    found, free, wish = run(name, RealTimeChunking(max_guidance=beta))
     nearer, further = (found - wish).abs().mean(-1)[0], (free - wish).abs().mean(-1)[0]
-    assert (nearer[:4] < 0.75 * further[:4]).all()
-    assert nearer[:10].mean() < 0.85 * further[:10].mean()
+    assert (nearer[:4] < held * further[:4]).all()
+    assert nearer[:10].mean() < drawn * further[:10].mean()
     torch.testing.assert_close(found[:, 10:], free[:, 10:])  # nothing is known of these
+
+
+def test_the_largest_guidance_depends_on_the_jacobian_unless_it_is_given():
+    assert RealTimeChunking().beta == 1
+    assert RealTimeChunking(jacobian="exact").beta == 5
+    assert RealTimeChunking(jacobian="exact", max_guidance=2.0).beta == 2
+    tables = [step.table for step in SAMPLERS["ddim-epsilon"].steps]
+    assert all(RealTimeChunking().strength(table) <= 1 for table in tables), "never past what it is drawn to"
 
 
 def test_an_exact_jacobian_scales_the_pull_by_what_x_does_to_the_clean_chunk():
