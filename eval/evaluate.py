@@ -158,17 +158,19 @@ def _outcomes(
         line["frequency_score"] = frequency_score(line["points"], latency_s[line["run"]], hz)
     return {
         "runs": summaries,
-        "comparisons": [
-            pair
-            for name in (ACCELERATED.name, LADDER)
-            if name in episodes
-            for pair in comparisons(episodes, name)
-        ],
+        "comparisons": _comparisons(episodes),
         "curve": curve,
         "shown_seed": seed,
         "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
         "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
     }
+
+
+def _comparisons(episodes: Mapping[str, list[EpisodeResult]]) -> list[dict[str, Any]]:
+    """The accelerated run against every other one, and a ladder against every plan that runs alone."""
+    alone = {name: found for name, found in episodes.items() if name != LADDER}
+    pairs = comparisons(alone, ACCELERATED.name)
+    return pairs + comparisons(episodes, LADDER) if LADDER in episodes else pairs
 
 
 def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
