@@ -31,6 +31,11 @@ _TYPES = {
 """ONNX Runtime's name of a tensor's type -> numpy's."""
 
 
+_SPIN_US = 200
+"""How long a graph's idle threads spin [us]: those of many graphs that are being loaded took each other's
+cores for as long as ONNX Runtime lets them by default. Releases that do not know this leave it out."""
+
+
 def share_threads(threads: int | None) -> None:
     """Make the one pool of threads that all policies of this process share; before any of them is loaded.
 
@@ -86,6 +91,7 @@ class Runtime:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next graph needs the core
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
         options.use_per_session_threads = not self.shares_threads
         if self.threads and not self.shares_threads:
             options.intra_op_num_threads = self.threads
