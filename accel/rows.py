@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """One step of a schedule."""
+    """One step of a schedule; steps whose rows are equal compute the same."""
 
     fresh: frozenset[str]
     groups: tuple[Group, ...]
@@ -48,11 +48,6 @@ class Row:
     def leads(self) -> dict[str, Group]:
         """First member -> its group."""
         return {group.members[0]: group for group in self.groups}
-
-    @property
-    def program(self) -> tuple[frozenset[str], tuple[Group, ...], int]:
-        """What distinguishes this step's computation from another's."""
-        return self.fresh, self.groups, self.depth
 
 
 class RowRunner:
@@ -114,7 +109,7 @@ class Rows:
     @property
     def programs(self) -> int:
         """Distinct steps: how many graphs an export or a whole-step compilation needs."""
-        return len({row.program for row in self.rows})
+        return len(set(self.rows))
 
 
 def make_rows(

@@ -77,6 +77,11 @@ class Bundle:
     tokens: TokenProgram | None = None
     """How chunks are written, by a policy that writes tokens; it has no steps."""
 
+    @property
+    def usual_task(self) -> str:
+        """First instruction it was exported with; "" of a policy that reads none."""
+        return next(iter(self.prompts), "")
+
     def path(self, name: str) -> Path:
         """Return the path of one of its files.
 

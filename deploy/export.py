@@ -19,7 +19,8 @@ from vivace.accel.greedy import executed_tokens
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
-from vivace.deploy.export_onnx import GraphWriter, export_denoising, export_tokens
+from vivace.deploy.export_onnx import export_denoising, export_tokens
+from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.precision import check_precision

@@ -197,7 +197,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         sensors = Sensors(make_sensors(settings, spec, self.resolve_topic_name), settings.staleness_s)
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
         self._errors = 0
-        task = settings.task or next(iter(bundle.prompts), "")
+        task = settings.task or bundle.usual_task
         took = warm_up(worker, spec, task, settings.warmup, settings.stall_s)
         names = tuple(plans) if settings.ladder else ()
         self._ready.ladder = measure_rungs(worker, spec, names, task)

@@ -45,7 +45,7 @@ class BundleRun:
         began = time.monotonic()
         try:
             worker.start()
-            warm_up(worker, bundle.spec, next(iter(bundle.prompts), ""), 1)
+            warm_up(worker, bundle.spec, bundle.usual_task, 1)
             return time.monotonic() - began
         finally:
             worker.close()

@@ -80,25 +80,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
             figure(timeline_figure(shown, environment["control_hz"])),
         )
     )
-    if results["curve"]:
-        parts.append(
-            section(
-                "Success against latency",
-                "Lines: every chunk takes the latency on the axis, bands are 95 % Wilson intervals. "
-                "Diamonds: each run at its own latency.",
-                figure(curve_figure(results["curve"], runs)),
-                _curve_table(results["curve"]),
-            )
-        )
-        parts.append(
-            section(
-                "Jumps against latency",
-                "How far the action jumps where one chunk takes over from another or the robot stops to "
-                "think, and from tick to tick inside chunks. Real-time chunking is there to keep the "
-                "first near the second.",
-                figure(seam_figure(results["curve"])),
-            )
-        )
+    parts += _curve_sections(results["curve"], runs)
     parts.append(
         section(
             "Latency",
@@ -111,6 +93,27 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts += _language_sections(folder, results)
     parts += _calibration_sections(results.get("calibration"))
     return title, "".join(parts)
+
+
+def _curve_sections(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not curve:
+        return []
+    return [
+        section(
+            "Success against latency",
+            "Lines: every chunk takes the latency on the axis, bands are 95 % Wilson intervals. "
+            "Diamonds: each run at its own latency.",
+            figure(curve_figure(curve, runs)),
+            _curve_table(curve),
+        ),
+        section(
+            "Jumps against latency",
+            "How far the action jumps where one chunk takes over from another or the robot stops to "
+            "think, and from tick to tick inside chunks. Real-time chunking is there to keep the "
+            "first near the second.",
+            figure(seam_figure(curve)),
+        ),
+    ]
 
 
 def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:

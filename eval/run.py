@@ -72,9 +72,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
         stack.callback(worker.close)
         worker.start()
         names = tuple(plans) if command.loop.ladder else ()
-        ladder = measure_rungs(
-            worker, bundle.spec, names, command.instruction or next(iter(bundle.prompts), "")
-        )
+        ladder = measure_rungs(worker, bundle.spec, names, command.instruction or bundle.usual_task)
         folder = output_folder("run", command.output_dir, command.job_name)
         with _recorder(command, folder) as recorder:
             parts = Parts(

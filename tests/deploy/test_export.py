@@ -20,7 +20,8 @@ from vivace.accel.technique import CalibrationData
 from vivace.deploy import export as exporting
 from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
-from vivace.deploy.export_onnx import GraphWriter, _error, export_denoising
+from vivace.deploy.export_onnx import export_denoising
+from vivace.deploy.graph_writer import GraphWriter, _error
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.prompt import MASK, TOKENS
 from vivace.eval.recipe import statistics
@@ -347,8 +348,9 @@ def test_the_wheel_alone_replays_what_torch_did(subject, robots_python, request,
     assert done.returncode == 0, done.stderr
     assert {"numpy", "onnxruntime", "vivace"} <= set(done.stdout.split())
     assert not {"torch", "lerobot", "mujoco", "gymnasium", "tokenizers", "scipy"} & set(done.stdout.split())
-    wanted = session.predict(seen, keys)
-    assert np.abs(np.load(tmp_path / "actions.npy") - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
+    found, wanted = np.load(tmp_path / "actions.npy"), session.predict(seen, keys)
+    assert np.abs(found - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
+    assert np.array_equal(found, OrtPolicy(folder, task="Open the drawer").predict(seen, keys))
 
 
 def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, tmp_path, monkeypatch):

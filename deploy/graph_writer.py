@@ -1,0 +1,145 @@
+"""Write modules as ONNX graphs into a folder, each proven equal to torch, equal tensors stored once."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from vivace.deploy.bundle import Graph
+from vivace.deploy.precision import reduced
+
+OPSET = 20
+_ALIGNMENT = 4096
+"""Of tensors in the shared file, so that they can be mapped into memory."""
+_SHARED_FROM = 1024
+"""Tensors of so many bytes go to the shared file."""
+
+
+@dataclass
+class GraphWriter:
+    """Writes graphs into a folder; tensors that are equal are stored once."""
+
+    folder: Path
+    """Of the bundle."""
+    precision: str = "fp32"
+    """One of `precision.PRECISIONS`; graphs are proven at fp32 before they are reduced."""
+    graphs: list[Graph] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    """Largest difference of each graph's outputs from torch's, see `_error`."""
+    _known: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _end: int = 0
+
+    def add(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        dynamic: Mapping[str, int] = MappingProxyType({}),
+    ) -> int:
+        """Export a module; returns the index of its graph.
+
+        Args:
+            name: of the file, without folder and ending.
+            module: takes the inputs in their order, returns a tuple of the outputs.
+            inputs: name -> example, of the shape the graph will have.
+            outputs: their names.
+            dynamic: input -> axis that may have any length, the same for all of them.
+        """
+        given = tuple(inputs.values())
+        with torch.no_grad():
+            program: Any = torch.onnx.export(
+                module.eval(),
+                given,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                dynamic_shapes=_dynamic(inputs, dynamic) if dynamic else None,
+            )
+            found = module(*given)
+        model = program.model_proto
+        _drop_unused_inputs(model.graph)
+        used = {value.name: inputs[value.name] for value in model.graph.input}
+        if self.precision != "fp32":
+            self.errors.append(_error(model.SerializeToString(), used, found))
+            model = reduced(model, self.precision)
+        file = Path("graphs") / f"{name}.onnx"
+        target = self.folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._share(model.graph.initializer, target.parent / "weights.bin")
+        target.write_bytes(model.SerializeToString())
+        self.graphs.append(Graph(file.as_posix(), _shapes(model.graph.input), _shapes(model.graph.output)))
+        if self.precision == "fp32":
+            self.errors.append(_error(str(target), used, found))
+        return len(self.graphs) - 1
+
+    def _share(self, tensors: Any, file: Path) -> None:
+        """Move large tensors to the shared file."""
+        import onnx
+
+        for tensor in tensors:
+            data = onnx.numpy_helper.to_array(tensor).tobytes()
+            if len(data) < _SHARED_FROM:
+                continue
+            digest = hashlib.sha256(data).hexdigest()
+            if digest not in self._known:
+                offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT
+                with file.open("ab") as out:
+                    out.write(b"\0" * (offset - self._end) + data)
+                self._known[digest], self._end = (offset, len(data)), offset + len(data)
+            offset, length = self._known[digest]
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in (("location", file.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def _dynamic(inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> tuple[tuple[Any, ...]]:
+    """`torch.export`'s description of a module's *args with one length that may vary."""
+    length = torch.export.Dim("length", min=1, max=4096)
+    return (tuple({axes[name]: length} if name in axes else None for name in inputs),)
+
+
+def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a graph's inputs or outputs; -1 where any length fits."""
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim
+        )
+        for value in values
+    }
+
+
+def _error(model: str | bytes, inputs: Mapping[str, Tensor], wanted: Sequence[Tensor]) -> float:
+    """Largest difference of a graph's outputs in ONNX Runtime from torch's.
+
+    In units of the output's largest value where that exceeds 1, for rounding grows with it: logits of 20
+    that differ by 1e-5 are as near as actions that differ by 5e-7.
+    """
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
+    return max(_difference(mine, theirs) for mine, theirs in zip(found, wanted, strict=True))
+
+
+def _difference(found: np.ndarray, wanted: Tensor) -> float:
+    exact = wanted.cpu().double().numpy()
+    scale = max(1.0, np.abs(exact).max(initial=0.0))
+    return float(np.abs(found.astype(np.float64) - exact).max(initial=0.0) / scale)
+
+
+def _drop_unused_inputs(graph: Any) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for value in [value for value in graph.input if value.name not in used]:
+        graph.input.remove(value)
