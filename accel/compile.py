@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.rows import Rows
+from vivace.accel.technique import Decoding
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.samplers import Step
@@ -27,7 +28,8 @@ def compile_execution(execution: Execution) -> Execution:
         UnsupportedPolicy: the execution decides at run time what to compute.
     """
     if execution.writes_tokens:
-        return replace(execution, policy=_with_compiled_passes(execution.policy))
+        sizes_vary = isinstance(execution.decoder, Decoding) and not execution.decoder.reads_one_size
+        return replace(execution, policy=_with_compiled_passes(execution.policy, sizes_vary))
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
     if execution.evaluate is not evaluate:
@@ -64,15 +66,16 @@ def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
     return twin
 
 
-def _with_compiled_passes(policy: Any) -> Any:
+def _with_compiled_passes(policy: Any, sizes_vary: bool) -> Any:
     """Return a twin whose two bodies are compiled: reading the prompt, and a block of tokens.
 
-    Every block size is a graph of its own, so a decoder with blocks of one size gains most.
+    One graph reads blocks of any size where sizes vary. A graph for each of up to n sizes would take many
+    minutes to compile; where there is one size only, a graph made for it is a little faster.
     """
     _allow_graphs(policy.n_tokens)
     twin = copy.copy(policy)
     twin.encode = torch.compile(policy.encode, dynamic=False)
-    twin.extend = torch.compile(policy.extend, dynamic=False)
+    twin.extend = torch.compile(policy.extend, dynamic=sizes_vary)
     return twin
 
 

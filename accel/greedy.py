@@ -18,6 +18,7 @@ class GreedyExecuted(Decoding):
 
     kind: ClassVar[str] = "greedy_executed"
     is_static: ClassVar[bool] = True
+    reads_one_size: ClassVar[bool] = True
 
     def __call__(
         self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute

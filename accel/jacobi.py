@@ -61,6 +61,11 @@ class Jacobi(Decoding):
                 "0 or more is needed"
             )
 
+    @property
+    def reads_one_size(self) -> bool:
+        """Whether settled tokens stay in the block."""
+        return not self.freeze
+
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Count tokens where a table is asked for; options are the fields."""

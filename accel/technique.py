@@ -147,6 +147,11 @@ class Decoding:
     seam: ClassVar[Seam] = Seam.DECODE
     is_static: ClassVar[bool] = False
 
+    @property
+    def reads_one_size(self) -> bool:
+        """Whether every pass reads as many tokens as the last: one compiled graph then serves them all."""
+        return False
+
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Nothing is measured."""

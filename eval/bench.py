@@ -124,7 +124,7 @@ def pareto_row(
         actions = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         error = float((actions - reference).abs().mean())
     ratio = ratio_of_medians(times["plain"], times[entry.name])
-    tokens = _token_row(execution, times[entry.name], data) if execution.writes_tokens else {}
+    tokens = _token_row(entry, execution, times[entry.name], data) if execution.writes_tokens else {}
     return tokens | {
         "name": entry.name,
         "label": entry.label,
@@ -138,27 +138,31 @@ def pareto_row(
     }
 
 
-def _token_row(execution: Execution, times: Sequence[float], data: CalibrationData) -> dict[str, Any]:
+def _token_row(
+    entry: Entry, execution: Execution, times: Sequence[float], data: CalibrationData
+) -> dict[str, Any]:
     """Passes and tokens a second of a policy that writes tokens.
 
     Returns:
-        "passes" mean over observations; "passes_of" every one of them; "settled" mean pass at which each
-        token of the chunk last changed; "tokens_per_s" over the whole chunk, reading the prompt included;
-        "latency_p95_s", "latency_max_s".
+        "tokens_per_s" over the whole chunk, reading the prompt included; "latency_p95_s", "latency_max_s";
+        and unless the plan is compiled, which takes as many passes as without: "passes" mean over
+        observations, "passes_of" every one of them, "settled" mean pass at which each token of the chunk
+        last changed.
     """
-    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
-    n = (
-        executed_tokens(execution.policy)
-        if execution.decoder.__class__ is GreedyExecuted
-        else found.tokens.shape[1]
-    )
-    return {
-        "passes": float(found.passes.float().mean()),
-        "passes_of": found.passes.tolist(),
-        "settled": found.settled.float().mean(0).tolist(),
+    policy: Any = execution.policy
+    n = executed_tokens(policy) if isinstance(execution.decoder, GreedyExecuted) else policy.n_tokens
+    row = {
         "tokens_per_s": n / float(np.median(times)),
         "latency_p95_s": float(np.percentile(times, 95)),
         "latency_max_s": max(times),
+    }
+    if entry.is_compiled:
+        return row
+    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    return row | {
+        "passes": float(found.passes.float().mean()),
+        "passes_of": found.passes.tolist(),
+        "settled": found.settled.float().mean(0).tolist(),
     }
 
 
@@ -265,10 +269,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             "as eager" if row["action_error"] is None else f"{row['action_error']:.4f}",
             "" if row["gflop"] is None else f"{row['gflop']:.2f}",
         ]
-        if writes and "passes" not in row:
+        if writes and "tokens_per_s" not in row:
             cells += ["", ""]
         elif writes:
-            cells += [f"{row['passes']:.1f}", f"{row['tokens_per_s']:.0f}"]
+            passes = f"{row['passes']:.1f}" if "passes" in row else "as eager"
+            cells += [passes, f"{row['tokens_per_s']:.0f}"]
         if "interval" in row:
             low, high = row["interval"]
             cells += [

@@ -320,15 +320,16 @@ def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
 
 
 def _token_sections(results: Mapping[str, Any]) -> list[str]:
-    rows = [row for row in results["pareto"] if "passes_of" in row]
+    rows = [row for row in results["pareto"] if "tokens_per_s" in row]
     if not rows:
         return []
+    counted = [row for row in rows if "passes" in row]
     head = ("plan", "p50 [ms]", "p95 [ms]", "max [ms]", "passes", "tokens/s")
     cells = [
         (
             row["label"],
             *(f"{1e3 * row[key]:.1f}" for key in ("latency_s", "latency_p95_s", "latency_max_s")),
-            f"{row['passes']:.1f}",
+            f"{row['passes']:.1f}" if "passes" in row else "as eager",
             f"{row['tokens_per_s']:.0f}",
         )
         for row in rows
@@ -339,8 +340,8 @@ def _token_sections(results: Mapping[str, Any]) -> list[str]:
     )
     settled = "The pass in which each token of the chunk changed for the last time; dark tokens settle first."
     return [
-        section("Decoding", text, table(head, cells), figure(passes_figure(rows))),
-        section("Which tokens settle when", settled, figure(settled_figure(rows))),
+        section("Decoding", text, table(head, cells), figure(passes_figure(counted))),
+        section("Which tokens settle when", settled, figure(settled_figure(counted))),
     ]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
 
 from vivace.accel.apply import accelerate
 from vivace.accel.block_cache import BlockCache
@@ -39,7 +40,9 @@ def test_compiled_equals_eager(is_cached):
     torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("decoder", [greedy, Jacobi(freeze=False)], ids=["greedy", "jacobi"])
+@pytest.mark.parametrize(
+    "decoder", [greedy, Jacobi(freeze=False), Jacobi()], ids=["greedy", "jacobi", "jacobi-frozen"]
+)
 def test_compiled_passes_write_the_eager_tokens(decoder):
     execution = replace(
         Execution.of(stage(tiny_token_vla(language_layers=2, horizon=2, n_action_steps=2))), decoder=decoder
@@ -51,9 +54,16 @@ def test_compiled_passes_write_the_eager_tokens(decoder):
         "observation.language.attention_mask": torch.ones(1, 16, dtype=torch.bool),
     }
     eager = decode(execution, batch, EpisodeNoise([(1, 0)]))
+    torch._dynamo.reset()  # or graphs of another test serve this one
+    before = _graphs()
     compiled = decode(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
     assert torch.equal(compiled.tokens, eager.tokens)
     assert torch.equal(compiled.passes, eager.passes)
+    assert 1 <= _graphs() - before <= 3  # the prompt, a block, a block of one token; not one for each size
+
+
+def _graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def test_a_plan_that_decides_at_run_time_is_refused():
