@@ -43,7 +43,8 @@ class LatencyBudget:
 
     Args:
         control_hz: control rate [Hz].
-        ladder: plans, best first; empty if there is but one.
+        ladder: plans, best first as each does alone while the world moves, which more steps need not be;
+            empty if there is but one.
         window: how many of the last chunks the expected latency looks back on; no running maximum, one slow
             chunk is forgotten.
         patience: how many times in a row a better plan must fit before it is taken.
