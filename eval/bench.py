@@ -24,7 +24,7 @@ from vivace.accel.plan import FILE_NAME
 from vivace.accel.technique import CalibrationData
 from vivace.eval.bundle_rows import BundleRun
 from vivace.eval.bundle_table import bundle_table
-from vivace.eval.latencies import chunk_latencies
+from vivace.eval.latencies import chunk_latencies, compile_graphs
 from vivace.eval.lineup import SAVED, Entry, lineup_for
 from vivace.eval.output import claim, output_folder
 from vivace.eval.plans import env_maker, load, load_plan, observe, session
@@ -56,6 +56,10 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     executions = build(loaded, [entry for entry in entries if entry not in SAVED], data)
     executions |= _saved(command, loaded, entries)
     entries = [entry for entry in entries if entry.name in executions]
+    for entry in entries:
+        if entry.is_compiled and executions[entry.name].writes_tokens:
+            with console.status(f"compiling {entry.label}"):
+                compile_graphs(executions[entry.name], data)
     others = {run.name: run for run in exported}
     times = chunk_latencies(executions, data, command.bench.repeats, others)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))

@@ -5,6 +5,7 @@ the same latencies. `--latency.refresh=true` measures again.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -48,6 +49,12 @@ def chunk_latencies(
         return interleaved(
             runs, repeats, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
         )
+
+
+def compile_graphs(execution: Execution, data: CalibrationData) -> None:
+    """Run once on every observation: what tokens come out decides which sizes of block there are."""
+    for one in itertools.islice(data.ones(), len(data.noise_keys)):
+        _chunk(execution, one)
 
 
 def _next(chunk: Callable[[CalibrationData], object], observations: Iterator[CalibrationData]) -> None:
