@@ -12,13 +12,10 @@ Only conversions of messages and the tick run in the executor (one thread); infe
 `rclpy.lifecycle` of the PyPI wheels is complete, `launch` is not among them.
 """
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import rclpy
@@ -27,11 +24,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -167,10 +161,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self.report()
         return TransitionCallbackReturn.SUCCESS
 
+    @property
+    def state_name(self) -> str:
+        """Of the lifecycle: unconfigured, inactive, active or finalized, or a transition's."""
+        return str(self._state_machine.current_state[1])
+
     def report(self) -> None:
         """Publish /diagnostics now."""
-        state = self._state_machine.current_state[1]
-        found = [loop_status(state, self._fault, self._driver)]
+        found = [loop_status(self.state_name, self._fault, self._driver)]
         if self._ready is not None:
             ready = self._ready
             found.append(sensor_status(ready.sensors, self._now(), self._problems))
@@ -370,35 +368,3 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 def _kind(reason: str) -> str:
     """A reason without the age in it, which changes from tick to tick."""
     return reason.partition(" is ")[0]
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the node until SIGINT or SIGTERM; it stops the robot before it ends."""
-    is_over = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal is_over
-        is_over = True
-
-    try:
-        rclpy.init(args=["vivace-ros", *arguments], signal_handler_options=SignalHandlerOptions.NO)
-        node = PolicyNode()
-    except (ParameterException, RuntimeError) as error:  # rcl's errors are RuntimeErrors
-        print(f"vivace-ros: {' '.join(str(error).split())}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 2
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not is_over and rclpy.ok():
-            executor.spin_once(timeout_sec=0.1)
-    except ExternalShutdownException:
-        pass
-    finally:
-        if rclpy.ok() and node._state_machine.current_state[1] in ("unconfigured", "inactive", "active"):
-            node.trigger_shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-    return 0

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_USAGE, file=sys.stdout if arguments[0] in ("-h", "--help") else sys.stderr)
         return 0 if arguments[0] in ("-h", "--help") else 2
     try:
-        from vivace.deploy.ros2_lifecycle import run
+        from vivace.deploy.ros2_process import run
     except ImportError as error:
         print(
             f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for Python 3.12 (Jazzy "
