@@ -1,6 +1,5 @@
 """What a technique is, where it attaches, and the list of known ones."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -44,8 +43,8 @@ class CalibrationData:
         return {key: value[:1] for key, value in self.batch.items()}
 
     def ones(self) -> Iterator["CalibrationData"]:
-        """Return the observations one by one, over and over."""
-        for i in itertools.cycle(range(len(self.noise_keys))):
+        """Return the observations one by one."""
+        for i in range(len(self.noise_keys)):
             batch = {key: value[i : i + 1] for key, value in self.batch.items()}
             draft = None if self.draft is None else self.draft[i : i + 1]
             yield CalibrationData(batch, self.noise_keys[i : i + 1], draft)

@@ -54,12 +54,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     claim(folder, _identity(command, loaded, entries))
     data = observe(command, loaded)
     executions = build(loaded, [entry for entry in entries if entry not in SAVED], data)
-    executions |= _saved(command, loaded, entries)
+    executions |= _saved(command, loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
-    for entry in entries:
-        if entry.is_compiled and executions[entry.name].writes_tokens:
-            with console.status(f"compiling {entry.label}"):
-                compile_graphs(executions[entry.name], data)
     others = {run.name: run for run in exported}
     times = chunk_latencies(executions, data, command.bench.repeats, others)
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))
@@ -93,18 +89,30 @@ def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData)
             if wanted not in eager:
                 policy = executing(loaded.staged, entry.n_action_steps)
                 eager[wanted] = accelerate(policy, calibrate(policy, loaded.fingerprint, data, entry.wanted))
-            execution = eager[wanted]
-            executions[entry.name] = compile_execution(execution) if entry.is_compiled else execution
+            executions[entry.name] = _made(entry, eager[wanted], data)
     return executions
 
 
-def _saved(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Execution]:
+def _saved(
+    command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData
+) -> dict[str, Execution]:
     """The policy under the plan saved beside it, as far as that is asked for."""
     wanted = [entry for entry in SAVED if entry in entries]
     if not wanted:
         return {}
     execution = accelerate(loaded.staged, load_plan(command, loaded))
-    return {entry.name: compile_execution(execution) if entry.is_compiled else execution for entry in wanted}
+    with console.status("making the saved plan ready"):
+        return {entry.name: _made(entry, execution, data) for entry in wanted}
+
+
+def _made(entry: Entry, execution: Execution, data: CalibrationData) -> Execution:
+    """Return an execution as the entry has it; if compiled, with all graphs that the observations need."""
+    if not entry.is_compiled:
+        return execution
+    compiled = compile_execution(execution)
+    if compiled.writes_tokens:
+        compile_graphs(compiled, data)
+    return compiled
 
 
 def pareto_row(
