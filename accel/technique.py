@@ -1,7 +1,7 @@
 """What a technique is, where it attaches, and the list of known ones."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
@@ -36,6 +36,10 @@ class CalibrationData:
     """One key per row, naming its noise stream (`EpisodeNoise`)."""
     draft: Tensor | None = None
     """Of a policy that writes tokens: those the chunks before mean (B, n), -1 where nothing is known."""
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The same observations as the control loop gives them to `Session.predict`: keys -> (B, To, ...) in the
+    robot's units, images HWC uint8, "action.previous" (B, n, A), and "task", one text a row; empty where only
+    prepared ones are known."""
 
     @property
     def one(self) -> dict[str, Tensor]:
@@ -47,7 +51,8 @@ class CalibrationData:
         for i in range(len(self.noise_keys)):
             batch = {key: value[i : i + 1] for key, value in self.batch.items()}
             draft = None if self.draft is None else self.draft[i : i + 1]
-            yield CalibrationData(batch, self.noise_keys[i : i + 1], draft)
+            raw = {key: value[i : i + 1] for key, value in self.raw.items()}
+            yield CalibrationData(batch, self.noise_keys[i : i + 1], draft, raw)
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from vivace.policies.types import PREVIOUS, PolicySpec
 MakeEnv = Callable[[], Any]
 CALIBRATION_SEED = 1_000_000
 """Seeds from here on are for calibration: no plan is judged on what it was calibrated on."""
+JUDGEMENT_SEED = 2_000_000
+"""Seeds from here on are for the observations plans are timed on and compared by."""
 
 
 def observe_episodes(
@@ -52,7 +54,8 @@ def calibration_data(
         key: np.stack([seen[i][key] for i in picks]) for key in (*session.spec.observation_shapes, PREVIOUS)
     }
     keys = tuple((seed, int(i)) for i in picks)
-    return CalibrationData(session.prepare(batch), keys, session.draft(batch))
+    raw: dict[str, Any] = batch | {"task": [session.task] * len(picks)}
+    return CalibrationData(session.prepare(raw), keys, session.draft(batch), raw)
 
 
 def _padded(previous: np.ndarray | None, rows: int, spec: PolicySpec) -> np.ndarray:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -78,9 +79,19 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
 
 
 def observe(
-    command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None
+    command: CommonOptions,
+    loaded: LoadedPolicy,
+    execution: Execution | None = None,
+    seed: int = CALIBRATION_SEED,
 ) -> CalibrationData:
-    """Calibration observations of all the command's tasks, the world frozen, actions by an execution."""
+    """Observations of all the command's tasks, the world frozen, actions by an execution.
+
+    Args:
+        command: names tasks, and how many episodes and observations.
+        loaded: the policy.
+        execution: how it acts meanwhile; as trained when not given.
+        seed: of the first episode: `CALIBRATION_SEED` to fit on, `JUDGEMENT_SEED` to judge on.
+    """
     tasks = command.env.tasks
     parts = []
     with console.status("collecting calibration observations (frozen world)"):
@@ -91,13 +102,14 @@ def observe(
                     env_maker(command, loaded.staged.spec, task),
                     math.ceil(command.accel.episodes / len(tasks)),
                     math.ceil(command.accel.samples / len(tasks)),
-                    CALIBRATION_SEED + 1000 * i,
+                    seed + 1000 * i,
                 )
             )
     batch = {key: torch.cat([part.batch[key] for part in parts]) for key in parts[0].batch}
     drafts = [part.draft for part in parts if part.draft is not None]
     keys = tuple(key for part in parts for key in part.noise_keys)
-    return CalibrationData(batch, keys, torch.cat(drafts) if drafts else None)
+    raw: dict[str, Any] = {key: np.concatenate([part.raw[key] for part in parts]) for key in parts[0].raw}
+    return CalibrationData(batch, keys, torch.cat(drafts) if drafts else None, raw)
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

@@ -39,8 +39,10 @@ class Session:
         if chunking is not None:
             check_continuing(self.execution)
 
-    def prepare(self, observations: Mapping[str, np.ndarray]) -> Batch:
+    def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].
+
+        "task" may hold one instruction a row; the session's own is told where it is missing.
 
         Raises:
             ObservationMismatch: a key is missing, a shape differs or a value is not finite.
@@ -49,7 +51,7 @@ class Session:
         batch: dict[str, Any] = {k: _tensor(k, v) for k, v in observations.items() if k in wanted}
         rows = len(next(iter(batch.values()), ()))
         check_observation(batch, {k: (rows, self.spec.n_obs_steps, *shape) for k, shape in wanted.items()})
-        ready = self.loaded.preprocess(batch | {"task": [self.task] * rows})
+        ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)})
         return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
 
     def draft(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
@@ -81,9 +83,12 @@ class Session:
     def _normalised(self, observations: Mapping[str, np.ndarray], actions: Tensor) -> Tensor:
         """Normalise actions (B, H, A) by the checkpoint's pipeline, which wants observations beside them."""
         seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
-        return self.loaded.preprocess(seen | {"task": [self.task] * len(actions), "action": actions})[
-            "action"
-        ]
+        tasks = self._tasks(observations, len(actions))
+        return self.loaded.preprocess(seen | {"task": tasks, "action": actions})["action"]
+
+    def _tasks(self, observations: Mapping[str, Any], rows: int) -> list[str]:
+        """One instruction a row: the observations' own "task" where they bring it, else the session's."""
+        return list(observations.get("task", [self.task] * rows))
 
     def blank(self) -> Batch:
         """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
