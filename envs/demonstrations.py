@@ -1,5 +1,6 @@
 """Demonstrations by the scripted experts: collected, stored as a LeRobotDataset, read back as arrays."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -40,21 +41,24 @@ class CollectSettings:
     """Of the first episode; the following ones count up."""
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     """Perturbation of the executed actions; the stored label stays the expert's own."""
-    max_episode_steps: int = 300
+    max_episode_steps: int | None = None
+    """Ticks an episode may take; the task's own number when None."""
     tail_steps: int = 15
-    """Steps kept after the first success, so that a policy learns to stay there."""
+    """Ticks kept after the first success, so that a policy learns to stay there."""
     image_size: int = 0
     """Edge of the stored camera images [px]; 0 stores states only."""
     cameras: tuple[str, ...] = ("corner2",)
-    control_hz: int = 20
-    """Rate at which a step is meant to run; written as the dataset's fps."""
+    control_hz: float | None = None
+    """Control rate [Hz], written as the dataset's fps, a whole number; the task's own when None."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.tail_steps < 0 or self.control_hz < 1:
+        if self.episodes < 1 or self.tail_steps < 0:
             raise BadSetting(
-                f"episodes {self.episodes}, tail_steps {self.tail_steps}, control_hz {self.control_hz}; "
-                "needed: episodes >= 1, tail_steps >= 0, control_hz >= 1"
+                f"episodes {self.episodes}, tail_steps {self.tail_steps}; needed: episodes >= 1, "
+                "tail_steps >= 0"
             )
+        if self.control_hz is not None and (self.control_hz < 1 or self.control_hz % 1):
+            raise BadSetting(f"control_hz {self.control_hz}; a dataset's fps is a whole number of 1 or more")
         if not 0 <= self.seed <= EVALUATION_SEED - self.episodes:
             raise BadSetting(
                 f"seed {self.seed} with {self.episodes} episodes leaves 0..{EVALUATION_SEED - 1}; seeds from "
@@ -78,10 +82,22 @@ class Demonstrations:
     """Instruction of each task."""
     images: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Camera key -> images before the action, (N, 3, height, width) uint8; empty unless asked for."""
+    control_hz: float | None = None
+    """Rate they were shown at [Hz], the dataset's fps; None if unknown."""
 
     @classmethod
     def join(cls, parts: "Sequence[Demonstrations]") -> "Demonstrations":
-        """Put several sets one after the other, episodes and tasks numbered on."""
+        """Put several sets one after the other, episodes and tasks numbered on.
+
+        Raises:
+            BadSetting: they were shown at different rates.
+        """
+        rates = {part.control_hz for part in parts}
+        if len(rates) > 1:
+            raise BadSetting(
+                f"the datasets have rates of {', '.join(f'{rate} Hz' for rate in sorted(rates, key=str))}; a "
+                "policy learns one rate: collect them again with one --env.control_hz"
+            )
         episodes, tasks, first = [], [], 0
         for i, part in enumerate(parts):
             episodes.append(part.episode + first)
@@ -94,6 +110,7 @@ class Demonstrations:
             np.concatenate(tasks),
             tuple(text for part in parts for text in part.instructions),
             {key: np.concatenate([part.images[key] for part in parts]) for key in parts[0].images},
+            parts[0].control_hz,
         )
 
 
@@ -108,12 +125,13 @@ class Episode:
 def collect(settings: CollectSettings, on_episode: OnEpisode | None = None) -> Demonstrations:
     """Demonstrate a task and return states and labels as arrays."""
     with closing(_make_env(settings)) as env:
-        episodes = list(_episodes(env, settings, on_episode))
+        episodes, control_hz = list(_episodes(env, settings, on_episode)), env.control_hz
     lengths = [len(episode.actions) for episode in episodes]
     return Demonstrations(
         state=np.array([values[STATE_KEY] for episode in episodes for values in episode.observations]),
         action=np.array([action for episode in episodes for action in episode.actions]),
         episode=np.repeat(np.arange(len(episodes)), lengths),
+        control_hz=control_hz,
     )
 
 
@@ -141,7 +159,7 @@ def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None =
         with closing(_make_env(settings)) as env:
             dataset = LeRobotDataset.create(
                 repo_id=f"vivace/{settings.task}",
-                fps=settings.control_hz,
+                fps=round(env.control_hz),
                 features=_features(env),
                 root=unfinished,
                 robot_type="sawyer",
@@ -181,6 +199,7 @@ def load_demonstrations(path: Path, images: bool = False) -> Demonstrations:
         np.concatenate([_column(table[name]) for table in tables]) for name in columns
     )
     known = pyarrow.parquet.read_table(Path(path) / "meta" / "tasks.parquet").to_pandas()
+    info = json.loads((Path(path) / "meta" / "info.json").read_text())
     instructions = tuple(str(text) for text in known.sort_values("task_index").index)
     return Demonstrations(
         state.astype(np.float32),
@@ -189,6 +208,7 @@ def load_demonstrations(path: Path, images: bool = False) -> Demonstrations:
         task.astype(np.int64),
         instructions,
         _images(files) if images else {},
+        float(info["fps"]),
     )
 
 
@@ -215,24 +235,26 @@ def _make_env(settings: CollectSettings) -> MetaWorld:
         settings.task,
         image_size=settings.image_size,
         cameras=settings.cameras,
+        control_hz=settings.control_hz,
         max_episode_steps=settings.max_episode_steps,
     )
 
 
 def _episodes(env: MetaWorld, settings: CollectSettings, on_episode: OnEpisode | None) -> Iterator[Episode]:
     """Demonstrate until enough episodes succeeded, giving up when fewer than one in ten does."""
-    act = expert(settings.task)
+    act = expert(settings.task, env.control_hz)
     kept = tried = 0
     while kept < settings.episodes:
         if tried >= 50 and kept * _WORST_ODDS < tried:
             raise BadSetting(
                 f"the expert of {settings.task!r} succeeded in {kept} of {tried} episodes; lower the noise "
-                f"(scales {settings.noise.scales}) or raise max_episode_steps ({settings.max_episode_steps})"
+                f"(scales {settings.noise.scales}) or raise max_episode_steps ({env.max_episode_steps})"
             )
         seed = settings.seed + tried
         if seed >= EVALUATION_SEED:
             raise BadSetting(f"seeds below {EVALUATION_SEED} are used up after {kept} episodes; lower seed")
-        episode = _demonstrate(env, act, ActionNoise(settings.noise, seed), seed, settings.tail_steps)
+        noise = ActionNoise(settings.noise, seed, env.control_hz)
+        episode = _demonstrate(env, act, noise, seed, settings.tail_steps)
         tried += 1
         kept += episode is not None
         if on_episode is not None:

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
-from vivace.envs.metaworld import ACTION_DIM
-from vivace.envs.registry import nearest
+from vivace.envs.metaworld import ACTION_DIM, METAWORLD_HZ, SPEED_M_S
+from vivace.envs.registry import env_class, nearest
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 
 Expert = Callable[[np.ndarray], np.ndarray]
@@ -18,19 +19,21 @@ Expert = Callable[[np.ndarray], np.ndarray]
 _FINGERS_BELOW_HAND = np.array([0.0, 0.0, 0.045])
 """From between the fingers to the observed hand position [m]."""
 _GAIN = 10.0
-"""Displacement asked for per metre of error; 1 is one centimetre a step."""
-_STEP_M = 0.01
+"""Action per metre of error; 1 is 0.8 m/s."""
 
 
-def expert(task: str) -> Expert:
+def expert(task: str, control_hz: float | None = None) -> Expert:
     """Return the scripted expert of a task; it has no memory, so a state has one label.
 
     Args:
         task: a Meta-World task or one of our own.
+        control_hz: rate at which it acts [Hz]; the task's own when None.
 
     Raises:
         UnknownEnvironment: no expert is known for the task.
     """
+    if task == "reach-moving":
+        return partial(_follow_goal, tick_s=1.0 / (control_hz or env_class("metaworld", task).own_hz))
     if task in _DYNAMIC:
         return _DYNAMIC[task]
     task = task.replace("-halfway", "-v3")  # the same positions in the state, another start
@@ -51,10 +54,10 @@ def expert(task: str) -> Expert:
     return act
 
 
-def _follow_goal(state: np.ndarray) -> np.ndarray:
+def _follow_goal(state: np.ndarray, tick_s: float) -> np.ndarray:
     """Steer the fingers onto the goal, feeding its velocity forward so that they do not trail it."""
     hand, goal, goal_before = state[:3], state[36:39], state[22:25]
-    lead = (goal - goal_before) / (_GAIN * _STEP_M)
+    lead = (goal - goal_before) / (_GAIN * SPEED_M_S * tick_s)
     return _move(hand, goal + lead + _FINGERS_BELOW_HAND, 0.0)
 
 
@@ -84,9 +87,9 @@ class NoiseSettings:
     probabilities: tuple[float, ...] = (0.35, 0.4, 0.25)
     """Of the scales, in order."""
     memory: float = 0.7
-    """Correlation of the noise from one step to the next, in [0, 1)."""
+    """Correlation of the noise from one tick to the next, in [0, 1)."""
     burst_probability: float = 0.03
-    """Of a burst to begin at a step of a noisy episode: the robot stands still, or is pushed one way."""
+    """Of a burst to begin at a tick of a noisy episode: the robot stands still, or is pushed one way."""
 
     def __post_init__(self) -> None:
         if len(self.scales) != len(self.probabilities) or abs(sum(self.probabilities) - 1.0) > 1e-9:
@@ -104,17 +107,19 @@ class NoiseSettings:
 class ActionNoise:
     """Perturbs the executed actions of one episode; a function of its seed.
 
-    Noise is correlated in time (an AR(1) process). Bursts either push the hand one way for a few steps or
-    let it stand still for up to 20, as a loop does while it waits for its policy.
+    Noise is correlated in time (an AR(1) process). Bursts either push the hand one way for 50 to 125 ms or
+    let it stand still for up to 20 ticks, as a loop does while it waits for its policy.
     """
 
-    def __init__(self, settings: NoiseSettings, seed: int) -> None:
+    def __init__(self, settings: NoiseSettings, seed: int, control_hz: float = METAWORLD_HZ) -> None:
         """Draw the episode's noise scale.
 
         Args:
             settings: scales and burst rate.
             seed: of the episode; another stream than the one that places the objects.
+            control_hz: control rate [Hz].
         """
+        self._shove_ticks = control_hz / METAWORLD_HZ
         self._settings = settings
         self._random = np.random.default_rng([seed, 2])
         self.scale = float(self._random.choice(settings.scales, p=settings.probabilities))
@@ -130,7 +135,10 @@ class ActionNoise:
         settings, random = self._settings, self._random
         if self._burst_left == 0 and random.random() < settings.burst_probability:
             stands_still = random.random() < 0.6
-            self._burst_left = int(random.integers(4, 20) if stands_still else random.integers(4, 10))
+            if stands_still:
+                self._burst_left = int(random.integers(4, 20))
+            else:
+                self._burst_left = max(1, round(random.integers(4, 10) * self._shove_ticks))
             self._shove = np.zeros(3) if stands_still else random.uniform(-0.7, 0.7, 3)
         fresh = random.standard_normal(ACTION_DIM) * [1.0, 1.0, 1.0, 0.3]
         self._noise = settings.memory * self._noise + (1.0 - settings.memory**2) ** 0.5 * self.scale * fresh

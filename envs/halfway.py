@@ -17,6 +17,7 @@ class Halfway(MetaWorld):
     """One task of such a pair; observation, action and success as in Meta-World's task of that name."""
 
     shows_goal: ClassVar[bool] = False
+    episode_s: ClassVar[float] = 1.875
     joint: ClassVar[str]
     """What is moved."""
     start: ClassVar[tuple[float, float]]
@@ -24,9 +25,9 @@ class Halfway(MetaWorld):
     place: ClassVar[tuple[tuple[float, float, float], tuple[float, float, float]]]
     """Lowest and highest place of the object, xyz [m]."""
 
-    def __init__(self, task: str = "", *, max_episode_steps: int = 150, **options: Any) -> None:
+    def __init__(self, task: str = "", **options: Any) -> None:
         """Load the world; `options` as for `MetaWorld`."""
-        super().__init__(task, max_episode_steps=max_episode_steps, **options)
+        super().__init__(task, **options)
         low, high = (np.array(corner) for corner in self.place)
         self._world._random_reset_space = Box(low, high, dtype=np.float64)
 

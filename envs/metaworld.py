@@ -1,4 +1,10 @@
-"""Meta-World's 50 manipulation tasks as gymnasium environments with lerobot's observation keys."""
+"""Meta-World's 50 manipulation tasks as gymnasium environments with lerobot's observation keys.
+
+The world's time passes as the clock says: a control tick is 1 / control_hz seconds of physics. Meta-World's
+own step is 5 physics steps of 2.5 ms in which the hand is commanded by up to 1 cm, so its own rate is 80 Hz
+and an action of 1 is 0.8 m/s; both hold at every control rate. At 80 Hz this is Meta-World bit for bit, at
+20 Hz a tick is four of its steps with the same action.
+"""
 
 from typing import Any, ClassVar
 
@@ -19,8 +25,17 @@ STATE_KEY = "observation.state"
 IMAGE_KEY = "observation.images."
 STATE_DIM = 39
 ACTION_DIM = 4
-MAX_STEPS = 500
-"""Meta-World refuses to step further."""
+METAWORLD_HZ = 80.0
+"""Rate of Meta-World's own step."""
+SPEED_M_S = 0.8
+"""Speed of the commanded hand position at an action of 1, along each axis [m/s]."""
+_FRAMES = 5
+"""Physics steps in one of Meta-World's."""
+_DISPLACEMENT_M = 0.01
+"""What an action of 1 commands in one of Meta-World's steps."""
+
+_NOW, _BEFORE = slice(0, 18), slice(18, 36)
+"""Parts of the state."""
 
 _MODEL_FIELDS = ("body_pos", "body_quat", "geom_pos", "geom_quat", "site_pos", "site_quat", "site_rgba")
 """Parts of the model that Meta-World's resets write into."""
@@ -48,12 +63,18 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """One Meta-World task; an episode is a function of its reset seed and its actions, bit for bit.
 
     Observation: "observation.state", float32 (39,): hand xyz [m], gripper opening in [0, 1], object
-    positions [m] and quaternions (14, zero-padded), the same 18 numbers one step earlier, goal xyz [m];
+    positions [m] and quaternions (14, zero-padded), the same 18 numbers one tick earlier, goal xyz [m];
     with `image_size` also "observation.images.<camera>", HWC uint8.
-    Action: float32 (4,) in [-1, 1]: hand displacement (1 is 1 cm a step) and gripper command.
+    Action: float32 (4,) in [-1, 1]: hand displacement in a tick (1 is 0.8 m/s) and gripper command.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 80}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": METAWORLD_HZ}
+    physics_hz: ClassVar[float] = 400.0
+    """Rate of the physics' own steps [Hz]."""
+    own_hz: ClassVar[float] = METAWORLD_HZ
+    """Control rate when none is asked for [Hz]."""
+    episode_s: ClassVar[float] = 3.75
+    """Length of an episode when none is asked for [s]."""
     base_task: ClassVar[str] = ""
     """Meta-World task whose world a derived environment uses; empty: the task asked for."""
     instruction: ClassVar[str] = ""
@@ -68,7 +89,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         *,
         image_size: int = 0,
         cameras: tuple[str, ...] = ("corner2",),
-        max_episode_steps: int = 300,
+        control_hz: float | None = None,
+        max_episode_steps: int | None = None,
         terminate_on_success: bool = False,
         render_size: int = 320,
         lazy_images: bool = False,
@@ -79,7 +101,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
             task: Meta-World's name, e.g. "push-v3".
             image_size: edge of the square observation images [px]; 0 leaves images out.
             cameras: cameras of the observation images.
-            max_episode_steps: steps after which an episode is truncated, 1..500.
+            control_hz: control rate [Hz], at most the physics' own; the task's own when None.
+            max_episode_steps: ticks after which an episode is truncated; `episode_s` of them when None.
             terminate_on_success: whether success ends the episode.
             render_size: edge of the square frames that `render` returns [px].
             lazy_images: render an observation's images only when they are looked at, which must be before
@@ -87,22 +110,27 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
 
         Raises:
             UnknownEnvironment: Meta-World has no such task, or the task no such camera.
-            BadSetting: `max_episode_steps` is outside 1..500, or a size is negative.
+            BadSetting: the control rate is not in the physics' range, `max_episode_steps` below 1, or a size
+                negative.
         """
-        if not 1 <= max_episode_steps <= MAX_STEPS:
-            raise BadSetting(
-                f"max_episode_steps is {max_episode_steps}, but Meta-World runs 1 to {MAX_STEPS} steps"
-            )
+        self.control_hz = self.own_hz if control_hz is None else float(control_hz)
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise BadSetting(f"max_episode_steps is {max_episode_steps}; at least 1 is needed")
         if image_size < 0 or render_size < 1:
             raise BadSetting(
                 f"image_size is {image_size} and render_size {render_size} px; give image_size >= 0 and "
                 "render_size >= 1"
             )
         self.task = task
-        self.max_episode_steps = max_episode_steps
         self.terminate_on_success = terminate_on_success
         self.render_mode = "rgb_array"
         self._world = _load_world(self.base_task or task)
+        if not 0 < self.control_hz <= self.physics_hz:
+            raise BadSetting(
+                f"control_hz is {control_hz}, but the physics runs at {self.physics_hz:g} Hz; choose a rate "
+                f"above 0 and at most that (the task's own is {self.own_hz:g} Hz)"
+            )
+        self.max_episode_steps = max_episode_steps or max(1, round(self.episode_s * self.control_hz))
         self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
         self._cameras = _checked_cameras(self._world.model, cameras)
@@ -111,6 +139,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         )
         self._film = Camera(self._world.model, render_size, render_size)
         self._ticks = 0
+        self._before: np.ndarray = np.zeros(_NOW.stop)
         self._lazy_images = lazy_images
         self.moment = 0
         """Counts resets and steps: tells one state of the world from another."""
@@ -124,8 +153,13 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
 
     @property
     def ticks(self) -> int:
-        """Steps taken in this episode."""
+        """Ticks of this episode that are over."""
         return self._ticks
+
+    @property
+    def time_s(self) -> float:
+        """How long this episode has run, by the physics [s]."""
+        return self._frames / self.physics_hz
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -142,24 +176,34 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         MujocoEnv.reset(world, seed=episode_seed)
         world._freeze_rand_vec = True
         MujocoEnv.reset(world)
-        world.curr_path_length = 0
-        self._ticks = 0
+        self._ticks = self._frames = 0
         self._begin(np.random.default_rng([episode_seed, 1]))
         state = world._get_obs()
-        state[18:36] = state[:18]
+        self._before = state[_NOW].copy()
         return self._observation(state), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Advance the world by one control tick; `info["is_success"]` tells whether the task is done now."""
         command = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
-        self._disturb(self._ticks)
-        state, reward, _, _, info = self._world.step(command)
         self._ticks += 1
+        end = round(self._ticks / self.control_hz * self.physics_hz)
+        while self._frames < end:
+            state, reward, info = self._advance(command, min(_FRAMES, end - self._frames))
         is_success = self._judge(bool(info["success"]))
         info = {**info, "is_success": is_success}
         terminated = is_success and self.terminate_on_success
         truncated = self._ticks >= self.max_episode_steps
-        return self._observation(state), float(reward), terminated, truncated, info
+        return self._observation(state), reward, terminated, truncated, info
+
+    def _advance(self, command: np.ndarray, frames: int) -> tuple[np.ndarray, float, dict[str, Any]]:
+        """Run up to one of Meta-World's steps, with its share of the displacement."""
+        world, began_s = self._world, self.time_s
+        self._frames += frames
+        self._disturb(began_s, self.time_s)
+        world.frame_skip, world.action_scale = frames, _DISPLACEMENT_M * frames / _FRAMES
+        world.curr_path_length = 0  # Meta-World would end the episode by its own count
+        state, reward, _, _, info = world.step(command)
+        return state, float(reward), info
 
     def render(self) -> np.ndarray:
         """Return a frame for a video, a view of the table from nearby, HWC RGB uint8."""
@@ -174,11 +218,11 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     def _begin(self, random: np.random.Generator) -> None:
         """Draw what happens in this episode; called once the world is reset."""
 
-    def _disturb(self, tick: int) -> None:
-        """Move the world before the step of `tick`, whatever the action is."""
+    def _disturb(self, began_s: float, ends_s: float) -> None:
+        """Move the world before it runs from one time of the episode [s] to another, whatever the action."""
 
     def _judge(self, is_success: bool) -> bool:
-        """Turn Meta-World's success of this step into this environment's."""
+        """Turn Meta-World's success at the end of this tick into this environment's."""
         return is_success
 
     def _show(self, state: np.ndarray) -> np.ndarray:
@@ -187,6 +231,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
 
     def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
         self.moment += 1
+        state[_BEFORE], self._before = self._before, state[_NOW].copy()
         values = {STATE_KEY: self._show(state).astype(np.float32)}
         if self._lazy_images:
             return Glance(self, values)

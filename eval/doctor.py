@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
-from vivace.envs.registry import make
+from vivace.envs.registry import instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.settings import DoctorCommand
 from vivace.policies.errors import VivaceError
@@ -19,6 +19,9 @@ from vivace.policies.load import ZOO, load_policy
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
+
+_TASK = "drawer-open-halfway"
+"""A task whose instruction every bundled checkpoint that reads one knows."""
 
 console = Console()
 
@@ -47,7 +50,7 @@ def _simulator() -> str:
     for _ in range(100):
         env.step(np.zeros(4, np.float32))
     env.close()
-    return f"{100 / (time.perf_counter() - began):.0f} steps/s"
+    return f"{100 / (time.perf_counter() - began):.0f} ticks of {1e3 / env.control_hz:g} ms a second"
 
 
 def _rendering() -> str:
@@ -62,7 +65,7 @@ def _rendering() -> str:
 
 def _checkpoint(name: str) -> str:
     loaded = load_policy(f"zoo/{name}")
-    batch = Session(loaded, task="any instruction").blank()
+    batch = Session(loaded, task=instruction("metaworld", _TASK)).blank()
     torch.manual_seed(0)
     plain = loaded.policy.sample_actions(batch)
     torch.manual_seed(0)

@@ -1,12 +1,37 @@
-"""A gymnasium environment as the robot of a control loop."""
+"""A gymnasium environment as the robot of a control loop.
+
+One step of the environment is one control period. An environment that knows how much time passes in a step
+says so by `control_hz`, and is run at no other rate: else the world would pass in slow motion unsaid.
+"""
 
 import copy
 from typing import Any
 
 import numpy as np
 
-from vivace.policies.errors import UnknownEnvironment
+from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import Observation
+
+
+def control_rate(env: Any, wanted_hz: float | None) -> float:
+    """Return the rate at which an environment is stepped [Hz].
+
+    Args:
+        env: with `control_hz` where it knows how long a step is.
+        wanted_hz: what was asked for; the environment's own when None.
+
+    Raises:
+        BadSetting: the environment steps at another rate, or neither says which.
+    """
+    own_hz = getattr(env, "control_hz", None)
+    if own_hz is None and wanted_hz is None:
+        raise BadSetting("neither the environment nor the settings say how long a step is; give control_hz")
+    if own_hz is not None and wanted_hz not in (None, own_hz):
+        raise BadSetting(
+            f"control_hz={wanted_hz:g}, but a step of this environment is 1/{own_hz:g} s of its physics; "
+            f"make the environment with control_hz={wanted_hz:g}"
+        )
+    return float(own_hz or wanted_hz)
 
 
 class EnvRobot:
@@ -14,11 +39,11 @@ class EnvRobot:
 
     Args:
         env: gymnasium environment with lerobot observation keys and `info["is_success"]`.
-        control_hz: control rate [Hz].
+        control_hz: control rate [Hz]; see `control_rate`.
     """
 
-    def __init__(self, env: Any, control_hz: float) -> None:
-        self.env, self._period_s = env, 1.0 / control_hz
+    def __init__(self, env: Any, control_hz: float | None = None) -> None:
+        self.env, self._period_s = env, 1.0 / control_rate(env, control_hz)
         self._values: dict[str, np.ndarray] = {}
         self._tick = 0
         self.is_over = True

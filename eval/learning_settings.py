@@ -17,7 +17,8 @@ class CollectOptions:
     image_size: int = 0
     """Edge of the stored camera images [px]; 0 stores states only."""
     cameras: list[str] = field(default_factory=lambda: ["close_up"])
-    max_steps: int = 300
+    max_steps: int | None = None
+    """Ticks an episode may take; the task's own number when not given."""
 
 
 @dataclass(kw_only=True)

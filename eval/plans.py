@@ -41,10 +41,35 @@ IMAGE = "observation.images."
 
 
 def load(command: CommonOptions) -> LoadedPolicy:
-    """Load the policy a command names, its actions understood as the environment's."""
+    """Load the policy a command names, its actions understood as the environment's; settle the rate."""
     kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
     loaded = load_policy(command.policy.path, command.policy.device, kinds)
+    command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
+
+
+def control_hz(command: CommonOptions, spec: PolicySpec) -> float:
+    """Return the rate a command asks for [Hz], else the policy's, else the tasks' own.
+
+    Raises:
+        BadSetting: nobody asked, the policy does not say, and the tasks differ.
+    """
+    if command.env.control_hz is not None:
+        if spec.control_hz not in (None, command.env.control_hz):
+            console.print(
+                f"the policy was trained at {spec.control_hz:g} Hz and runs at {command.env.control_hz:g} Hz",
+                style="yellow",
+            )
+        return command.env.control_hz
+    if spec.control_hz is not None:
+        return spec.control_hz
+    rates = {env_class(command.env.type, task).own_hz for task in command.env.tasks}
+    if len(rates) > 1:
+        raise BadSetting(
+            f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(rates))} Hz, and the "
+            "policy does not say at which it was trained; give --env.control_hz"
+        )
+    return rates.pop()
 
 
 def session(
@@ -64,10 +89,10 @@ def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Calla
     sizes = {shape[-1] for shape in shapes.values()}
     if len(sizes) > 1:
         raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"control_hz": command.env.control_hz}
     if shapes:
         is_lazy = spec.n_obs_steps == 1
-        options = {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
+        options |= {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
     return partial(make, command.env.type, task or command.env.tasks[0], **options)
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace.envs.registry import env_class
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
@@ -36,7 +37,13 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
             "weights": loaded.fingerprint.weights,
         },
-        "environment": {"type": command.env.type, "task": command.env.task},
+        "environment": {
+            "type": command.env.type,
+            "task": command.env.task,
+            "control_hz": command.env.control_hz,
+            "physics_hz": env_class(command.env.type, command.env.tasks[0]).physics_hz,
+            "trained_hz": spec.control_hz,
+        },
     }
 
 

@@ -24,7 +24,7 @@ from vivace.deploy.loop import (
     make_queue,
 )
 from vivace.deploy.worker import BatchedInference, Predict, SimulatedWorker
-from vivace.eval.env_robot import EnvRobot
+from vivace.eval.env_robot import EnvRobot, control_rate
 from vivace.eval.episode import EpisodeResult, jumps
 from vivace.eval.latency_model import LatencyModel, NoLatency
 from vivace.policies.errors import BadSetting
@@ -53,8 +53,8 @@ class RolloutSettings:
     """Episode i is reset with seed + i."""
     batch_size: int = 20
     """Episodes stepped together; results do not depend on it."""
-    control_hz: float = 20.0
-    """The world steps once every period, always."""
+    control_hz: float | None = None
+    """Control rate [Hz]: the world moves on by one period a tick, always. The environment's own when None."""
     mode: Mode = Mode.SYNC
     n_action_steps: int | None = None
     """Actions of a chunk that are fresh; the policy's own when None."""
@@ -125,11 +125,12 @@ def rollout(
     try:
         for _ in range(min(settings.batch_size, len(missing))):
             envs.append(make_env())  # one by one: those made are closed if the next fails
+        control_hz = control_rate(envs[0], settings.control_hz) if envs else 0.0
         for first in range(0, len(missing), settings.batch_size):
             plans = {run.rung.name: run.predict for run in ladder}
             inference, clock = BatchedInference(predict, plans), VirtualClock()
             batch = [
-                _Episode(env, seed, inference, clock, spec, settings, loop_settings, ladder)
+                _Episode(env, seed, inference, clock, spec, settings, control_hz, loop_settings, ladder)
                 for env, seed in zip(envs, missing[first : first + settings.batch_size], strict=False)
             ]
             for result in _run(batch, on_episode, on_tick):
@@ -151,23 +152,24 @@ class _Episode:
         clock: Clock,
         spec: PolicySpec,
         settings: RolloutSettings,
+        control_hz: float,
         loop_settings: LoopSettings,
         ladder: Sequence[RungRun],
     ) -> None:
-        self.seed, self._settings = seed, settings
-        self.robot = EnvRobot(env, settings.control_hz)
+        self.seed, self._settings, self._control_hz = seed, settings, control_hz
+        self.robot = EnvRobot(env, control_hz)
         self.robot.reset(seed)
         models = {None: settings.latency} | {run.rung.name: run.latency for run in ladder}
         self.worker = SimulatedWorker(
             inference, lambda n, request: models[request.plan].latency_s(seed, n, request.time_s)
         )
-        self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / settings.control_hz)
+        self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / control_hz)
         self.loop = ControlLoop(
             self.robot,
             self.worker,
             make_queue(loop_settings),
             self._guard,
-            LatencyBudget(settings.control_hz, tuple(run.rung for run in ladder)),
+            LatencyBudget(control_hz, tuple(run.rung for run in ladder)),
             clock,
             loop_settings,
             spec=spec,
@@ -190,7 +192,7 @@ class _Episode:
             seed=self.seed,
             success=success,
             steps=steps,
-            time_to_success_s=steps / self._settings.control_hz if success else None,
+            time_to_success_s=steps / self._control_hz if success else None,
             ticks={source.value: counts[source] for source in Source},
             deadline_misses=self.loop.budget.misses,
             interventions=self._guard.interventions,

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, ("run",), REQUIRED)
     plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode)
     bundle = plans[command.bundle]
+    command = replace(command, control_hz=_control_hz(command, bundle.spec))
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
         robot = _robot(command, bundle.spec, stack)
@@ -92,6 +93,18 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
         write(folder, found, parts)
     told = summary(found, folder)
     return told, are_met(requirements, {"run": {name: found["run"][name] for name in REQUIRED}})
+
+
+def _control_hz(command: RunCommand, spec: PolicySpec) -> float:
+    """Return the rate asked for [Hz], else the policy's own; raises `BadSetting` if neither is known."""
+    if command.control_hz is not None:
+        return command.control_hz
+    if spec.control_hz is None:
+        raise BadSetting(
+            f"bundle {command.bundle} does not say at which rate its policy was trained; give --control_hz, "
+            "that of the demonstrations"
+        )
+    return spec.control_hz
 
 
 def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:

@@ -40,6 +40,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         "robot": {"type": command.robot.type, "task": command.robot.task},
         "settings": {
             "control_hz": command.control_hz,
+            "trained_hz": bundle.spec.control_hz,
             "mode": command.loop.mode,
             "n_action_steps": parts.settings.n_action_steps,
             "cpu_load": command.cpu_load,

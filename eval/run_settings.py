@@ -64,8 +64,8 @@ class RunCommand:
     bundle: str = ""
     """Folder that vivace export wrote."""
     robot: RobotOptions = field(default_factory=RobotOptions)
-    control_hz: float = 20.0
-    """Control rate [Hz]."""
+    control_hz: float | None = None
+    """Control rate [Hz]; the one the policy was trained at when not given, if its bundle says it."""
     duration_s: float = 0.0
     """End after so long [s]; 0: when the episodes are over, or at Ctrl-C."""
     n_episodes: int = 1
@@ -99,7 +99,7 @@ class RunCommand:
         """Rates, times and counts must make sense."""
         if not self.bundle:
             raise BadSetting("vivace run needs --bundle: a folder that vivace export wrote")
-        if not 0 < self.control_hz < math.inf:
+        if self.control_hz is not None and not 0 < self.control_hz < math.inf:
             raise BadSetting(f"control_hz={self.control_hz}; a rate above 0 Hz is needed")
         for name in ("duration_s", "n_episodes", "cpu_load", "seed"):
             value = getattr(self, name)

@@ -26,8 +26,9 @@ class EnvOptions:
 
     type: str = "metaworld"
     task: str = "reach-moving"
-    control_hz: float = 20.0
-    """Control rate [Hz]; the world steps once every period, always."""
+    control_hz: float | None = None
+    """Control rate [Hz]; the world moves on by one period a tick, always. When not given the rate that the
+    policy was trained at, if its checkpoint says it, else the task's own."""
     max_steps: int | None = None
     """Longest episode [steps]; the environment's own when not given."""
     instruction: str = ""

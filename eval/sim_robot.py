@@ -103,7 +103,7 @@ def metaworld(
     """
     task = task or "reach-moving"
     shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
-    options: dict[str, Any] = {} if max_steps is None else {"max_episode_steps": max_steps}
+    options: dict[str, Any] = {"control_hz": control_hz, "max_episode_steps": max_steps}
     if shapes:
         sizes = {shape[-1] for shape in shapes.values()}
         if len(sizes) > 1:

@@ -99,6 +99,7 @@ def run_collect(command: CollectCommand) -> tuple[dict[str, Any], bool]:
         seed=options.seed,
         image_size=options.image_size,
         cameras=tuple(options.cameras),
+        control_hz=command.env.control_hz,
         max_episode_steps=options.max_steps,
     )
     tries = 0
@@ -122,6 +123,7 @@ def run_train(command: TrainCommand) -> tuple[dict[str, Any], bool]:
     demonstrations = Demonstrations.join([load_demonstrations(Path(p), has_images) for p in command.data])
     torch.manual_seed(command.train.seed)
     recipe = make_recipe(demonstrations, command)
+    recipe.policy_of(recipe.model).config.control_hz = demonstrations.control_hz
     done = fit(recipe, command.train, Path(command.output_dir), command.half)
     return done | {"frames": len(demonstrations.episode)}, True
 

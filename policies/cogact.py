@@ -117,13 +117,15 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         draw, net, scale = noise or GlobalNoise(), self.action_model.net, self.config.guidance_scale
         z = self.cognition(batch)
         x = draw((z.shape[0], self.config.horizon, self.config.action_feature.shape[0]), z)
-        nothing = net.z_embedder.uncondition.expand_as(z)
+        is_guided = scale > 1
+        if is_guided:  # both branches in one call, as the original does
+            z = torch.cat([z, net.z_embedder.uncondition.expand_as(z)])
         memory: tuple[Tensor, ...] = ()
         for step in self.sampler.steps:
-            t = step.t.to(x.device).expand(x.shape[0])
-            out = net(x, t, z)
-            if scale > 1:
-                without = net(x, t, nothing)
+            t = step.t.to(x.device).expand(z.shape[0])
+            out = net(torch.cat([x, x]) if is_guided else x, t, z)
+            if is_guided:
+                out, without = out.chunk(2)
                 out = without + scale * (out - without)
             x, memory = step.advance(x, out, memory, draw)
         return finish(x, self.config)

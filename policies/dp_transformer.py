@@ -35,6 +35,8 @@ class DPTransformerConfig(PreTrainedConfig):
     n_obs_steps: int = 2
     horizon: int = 16
     n_action_steps: int = 8
+    control_hz: float | None = None
+    """Control rate of the demonstrations it was trained on [Hz]; None: not known."""
     n_layer: int = 8
     n_head: int = 4
     n_emb: int = 256

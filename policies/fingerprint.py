@@ -11,7 +11,8 @@ from torch import nn
 
 from vivace.policies.types import Fingerprint
 
-_RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path"}
+_RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
+            "control_hz"}  # fmt: skip
 """Config fields that do not change what the policy computes."""
 
 

@@ -157,6 +157,7 @@ def policy_spec(
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
         action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
         blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+        control_hz=getattr(config, "control_hz", None),
     )
 
 

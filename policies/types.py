@@ -54,6 +54,8 @@ class PolicySpec:
     action_kinds: tuple[ActionKind, ...]
     blocks: tuple[BlockInfo, ...]
     """Blocks in the order they run; empty for an opaque policy."""
+    control_hz: float | None = None
+    """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
 
     @property
     def first_action(self) -> int:

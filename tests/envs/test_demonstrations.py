@@ -31,7 +31,7 @@ def test_dataset_round_trip(tmp_path):
     np.testing.assert_array_equal(stored.action, direct.action)
     np.testing.assert_array_equal(stored.episode, direct.episode)
     info = json.loads((tmp_path / "demos/meta/info.json").read_text())
-    assert (info["fps"], info["total_episodes"]) == (20, 2)
+    assert (info["fps"], info["total_episodes"]) == (80, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["demos"]
     with pytest.raises(BadSetting, match="exists already"):
         record(settings, tmp_path / "demos")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vivace.envs import MetaWorld, make, task_names
+from vivace.envs.metaworld import SPEED_M_S
 from vivace.envs.registry import instruction
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.types import ActionKind
@@ -93,7 +94,7 @@ def test_actions_are_displacements_and_a_gripper_command():
     before = env.step(np.zeros(4))[0]["observation.state"][:3]
     for _ in range(10):
         after = env.step(np.array([9.0, 0.0, 0.0, 0.0]))[0]["observation.state"][:3]
-    assert 0.05 < after[0] - before[0] < 0.11, "at most one centimetre a step, whatever is asked for"
+    assert 0.05 < after[0] - before[0] < 0.11, "at most 0.8 m/s, whatever is asked for"
 
 
 def test_episode_ends_after_max_episode_steps():
@@ -101,6 +102,44 @@ def test_episode_ends_after_max_episode_steps():
     env.reset(seed=0)
     assert [env.step(np.zeros(4))[3] for _ in range(3)] == [False, False, True]
     assert env.ticks == 3
+
+
+@pytest.mark.parametrize("control_hz", [20.0, 30.0, 50.0, 80.0, 100.0, 400.0])
+def test_the_worlds_time_passes_as_the_clock_says(control_hz):
+    env = make("metaworld", "reach-moving", control_hz=control_hz)
+    env.reset(seed=0)
+    began_s = env._world.data.time
+    for tick in range(1, 31):
+        env.step(np.zeros(4))
+        assert abs(env._world.data.time - began_s - tick / control_hz) <= 0.5 / env.physics_hz + 1e-9
+        assert env.time_s == pytest.approx(env._world.data.time - began_s)
+    assert env.max_episode_steps == round(7.5 * control_hz)
+
+
+def test_a_tick_at_20_hz_is_four_of_metaworlds_steps():
+    slow, fast = make("metaworld", "push-v3", control_hz=20), make("metaworld", "push-v3")
+    assert (fast.control_hz, fast.max_episode_steps, slow.max_episode_steps) == (80.0, 300, 75)
+    first, fine = slow.reset(seed=3)[0], fast.reset(seed=3)[0]
+    np.testing.assert_array_equal(first["observation.state"], fine["observation.state"])
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        action = random.uniform(-1, 1, 4)
+        before = first["observation.state"][:18]
+        first = slow.step(action)[0]
+        for _ in range(4):
+            fine = fast.step(action)[0]
+        np.testing.assert_array_equal(first["observation.state"][:18], fine["observation.state"][:18])
+        np.testing.assert_array_equal(first["observation.state"][18:36], before, "what a tick ago was")
+
+
+@pytest.mark.parametrize("control_hz", [20.0, 50.0, 80.0, 100.0])
+def test_an_action_is_a_speed_whatever_the_rate(control_hz):
+    env = make("metaworld", "reach-v3", control_hz=control_hz)
+    env.reset(seed=0)
+    start = env._world.data.mocap_pos[0, 0]
+    for _ in range(round(0.1 * control_hz)):
+        env.step(np.array([0.5, 0.0, 0.0, 0.0]))
+    assert env._world.data.mocap_pos[0, 0] - start == pytest.approx(0.5 * SPEED_M_S * 0.1, rel=1e-6)
 
 
 def test_every_task_has_a_description():
@@ -132,7 +171,9 @@ def test_unknown_camera_lists_the_cameras():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_episode_steps": 501}, "max_episode_steps is 501, .* 1 to 500"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0; at least 1"),
+        ({"control_hz": 401.0}, r"control_hz is 401.0, but the physics runs at 400 Hz; .* own is 80 Hz"),
+        ({"control_hz": 0.0}, "control_hz is 0.0"),
         ({"image_size": -1}, "image_size is -1"),
         ({"render_size": 0}, "render_size 0 px"),
     ],

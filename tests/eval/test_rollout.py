@@ -33,6 +33,8 @@ SPEC = PolicySpec(
 class Drift(gymnasium.Env):
     """Its state depends on every action so far; it ends after a number of steps that the seed decides."""
 
+    control_hz = 20.0
+
     def reset(self, *, seed=None, options=None):
         rng = np.random.default_rng(seed)
         self.state, self.left = rng.normal(size=2), rng.integers(9, 25)
@@ -244,6 +246,20 @@ def test_environments_that_do_not_speak_lerobot_are_refused():
         rollout(Silent, predict, SPEC, RolloutSettings(n_episodes=1))
     with pytest.raises(UnknownEnvironment, match="observation is a ndarray"):
         rollout(Bare, predict, SPEC, RolloutSettings(n_episodes=1))
+
+
+def test_a_world_is_not_run_in_slow_motion_unsaid():
+    class Timeless(Drift):
+        control_hz = None
+
+    with pytest.raises(BadSetting, match=r"control_hz=50, but a step of this environment is 1/20 s"):
+        rollout(Drift, predict, SPEC, RolloutSettings(n_episodes=1, control_hz=50.0))
+    with pytest.raises(BadSetting, match="neither the environment nor the settings say how long a step is"):
+        rollout(Timeless, predict, SPEC, RolloutSettings(n_episodes=1))
+    (asked,) = rollout(Timeless, predict, SPEC, RolloutSettings(n_episodes=1, control_hz=50.0))
+    (own,) = rollout(Drift, predict, SPEC, RolloutSettings(n_episodes=1))
+    assert [record.beat.time_s for record in asked.records[:3]] == pytest.approx([0.0, 0.02, 0.04])
+    assert [record.beat.time_s for record in own.records[:3]] == pytest.approx([0.0, 0.05, 0.1])
 
 
 def test_observations_are_copies():

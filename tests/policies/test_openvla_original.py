@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vivace.eval.cli import main
 from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.load import load_policy
 from vivace.policies.openvla_original import CAMERA, convert_state_dict, read
@@ -124,6 +125,19 @@ def test_a_checkpoint_is_converted(run, tmp_path):
     assert actions[..., :6].min() >= -2.0
     assert actions[..., :6].max() <= 4.0
     assert np.abs(actions[..., 6]).max() <= 1.0
+
+
+def test_the_command_converts(run, tmp_path, monkeypatch, capsys):
+    def convert_miniature(run, output, tokenizer, key, chunk):  # a command converts the published size only
+        return convert(run, output, tokenizer, key, ARCHITECTURE | chunk)
+
+    monkeypatch.setattr("vivace.policies.originals.convert", convert_miniature)
+    output = tmp_path / "converted"
+    command = ["convert", f"--run={run}", f"--tokenizer={tmp_path / 'tokenizer.json'}", "--horizon=3"]
+    assert main([*command, "--unnorm_key=bridge", f"--output_dir={output}"]) == 0
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert told == {"policy": str(output), "type": "token_vla", "horizon": 3}
+    assert load_policy(output).staged.spec.horizon == 3
 
 
 @pytest.mark.parametrize(
