@@ -128,5 +128,5 @@ def _write_film(folder: Path, parts: "Parts") -> str | None:
     return "run.mp4"
 
 
-def _ms(time_s: float) -> float:
-    return round(1e3 * time_s, 3)
+def _ms(time_s: float | None) -> float | None:
+    return None if time_s is None else round(1e3 * time_s, 3)

@@ -14,6 +14,7 @@ from vivace.eval.statistics import (
     percentiles,
     wilson_interval,
 )
+from vivace.eval.terminal import milliseconds
 from vivace.eval.trials import Run
 
 SCORED_HZ = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0)
@@ -37,7 +38,7 @@ def run_summary(
     return {
         "name": run.name,
         "label": run.entry.label,
-        "latency": percentiles(latencies),
+        "latency": percentiles(latencies, run.n_measurements),
         "latencies_s": latencies,
         "gflop": gflop,
         "successes": successes,
@@ -96,6 +97,7 @@ def table(results: dict[str, Any]) -> Table:
     for name in (
         "run",
         "chunk latency p50 / p99 [ms]",
+        "of",
         "success under it",
         "95 % interval",
         "deadline misses",
@@ -105,7 +107,8 @@ def table(results: dict[str, Any]) -> Table:
         low, high = entry["interval"]
         out.add_row(
             entry["label"],
-            f"{1e3 * entry['latency']['p50_s']:.0f} / {1e3 * entry['latency']['p99_s']:.0f}",
+            f"{milliseconds(entry['latency']['p50_s'])} / {milliseconds(entry['latency']['p99_s'])}",
+            str(entry["latency"]["n"]),
             f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
             f"{low:.0%} … {high:.0%}",
             f"{entry['deadline_misses']} of {entry['chunks']} chunks",

@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     batch: Batch
     """Normalised observations."""
     draft: Tensor | None = None
-    """Tokens (B, n) of what the chunks before mean, -1 where nothing is known; of a policy that writes some."""
+    """Of a policy that writes tokens: those the chunks before mean (B, n), -1 where nothing is known."""
     follow: Continuation | None = None
     """What the chunks continue; None if they do not, or nothing is known."""
 
