@@ -207,6 +207,8 @@ class Execution:
     language: Runner = compute
     select: TokenSelector = keep_all
     decoder: Decoder = greedy
+    plan: Any = None
+    """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""
 
     @classmethod
     def of(cls, policy: "DenoisingPolicy | TokenPolicy") -> "Execution":
