@@ -78,14 +78,11 @@ def find_rival(
     Raises:
         VivaceError: the policy has no such sampler, with as few steps or at all.
     """
-    hoisted = [("hoist", {}) for technique in plan.techniques if technique.kind == "hoist"]
+    hoisted: list[tuple[str, dict[str, Any]]] = [("hoist", {}) for t in plan.techniques if t.kind == "hoist"]
 
     def made(n_steps: int, observations: CalibrationData) -> Execution:
-        wanted: list[tuple[str, dict[str, Any]]] = [
-            ("step_schedule", {"sampler": sampler, "n_steps": n_steps}),
-            *hoisted,
-        ]
-        found = calibrate(loaded.staged, loaded.fingerprint, observations, wanted)
+        schedule = "step_schedule", {"sampler": sampler, "n_steps": n_steps}
+        found = calibrate(loaded.staged, loaded.fingerprint, observations, [schedule, *hoisted])
         return accelerate(loaded.staged, found)
 
     one = next(data.ones())  # where steps lie does not matter to how long they take

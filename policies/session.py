@@ -75,7 +75,7 @@ class Session:
         return Inputs(batch, follow=Continuation(self.chunking, known, weights.to(known.device)))
 
     def _read(
-        self, observations: Mapping[str, Any], actions: Mapping[str, Tensor]
+        self, observations: Mapping[str, Any], actions: dict[str, Tensor]
     ) -> tuple[Batch, Tensor | None]:
         """Normalise observations, and with them actions (B, H, A) where there are any."""
         wanted = self.spec.observation_shapes
