@@ -50,7 +50,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         "duration_s": time.monotonic() - recorder.began_s,
         "was_interrupted": parts.was_interrupted,
         "ladder": [
-            {"bundle": rung.name, "p99_s": rung.p99_s, "chosen": parts.choices[rung.name]}
+            {"bundle": rung.name, "longest_s": rung.p99_s, "chosen": parts.choices[rung.name]}
             for rung in parts.ladder
         ],
         "run": found | {"decided": 1.0 - found["skipped_deadlines"] / periods if periods else 0.0},
