@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from vivace.deploy.loop import Source, TickRecord
@@ -96,7 +97,7 @@ class Recorder:
         found = self.statistics
         table = Table(title=f"{self._state} {self._why}".strip(), title_style=_STYLES[self._state])
         for column in ("[ms]", "p50", "p90", "p99", "p99.9", "max"):
-            table.add_column(column, justify="left" if column == "[ms]" else "right")
+            table.add_column(escape(column), justify="left" if column == "[ms]" else "right")
         rows = {"inference": found.latency, "tick late": found.jitter, "tick's work": found.work}
         for name, times in rows.items():
             cells = [*(times.supported(p) for p in (50, 90, 99, 99.9)), times.max_s]

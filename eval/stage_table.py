@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vivace.eval.terminal import milliseconds
@@ -35,7 +36,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     head, cells = stage_rows(rows)
     out = Table(title="where the time of a chunk goes, medians")
     for name in head:
-        out.add_column(name, justify="left" if name == "plan" else "right")
+        out.add_column(escape(name), justify="left" if name == "plan" else "right")
     for line in cells:
         out.add_row(*line)
     return out

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from vivace.eval.episode import EpisodeResult, mean_jump
@@ -102,7 +103,7 @@ def table(results: dict[str, Any]) -> Table:
         "95 % interval",
         "deadline misses",
     ):
-        out.add_column(name, justify="left" if name == "run" else "right")
+        out.add_column(escape(name), justify="left" if name == "run" else "right")
     for entry in results["runs"]:
         low, high = entry["interval"]
         out.add_row(

@@ -41,6 +41,7 @@ def test_percentiles_count_measurements_not_draws():
     assert (few["latency"]["n"], few["chunks"]) == (5, 106)
     assert (few["latency"]["p50_s"], few["latency"]["p90_s"], few["latency"]["p99_s"]) == (0.1, None, None)
     assert "100 / –" in told(few)
+    assert "[ms]" in told(few), "a unit is no markup"
     enough = summary(MeasuredLatency(samples_s=(0.1,) * 100))
     assert (enough["latency"]["n"], enough["latency"]["p99_s"]) == (100, 0.1)
     assert "100 / 100" in told(enough)
@@ -74,4 +75,6 @@ def test_stages_are_told_of_the_rows_that_have_some():
     head, cells = stage_rows(rows)
     assert head == ("plan", "prepare [ms]", "denoise [ms]", "decode [ms]", "whole [ms]")
     assert cells == [("as trained", "10.0", "90.0", "–", "100.0"), ("tokens", "20.0", "–", "180.0", "200.0")]
-    assert stage_table(rows).row_count == 2
+    out = io.StringIO()
+    Console(file=out, width=160).print(stage_table(rows))
+    assert "prepare [ms]" in out.getvalue()
