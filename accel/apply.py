@@ -1,6 +1,7 @@
 """Apply a plan, and make one: two pure functions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vivace.accel.plan import AccelerationPlan
@@ -28,7 +29,7 @@ def accelerate(
     execution = Execution.of(policy)
     for technique in plan.techniques:
         execution = _apply(technique, execution)
-    return execution
+    return replace(execution, plan=plan)
 
 
 def calibrate(

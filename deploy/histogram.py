@@ -10,6 +10,19 @@ from vivace.policies.errors import BadSetting
 PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
+def is_supported(percent: float, n: int) -> bool:
+    """Whether n measurements reach as far as a percentile above the median: 1 / (1 - p) of them are needed.
+
+    The 99th percentile of five measurements is the largest of them and nothing more; a hundred have one
+    beyond it. The median of however few is the middle of what was measured.
+    """
+    return n > 0 and (percent <= PERCENTILES[0] or n * (100 - percent) >= 100 - _ROUNDING)
+
+
+_ROUNDING = 1e-6
+"""100 - 99.9 is not 0.1 in floating point."""
+
+
 class LatencyHistogram:
     """Counts of durations in buckets that widen by the same factor, as an HDR histogram's do.
 
@@ -78,14 +91,21 @@ class LatencyHistogram:
         place = int(np.searchsorted(np.cumsum(self._counts), rank))
         return float(np.clip(self._value(place), self.min_s, self.max_s))
 
+    def supported(self, percent: float) -> float | None:
+        """Return `percentile`; None where there are too few times for it."""
+        return self.percentile(percent) if is_supported(percent, self.n) else None
+
     def buckets(self) -> list[tuple[float, float, int]]:
         """(from [s], to [s], count) of every bucket that is not empty."""
         places = np.flatnonzero(self._counts)
         return [(self._edge(i), self._edge(i + 1), int(self._counts[i])) for i in places.tolist()]
 
     def summary(self) -> dict[str, Any]:
-        """Percentiles "p50_s" … "p99.9_s", "mean_s", "min_s", "max_s", all 0 without times, and "n"."""
-        found: dict[str, Any] = {f"p{p:g}_s": self.percentile(p) for p in PERCENTILES}
+        """Percentiles "p50_s" … "p99.9_s", "mean_s", "min_s", "max_s" and "n".
+
+        A percentile that so few times do not support is None; the others are 0 without times.
+        """
+        found: dict[str, Any] = {f"p{p:g}_s": self.supported(p) for p in PERCENTILES}
         mean_s = self.total_s / self.n if self.n else 0.0
         return found | {
             "mean_s": mean_s,

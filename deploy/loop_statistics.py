@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.histogram import LatencyHistogram
+from vivace.deploy.histogram import LatencyHistogram, is_supported
 from vivace.deploy.loop import Source, TickRecord
 from vivace.deploy.watchdog import State
 
@@ -77,7 +77,11 @@ class LoopStatistics:
             "states": {state.value: self.states[state] for state in State},
             "fresh_share": self.fresh_share,
             "effective_hz": self.fresh_share * self.control_hz,
-            "queue_depth": {"p50": self.depth_p50, "p1": self._depth(0.01), "max": self._depth(1.0)},
+            "queue_depth": {
+                "p50": self.depth_p50,
+                "p1": self._depth(0.01) if is_supported(99, self.ticks) else None,
+                "max": self._depth(1.0),
+            },
             "latency": self.latency.summary(),
             "jitter": self.jitter.summary(),
             "work": self.work.summary(),

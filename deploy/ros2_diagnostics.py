@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from vivace.deploy.histogram import is_supported
 from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.ros2_driver import Driver
 from vivace.deploy.ros2_robot import RetimedWorker
@@ -113,9 +114,10 @@ def inference_status(worker: ProcessWorker, times: RetimedWorker, errors_before:
 
 
 def percentiles(seconds: Iterable[float]) -> str:
-    """Return "p50 …, p95 …, max … (n …)" in milliseconds; "none yet" of nothing."""
+    """Return "p50 …, p95 …, max … (n …)" in milliseconds, "p95 –" of too few; "none yet" of nothing."""
     found = np.array(list(seconds)) * 1e3
     if not len(found):
         return "none yet"
     p50, p95 = np.percentile(found, [50, 95])
-    return f"p50 {p50:.1f}, p95 {p95:.1f}, max {found.max():.1f} (n {len(found)})"
+    high = f"{p95:.1f}" if is_supported(95, len(found)) else "–"
+    return f"p50 {p50:.1f}, p95 {high}, max {found.max():.1f} (n {len(found)})"

@@ -32,8 +32,11 @@ from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.rollout import RolloutSettings
 from vivace.eval.settings import BenchCommand
-from vivace.eval.statistics import paired_difference, ratio_of_medians, wilson_interval
+from vivace.eval.stage_table import stage_table
+from vivace.eval.statistics import paired_difference, percentile, ratio_of_medians, wilson_interval
 from vivace.eval.terminal import console
+from vivace.eval.threads import choose_threads, restored_threads
+from vivace.eval.timing import Rounds
 from vivace.eval.trials import stored_rollout
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -41,10 +44,9 @@ from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, decode, executing, sample
 
 
+@restored_threads()
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate every plan of the line-up, time them, judge them, print a table, write results.json."""
-    if command.bench.threads:
-        torch.set_num_threads(command.bench.threads)
     loaded = load(command)
     entries = _entries(command, loaded)
     values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
@@ -52,26 +54,33 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     folder = output_folder("bench", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, entries))
+    threads = _choose_threads(command, loaded, entries)
     data = observe(command, loaded)
     executions = build(loaded, [entry for entry in entries if entry not in SAVED], data)
     executions |= _saved(command, loaded, entries, data)
     entries = [entry for entry in entries if entry.name in executions]
     others = {run.name: run for run in exported}
-    times = chunk_latencies(executions, data, command.bench.repeats, others)
+    sessions = {name: session(command, loaded, execution) for name, execution in executions.items()}
+    measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
+    times = measured.times_s
     reference = sample(executions["plain"], data.batch, EpisodeNoise(data.noise_keys))
     rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
     rows += [run.row(times, reference, data) for run in exported]
+    for row in rows:
+        row["stages_s"] = measured.stages_s.get(row["name"], {})
     if command.bench.n_episodes:
         eager = {entry.name for entry in entries if not entry.is_compiled}
         steps = {entry.name: entry.n_action_steps for entry in entries}
         _judge([row for row in rows if row["name"] in eager], executions, steps, command, loaded, folder)
     results = circumstances("bench", command, loaded) | {"pareto": rows, "latencies_s": times}
+    results["threads"] = threads
     if hasattr(loaded.staged, "language"):
         results["layer_curve"] = {
             rule: policy_curve(executions["plain"], data, rule) for rule in ("importance", "uniform")
         }
     write_results(folder, results)
     Console().print(table(rows))
+    Console().print(stage_table(rows))
     if exported:
         Console().print(bundle_table(rows))
     kept = ("latency_s", "ratio", "action_error", "success")
@@ -91,6 +100,15 @@ def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData)
                 eager[wanted] = accelerate(policy, calibrate(policy, loaded.fingerprint, data, entry.wanted))
             executions[entry.name] = _made(entry, eager[wanted], data)
     return executions
+
+
+def _choose_threads(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Choose torch's threads by the saved plan if it is there, else by the plain loop."""
+    runs = {"plain": session(command, loaded)}
+    if SAVED[0] in entries:
+        execution = accelerate(loaded.staged, load_plan(command, loaded))
+        runs[SAVED[0].name] = session(command, loaded, execution)
+    return choose_threads(runs, command.bench.threads, command.policy.device)
 
 
 def _saved(
@@ -142,7 +160,7 @@ def pareto_row(
         "label": entry.label,
         "family": entry.family,
         "latency_s": float(np.median(times[entry.name])),
-        "latency_spread": np.percentile(times[entry.name], [10, 90]).tolist(),
+        "latency_spread": [percentile(times[entry.name], p) for p in (10, 90)],
         "ratio": ratio.ratio,
         "ratio_interval": list(ratio.interval),
         "action_error": error,
@@ -165,7 +183,7 @@ def _token_row(
     n = executed_tokens(policy) if isinstance(execution.decoder, GreedyExecuted) else policy.n_tokens
     row = {
         "tokens_per_s": n / float(np.median(times)),
-        "latency_p95_s": float(np.percentile(times, 95)),
+        "latency_p95_s": percentile(times, 95),
         "latency_max_s": max(times),
     }
     if entry.is_compiled:

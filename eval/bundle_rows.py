@@ -12,13 +12,14 @@ from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.warm_up import warm_up
-from vivace.eval.statistics import ratio_of_medians
+from vivace.eval.latencies import asked
+from vivace.eval.statistics import percentile, ratio_of_medians
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
 
 class BundleRun:
-    """One bundle, run on normalised observations."""
+    """One bundle, run on observations as the loop gives them."""
 
     def __init__(self, folder: str, loaded: LoadedPolicy, threads: int | None) -> None:
         self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
@@ -34,8 +35,9 @@ class BundleRun:
         self.label = f"ONNX Runtime {receipt['precision']}, {plan}"
 
     def __call__(self, one: CalibrationData) -> np.ndarray:
-        """Sample a chunk (1, H, A) of one observation."""
-        return sample_bundle(self.policy, one)
+        """Predict a chunk (1, H - first_action, A) of one observation, in the robot's units."""
+        self.policy.task = one.raw["task"][0]
+        return self.policy.predict(asked(one), one.noise_keys)
 
     def cold_start_s(self) -> float:
         """From starting an inference process, as `vivace run` does, to its first chunk [s]."""
@@ -53,7 +55,7 @@ class BundleRun:
         self, times: Mapping[str, Sequence[float]], reference: torch.Tensor, data: CalibrationData
     ) -> dict[str, Any]:
         """Return the bundle's row of the table; arguments as of `bench.pareto_row`."""
-        found = np.concatenate([self(one) for one in data.ones()])
+        found = np.concatenate([sample_bundle(self.policy, one) for one in data.ones()])
         ratio = ratio_of_medians(times["plain"], times[self.name])
         bundle = self.policy.bundle
         return {
@@ -61,7 +63,7 @@ class BundleRun:
             "label": self.label,
             "family": "ort",
             "latency_s": float(np.median(times[self.name])),
-            "latency_spread": np.percentile(times[self.name], [10, 90]).tolist(),
+            "latency_spread": [percentile(times[self.name], p) for p in (10, 90)],
             "ratio": ratio.ratio,
             "ratio_interval": list(ratio.interval),
             "action_error": float(np.abs(found - reference.cpu().numpy()).mean()),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 HEAD = ("bundle", "graphs", "MB", "largest error of a chunk", "cold start [s]")
@@ -27,7 +28,7 @@ def bundle_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The bundles among rows, as a table a person reads."""
     out = Table(title="exported bundles; cold start: a new process, to its first chunk")
     for name in HEAD:
-        out.add_column(name, justify="left" if name == HEAD[0] else "right")
+        out.add_column(escape(name), justify="left" if name == HEAD[0] else "right")
     for cells in bundle_cells(rows):
         out.add_row(*cells)
     return out

@@ -1,43 +1,43 @@
 """`vivace eval`: unaccelerated and accelerated side by side, in a world that does not wait.
 
-Three runs meet the same episodes: the policy as trained (`plain`), under its plan (`accelerated`), and the
-honest baseline: as many DDIM or Euler steps as take the accelerated run's time (`fewer_steps`), or, of a
-policy that writes tokens, exact Jacobi decoding (`freeze`).
+Several runs meet the same episodes: the policy as trained (`plain`), under its plan (`accelerated`), and the
+honest baselines: as many DDIM or Euler steps as take no longer than the accelerated run (`fewer_steps`), of
+diffusion as many DPM-Solver++ ones too (`fewer_steps_dpm`), or, of a policy that writes tokens, exact Jacobi
+decoding (`freeze`).
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from vivace.accel.apply import accelerate
 from vivace.accel.flops import count_flops
-from vivace.accel.hoist import Hoist
 from vivace.accel.layer_skip import LayerSkip
 from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop import Mode
 from vivace.eval.bench import build, pareto_row
 from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
-from vivace.eval.latencies import measured_latencies
+from vivace.eval.fewer_steps import Rival, find_rival, latency_ratio, samplers
+from vivace.eval.latencies import Measured, measured_latencies
 from vivace.eval.latency_model import MeasuredLatency, NoLatency
 from vivace.eval.lineup import Entry, lineup_for
 from vivace.eval.output import claim, output_folder
-from vivace.eval.plans import load, load_plan, observe
+from vivace.eval.plans import load, load_plan, observe, session
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.settings import EvalCommand
 from vivace.eval.summary import comparisons, frequency_score, run_summary, table, telling_seed
 from vivace.eval.terminal import console
+from vivace.eval.threads import choose_threads, restored_threads
+from vivace.eval.timing import Rounds, shared
 from vivace.eval.trials import Run, Trials, rollout_settings
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
@@ -46,7 +46,7 @@ PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
 LADDER = "ladder"
 """Name of the run that chooses among plans."""
-RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "freeze")
+RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "fewer_steps_dpm", "freeze")
 BASELINES = (
     "hoist",
     "uniform",
@@ -72,11 +72,10 @@ BASELINES = (
 """Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
 
 
+@restored_threads()
 def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     """Measure latencies, run every episode under them, write results.json, report.html, trace and video."""
     began = time.monotonic()
-    if command.bench.threads:
-        torch.set_num_threads(command.bench.threads)
     requirements = read_requirements(command.require, RUNS, ("success",))
     unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
     if unknown:
@@ -94,14 +93,34 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
+    both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
+    both_told = {name: session(command, loaded, execution) for name, execution in both.items()}
+    threads = choose_threads(both_told, command.bench.threads, command.policy.device, _refresh(command))
     data = observe(command, loaded, accelerated)
-    executions, entries = _executions(command, loaded, plan, accelerated, data)
-    times = _latencies(command, loaded, plan, executions, data)
-    runs = _runs(command, entries, executions, times)
+    executions, entries = _executions(command, loaded, both, data)
+    rivals, skipped = _rivals(command, loaded, plan, accelerated, data)
+    executions |= {rival.name: rival.execution for rival in rivals}
+    entries[len(both) : len(both)] = [rival.entry for rival in rivals]
+    measured = _latencies(command, loaded, executions, data)
+    ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
+    told = {rival.name: rival.labelled(ratios[rival.name]) for rival in rivals}
+    entries = [told.get(entry.name, entry) for entry in entries]
+    runs = _runs(command, entries, executions, measured.times_s)
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
     results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
-    results["pareto"] = _pareto(entries, executions, times, data, episodes)
+    results["threads"] = threads
+    results["baselines"] = [
+        {
+            "name": rival.name,
+            "sampler": rival.sampler,
+            "n_steps": rival.n_steps,
+            "latency_ratio": ratios[rival.name],
+        }
+        for rival in rivals
+    ]
+    results["skipped"] = skipped
+    results["pareto"] = _pareto(entries, executions, measured, data, episodes)
     results["calibration"] = calibration_section(accelerated, data)
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
     write_results(folder, results)
@@ -133,7 +152,7 @@ def _runs(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise BadSetting(f"eval.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
-    runs = [run for name, run in known.items() if name in (*RUNS, *names)]
+    runs = [run for name, run in known.items() if name in _episodic(command)]
     if not names:
         return runs
     entry = Entry(LADDER, f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
@@ -208,88 +227,92 @@ def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:
 
 
 def _executions(
-    command: EvalCommand,
-    loaded: LoadedPolicy,
-    plan: AccelerationPlan,
-    accelerated: Execution,
-    data: CalibrationData,
+    command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], data: CalibrationData
 ) -> tuple[dict[str, Execution], list[Entry]]:
-    """Every way of running the policy that appears in the report, with its entry."""
-    plain = Execution.of(loaded.staged)
-    executions = {PLAIN.name: plain, ACCELERATED.name: accelerated}
-    entries = [PLAIN, ACCELERATED]
-    if not (loaded.staged.blocks or plain.writes_tokens):
+    """Plain and accelerated, and rows of the line-up, each with its entry."""
+    executions, entries = dict(both), [PLAIN, ACCELERATED]
+    if not (loaded.staged.blocks or executions[PLAIN.name].writes_tokens):
         return executions, entries
-    if not plain.writes_tokens:
-        entry, executions["fewer_steps"] = _fewer_steps_run(command, loaded, plan, accelerated, data)
-        entries.append(entry)
     others = [
         e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
     ]
-    others = [e for e in others if command.eval.lineup or e.name in (*RUNS, *command.eval.ladder)]
+    others = [e for e in others if command.eval.lineup or e.name in _episodic(command)]
     built = build(loaded, others, data)
-    entries += [entry for entry in others if entry.name in built]
-    return executions | built, entries
+    return executions | built, [*entries, *(entry for entry in others if entry.name in built)]
 
 
-def _fewer_steps_run(
+def _rivals(
     command: EvalCommand,
     loaded: LoadedPolicy,
     plan: AccelerationPlan,
     accelerated: Execution,
     data: CalibrationData,
-) -> tuple[Entry, Execution]:
-    """Return the honest baseline of a policy that denoises."""
-    exact = tuple(technique for technique in plan.techniques if technique.kind == Hoist.kind)
-    hoisted = accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, exact))
-    wanted = _latencies(command, loaded, plan, {PLAIN.name: hoisted, ACCELERATED.name: accelerated}, data)
-    fewer = _fewer_steps(hoisted, wanted)
-    label = f"{fewer.sampler.upper()} {fewer.n_steps} steps, same latency"
-    execution = accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, (fewer, *exact)))
-    return Entry("fewer_steps", label, "fewer_steps"), execution
+) -> tuple[list[Rival], dict[str, str]]:
+    """The honest baselines of a policy that denoises in the open, and name -> why one is not there."""
+    if not loaded.staged.blocks:
+        return [], {}
 
+    def ratio(execution: Execution, repeats: int) -> float:
+        runs = {
+            name: session(command, loaded, found)
+            for name, found in (("fewer", execution), (ACCELERATED.name, accelerated))
+        }
+        measured = measured_latencies(runs, data, Rounds(repeats=repeats), _refresh(command))
+        return latency_ratio(measured, "fewer", ACCELERATED.name)
 
-def _fewer_steps(hoisted: Execution, times: Mapping[str, list[float]]) -> StepSchedule:
-    """As many steps of the simplest sampler as take the accelerated run's time.
-
-    Args:
-        hoisted: the plain loop, hoisted if the plan is, so that caching competes with steps alone.
-        times: latencies [s] of `hoisted` ("plain") and of the accelerated run.
-    """
-    n_steps = len(hoisted.sampler)
-    wanted = round(n_steps * float(np.median(times[ACCELERATED.name]) / np.median(times[PLAIN.name])))
-    is_flow = hoisted.sampler.name in ("euler", "rk4")
-    return StepSchedule(sampler="euler" if is_flow else "ddim", n_steps=max(1, min(n_steps, wanted)))
+    rivals, skipped = [], {}
+    for name, sampler in samplers(Execution.of(loaded.staged)).items():
+        try:
+            rivals.append(find_rival(name, sampler, loaded, plan, data, ratio, command.bench.repeats))
+        except VivaceError as error:
+            skipped[name] = str(error)
+            console.print(f"no row {name}: {error}", style="yellow", highlight=False)
+    return rivals, skipped
 
 
 def _latencies(
     command: EvalCommand,
     loaded: LoadedPolicy,
-    plan: AccelerationPlan,
     executions: Mapping[str, Execution],
     data: CalibrationData,
-) -> dict[str, list[float]]:
-    identity = {
-        "weights": loaded.fingerprint.weights,
-        "plan": plan.to_json()["techniques"],
-        "repeats": command.bench.repeats,
-    }
-    refresh = isinstance(command.latency, MeasuredLatency) and command.latency.refresh
-    return measured_latencies(executions, data, identity, command.bench.repeats, refresh)
+) -> Measured:
+    """Time every run, those whose p99 is told as often as that takes and their time allows."""
+    sessions = {name: session(command, loaded, execution) for name, execution in executions.items()}
+    rounds = Rounds(
+        repeats=command.bench.repeats,
+        more={name: command.eval.timed_chunks for name in executions if name in _episodic(command)},
+        limit_s=command.eval.timed_s,
+    )
+    return measured_latencies(sessions, data, rounds, _refresh(command))
+
+
+def _episodic(command: EvalCommand) -> tuple[str, ...]:
+    """Names of the rows that run episodes, as far as there are such."""
+    return (*RUNS, *command.eval.ladder)
+
+
+def _refresh(command: EvalCommand) -> bool:
+    return isinstance(command.latency, MeasuredLatency) and command.latency.refresh
 
 
 def _pareto(
     entries: list[Entry],
     executions: Mapping[str, Execution],
-    times: dict[str, list[float]],
+    measured: Measured,
     data: CalibrationData,
     episodes: Mapping[str, Sequence[EpisodeResult]],
 ) -> list[dict[str, Any]]:
     """Latency, action error and, where episodes were run, success under that latency."""
+    plain_s = measured.times_s[PLAIN.name]
     with console.status("comparing actions"):
         reference = sample(executions[PLAIN.name], data.batch, EpisodeNoise(data.noise_keys))
-        rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
+        rows = []
+        for entry in entries:
+            before_s, times_s = shared(plain_s, measured.times_s[entry.name])
+            times = {PLAIN.name: before_s, entry.name: times_s}
+            rows.append(pareto_row(entry, executions[entry.name], times, reference, data))
     for row in rows:
+        row["stages_s"] = measured.stages_s[row["name"]]
         if row["name"] in episodes:
             found = episodes[row["name"]]
             row |= {"successes": sum(e.success for e in found), "n": len(found)}

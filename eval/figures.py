@@ -14,6 +14,7 @@ COLOURS = {
     "plain": "#8b93a1",
     "accelerated": "#0b8f7d",
     "fewer_steps": "#d9822b",
+    "fewer_steps_dpm": "#c0392b",
     "bac": "#0b8f7d",
     "hoist": "#5a6472",
     "uniform": "#4c78c9",

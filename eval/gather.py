@@ -55,7 +55,8 @@ def calibration_data(
     }
     keys = tuple((seed, int(i)) for i in picks)
     raw: dict[str, Any] = batch | {"task": [session.task] * len(picks)}
-    return CalibrationData(session.prepare(raw), keys, session.draft(batch), raw)
+    inputs = session.inputs(raw)
+    return CalibrationData(inputs.batch, keys, inputs.draft, raw)
 
 
 def _padded(previous: np.ndarray | None, rows: int, spec: PolicySpec) -> np.ndarray:

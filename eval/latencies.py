@@ -1,97 +1,141 @@
-"""Latencies of several executions on this machine, measured together and kept for the next run.
+"""Latencies of several runs on this machine, measured together and kept for the next time.
 
-Keeping them makes an evaluation repeatable: with the same seed, machine, policy and plan a second run meets
-the same latencies. `--latency.refresh=true` measures again.
+What is timed is a chunk as the control loop asks for one: from observations in the robot's units to actions
+in them, with the chunk before that it continues.
+
+Keeping latencies makes an evaluation repeatable: with the same seed, machine, policy, plan and code a second
+run meets the same ones. `--latency.refresh=true` measures again.
 """
 
-import hashlib
-import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from vivace.accel.technique import CalibrationData
+from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
 from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
-from vivace.eval.timing import interleaved
+from vivace.eval.timing import Rounds, interleaved
 from vivace.policies.noise import EpisodeNoise
+from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
+from vivace.policies.stopwatch import StageWatch
+from vivace.policies.types import DELAY, PREVIOUS
 
 CACHE = Path("outputs/latency")
 
+Chunk = Session | Callable[[CalibrationData], object]
+"""What computes a chunk of one observation; of a `Session` the stages are told apart."""
 
-def chunk_latencies(
-    executions: Mapping[str, Execution],
-    data: CalibrationData,
-    repeats: int,
-    others: Mapping[str, Callable[[CalibrationData], object]] = MappingProxyType({}),
-) -> dict[str, list[float]]:
-    """Time chunks of every execution at batch 1, interleaved; name -> latencies [s].
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of several runs in the same rounds."""
+
+    times_s: dict[str, list[float]]
+    """Name -> latencies [s], in the order of the rounds; some may have been timed in more of them."""
+    stages_s: dict[str, dict[str, float]]
+    """Name -> median time of each stage [s], of those whose stages are told apart."""
+
+    def median_s(self, name: str) -> float:
+        """Median latency of a run [s]."""
+        return float(np.median(self.times_s[name]))
+
+
+def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Rounds) -> Measured:
+    """Time chunks of every run at batch 1, interleaved.
 
     Args:
-        executions: name -> what to time.
+        runs: name -> what to time.
         data: observations, one a round, in turn: decoding some takes longer than others.
-        repeats: timed rounds.
-        others: name -> what else is timed in the same rounds, given one observation.
+        rounds: how often.
     """
     device = next(iter(data.batch.values())).device
-    chunks = {name: partial(_chunk, execution) for name, execution in executions.items()} | dict(others)
-    runs = {name: partial(_next, chunk, itertools.cycle(data.ones())) for name, chunk in chunks.items()}
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
+    timed = {name: partial(_next, run, cycle(data.ones()), watches.get(name)) for name, run in runs.items()}
     with progress() as bars:
-        bar = bars.add_task("measuring latencies, interleaved", total=repeats + 1)
-        return interleaved(
-            runs, repeats, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
+        bar = bars.add_task("measuring latencies, interleaved", total=1 + rounds.most)
+        times = interleaved(
+            timed, rounds, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
         )
+    stages = {name: _medians(watch.chunks[-len(times[name]) :]) for name, watch in watches.items()}
+    return Measured(times, stages)
 
 
 def compile_graphs(execution: Execution, data: CalibrationData) -> None:
     """Run once on every observation: what tokens come out decides which sizes of block there are."""
     for one in data.ones():
-        _chunk(execution, one)
+        sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
 
 
-def _next(chunk: Callable[[CalibrationData], object], observations: Iterator[CalibrationData]) -> None:
-    chunk(next(observations))
+def asked(one: CalibrationData) -> dict[str, Any]:
+    """One observation as the loop asks about it: nothing of the chunk before where nothing is known."""
+    found = dict(one.raw)
+    if PREVIOUS in found and not np.isfinite(found[PREVIOUS]).any():
+        del found[PREVIOUS]
+    return found if PREVIOUS not in found else {DELAY: np.zeros(len(one.noise_keys), np.int64)} | found
 
 
-def _chunk(execution: Execution, one: CalibrationData) -> None:
-    sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
+def _next(run: Chunk, observations: Iterator[CalibrationData], watch: StageWatch | None) -> None:
+    one = next(observations)
+    if not isinstance(run, Session):
+        run(one)
+    elif watch is not None:
+        watch.start()
+        run.predict(asked(one), one.noise_keys, watch)
+
+
+def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:
+    return {stage: float(np.median([chunk[stage] for chunk in chunks])) for stage in chunks[-1]}
 
 
 def measured_latencies(
-    executions: Mapping[str, Execution],
-    data: CalibrationData,
-    identity: Mapping[str, Any],
-    repeats: int,
-    refresh: bool = False,
-) -> dict[str, list[float]]:
-    """Return `chunk_latencies`, read from the last time if they were measured before.
+    runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds, refresh: bool = False
+) -> Measured:
+    """Return `chunk_latencies`, read from the last time if the very same was measured before.
 
     Args:
-        executions: name -> what to time.
+        runs: name -> what to time.
         data: observations, one a round.
-        identity: JSON-able; what the latencies depend on besides the machine: policy, plans, repeats.
-        repeats: timed rounds.
+        rounds: how often.
         refresh: measure again although they are known.
     """
+    what = {
+        "runs": {name: describe_run(session) for name, session in runs.items()},
+        "observations": describe_observations(data),
+        "rounds": asdict(rounds),
+    }
     device = str(next(iter(data.batch.values())).device)
-    known = _file(dict(identity), executions, device)
-    if known.is_file() and not refresh:
-        return read_json(known, "latency measurement")["latencies_s"]
-    times = chunk_latencies(executions, data, repeats)
-    known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, {"machine": machine(device), "versions": versions(), "latencies_s": times})
-    return times
+    return Measured(**kept(what, device, lambda: asdict(chunk_latencies(runs, data, rounds)), refresh))
 
 
-def _file(identity: dict[str, Any], executions: Mapping[str, Execution], device: str) -> Path:
-    key = {"what": identity, "runs": list(executions), "machine": machine(device), "versions": versions()}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    return CACHE / f"{digest[:16]}.json"
+def kept(
+    what: Mapping[str, Any], device: str, measure: Callable[[], dict[str, Any]], refresh: bool = False
+) -> dict[str, Any]:
+    """Return what was measured of something the last time, else measure it and keep it.
+
+    Machine, threads, device, versions and vivace's own code must be the same, too.
+
+    Args:
+        what: everything it depends on besides, as plain data.
+        device: where it runs.
+        measure: measures, as plain data.
+        refresh: measure again although it is known.
+    """
+    where = {"machine": machine(device), "versions": versions(), "source": source_digest()}
+    file = CACHE / f"{digest({**what, **where})[:16]}.json"
+    if file.is_file() and not refresh:
+        found: dict[str, Any] = read_json(file, "measurement")["measured"]
+        return found
+    measured = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**where, "measured": measured})
+    return measured

@@ -35,6 +35,11 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
             time_s: when it was asked for, from the episode's beginning [s].
         """
 
+    @property
+    def n_measurements(self) -> int | None:
+        """How many measurements it draws from; None if it is a rule and draws from none."""
+        return None
+
     def for_run(self, name: str, measured_s: Sequence[float]) -> "LatencyModel":
         """Return the model of one of several runs; the same for all, unless it can tell them apart.
 
@@ -87,6 +92,11 @@ class MeasuredLatency(LatencyModel):
         """Measured times must be finite and not negative."""
         _check_times(self.samples_s, "measured latency")
         _check_scale(self.scale)
+
+    @property
+    def n_measurements(self) -> int:
+        """Measured latencies."""
+        return len(self.samples_s)
 
     def for_run(self, name: str, measured_s: Sequence[float]) -> "MeasuredLatency":
         """Fill the run's own measurements in, unless samples were given."""
@@ -166,6 +176,11 @@ class TraceLatency(LatencyModel):
         times = _read_trace(Path(self.path), self.column)
         _check_times(times, f"latency trace {self.path}")
         object.__setattr__(self, "samples_s", tuple(times))
+
+    @property
+    def n_measurements(self) -> int:
+        """Recorded latencies."""
+        return len(self.samples_s)
 
     def for_run(self, name: str, measured_s: Sequence[float]) -> "TraceLatency":
         """Return the trace of one run."""

@@ -2,12 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from vivace.deploy.loop import Source, TickRecord
@@ -15,7 +15,7 @@ from vivace.deploy.loop_statistics import LoopStatistics
 from vivace.deploy.rerun_stream import RerunStream
 from vivace.deploy.run_log import JsonLines, RunLog, Sink, event_line, tick_line
 from vivace.deploy.watchdog import State, Transition
-from vivace.eval.terminal import console
+from vivace.eval.terminal import console, milliseconds
 
 LOG = "run.jsonl"
 _MEMORY_EVERY_S = 1.0
@@ -97,14 +97,11 @@ class Recorder:
         found = self.statistics
         table = Table(title=f"{self._state} {self._why}".strip(), title_style=_STYLES[self._state])
         for column in ("[ms]", "p50", "p90", "p99", "p99.9", "max"):
-            table.add_column(column, justify="left" if column == "[ms]" else "right")
-        rows: dict[str, Callable[[float], float]] = {
-            "inference": found.latency.percentile,
-            "tick late": found.jitter.percentile,
-            "tick's work": found.work.percentile,
-        }
-        for name, percentile in rows.items():
-            table.add_row(name, *(f"{1e3 * percentile(p):.2f}" for p in (50, 90, 99, 99.9, 100)))
+            table.add_column(escape(column), justify="left" if column == "[ms]" else "right")
+        rows = {"inference": found.latency, "tick late": found.jitter, "tick's work": found.work}
+        for name, times in rows.items():
+            cells = [*(times.supported(p) for p in (50, 90, 99, 99.9)), times.max_s]
+            table.add_row(name, *(milliseconds(cell, 2) for cell in cells))
         shares = ", ".join(f"{found.sources[source]} {source}" for source in Source)
         table.caption = (
             f"{found.ticks} ticks: {shares};\n{found.misses} deadlines missed, {found.skipped} skipped, "

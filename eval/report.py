@@ -21,6 +21,8 @@ from vivace.eval.figures import (
 )
 from vivace.eval.page import cards_row, figure, header, page, section, table, video
 from vivace.eval.run_page import run_page
+from vivace.eval.stage_table import TEXT, stage_rows
+from vivace.eval.terminal import milliseconds
 from vivace.policies.errors import BadSetting
 
 
@@ -84,11 +86,14 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts.append(
         section(
             "Latency",
-            "Of one chunk at batch 1, timed interleaved in one process; the loop draws from these.",
+            "Of one chunk at batch 1 as the loop asks for it, robot's units to robot's units, timed "
+            f"interleaved in one process{_threads_text(results)}; the loop draws from these. "
+            "A percentile p needs 1 / (1 − p) measurements.",
             _latency_table(runs),
             figure(latency_figure(runs, 1 / environment["control_hz"])),
         )
     )
+    parts += _stage_sections(results)
     parts += _pareto_sections(results)
     parts += _language_sections(folder, results)
     parts += _calibration_sections(results.get("calibration"))
@@ -121,7 +126,8 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
     )
     lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
-    sections = [header("benchmark", title, lead), *_pareto_sections(results), *_token_sections(results)]
+    sections = [header("benchmark", title, lead), *_pareto_sections(results), *_stage_sections(results)]
+    sections += _token_sections(results)
     if results.get("layer_curve"):
         text = "Error of the cognition feature and of the actions when language layers are dropped."
         sections.append(section("Layers dropped", text, figure(layer_curve_figure(results["layer_curve"]))))
@@ -171,8 +177,9 @@ def _fresh(run: Mapping[str, Any]) -> float:
 def _runs_text(results: Mapping[str, Any]) -> str:
     return (
         "Intervals are Wilson's at 95 %. Differences are paired on seeds, with Agresti and Min's interval "
-        "and the exact McNemar test. The run with fewer steps is the honest baseline: as many steps of a "
-        "plain sampler as take the accelerated run's time, hoisted too if the plan is."
+        "and the exact McNemar test. Runs with fewer steps are the honest baselines: as many steps of a "
+        "plain sampler as took no longer than the accelerated run, side by side, hoisted too if the plan is; "
+        "their names say how long they took in the end."
     )
 
 
@@ -258,9 +265,24 @@ def _curve_table(curve: Mapping[str, Any]) -> str:
 
 def _latency_table(runs: Sequence[Mapping[str, Any]]) -> str:
     keys = ("p50_s", "p90_s", "p95_s", "p99_s", "p99.9_s", "jitter_s")
-    rows = [(run["label"], *(f"{1e3 * run['latency'][key]:.1f}" for key in keys)) for run in runs]
-    head = ("run", *(f"{key.removesuffix('_s')} [ms]" for key in keys))
+    rows = [
+        (run["label"], *(milliseconds(run["latency"][key], 1) for key in keys), f"{run['latency']['n']}")
+        for run in runs
+    ]
+    head = ("run", *(f"{key.removesuffix('_s')} [ms]" for key in keys), "of n")
     return table(head, rows, ours=[run["name"] == "accelerated" for run in runs])
+
+
+def _threads_text(results: Mapping[str, Any]) -> str:
+    if "threads" not in results:  # of an earlier version
+        return ""
+    used = results["threads"]["used"]
+    return f" with {used} torch thread" + ("" if used == 1 else "s")
+
+
+def _stage_sections(results: Mapping[str, Any]) -> list[str]:
+    head, cells = stage_rows(results["pareto"])
+    return [section("Where the time of a chunk goes", TEXT, table(head, cells))] if cells else []
 
 
 def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
@@ -328,7 +350,7 @@ def _token_sections(results: Mapping[str, Any]) -> list[str]:
     cells = [
         (
             row["label"],
-            *(f"{1e3 * row[key]:.1f}" for key in ("latency_s", "latency_p95_s", "latency_max_s")),
+            *(milliseconds(row[key], 1) for key in ("latency_s", "latency_p95_s", "latency_max_s")),
             f"{row['passes']:.1f}" if "passes" in row else "as eager",
             f"{row['tokens_per_s']:.0f}",
         )

@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from vivace.eval.page import cards_row, figure, header, section, table, video
+from vivace.eval.terminal import milliseconds
 
 _NAMES = {
     "latency": "inference, from asking to the chunk",
@@ -35,7 +36,8 @@ def run_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts.append(
         section(
             "Times",
-            "Percentiles are right to 1 %. Dotted: the control period. Tick by tick: run.jsonl, and "
+            "Percentiles are right to 1 %, and there as far as n reaches. "
+            "Dotted: the control period. Tick by tick: run.jsonl, and "
             "trace.json for ui.perfetto.dev.",
             _times_table(run),
             figure(times_figure(results["histograms"], 1 / settings["control_hz"])),
@@ -74,14 +76,14 @@ def times_figure(histograms: Mapping[str, Any], period_s: float) -> go.Figure:
 
 def _cards(results: Mapping[str, Any]) -> str:
     run, hz = results["run"], results["settings"]["control_hz"]
-    late_ms, period_ms = 1e3 * run["jitter"]["p99.9_s"], 1e3 / hz
-    p50_ms, p99_ms = 1e3 * run["latency"]["p50_s"], 1e3 * run["latency"]["p99_s"]
+    late, period_ms = milliseconds(run["jitter"]["p99.9_s"], 2), 1e3 / hz
+    p50, p99 = (milliseconds(run["latency"][key]) for key in ("p50_s", "p99_s"))
     chunks = f"{run['chunks']} chunks, {run['deadline_misses']} late"
     return cards_row(
         [
-            ("tick late, p99.9", f"{late_ms:.2f} <small>ms</small>", f"of {period_ms:g} ms"),
+            ("tick late, p99.9", f"{late} <small>ms</small>", f"of {period_ms:g} ms"),
             ("deadlines without a tick", f"{run['skipped_deadlines']}", f"beside {run['ticks']} ticks"),
-            ("inference, p50 / p99", f"{p50_ms:.0f} / {p99_ms:.0f} <small>ms</small>", chunks),
+            ("inference, p50 / p99", f"{p50} / {p99} <small>ms</small>", chunks),
             ("rate of fresh actions", f"{run['effective_hz']:.1f} <small>Hz</small>", f"of {hz:g} Hz"),
         ]
     )
@@ -89,7 +91,7 @@ def _cards(results: Mapping[str, Any]) -> str:
 
 def _times_table(run: Mapping[str, Any]) -> str:
     rows = [
-        (label, *(f"{1e3 * run[name][key]:.2f}" for key in _PERCENTILES), f"{run[name]['n']}")
+        (label, *(milliseconds(run[name][key], 2) for key in _PERCENTILES), f"{run[name]['n']}")
         for name, label in _NAMES.items()
     ]
     return table(("", *(f"{key.removesuffix('_s')} [ms]" for key in _PERCENTILES), "n"), rows)
@@ -100,7 +102,8 @@ def _sources_text(run: Mapping[str, Any]) -> str:
     return (
         "Fresh: an action as young as in a world that waits; stale: an older one; fallback: none was there, "
         f"or the watchdog held the robot. Actions left for later ticks: {depth['p50']} (median), "
-        f"{depth['p1']} (1st percentile). {run['guarded']} actions were changed or refused by the guard."
+        f"{'–' if depth['p1'] is None else depth['p1']} (1st percentile). "
+        f"{run['guarded']} actions were changed or refused by the guard."
     )
 
 

@@ -51,7 +51,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         "duration_s": time.monotonic() - recorder.began_s,
         "was_interrupted": parts.was_interrupted,
         "ladder": [
-            {"bundle": rung.name, "p99_s": rung.p99_s, "chosen": parts.choices[rung.name]}
+            {"bundle": rung.name, "longest_s": rung.p99_s, "chosen": parts.choices[rung.name]}
             for rung in parts.ladder
         ],
         "run": found | {"decided": 1.0 - found["skipped_deadlines"] / periods if periods else 0.0},
@@ -129,5 +129,5 @@ def _write_film(folder: Path, parts: "Parts") -> str | None:
     return "run.mp4"
 
 
-def _ms(time_s: float) -> float:
-    return round(1e3 * time_s, 3)
+def _ms(time_s: float | None) -> float | None:
+    return None if time_s is None else round(1e3 * time_s, 3)

@@ -147,9 +147,14 @@ class EvalOptions:
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
-    """Runs that have a curve: plain, accelerated, fewer_steps."""
+    """Runs that have a curve: plain, accelerated, fewer_steps, fewer_steps_dpm."""
     curve_modes: list[str] = field(default_factory=list)
     """Modes in which they have one, such as [sync,async,rtc]; the evaluation's own when empty."""
+    timed_chunks: int = 100
+    """Chunks of every run with episodes that are timed, as many as a p99 takes; other rows of the Pareto plot
+    are timed --bench.repeats times."""
+    timed_s: float = 20.0
+    """Longest time [s] a run is timed for; a slow one has fewer chunks then, and fewer percentiles."""
     lineup: bool = True
     """Time every baseline and compare its actions (the Pareto plot)."""
     video: bool = True
@@ -163,7 +168,7 @@ class BenchOptions:
     repeats: int = 10
     """Timed rounds; every plan runs once a round."""
     threads: int | None = None
-    """torch threads; torch's own choice when not given."""
+    """torch threads; when not given as many as are measured to be fastest."""
     compile: bool = True
     """Time torch.compile too (takes a minute or more to compile)."""
     n_episodes: int = 0

@@ -8,9 +8,8 @@ import numpy as np
 from scipy.stats import binomtest, norm
 from statsmodels.stats.proportion import proportion_confint
 
+from vivace.deploy.histogram import PERCENTILES, is_supported
 from vivace.policies.errors import BadSetting
-
-PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -76,8 +75,27 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
-def percentiles(times_s: Sequence[float]) -> dict[str, float]:
+def percentile(times_s: Sequence[float], percent: float, n_measured: int | None = None) -> float | None:
+    """Return a percentile of times [s]; None where there are too few measurements for it.
+
+    Args:
+        times_s: at least one.
+        percent: in [0, 100]; one below 50 needs as many as the one as far above.
+        n_measured: how many measurements the times were drawn from; as many as there are when None.
+    """
+    n = len(times_s) if n_measured is None else min(len(times_s), n_measured)
+    return float(np.percentile(times_s, percent)) if is_supported(max(percent, 100 - percent), n) else None
+
+
+def percentiles(times_s: Sequence[float], n_measured: int | None = None) -> dict[str, Any]:
     """Percentiles "p50_s" … "p99.9_s", "mean_s", "jitter_s" (standard deviation) and "n" of latencies [s].
+
+    A percentile is None where n measurements do not reach so far. Thousands of draws of five measurements
+    are five measurements.
+
+    Args:
+        times_s: latencies [s].
+        n_measured: how many measurements they were drawn from; as many as there are when None.
 
     Raises:
         BadSetting: there are none.
@@ -85,8 +103,9 @@ def percentiles(times_s: Sequence[float]) -> dict[str, float]:
     values = np.asarray(times_s, dtype=float)
     if not values.size:
         raise BadSetting("there are no latencies to summarise; run at least one episode or benchmark round")
-    found = {f"p{p:g}_s": float(np.percentile(values, p)) for p in PERCENTILES}
-    return found | {"mean_s": float(values.mean()), "jitter_s": float(values.std()), "n": len(values)}
+    n = len(values) if n_measured is None else min(len(values), n_measured)
+    found = {f"p{p:g}_s": percentile(times_s, p, n_measured) for p in PERCENTILES}
+    return found | {"mean_s": float(values.mean()), "jitter_s": float(values.std()), "n": n}
 
 
 def curve_area(latencies_s: Sequence[float], rates: Sequence[float]) -> float:

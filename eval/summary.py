@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from vivace.eval.episode import EpisodeResult, mean_jump
@@ -14,6 +15,7 @@ from vivace.eval.statistics import (
     percentiles,
     wilson_interval,
 )
+from vivace.eval.terminal import milliseconds
 from vivace.eval.trials import Run
 
 SCORED_HZ = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0)
@@ -37,7 +39,7 @@ def run_summary(
     return {
         "name": run.name,
         "label": run.entry.label,
-        "latency": percentiles(latencies),
+        "latency": percentiles(latencies, run.n_measurements),
         "latencies_s": latencies,
         "gflop": gflop,
         "successes": successes,
@@ -96,16 +98,18 @@ def table(results: dict[str, Any]) -> Table:
     for name in (
         "run",
         "chunk latency p50 / p99 [ms]",
+        "of",
         "success under it",
         "95 % interval",
         "deadline misses",
     ):
-        out.add_column(name, justify="left" if name == "run" else "right")
+        out.add_column(escape(name), justify="left" if name == "run" else "right")
     for entry in results["runs"]:
         low, high = entry["interval"]
         out.add_row(
             entry["label"],
-            f"{1e3 * entry['latency']['p50_s']:.0f} / {1e3 * entry['latency']['p99_s']:.0f}",
+            f"{milliseconds(entry['latency']['p50_s'])} / {milliseconds(entry['latency']['p99_s'])}",
+            str(entry["latency"]["n"]),
             f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
             f"{low:.0%} … {high:.0%}",
             f"{entry['deadline_misses']} of {entry['chunks']} chunks",

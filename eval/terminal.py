@@ -10,3 +10,8 @@ def progress() -> Progress:
     """Bars with a count and the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
+
+
+def milliseconds(time_s: float | None, digits: int = 0) -> str:
+    """A time [s] in milliseconds; "–" for one that is not known, such as a percentile of too few."""
+    return "–" if time_s is None else f"{1e3 * time_s:.{digits}f}"

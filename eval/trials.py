@@ -19,7 +19,7 @@ from vivace.eval.patches import patch_frames
 from vivace.eval.plans import env_maker, session
 from vivace.eval.rollout import RolloutSettings, RungRun, rollout
 from vivace.eval.settings import EvalCommand
-from vivace.eval.statistics import curve_area
+from vivace.eval.statistics import curve_area, percentile
 from vivace.eval.terminal import console, progress
 from vivace.eval.video import caption, side_by_side, write_video
 from vivace.policies.errors import BadSetting
@@ -42,6 +42,12 @@ class Run:
     def name(self) -> str:
         """Its name in results."""
         return self.entry.name
+
+    @property
+    def n_measurements(self) -> int | None:
+        """How many measurements its latencies are drawn from; of a ladder, the fewest of a plan."""
+        found = [run.latency.n_measurements for run in self.ladder or (self,)]
+        return min((n for n in found if n is not None), default=None)
 
 
 class Stopwatch:
@@ -128,11 +134,17 @@ def quiet_p99(latency: LatencyModel) -> float:
     """p99 [s] of what was measured of a plan beforehand, which is all a ladder may know.
 
     Raises:
-        BadSetting: the latency model holds no measurements.
+        BadSetting: the latency model holds no measurements, or too few for a p99.
     """
     if not isinstance(latency, MeasuredLatency):
         raise BadSetting("a ladder is chosen by measured latencies; use --latency.type=measured or bursty")
-    return latency.scale * float(np.percentile(latency.samples_s, 99))
+    p99_s = percentile(latency.samples_s, 99)
+    if p99_s is None:
+        raise BadSetting(
+            f"a ladder chooses by the p99 of every plan, but one has {latency.n_measurements} measurements; "
+            "100 are needed: raise --eval.timed_s, or leave the slow plan out of --eval.ladder"
+        )
+    return latency.scale * p99_s
 
 
 class Trials:

@@ -1,7 +1,7 @@
 """From observations in the robot's units to chunks in the robot's units."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,19 @@ from vivace.policies.chunking import Continuation, RealTimeChunking, continuatio
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Batch, Execution, check_continuing, sample
+from vivace.policies.stopwatch import Mark, ignore
 from vivace.policies.types import DELAY, PREVIOUS, check_observation
+
+
+class Inputs(NamedTuple):
+    """What `sample` takes."""
+
+    batch: Batch
+    """Normalised observations."""
+    draft: Tensor | None = None
+    """Of a policy that writes tokens: those the chunks before mean (B, n), -1 where nothing is known."""
+    follow: Continuation | None = None
+    """What the chunks continue; None if they do not, or nothing is known."""
 
 
 class Session:
@@ -47,44 +59,61 @@ class Session:
         Raises:
             ObservationMismatch: a key is missing, a shape differs or a value is not finite.
         """
+        return self._read(observations, {})[0]
+
+    def inputs(self, observations: Mapping[str, Any]) -> Inputs:
+        """Return what `sample` takes of observations and of the chunks before, as of `predict`.
+
+        Both go through the checkpoint's pipeline together: pictures and text are read once.
+        """
+        placed, weights = self._placed(observations)
+        batch, known = self._read(observations, {} if placed is None else {"action": placed})
+        if known is None:
+            return Inputs(batch)
+        if self.chunking is None or weights is None:
+            return Inputs(batch, draft=self._draft(known))
+        return Inputs(batch, follow=Continuation(self.chunking, known, weights.to(known.device)))
+
+    def _read(
+        self, observations: Mapping[str, Any], actions: dict[str, Tensor]
+    ) -> tuple[Batch, Tensor | None]:
+        """Normalise observations, and with them actions (B, H, A) where there are any."""
         wanted = self.spec.observation_shapes
         batch: dict[str, Any] = {k: _tensor(k, v) for k, v in observations.items() if k in wanted}
         rows = len(next(iter(batch.values()), ()))
         check_observation(batch, {k: (rows, self.spec.n_obs_steps, *shape) for k, shape in wanted.items()})
-        ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)})
-        return {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
+        ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
+        seen = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
+        return seen, ready["action"] if actions else None
 
-    def draft(self, observations: Mapping[str, np.ndarray]) -> Tensor | None:
-        """Tokens (B, n) of what the chunks before mean, -1 where nothing is known; None without tokens."""
+    def _placed(self, observations: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """What the chunks before mean (B, H, A), in the robot's units, and how much of it is to be followed.
+
+        Both are None where it does not matter or nothing is known, the weights (B, H, 1) of a policy that
+        writes tokens too: those guess by it.
+        """
         previous = observations.get(PREVIOUS)
-        if previous is None or not self.execution.writes_tokens:
-            return None
-        policy = self.execution.policy
-        shape = (len(previous), self.spec.horizon, self.spec.action_dim)
-        actions = torch.full(shape, torch.nan)
-        n = min(previous.shape[1], self.spec.horizon)
+        if previous is None:
+            return None, None
+        horizon = self.spec.horizon
+        if self.chunking is not None:
+            delay = observations.get(DELAY, np.zeros(len(previous), np.int64))
+            placed = continuation(self.chunking, previous, delay, self.spec.first_action, horizon)
+            actions, weights = map(torch.from_numpy, placed)
+            return actions, weights
+        if not self.execution.writes_tokens:
+            return None, None
+        actions = torch.full((len(previous), horizon, self.spec.action_dim), torch.nan)
+        n = min(previous.shape[1], horizon)
         actions[:, :n] = torch.from_numpy(previous[:, :n])
-        ready = self._normalised(observations, actions)
-        is_known = ready.isfinite().all(-1)
-        tokens = policy.tokenize(ready.nan_to_num())
+        return actions, None
+
+    def _draft(self, actions: Tensor) -> Tensor:
+        """Tokens (B, n) of normalised actions (B, H, A), -1 where they are not known."""
+        is_known = actions.isfinite().all(-1)
+        tokens: Tensor = self.execution.policy.tokenize(actions.nan_to_num())
         known = is_known.repeat_interleave(tokens.shape[1] // self.spec.horizon, dim=1)
         return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
-
-    def follow(self, observations: Mapping[str, np.ndarray]) -> Continuation | None:
-        """Return what the chunks continue; None if they do not, or nothing is known."""
-        previous = observations.get(PREVIOUS)
-        if previous is None or self.chunking is None:
-            return None
-        delay = observations.get(DELAY, np.zeros(len(previous), np.int64))
-        placed = continuation(self.chunking, previous, delay, self.spec.first_action, self.spec.horizon)
-        actions, weights = map(torch.from_numpy, placed)
-        return Continuation(self.chunking, self._normalised(observations, actions), weights)
-
-    def _normalised(self, observations: Mapping[str, np.ndarray], actions: Tensor) -> Tensor:
-        """Normalise actions (B, H, A) by the checkpoint's pipeline, which wants observations beside them."""
-        seen = {k: _tensor(k, v) for k, v in observations.items() if k in self.spec.observation_shapes}
-        tasks = self._tasks(observations, len(actions))
-        return self.loaded.preprocess(seen | {"task": tasks, "action": actions})["action"]
 
     def _tasks(self, observations: Mapping[str, Any], rows: int) -> list[str]:
         """One instruction a row: the observations' own "task" where they bring it, else the session's."""
@@ -92,16 +121,21 @@ class Session:
 
     def blank(self) -> Batch:
         """A normalised observation of zeros, batch 1: enough to count work and to check shapes."""
+        return self.prepare(self.blank_observation())
+
+    def blank_observation(self) -> dict[str, np.ndarray]:
+        """An observation of zeros, batch 1, as the robot would give it."""
         n = self.spec.n_obs_steps
-        return self.prepare(
-            {
-                key: np.zeros((1, n, *(_hwc(shape) if is_image(key) else shape)), np.float32)
-                for key, shape in self.spec.observation_shapes.items()
-            }
-        )
+        return {
+            key: np.zeros((1, n, *(_hwc(shape) if is_image(key) else shape)), np.float32)
+            for key, shape in self.spec.observation_shapes.items()
+        }
 
     def predict(
-        self, observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]
+        self,
+        observations: Mapping[str, Any],
+        noise_keys: Sequence[tuple[int, ...]],
+        mark: Mark = ignore,
     ) -> np.ndarray:
         """Predict chunks (B, H - first_action, A) in the robot's units.
 
@@ -110,12 +144,15 @@ class Session:
                 mean for now and later (B, n, A), NaN where nothing is known, which may be left out; under
                 "action.delay" the ticks (B,) until the chunks will be there.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
+            mark: told when each stage is over.
         """
-        batch = self.prepare(observations)
-        draft, follow = self.draft(observations), self.follow(observations)
-        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow)
+        batch, draft, follow = self.inputs(observations)
+        mark("prepare")
+        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
-        return actions.cpu().numpy()
+        found: np.ndarray = actions.cpu().numpy()
+        mark("finish")
+        return found
 
 
 def is_image(key: str) -> bool:

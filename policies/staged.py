@@ -18,6 +18,7 @@ from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.step_table import StepTable
+from vivace.policies.stopwatch import Mark, ignore
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
 
 Batch = dict[str, Tensor]
@@ -207,6 +208,8 @@ class Execution:
     language: Runner = compute
     select: TokenSelector = keep_all
     decoder: Decoder = greedy
+    plan: Any = None
+    """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""
 
     @classmethod
     def of(cls, policy: "DenoisingPolicy | TokenPolicy") -> "Execution":
@@ -224,10 +227,15 @@ NO_STEPS = Sampler("none", ())
 
 
 @torch.inference_mode()
-def decode(execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None = None) -> Decoded:
-    """Decode the action tokens of a batch of observations; `draft` as of `Decoder`."""
+def decode(
+    execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None = None, mark: Mark = ignore
+) -> Decoded:
+    """Decode the action tokens of a batch of observations; `draft` as of `Decoder`, `mark` as of `sample`."""
     prompt = execution.policy.encode(batch, execution.language, execution.select)
-    return execution.decoder(execution.policy, prompt, noise, draft, execution.language)
+    mark("encode")
+    decoded = execution.decoder(execution.policy, prompt, noise, draft, execution.language)
+    mark("decode")
+    return decoded
 
 
 def sample(
@@ -236,6 +244,7 @@ def sample(
     noise: Noise,
     draft: Tensor | None = None,
     follow: Continuation | None = None,
+    mark: Mark = ignore,
 ) -> Tensor:
     """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...).
 
@@ -245,21 +254,28 @@ def sample(
         noise: where random numbers come from.
         draft: of a policy that writes tokens, see `Decoder`.
         follow: what the chunks continue; of a policy that denoises.
+        mark: told when "encode" and "denoise" or "decode" are over; the rest belongs to "finish".
     """
     if follow is not None:
         check_continuing(execution)
     needs_gradients = follow is not None and follow.settings.jacobian == "exact"
     with torch.no_grad() if needs_gradients else torch.inference_mode():
-        return _sample(execution, batch, noise, draft, follow)
+        return _sample(execution, batch, noise, draft, follow, mark)
 
 
 def _sample(
-    execution: Execution, batch: Batch, noise: Noise, draft: Tensor | None, follow: Continuation | None
+    execution: Execution,
+    batch: Batch,
+    noise: Noise,
+    draft: Tensor | None,
+    follow: Continuation | None,
+    mark: Mark,
 ) -> Tensor:
     policy = execution.policy
     if execution.writes_tokens:
-        return policy.detokenize(decode(execution, batch, noise, draft).tokens)
+        return policy.detokenize(decode(execution, batch, noise, draft, mark).tokens)
     context = policy.encode(batch, execution.language, execution.select)
+    mark("encode")
     like = next(value for value in batch.values() if value.is_floating_point())
     x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)
     memory: tuple[Tensor, ...] = ()
@@ -270,6 +286,7 @@ def _sample(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         x, memory = step.advance(x, out, memory, noise)
+    mark("denoise")
     return policy.finish(x, context)
 
 

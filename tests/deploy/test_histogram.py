@@ -52,8 +52,18 @@ def test_times_beyond_the_ends_and_below_nothing():
 
 def test_none_and_one():
     empty = LatencyHistogram().summary()
+    assert {empty.pop(f"p{p:g}_s") for p in (50, 90, 95, 99, 99.9)} == {None}
     assert set(empty.values()) == {0}
     assert filled([0.25]).percentile(50) == 0.25
+
+
+@pytest.mark.parametrize(("n", "last"), [(1, 50), (9, 50), (10, 90), (19, 90), (20, 95), (99, 95), (100, 99),
+                                         (999, 99), (1000, 99.9)])  # fmt: skip
+def test_percentiles_reach_as_far_as_the_times(n, last):
+    summary = filled([0.01] * n).summary()
+    known = [p for p in (50, 90, 95, 99, 99.9) if summary[f"p{p:g}_s"] is not None]
+    assert known[-1] == last
+    assert filled([0.01] * n).supported(last) == filled([0.01] * n).percentile(last)
 
 
 def test_merging_is_adding_both():

@@ -319,7 +319,8 @@ def test_diagnostics_say_what_is_wrong_in_one_line():
     assert status.values["skipped ticks"] == "0"
     assert sensor_status(world.sensors, world.clock.now(), ["QoS"]).message.endswith("; QoS")
     assert loop_status("unconfigured", "no bundle", None).level == 2
-    assert percentiles([0.001, 0.003]) == "p50 2.0, p95 2.9, max 3.0 (n 2)"
+    assert percentiles([0.001, 0.003]) == "p50 2.0, p95 –, max 3.0 (n 2)"
+    assert percentiles([0.001] * 20) == "p50 1.0, p95 1.0, max 1.0 (n 20)"
 
 
 def test_parameters_are_settings():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.eval.cli import main
@@ -11,6 +12,8 @@ from vivace.eval.recipe import statistics
 from vivace.eval.train import save
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.prompt import train_tokenizer
 from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
 
@@ -52,3 +55,18 @@ def vla_checkpoint(tmp_path_factory) -> Path:
              "--accel.episodes=1", "--accel.samples=2", "--env.max_steps=8"]  # fmt: skip
     assert main(asked) == 0
     return folder
+
+
+@pytest.fixture
+def tiny_loaded(tmp_path) -> LoadedPolicy:
+    """A miniature policy of a state of 5, in a folder of its own that is saved nowhere else."""
+    policy = tiny_dp_transformer()
+    stats = {
+        "observation.state": {"min": torch.full((5,), -2.0), "max": torch.full((5,), 2.0)},
+        "action": {"min": torch.full((3,), 10.0), "max": torch.full((3,), 30.0)},
+    }
+    pre, post = make_dp_transformer_pre_post_processors(policy.config, stats)
+    folder = tmp_path / "policy"
+    pre.save_pretrained(folder)
+    post.save_pretrained(folder)
+    return LoadedPolicy(folder, policy, stage(policy), pre, post, fingerprint(policy, ()))

@@ -141,7 +141,8 @@ def test_calibrate_refuses_and_keeps_the_old_plan(copy, capsys, flags, message):
     (["--require=[plain.speed>=1]"], "requirement 'plain.speed>=1' cannot be read"),
 ])  # fmt: skip
 def test_eval_refuses_settings_before_it_measures(copy, capsys, tmp_path, flags, message):
-    quick = ["--env.max_steps=10", "--eval.lineup=false", "--bench.repeats=1", "--accel.episodes=1"]
+    quick = ["--env.max_steps=10", "--eval.lineup=false", "--bench.repeats=1", "--eval.timed_chunks=1",
+             "--accel.episodes=1"]  # fmt: skip
     assert message in evaluate(capsys, copy, *quick, *flags)
     assert not (tmp_path / "out" / "results.json").exists()
 

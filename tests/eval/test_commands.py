@@ -13,9 +13,11 @@ from vivace.eval.cli import VERBS, main
 
 pytestmark = pytest.mark.sim
 
+STAGES = {"prepare", "encode", "denoise", "finish"}
+
 QUICK = ("--env.task=reach-moving", "--env.max_steps=25", "--eval.n_episodes=3", "--eval.lineup=false",
          "--eval.curve=[0.0,0.2]", "--eval.video=false", "--bench.repeats=2", "--accel.episodes=1",
-         "--accel.samples=2")  # fmt: skip
+         "--accel.samples=2", "--eval.timed_chunks=2")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +37,31 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
     for name in ("first", "second"):
         assert main(["eval", f"--policy.path={checkpoint}", f"--output_dir={name}", *QUICK]) == 0
     summary = last_line(capsys)
-    assert set(summary["runs"]) == {"plain", "accelerated", "fewer_steps"}
+    assert set(summary["runs"]) == {"plain", "accelerated", "fewer_steps", "fewer_steps_dpm"}
     first, second = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second")
     )
     assert timeless(first) == timeless(second)
-    assert [len(run["episodes"]) for run in first["runs"]] == [3, 3, 3]
+    assert [len(run["episodes"]) for run in first["runs"]] == [3, 3, 3, 3]
     assert first["runs"][0]["latency"]["p50_s"] > 0
+    assert [(run["latency"]["n"], run["latency"]["p99_s"]) for run in first["runs"]] == [(2, None)] * 4
+    assert len(first["runs"][0]["latencies_s"]) > 2, "draws are no measurements"
+    rivals = {rival["name"]: rival for rival in first["baselines"]}
+    labels = {run["name"]: run["label"] for run in first["runs"]}
+    for name, sampler in (("fewer_steps", "DDIM"), ("fewer_steps_dpm", "DPMSOLVER++")):
+        n_steps, ratio = rivals[name]["n_steps"], rivals[name]["latency_ratio"]
+        steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
+        assert labels[name].startswith(f"{sampler} {steps}, {ratio:.2f}x the latency")
+    assert first["skipped"] == {}
+    assert all(set(row["stages_s"]) == STAGES for row in first["pareto"])
+    assert first["threads"]["used"] == first["machine"]["threads"]
     assert [p["latency_s"] for p in first["curve"]["accelerated"]["points"]] == [0.0, 0.2]
     assert 0 <= first["curve"]["accelerated"]["frequency_score"] <= 1
     assert sum(first["runs"][1]["ticks"].values()) == 75
     page = (tmp_path / "first" / "report.html").read_text()
     assert "Success under latency" in page
     assert "Schedule" in page
+    assert "Where the time of a chunk goes" in page
     events = json.loads((tmp_path / "first" / "trace.json").read_text())["traceEvents"]
     assert {"chunk", "fallback", "inference"} <= {event["name"] for event in events if event["ph"] == "X"}
 
@@ -71,7 +85,8 @@ def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
 
 def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[]",
-               "--eval.ladder=[plain,accelerated]", "--latency.type=bursty"]  # fmt: skip
+               "--eval.timed_chunks=100", "--eval.ladder=[plain,accelerated]",
+               "--latency.type=bursty"]  # fmt: skip
     assert main([*command, "--eval.mode=async", "--latency.scale=10"]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     *others, ladder = found["runs"]
@@ -84,6 +99,9 @@ def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys)
     assert "plan the ladder chose" in (tmp_path / "out" / "report.html").read_text()
     assert main([*command, "--eval.mode=sync"]) == 2
     assert "eval.ladder needs time to choose by" in capsys.readouterr().err
+    few = [*command, "--eval.mode=async", "--eval.timed_chunks=2", "--output_dir=few"]
+    assert main(few) == 2
+    assert "chooses by the p99 of every plan, but one has 2 measurements; 100 are" in capsys.readouterr().err
 
 
 def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
@@ -120,12 +138,12 @@ def test_a_folder_of_another_job_is_refused(checkpoint, capsys):
 
 def test_latency_can_be_given(checkpoint, tmp_path):
     (tmp_path / "latency.json").write_text(
-        json.dumps({"plain": [0.5], "accelerated": [0.1], "fewer_steps": [0.1]})
+        json.dumps({"plain": [0.5], "accelerated": [0.1], "fewer_steps": [0.1], "fewer_steps_dpm": [0.1]})
     )
     trace = ["--latency.type=trace", "--latency.path=latency.json", "--latency.column=per_run"]
     assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=trace", *QUICK, *trace]) == 0
     runs = json.loads((tmp_path / "trace" / "results.json").read_text())["runs"]
-    assert [run["latency"]["p50_s"] for run in runs] == pytest.approx([0.5, 0.1, 0.1])
+    assert [run["latency"]["p50_s"] for run in runs] == pytest.approx([0.5, 0.1, 0.1, 0.1])
     frozen = ["eval", f"--policy.path={checkpoint}", "--output_dir=frozen", *QUICK, "--latency.type=none"]
     assert main(frozen) == 0
     runs = json.loads((tmp_path / "frozen" / "results.json").read_text())["runs"]
@@ -152,6 +170,8 @@ def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     assert plans["hoist"]["action_error"] < 1e-5
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["pareto"]
     assert all(row["n"] == 2 for row in rows)
+    assert all(set(row["stages_s"]) == STAGES for row in rows)
+    assert [row["latency_spread"] for row in rows] == [[None, None]] * 5, "of three measurements"
     assert rows[2]["gflop"] < rows[1]["gflop"] < rows[0]["gflop"]
 
 
@@ -225,4 +245,4 @@ def test_the_video_shows_the_runs_side_by_side(checkpoint, tmp_path):
     assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *quick]) == 0
     frames = imageio.imread(tmp_path / "out" / "videos" / "side_by_side.mp4", plugin="FFMPEG")
     assert frames.shape[0] == 25
-    assert frames.shape[2] == 3 * 320
+    assert frames.shape[2] == 4 * 320

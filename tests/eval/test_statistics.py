@@ -11,6 +11,7 @@ from vivace.eval.statistics import (
     frequency_averaged_score,
     mcnemar,
     paired_difference,
+    percentile,
     percentiles,
     ratio_of_medians,
     wilson_interval,
@@ -92,13 +93,13 @@ def test_runs_without_a_shared_seed_are_refused():
 
 def test_percentiles_of_an_even_ramp():
     found = percentiles(np.random.default_rng(0).permutation(101).tolist())
+    assert found.pop("p99.9_s") is None
     assert found == pytest.approx(
         {
             "p50_s": 50,
             "p90_s": 90,
             "p95_s": 95,
             "p99_s": 99,
-            "p99.9_s": 99.9,
             "mean_s": 50,
             "jitter_s": np.sqrt((101**2 - 1) / 12),
             "n": 101,
@@ -106,6 +107,15 @@ def test_percentiles_of_an_even_ramp():
     )
     with pytest.raises(BadSetting, match="no latencies"):
         percentiles([])
+
+
+def test_draws_of_five_measurements_are_five_measurements():
+    found = percentiles([0.1, 0.2, 0.3, 0.4, 0.5] * 21, n_measured=5)
+    assert found["n"] == 5
+    assert [found[f"p{p}_s"] for p in ("50", "90", "95", "99", "99.9")] == [0.3, None, None, None, None]
+    assert percentiles([0.1] * 5, n_measured=100)["n"] == 5, "no draw, no measurement"
+    assert percentile([0.1] * 9, 10) is None
+    assert percentile([0.1] * 10, 10) == 0.1
 
 
 @pytest.mark.parametrize("area", [curve_area, frequency_averaged_score])

@@ -22,7 +22,8 @@ def last_line(capsys) -> dict:
 
 def test_eval_shows_what_was_kept(vla_checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={vla_checkpoint}", *TASK, "--eval.n_episodes=2", "--eval.lineup=false",
-               "--eval.curve=[]", "--bench.repeats=2", "--output_dir=out"]  # fmt: skip
+               "--eval.curve=[]", "--bench.repeats=2", "--eval.timed_chunks=2",
+               "--output_dir=out"]  # fmt: skip
     assert main(command) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results["layers"]["importance"]) == 4

@@ -1,0 +1,163 @@
+"""From observations to chunks: read once, and its time told stage by stage."""
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vivace.policies.chunking import RealTimeChunking, continuation
+from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.fingerprint import fingerprint
+from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.prompt import train_tokenizer
+from vivace.policies.session import Session
+from vivace.policies.staged import Execution
+from vivace.policies.stopwatch import STAGES, StageWatch
+from vivace.policies.tiny import tiny_dp_transformer, tiny_token_vla
+from vivace.policies.token_vla import make_token_vla_pre_post_processors
+from vivace.policies.types import DELAY, PREVIOUS
+
+STATE, CAMERA = "observation.state", "observation.images.front"
+TASK = "Open the drawer"
+
+
+def dp_policy() -> LoadedPolicy:
+    """A policy with state and image, its actions between 10 and 30."""
+    policy = tiny_dp_transformer(images=True)
+    stats = {
+        STATE: {"min": torch.full((5,), -2.0), "max": torch.full((5,), 2.0)},
+        "action": {"min": torch.full((3,), 10.0), "max": torch.full((3,), 30.0)},
+        CAMERA: {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)},
+    }
+    pre, post = make_dp_transformer_pre_post_processors(policy.config, stats)
+    return LoadedPolicy(Path(), policy, stage(policy), pre, post, fingerprint(policy, ()))
+
+
+def token_policy() -> LoadedPolicy:
+    policy = tiny_token_vla()
+    stats = {"action": {"q01": np.full(3, -2.0, np.float32), "q99": np.full(3, 2.0, np.float32)}}
+    pre, post = make_token_vla_pre_post_processors(policy.config, stats, train_tokenizer([TASK]))
+    return LoadedPolicy(Path(), policy, stage(policy), pre, post, fingerprint(policy, ()))
+
+
+def dp_observation() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    previous = random.uniform(10, 30, (1, 7, 3)).astype(np.float32)
+    previous[:, 5:] = np.nan
+    return {
+        STATE: random.uniform(-2, 2, (1, 2, 5)).astype(np.float32),
+        CAMERA: random.integers(0, 256, (1, 2, 64, 64, 3), dtype=np.uint8),
+        PREVIOUS: previous,
+        DELAY: np.array([2]),
+    }
+
+
+def token_observation() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    previous = np.full((1, 4, 3), np.nan, np.float32)
+    previous[:, :2] = random.uniform(-2, 2, (1, 2, 3))
+    return {CAMERA: random.integers(0, 256, (1, 1, 32, 32, 3), dtype=np.uint8), PREVIOUS: previous}
+
+
+def counted(loaded: LoadedPolicy) -> tuple[LoadedPolicy, list[dict]]:
+    """Return the policy, and what its pipeline is asked from now on."""
+    asked: list[dict] = []
+
+    def preprocess(values):
+        asked.append(values)
+        return loaded.preprocess(values)
+
+    return replace(loaded, preprocess=preprocess), asked
+
+
+def test_a_continued_chunk_is_read_once():
+    loaded, asked = counted(dp_policy())
+    settings = RealTimeChunking()
+    session = Session(loaded, chunking=settings)
+    values = dp_observation()
+    inputs = session.inputs(values)
+    assert len(asked) == 1
+    alone = Session(loaded).inputs({key: values[key] for key in (STATE, CAMERA)})
+    assert all(torch.equal(inputs.batch[key], value) for key, value in alone.batch.items())
+    assert inputs.batch.keys() == alone.batch.keys()
+    actions, weights = continuation(settings, values[PREVIOUS], values[DELAY], 1, 8)
+    known = loaded.preprocess({STATE: torch.zeros(1, 2, 5), "action": torch.from_numpy(actions)})["action"]
+    assert torch.equal(inputs.follow.actions, known)
+    assert torch.equal(inputs.follow.weights, torch.from_numpy(weights))
+    assert inputs.draft is None
+    asked.clear()
+    session.predict(values, [(0, 0)])
+    assert len(asked) == 1
+
+
+def test_tokens_of_the_chunk_before_are_read_with_the_observation():
+    loaded, asked = counted(token_policy())
+    session = Session(loaded, task=TASK)
+    values = token_observation()
+    session.predict(values, [(0, 0)])
+    assert len(asked) == 1
+    inputs = session.inputs(values)
+    alone = session.inputs({CAMERA: values[CAMERA]})
+    assert all(torch.equal(inputs.batch[key], value) for key, value in alone.batch.items())
+    expected = loaded.policy.tokenize(torch.from_numpy(values[PREVIOUS][:, :2]) / 2)
+    assert torch.equal(inputs.draft[:, :6], expected)
+    assert (inputs.draft[:, 6:] == -1).all()
+    assert alone.draft is None
+    assert alone.follow is None
+
+
+@pytest.mark.parametrize(
+    ("loaded", "values", "stages"),
+    [
+        (dp_policy, dp_observation, ("prepare", "encode", "denoise", "finish")),
+        (token_policy, token_observation, ("prepare", "encode", "decode", "finish")),
+    ],
+)
+def test_the_stages_of_a_chunk_add_up_to_the_whole(loaded, values, stages):
+    clock = count(0, 0.25)
+    waited = []
+    watch = StageWatch(lambda: waited.append(1), lambda: next(clock))
+    session = Session(loaded(), task=TASK)
+    for number in range(2):
+        watch.start()
+        session.predict(values(), [(0, number)], watch)
+    assert [tuple(chunk) for chunk in watch.chunks] == [stages] * 2
+    assert [sum(chunk.values()) for chunk in watch.chunks] == [0.25 * len(stages)] * 2
+    assert len(waited) == 2 * len(stages), "the device is waited for at every boundary"
+    assert [name for name in STAGES if name in stages] == list(stages)
+
+
+def test_an_exact_jacobian_is_timed_as_denoising():
+    now = [0.0]
+
+    class Costly(torch.autograd.Function):
+        """A second to look at, ten to go back through."""
+
+        @staticmethod
+        def forward(ctx, x):
+            now[0] += 1.0
+            return x * 0.5
+
+        @staticmethod
+        def backward(ctx, gradient):
+            now[0] += 10.0
+            return gradient * 0.5
+
+    loaded = dp_policy()
+    n_steps = 3
+    execution = replace(
+        Execution.of(loaded.staged),
+        sampler=loaded.staged.resample("ddim", n_steps),
+        evaluate=lambda execution, step, x, context, cache: (Costly.apply(x), cache),
+    )
+    found = {}
+    for jacobian in ("identity", "exact"):
+        watch = StageWatch(now=lambda: now[0])
+        watch.start()
+        session = Session(loaded, execution, chunking=RealTimeChunking(jacobian=jacobian))
+        session.predict(dp_observation(), [(0, 0)], watch)
+        found[jacobian] = watch.chunks[0]["denoise"]
+    assert found == {"identity": 1.0 * n_steps, "exact": 11.0 * n_steps}
