@@ -32,7 +32,7 @@ from vivace.eval.plans import load, load_plan, observe, session
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.settings import EvalCommand
-from vivace.eval.summary import comparisons, frequency_score, run_summary, table, telling_seed
+from vivace.eval.summary import comparisons, run_summary, table, telling_seed
 from vivace.eval.terminal import console
 from vivace.eval.threads import choose_threads, restored_threads
 from vivace.eval.timing import Rounds, shared
@@ -172,9 +172,6 @@ def _outcomes(
     curve = trials.curve(runs)
     seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
     summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, data.one)) for run in runs]
-    latency_s = {entry["name"]: entry["latency"]["p50_s"] for entry in summaries}
-    for line in curve.values():
-        line["frequency_score"] = frequency_score(line["points"], latency_s[line["run"]], hz)
     return {
         "runs": summaries,
         "comparisons": _comparisons(episodes),

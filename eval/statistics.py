@@ -119,33 +119,17 @@ def curve_area(latencies_s: Sequence[float], rates: Sequence[float]) -> float:
     Args:
         latencies_s: where success was measured [s], in any order, no value twice.
         rates: success rates there, in [0, 1].
+
+    Raises:
+        BadSetting: there is no point, a value twice, or not one rate each.
     """
-    return _mean_height(latencies_s, rates, "latencies_s")
-
-
-def frequency_averaged_score(control_hz: Sequence[float], rates: Sequence[float]) -> float:
-    """Success averaged over control rates, in [0, 1].
-
-        score = 1 / (f_m - f_1) · ∫ S(f) df
-
-    by trapezoids between the measured rates f_1 < … < f_m [Hz]. At a fixed chunk latency a higher control
-    rate makes the same latency more ticks, so a fast plan keeps its success to higher rates.
-
-    Args:
-        control_hz: where success was measured [Hz], in any order, no value twice.
-        rates: success rates there, in [0, 1].
-    """
-    return _mean_height(control_hz, rates, "control_hz")
-
-
-def _mean_height(x: Sequence[float], y: Sequence[float], name: str) -> float:
-    if not x or len(x) != len(y) or len(set(x)) != len(x):
+    if not latencies_s or len(latencies_s) != len(rates) or len(set(latencies_s)) != len(latencies_s):
         raise BadSetting(
-            f"a curve has {len(y)} success rates at {name} {list(x)}; one rate each for one or "
-            "more distinct values is needed"
+            f"a curve has {len(rates)} success rates at latencies_s {list(latencies_s)}; one rate "
+            "each for one or more distinct values is needed"
         )
-    order = np.argsort(x)
-    across, up = np.asarray(x, float)[order], np.asarray(y, float)[order]
+    order = np.argsort(latencies_s)
+    across, up = np.asarray(latencies_s, float)[order], np.asarray(rates, float)[order]
     if len(across) == 1:
         return float(up[0])
     return float(np.trapezoid(up, across) / (across[-1] - across[0]))

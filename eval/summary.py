@@ -10,16 +10,12 @@ from rich.table import Table
 
 from vivace.eval.episode import EpisodeResult, mean_jump
 from vivace.eval.statistics import (
-    frequency_averaged_score,
     paired_difference,
     percentiles,
     wilson_interval,
 )
 from vivace.eval.terminal import milliseconds
 from vivace.eval.trials import Run
-
-SCORED_HZ = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0)
-"""Control rates of the frequency-averaged score [Hz]."""
 
 
 def run_summary(
@@ -65,23 +61,6 @@ def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> l
         for name, others in episodes.items()
         if name != ours
     ]
-
-
-def frequency_score(points: Sequence[Mapping[str, Any]], latency_s: float, control_hz: float) -> float:
-    """Success averaged over control rates from 5 to 50 Hz, at one run's latency, in [0, 1].
-
-    The world moves by the tick, so at rate f a latency L is as many ticks late as L f / control_hz is at
-    the rate the curve was measured at. Beyond the curve its last point stands.
-
-    Args:
-        points: success-versus-latency curve, {"latency_s", "successes", "n"} each, ascending.
-        latency_s: median latency of the run [s].
-        control_hz: control rate the curve was measured at [Hz].
-    """
-    latencies = [point["latency_s"] for point in points]
-    rates = [point["successes"] / point["n"] for point in points]
-    equivalent = [latency_s * rate_hz / control_hz for rate_hz in SCORED_HZ]
-    return frequency_averaged_score(SCORED_HZ, np.interp(equivalent, latencies, rates).tolist())
 
 
 def telling_seed(plain: Sequence[EpisodeResult], ours: Sequence[EpisodeResult]) -> int:

@@ -56,7 +56,6 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
     assert all(set(row["stages_s"]) == STAGES for row in first["pareto"])
     assert first["threads"]["used"] == first["machine"]["threads"]
     assert [p["latency_s"] for p in first["curve"]["accelerated"]["points"]] == [0.0, 0.2]
-    assert 0 <= first["curve"]["accelerated"]["frequency_score"] <= 1
     assert sum(first["runs"][1]["ticks"].values()) == 75
     page = (tmp_path / "first" / "report.html").read_text()
     assert "Success under latency" in page
@@ -75,7 +74,6 @@ def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
         ("accelerated", "async"),
         ("accelerated_rtc", "rtc"),
     ]
-    assert all(0 <= line["frequency_score"] <= 1 for line in curve.values())
     jumps = {key: line["points"][0]["seam_jump"] for key, line in curve.items()}
     assert jumps["accelerated_sync"] == jumps["accelerated"], "nothing is late"
     assert jumps["accelerated_rtc"] < jumps["accelerated"]

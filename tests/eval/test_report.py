@@ -3,10 +3,8 @@
 import json
 
 import numpy as np
-import pytest
 
 from vivace.eval.figures import curve_figure, latency_figure, seam_figure, timeline_figure
-from vivace.eval.summary import frequency_score
 from vivace.eval.trace import stretches, write_trace
 from vivace.eval.video import caption, side_by_side
 
@@ -65,11 +63,3 @@ def test_figures_show_every_run():
     ]
     low, high = latency_figure([run], 0.05).layout.xaxis.range
     assert 10**low < 50 < 1100 < 10**high
-
-
-def test_frequency_score_reads_the_curve_at_each_rate():
-    points = [{"latency_s": 0.0, "successes": 10, "n": 10}, {"latency_s": 1.0, "successes": 0, "n": 10}]
-    assert frequency_score(points, 0.0, 20) == 1
-    # success falls linearly with latency; 0.2 s at f Hz is 0.01 f s at 20 Hz: mean of 1 - 0.01 f over 5..50
-    assert frequency_score(points, 0.2, 20) == pytest.approx(1 - 0.01 * 27.5)
-    assert frequency_score(points, 10.0, 20) == 0
