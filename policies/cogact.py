@@ -19,7 +19,8 @@ from vivace.policies.dit import SIZES, ActionModel, DiT
 from vivace.policies.ensemble import AdaptiveEnsemble
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import GlobalNoise
-from vivace.policies.samplers import NoiseSchedule, Sampler, make_sampler
+from vivace.policies.noise_schedule import NoiseSchedule
+from vivace.policies.samplers import OWN, Sampler, ddim_at, make_sampler
 from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 
@@ -101,10 +102,11 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         steps = self.config.num_inference_steps or self.config.num_train_timesteps
         return self.resample(self.config.noise_scheduler_type.lower(), steps)
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
-        """Build a sampler of the same process; DDIM steps at the original's timesteps."""
-        timesteps = ddim_timesteps(n_steps, self.config.num_train_timesteps) if name == "ddim" else None
-        return make_sampler(name, n_steps, self.schedule, timesteps)
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+        """Build a sampler of the same process; DDIM's own spacing is the original's."""
+        if name == "ddim" and spacing == OWN:
+            return ddim_at(ddim_timesteps(n_steps, self.config.num_train_timesteps), self.schedule)
+        return make_sampler(name, n_steps, self.schedule, spacing)
 
     def reset(self) -> None:
         """Forget queued actions and votes."""

@@ -23,8 +23,9 @@ from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -109,9 +110,9 @@ class StagedDiffusion:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.schedule)
+        return make_sampler(name, n_steps, self.schedule, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""

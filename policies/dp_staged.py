@@ -16,7 +16,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dp_transformer import DPTransformerPolicy
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -78,9 +78,9 @@ class StagedDPTransformer:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.policy.schedule)
+        return make_sampler(name, n_steps, self.policy.schedule, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":
         """Return a twin with the timestep's part of the condition precomputed for the sampler's steps."""

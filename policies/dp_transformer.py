@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from vivace.policies.dp_network import TransformerForDiffusion
 from vivace.policies.noise import GlobalNoise
-from vivace.policies.samplers import NoiseSchedule, make_sampler
+from vivace.policies.noise_schedule import NoiseSchedule
+from vivace.policies.samplers import make_sampler
 
 
 @PreTrainedConfig.register_subclass("dp_transformer")

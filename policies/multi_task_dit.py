@@ -21,8 +21,9 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_flow_sampler, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_flow_sampler, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -79,11 +80,11 @@ class StagedMultiTaskDiT:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the process the policy was trained with; raises `BadSetting`."""
         if self.policy.config.is_diffusion:
-            return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config))
-        return make_flow_sampler(name, n_steps)
+            return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config), spacing)
+        return make_flow_sampler(name, n_steps, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin with the timestep's part of the modulation precomputed for the sampler's steps."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step
+from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.staged import Batch
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -59,7 +59,7 @@ class OpaquePolicy:
         """Return x."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Refuse: the loop is inside the policy."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
 

@@ -16,7 +16,7 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
 from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step
+from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.step_table import StepTable
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
 
@@ -55,7 +55,7 @@ class DenoisingPolicy(Protocol):
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Turn the last x into normalised actions (B, H, A)."""
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the same process; raises `BadSetting` when it cannot."""
 
     def hoist(self, sampler: Sampler) -> "DenoisingPolicy":

@@ -12,7 +12,8 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from vivace.policies.chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.samplers import NoiseSchedule, make_flow_sampler, make_sampler
+from vivace.policies.noise_schedule import NoiseSchedule
+from vivace.policies.samplers import make_flow_sampler, make_sampler
 from vivace.policies.staged import Execution, sample
 from vivace.policies.step_table import StepTable
 
