@@ -269,7 +269,7 @@ def _sample(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         x, memory = step.advance(x, out, memory, noise)
-    return policy.finish(x, context)
+    return policy.finish(x if follow is None else follow.hold(x), context)
 
 
 def check_continuing(execution: Execution) -> None:
