@@ -65,6 +65,7 @@ class CogACTConfig(VisionLanguageConfig):
     def __post_init__(self):
         """Check what dataclass fields cannot say."""
         super().__post_init__()
+        NoiseSchedule.of(self)
         if self.action_head in SIZES:
             self.action_layers, self.action_width, self.action_heads = SIZES[self.action_head]
         elif self.action_head != "custom":
@@ -139,7 +140,7 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         return super().select_action(batch)
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the predicted noise, several draws a row; and the features (B, D)."""
+        """Mean squared error of what the head should say, several draws a row; and the features (B, D)."""
         z = self.cognition(batch)
         return self.action_loss(z, actions), z
 
@@ -153,7 +154,8 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         z = torch.where(is_dropped, net.z_embedder.uncondition.to(z), z)
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (len(z),), device=z.device)
-        return F.mse_loss(net(self.schedule.diffuse(actions, noise, t), t, z).float(), noise)
+        target = self.schedule.target(actions, noise, t)
+        return F.mse_loss(net(self.schedule.diffuse(actions, noise, t), t, z).float(), target)
 
 
 def full_size(action_head: str = "base") -> CogACTPolicy:

@@ -80,6 +80,7 @@ class DPTransformerConfig(PreTrainedConfig):
     def __post_init__(self):
         """Check what dataclass fields cannot say."""
         super().__post_init__()
+        NoiseSchedule.of(self)
         if self.n_emb % self.n_head:
             raise ValueError(f"n_emb={self.n_emb} is not a multiple of n_head={self.n_head}")
         if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
@@ -218,7 +219,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
         return self._queues[ACTION].popleft()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Noise-prediction loss of a batch of windows: observations (B, To, ...), actions (B, H, A)."""
+        """Denoising loss of a batch of windows: observations (B, To, ...), actions (B, H, A)."""
         seen = dict(batch)
         for key in self.config.image_features:
             if seen[key].dim() == 4:
@@ -226,11 +227,11 @@ class DPTransformerPolicy(PreTrainedPolicy):
         return self.loss(seen, batch[ACTION]), None
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise (or clean actions) at random timesteps."""
+        """Mean squared error of what the denoiser should say at random timesteps."""
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (actions.shape[0],), device=actions.device)
         noisy = self.schedule.diffuse(actions, noise, t)
-        target = noise if self.config.prediction_type == "epsilon" else actions
+        target = self.schedule.target(actions, noise, t)
         return F.mse_loss(self.model(noisy, t, self.features(batch)), target)
 
 
