@@ -20,6 +20,7 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
 from vivace.eval.timing import interleaved
+from vivace.policies.dtype import dtype_of
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
 
@@ -82,16 +83,20 @@ def measured_latencies(
         refresh: measure again although they are known.
     """
     device = str(next(iter(data.batch.values())).device)
-    known = _file(dict(identity), executions, device)
+    policy = getattr(next(iter(executions.values())).policy, "policy", None)
+    where = machine(device, dtype_of(policy))
+    known = _file(dict(identity), executions, where)
     if known.is_file() and not refresh:
         return read_json(known, "latency measurement")["latencies_s"]
     times = chunk_latencies(executions, data, repeats)
     known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, {"machine": machine(device), "versions": versions(), "latencies_s": times})
+    write_json(known, {"machine": where, "versions": versions(), "latencies_s": times})
     return times
 
 
-def _file(identity: dict[str, Any], executions: Mapping[str, Execution], device: str) -> Path:
-    key = {"what": identity, "runs": list(executions), "machine": machine(device), "versions": versions()}
+def _file(
+    identity: dict[str, Any], executions: Mapping[str, Execution], where: Mapping[str, str | int]
+) -> Path:
+    key = {"what": identity, "runs": list(executions), "machine": dict(where), "versions": versions()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     return CACHE / f"{digest[:16]}.json"

@@ -119,16 +119,17 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         """Sample normalised chunks (B, H, A) by the plain loop over whole networks."""
         draw, net, scale = noise or GlobalNoise(), self.action_model.net, self.config.guidance_scale
         z = self.cognition(batch)
-        x = draw((z.shape[0], self.config.horizon, self.config.action_feature.shape[0]), z)
+        like = z.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+        x = draw((z.shape[0], self.config.horizon, self.config.action_feature.shape[0]), like)
         nothing = net.z_embedder.uncondition.expand_as(z)
         memory: tuple[Tensor, ...] = ()
         for step in self.sampler.steps:
             t = step.t.to(x.device).expand(x.shape[0])
-            out = net(x, t, z)
+            out = net(x.to(z), t, z)
             if scale > 1:
-                without = net(x, t, nothing)
+                without = net(x.to(z), t, nothing)
                 out = without + scale * (out - without)
-            x, memory = step.advance(x, out, memory, draw)
+            x, memory = step.advance(x, out.to(x), memory, draw)
         return finish(x, self.config)
 
     @torch.no_grad()

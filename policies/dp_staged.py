@@ -111,7 +111,7 @@ class HoistedDPTransformer(StagedDPTransformer):
             self._weight = torch.stack([a.in_proj_weight[n:] for a in attention])  # (L, 2n, n)
             self._bias = torch.stack([a.in_proj_bias[n:] for a in attention])  # (L, 2n)
             t = torch.stack([step.t for step in sampler.steps]).to(self._weight.device)
-            tokens = self.network.time_emb(t) + self.network.cond_pos_emb[0, 0]  # (S, n)
+            tokens = self.network.time_emb(t).to(self._weight) + self.network.cond_pos_emb[0, 0]  # (S, n)
             memory = self.network.encoder(tokens)[:, None, None]  # (S, 1, 1, n)
             self._time = torch.stack([self._keys_values(m) for m in memory])  # (S, L, 2, 1, heads, 1, d)
 

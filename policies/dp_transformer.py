@@ -23,6 +23,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor, nn
 
 from vivace.policies.dp_network import TransformerForDiffusion
+from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.noise import GlobalNoise
 from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.samplers import make_sampler
@@ -178,7 +179,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
         """Encode observations (B, To, ...) as features (B, To, cond_dim), low-dimensional ones last."""
-        parts = []
+        parts, batch = [], cast(batch, dtype_of(self.model))
         for i, key in enumerate(self.config.image_features):
             encoder = self.rgb_encoders[min(i, len(self.rgb_encoders) - 1)]
             images = batch[key]  # (B, To, C, H, W)
@@ -194,10 +195,11 @@ class DPTransformerPolicy(PreTrainedPolicy):
         """Sample normalised chunks (B, H, A) by the plain loop over the whole network."""
         draw = noise or GlobalNoise()
         cond = self.features(batch)
-        x = draw((cond.shape[0], self.config.horizon, self.config.action_feature.shape[0]), cond)
+        like = cond.new_empty((), dtype=torch.promote_types(cond.dtype, torch.float32))
+        x = draw((cond.shape[0], self.config.horizon, self.config.action_feature.shape[0]), like)
         memory: tuple[Tensor, ...] = ()
         for step in self.sampler.steps:
-            out = self.model(x, step.t.expand(x.shape[0]), cond)
+            out = self.model(x.to(cond), step.t.expand(x.shape[0]), cond).to(x)
             x, memory = step.advance(x, out, memory, draw)
         return x
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Runner, compute
+from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import OWN, Sampler, Step
@@ -43,6 +44,7 @@ class OpaquePolicy:
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
+        batch = cast(batch, dtype_of(self.policy))
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:

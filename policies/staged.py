@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
 from vivace.policies.chunking import NO_DENOISING, Continuation
 from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
+from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
 from vivace.policies.past import Past
@@ -260,12 +261,15 @@ def _sample(
         return policy.detokenize(decode(execution, batch, noise, draft).tokens)
     context = policy.encode(batch, execution.language, execution.select)
     like = next(value for value in batch.values() if value.is_floating_point())
-    x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)
+    dtype = dtype_of(getattr(policy, "policy", None))
+    like = like.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    x = noise((len(next(iter(batch.values()))), policy.spec.horizon, policy.spec.action_dim), like)
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY
     for step in execution.sampler.steps:
         if follow is None:
-            out, cache = execution.evaluate(execution, step, x, context, cache)
+            out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+            out = out.to(x.dtype)
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         x, memory = step.advance(x, out, memory, noise)
@@ -283,12 +287,15 @@ def _follow(
 ) -> tuple[Tensor, Cache]:
     """What the denoiser says at one step, drawn towards what the chunk continues."""
     table = cast(StepTable, step.table)
+    dtype = dtype_of(getattr(execution.policy, "policy", None))
     if follow.settings.jacobian == "identity":
-        out, cache = execution.evaluate(execution, step, x, context, cache)
+        out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
         return follow.correct(table, out, follow.error(table, x, out)), cache
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        out, cache = execution.evaluate(execution, step, x, context, cache)
+        out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
         clean = table.clean_x * x + table.clean_out * out
         error = follow.error(table, x, out).detach()
         (pulled,) = torch.autograd.grad(clean, x, error)
