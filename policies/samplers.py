@@ -109,6 +109,7 @@ def ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> Sampler:
 
 def _timesteps(spacing: str, n: int, count: int, total: int) -> list[int]:
     """Spread n timesteps, descending, over the first `count` of `total` ones, with diffusers' rounding."""
+    found: np.ndarray
     if spacing == "leading":
         found = np.arange(n)[::-1] * (count // n)
     elif spacing == "linspace":
