@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache, compute
 from vivace.policies.noise import EpisodeNoise
+from vivace.policies.prefix import LayerView, TokenSelector
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Batch, Execution
 
@@ -28,7 +29,7 @@ class Flops:
     encode: int
     """Once a chunk: cameras, state, language stage."""
     language: int
-    """Share of `encode` in the language stage's blocks."""
+    """Share of `encode` in the language stage: its blocks, and choosing patches inside it."""
     condition: int = 0
     """All steps."""
     blocks: dict[str, int] = field(default_factory=dict)
@@ -72,20 +73,35 @@ class _Counter:
         return out
 
 
+class _CountingSelector:
+    """A token selector that counts what choosing costs."""
+
+    def __init__(self, select: TokenSelector):
+        self._select, self.flops = select, 0
+
+    def __call__(self, view: LayerView) -> Tensor | None:
+        """Choose and count."""
+        with FlopCounterMode(display=False) as counter:
+            kept = self._select(view)
+        self.flops += counter.get_total_flops()
+        return kept
+
+
 def count_flops(execution: Execution, batch: Batch) -> Flops:
     """Count the FLOPs of one chunk for a batch of observations (B, To, ...)."""
     policy = execution.policy
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         language = _Counter()
+        selecting = _CountingSelector(execution.select)
         with FlopCounterMode(display=False) as counter:
-            context = policy.encode(batch, language, execution.select)
+            context = policy.encode(batch, language, selecting)
+        read = sum(language.blocks.values()) + selecting.flops
         if execution.writes_tokens:
             with FlopCounterMode(display=False) as passes:
                 noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
                 execution.decoder(policy, context, noise, None, compute)
-            total, read = counter.get_total_flops(), sum(language.blocks.values())
-            return Flops(total, read, decode=passes.get_total_flops())
+            return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
         like = next(value for value in batch.values() if value.is_floating_point())
         x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
         known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
@@ -98,7 +114,7 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                 blocks[name] += flops
     return Flops(
         encode=counter.get_total_flops(),
-        language=sum(language.blocks.values()),
+        language=read,
         condition=sum(step.condition for step in steps),
         blocks=dict(blocks),
         rest=sum(step.rest for step in steps),

@@ -138,7 +138,7 @@ class Jacobi(Decoding):
         if self.init == "marginal":
             table = torch.tensor(self.table[1:], device=prompt.ids.device)
             return table.expand(len(prompt.ids), -1)
-        uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits))
+        uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits.float()))
         length = prompt.is_text.sum(1, keepdim=True)
         random = prompt.ids.gather(1, (uniform * length).long().clamp(max=length - 1))
         if self.init == "previous" and draft is not None:

@@ -108,7 +108,9 @@ class MlpPrune:
         for i, (layer, stays) in enumerate(zip(twin.language.model.layers, self.kept, strict=True)):
             smaller = _cut(layer.mlp, torch.tensor(stays))
             if self.tensors:
-                smaller = Compensated(smaller, self.tensors[f"{i}.down"], self.tensors[f"{i}.up"])
+                weight = layer.mlp.down_proj.weight  # the plan keeps float32, whatever the policy computes in
+                down, up = (self.tensors[f"{i}.{name}"].to(weight) for name in ("down", "up"))
+                smaller = Compensated(smaller, down, up)
             layer.mlp = smaller
         return replace(execution, policy=twin)
 

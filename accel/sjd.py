@@ -60,12 +60,14 @@ class Sjd(Decoding):
             of_target = target[..., None].expand_as(p)
             q_here = q.gather(1, of_target)
             ratio = pick(p, guess) / pick(q_here, guess).clamp(min=1e-30)
-            accepted = (uniforms(noise, batch, width, p) < ratio) & inside
+            # n numbers a pass however few are wanted: the width is the batch's, a row's draws are its own
+            chance, other = (uniforms(noise, batch, n, p)[:, :width] for _ in range(2))
+            accepted = (chance < ratio) & inside
             run_length = accepted.long().cumprod(1).sum(1)  # guesses kept
             rest = (p - q_here).clamp(min=0)
             rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
             refused = places[:width] == run_length[:, None]
-            anew = draw(torch.where(refused[..., None], rest, p), uniforms(noise, batch, width, p))
+            anew = draw(torch.where(refused[..., None], rest, p), other)
             new = torch.where((places[:width] < run_length[:, None]) | ~inside, guess, anew)
             before, tokens = tokens, tokens.scatter(1, target, new)
             settled = torch.where(tokens != before, passes[:, None], settled)

@@ -140,7 +140,7 @@ class _Grams:
         """Random streams, if the tree is drawn."""
         if not self._bound.settings.stochastic:
             return [None] * len(prompt.logits)
-        seeds = noise((len(prompt.logits), 1), prompt.logits).double().squeeze(1).tolist()
+        seeds = noise((len(prompt.logits), 1), prompt.logits.float()).double().squeeze(1).tolist()
         return [np.random.default_rng(abs(int(seed * 2**48))) for seed in seeds]
 
     def guess(self, state: Any, tokens: Tensor, place: Tensor) -> Tree:

@@ -58,6 +58,8 @@ class Denoiser:
                 x = step.table.cleaned(x, out)
                 break
             x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
+        if follow is not None:
+            x = follow.hold(x)
         return x if self._finish is None else self._finish({"x": x})["actions"].host.copy()
 
 

@@ -39,11 +39,12 @@ def describe_run(session: Session) -> dict[str, Any]:
 
 
 def describe_policy(loaded: LoadedPolicy) -> dict[str, Any]:
-    """Weights, config and processors of a checkpoint."""
+    """Weights, config, dtype and processors of a checkpoint."""
     files = sorted(loaded.path.glob("policy_*processor*"))
     return {
         "weights": loaded.fingerprint.weights,
         "config": loaded.fingerprint.config,
+        "dtype": str(loaded.dtype),
         "processors": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
 

@@ -4,6 +4,7 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = (
     "vivace",
@@ -29,15 +30,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: str = "cpu") -> dict[str, str | int]:
-    """Describe the processor, threads, device and dtype."""
+def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
+    """Describe the processor, threads, device and dtype.
+
+    Args:
+        device: torch's name of it.
+        dtype: torch's, that a policy computes in; float32 when None.
+    """
     import torch  # a robot that runs an exported policy may lack it, and wants the rest
 
     return {
         "cpu": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "dtype": "float32",
+        "dtype": str(dtype or torch.float32).removeprefix("torch."),
     }
 
 

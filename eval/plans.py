@@ -150,7 +150,7 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     after = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
     flops = count_flops(baseline, data.one), count_flops(execution, data.one)
     measurements = {
-        **machine(command.policy.device),
+        **machine(command.policy.device, loaded.dtype),
         "action_error": float((after - before).abs().mean()),
         "flop_ratio": flops[1].total / flops[0].total,
         "observations": len(data.noise_keys),

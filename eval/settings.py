@@ -94,6 +94,9 @@ class AccelOptions:
     sampler: str = "ddim"
     """For step_schedule: ddpm, ddim, dpmsolver++; euler, rk4 for flow matching."""
     n_steps: int = 16
+    spacing: str = "auto"
+    """step_schedule: timesteps of fewer steps: leading, trailing, linspace, own (the policy's way), or auto:
+    the one that suits the policy, by its chunks on the calibration observations."""
     episodes: int = 3
     """Episodes the calibration observations come from."""
     samples: int = 8
@@ -122,7 +125,7 @@ class AccelOptions:
             "sjd": {"temperature": self.temperature},
             "token_recycling": {"nodes": self.nodes},
             "stand": {"nodes": self.nodes},
-            "step_schedule": {"sampler": self.sampler, "n_steps": self.n_steps},
+            "step_schedule": {name: getattr(self, name) for name in ("sampler", "n_steps", "spacing")},
             "block_cache": updates,
             "forecast": updates | {"rule": self.rule, "order": self.order},
         }

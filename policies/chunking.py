@@ -18,7 +18,9 @@ Beta differs between them. With the identity and the paper's beta = 5 zoo/reach 
 reach-moving at a latency of 0.1 s, with beta = 1 (k <= 1: no step is drawn past what it is drawn towards) 24,
 without guidance 24, with the exact J and beta = 5 22. One task decided this default; on push-disturbed 5 and
 1 solved the same, 5 with smaller jumps.
-`freeze` takes W_i in {0, 1} and k = 1 instead: the first d actions are those of the chunk before, exactly.
+`freeze` takes W_i in {0, 1} and k = 1 instead: the first d actions are those of the chunk before, exactly,
+since they are put back into the finished chunk: the last stage of RK4 looks at x where it is clean already
+and says nothing that could be corrected, and rounding is amplified where x holds little of the clean chunk.
 
 Deviations: rows that the chunk before says nothing about weigh nothing (lerobot pads them with zeros, which
 draws the chunk's end towards zero if the execution horizon is longer than what is left).
@@ -129,6 +131,12 @@ class Continuation:
         if not table.clean_out:  # x is clean already
             return out
         return out + self.settings.strength(table) / table.clean_out * correction
+
+    def hold(self, x: Any) -> Any:
+        """Return the finished chunk x (B, H, A) with what is frozen put back, bit for bit."""
+        if self.settings.method != "freeze":
+            return x
+        return self.weights * self.actions + (1 - self.weights) * x  # W is 0 or 1: nothing is rounded
 
 
 def continuation(

@@ -19,7 +19,8 @@ from vivace.policies.dit import SIZES, ActionModel, DiT
 from vivace.policies.ensemble import AdaptiveEnsemble
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import GlobalNoise
-from vivace.policies.samplers import NoiseSchedule, Sampler, make_sampler
+from vivace.policies.noise_schedule import NoiseSchedule
+from vivace.policies.samplers import OWN, Sampler, ddim_at, make_sampler
 from vivace.policies.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 
@@ -64,6 +65,7 @@ class CogACTConfig(VisionLanguageConfig):
     def __post_init__(self):
         """Check what dataclass fields cannot say."""
         super().__post_init__()
+        NoiseSchedule.of(self)
         if self.action_head in SIZES:
             self.action_layers, self.action_width, self.action_heads = SIZES[self.action_head]
         elif self.action_head != "custom":
@@ -101,10 +103,11 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         steps = self.config.num_inference_steps or self.config.num_train_timesteps
         return self.resample(self.config.noise_scheduler_type.lower(), steps)
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
-        """Build a sampler of the same process; DDIM steps at the original's timesteps."""
-        timesteps = ddim_timesteps(n_steps, self.config.num_train_timesteps) if name == "ddim" else None
-        return make_sampler(name, n_steps, self.schedule, timesteps)
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+        """Build a sampler of the same process; DDIM's own spacing is the original's."""
+        if name == "ddim" and spacing == OWN:
+            return ddim_at(ddim_timesteps(n_steps, self.config.num_train_timesteps), self.schedule)
+        return make_sampler(name, n_steps, self.schedule, spacing)
 
     def reset(self) -> None:
         """Forget queued actions and votes."""
@@ -116,18 +119,19 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         """Sample normalised chunks (B, H, A) by the plain loop over whole networks."""
         draw, net, scale = noise or GlobalNoise(), self.action_model.net, self.config.guidance_scale
         z = self.cognition(batch)
-        x = draw((z.shape[0], self.config.horizon, self.config.action_feature.shape[0]), z)
+        like = z.new_empty((), dtype=torch.promote_types(z.dtype, torch.float32))
+        x = draw((z.shape[0], self.config.horizon, self.config.action_feature.shape[0]), like)
         is_guided = scale > 1
         if is_guided:  # both branches in one call, as the original does
             z = torch.cat([z, net.z_embedder.uncondition.expand_as(z)])
         memory: tuple[Tensor, ...] = ()
         for step in self.sampler.steps:
             t = step.t.to(x.device).expand(z.shape[0])
-            out = net(torch.cat([x, x]) if is_guided else x, t, z)
+            out = net((torch.cat([x, x]) if is_guided else x).to(z), t, z)
             if is_guided:
                 out, without = out.chunk(2)
                 out = without + scale * (out - without)
-            x, memory = step.advance(x, out, memory, draw)
+            x, memory = step.advance(x, out.to(x), memory, draw)
         return finish(x, self.config)
 
     @torch.no_grad()
@@ -139,7 +143,7 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         return super().select_action(batch)
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the predicted noise, several draws a row; and the features (B, D)."""
+        """Mean squared error of what the head should say, several draws a row; and the features (B, D)."""
         z = self.cognition(batch)
         return self.action_loss(z, actions), z
 
@@ -153,7 +157,8 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         z = torch.where(is_dropped, net.z_embedder.uncondition.to(z), z)
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (len(z),), device=z.device)
-        return F.mse_loss(net(self.schedule.diffuse(actions, noise, t), t, z).float(), noise)
+        target = self.schedule.target(actions, noise, t)
+        return F.mse_loss(net(self.schedule.diffuse(actions, noise, t), t, z).float(), target)
 
 
 def full_size(action_head: str = "base") -> CogACTPolicy:

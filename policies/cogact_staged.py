@@ -15,7 +15,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.cogact import CogACTPolicy, finish
 from vivace.policies.language import StagedLlama
 from vivace.policies.prefix import Prefix, TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step
+from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 from vivace.policies.vla import query_row
@@ -93,9 +93,9 @@ class StagedCogACT:
         """Clip, and make the gripper's dimensions 0 or 1."""
         return finish(x, self.policy.config)
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return self.policy.resample(name, n_steps)
+        return self.policy.resample(name, n_steps, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""

@@ -79,7 +79,11 @@ def greedy(
             break
     found = F.pad(torch.cat(tokens, dim=1), (0, n - len(tokens)))
     settled = torch.arange(n, device=token.device).expand(len(token), n)
-    return ending(policy, Decoded(found, torch.full_like(past.n_kept, len(tokens) - 1), settled))
+    passes = torch.full_like(past.n_kept, len(tokens) - 1)
+    if policy.end_token is not None:  # a row that has ended needs none of the passes its neighbours take
+        ends = found == policy.end_token
+        passes = torch.where(ends.any(1), ends.long().argmax(1), passes)
+    return ending(policy, Decoded(found, passes, settled))
 
 
 def has_ended(policy: Any, tokens: Tensor, upto: Tensor | None = None) -> Tensor:

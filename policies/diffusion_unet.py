@@ -23,8 +23,10 @@ from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -80,6 +82,7 @@ class StagedDiffusion:
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Observation features (B, D) of all observation steps and cameras."""
+        batch = cast(batch, dtype_of(self.policy))
         cameras = list(self.policy.config.image_features)
         if cameras:
             batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
@@ -87,7 +90,9 @@ class StagedDiffusion:
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Timestep embedding and observation (B, E + D), the same for every residual block."""
-        t = self.network.diffusion_step_encoder(step.t.to(context.device).expand(context.shape[0]))
+        t = embed_time(
+            self.network.diffusion_step_encoder, step.t.to(context.device).expand(context.shape[0])
+        )
         return (torch.cat([t, context], dim=-1),) * self._n_residual
 
     def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
@@ -109,9 +114,9 @@ class StagedDiffusion:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.schedule)
+        return make_sampler(name, n_steps, self.schedule, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""
@@ -140,7 +145,7 @@ class HoistedDiffusion(StagedDiffusion):
         n = self.policy.config.diffusion_step_embed_dim
         with torch.no_grad():
             t = torch.stack([step.t for step in sampler.steps]).to(linears[0].weight.device)
-            embedding = F.mish(self.network.diffusion_step_encoder(t))  # (S, E)
+            embedding = F.mish(embed_time(self.network.diffusion_step_encoder, t))  # (S, E)
             self._time = F.linear(
                 embedding, torch.cat([linear.weight[:, :n] for linear in linears])
             )  # (S, F)

@@ -96,7 +96,9 @@ class TransformerForDiffusion(nn.Module):
 
     def embed_condition(self, t: Tensor, cond: Tensor) -> Tensor:
         """Embed timesteps (B,) and observation features (B, To, cond_dim) as memory (B, 1 + To, n)."""
-        tokens = torch.cat([self.time_emb(t).unsqueeze(1), self.cond_obs_emb(cond)], dim=1)
+        tokens = torch.cat(
+            [self.time_emb(t).to(self.cond_pos_emb).unsqueeze(1), self.cond_obs_emb(cond)], dim=1
+        )
         return self.encoder(self.drop(tokens + self.cond_pos_emb))
 
     def embed_actions(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dp_transformer import DPTransformerPolicy
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -78,9 +78,9 @@ class StagedDPTransformer:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.policy.schedule)
+        return make_sampler(name, n_steps, self.policy.schedule, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":
         """Return a twin with the timestep's part of the condition precomputed for the sampler's steps."""
@@ -111,7 +111,7 @@ class HoistedDPTransformer(StagedDPTransformer):
             self._weight = torch.stack([a.in_proj_weight[n:] for a in attention])  # (L, 2n, n)
             self._bias = torch.stack([a.in_proj_bias[n:] for a in attention])  # (L, 2n)
             t = torch.stack([step.t for step in sampler.steps]).to(self._weight.device)
-            tokens = self.network.time_emb(t) + self.network.cond_pos_emb[0, 0]  # (S, n)
+            tokens = self.network.time_emb(t).to(self._weight) + self.network.cond_pos_emb[0, 0]  # (S, n)
             memory = self.network.encoder(tokens)[:, None, None]  # (S, 1, 1, n)
             self._time = torch.stack([self._keys_values(m) for m in memory])  # (S, L, 2, 1, heads, 1, d)
 

@@ -23,8 +23,10 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor, nn
 
 from vivace.policies.dp_network import TransformerForDiffusion
+from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.noise import GlobalNoise
-from vivace.policies.samplers import NoiseSchedule, make_sampler
+from vivace.policies.noise_schedule import NoiseSchedule
+from vivace.policies.samplers import make_sampler
 
 
 @PreTrainedConfig.register_subclass("dp_transformer")
@@ -81,6 +83,7 @@ class DPTransformerConfig(PreTrainedConfig):
     def __post_init__(self):
         """Check what dataclass fields cannot say."""
         super().__post_init__()
+        NoiseSchedule.of(self)
         if self.n_emb % self.n_head:
             raise ValueError(f"n_emb={self.n_emb} is not a multiple of n_head={self.n_head}")
         if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
@@ -178,7 +181,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
         """Encode observations (B, To, ...) as features (B, To, cond_dim), low-dimensional ones last."""
-        parts = []
+        parts, batch = [], cast(batch, dtype_of(self.model))
         for i, key in enumerate(self.config.image_features):
             encoder = self.rgb_encoders[min(i, len(self.rgb_encoders) - 1)]
             images = batch[key]  # (B, To, C, H, W)
@@ -194,10 +197,11 @@ class DPTransformerPolicy(PreTrainedPolicy):
         """Sample normalised chunks (B, H, A) by the plain loop over the whole network."""
         draw = noise or GlobalNoise()
         cond = self.features(batch)
-        x = draw((cond.shape[0], self.config.horizon, self.config.action_feature.shape[0]), cond)
+        like = cond.new_empty((), dtype=torch.promote_types(cond.dtype, torch.float32))
+        x = draw((cond.shape[0], self.config.horizon, self.config.action_feature.shape[0]), like)
         memory: tuple[Tensor, ...] = ()
         for step in self.sampler.steps:
-            out = self.model(x, step.t.expand(x.shape[0]), cond)
+            out = self.model(x.to(cond), step.t.expand(x.shape[0]), cond).to(x)
             x, memory = step.advance(x, out, memory, draw)
         return x
 
@@ -219,7 +223,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
         return self._queues[ACTION].popleft()
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Noise-prediction loss of a batch of windows: observations (B, To, ...), actions (B, H, A)."""
+        """Denoising loss of a batch of windows: observations (B, To, ...), actions (B, H, A)."""
         seen = dict(batch)
         for key in self.config.image_features:
             if seen[key].dim() == 4:
@@ -227,11 +231,11 @@ class DPTransformerPolicy(PreTrainedPolicy):
         return self.loss(seen, batch[ACTION]), None
 
     def loss(self, batch: dict[str, Tensor], actions: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise (or clean actions) at random timesteps."""
+        """Mean squared error of what the denoiser should say at random timesteps."""
         noise = torch.randn_like(actions)
         t = torch.randint(self.config.num_train_timesteps, (actions.shape[0],), device=actions.device)
         noisy = self.schedule.diffuse(actions, noise, t)
-        target = noise if self.config.prediction_type == "epsilon" else actions
+        target = self.schedule.target(actions, noise, t)
         return F.mse_loss(self.model(noisy, t, self.features(batch)), target)
 
 

@@ -77,12 +77,13 @@ class StagedLlama:
             def attention(
                 layer: int = layer,
                 before: Tensor = before,
+                keys: Tensor = keys,
                 angles: tuple[Tensor, Tensor] = angles,
                 mask: Tensor | None = mask,
                 n: int = n_visual,
             ) -> Tensor:
                 patches = slice(prefix.n_before, prefix.n_before + n)
-                return _text_to_patches(self.model.layers[layer], before, *angles, mask, patches)
+                return _text_to_patches(self.model.layers[layer], before, keys, *angles, mask, patches)
 
             kept = select(LayerView(index, before, h, prefix, attention))
             if kept is not None:
@@ -172,14 +173,19 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _text_to_patches(
-    layer: LlamaDecoderLayer, h: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, patches: slice
+    layer: LlamaDecoderLayer,
+    h: Tensor,
+    keys: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    seen: Tensor | None,
+    patches: slice,
 ) -> Tensor:
-    """Attention weights of the text rows on the patches (B, heads, L, patches)."""
-    attention, x = layer.self_attn, normed(layer.input_layernorm, h)
-    text, length = slice(patches.stop, None), h.shape[1]
-    q = _rotate(_split(attention.q_proj, x[:, text], layer), cos[:, text], sin[:, text])
-    k = _rotate(_split(attention.k_proj, x, layer), cos, sin)
-    k = k.repeat_interleave(attention.num_key_value_groups, dim=1)
+    """Attention weights of the text rows on the patches (B, heads, L, patches), from the layer's own keys."""
+    attention, text, length = layer.self_attn, slice(patches.stop, None), h.shape[1]
+    x = normed(layer.input_layernorm, h[:, text])
+    q = _rotate(_split(attention.q_proj, x, layer), cos[:, text], sin[:, text])
+    k = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
     scores = q @ k.mT * attention.scaling
     if seen is None:
         rows = torch.arange(length, device=h.device)

@@ -14,6 +14,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors import SafetensorError, safe_open
 
+from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.staged import DenoisingPolicy
@@ -53,6 +54,11 @@ class LoadedPolicy:
     postprocess: Callable[[torch.Tensor], torch.Tensor]
     """Bring actions back to the robot's units."""
     fingerprint: Fingerprint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the policy computes in."""
+        return dtype_of(self.policy)
 
 
 def load_policy(

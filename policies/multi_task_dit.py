@@ -21,8 +21,10 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import NoiseSchedule, Sampler, Step, make_flow_sampler, make_sampler
+from vivace.policies.samplers import OWN, Sampler, Step, make_flow_sampler, make_sampler
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
@@ -54,11 +56,13 @@ class StagedMultiTaskDiT:
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
-        return self.policy.observation_encoder.encode(self.policy._prepare_batch(batch))
+        return self.policy.observation_encoder.encode(
+            self.policy._prepare_batch(cast(batch, dtype_of(self.policy)))
+        )
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""
-        t = self.network.time_mlp(step.t.to(context.device).expand(context.shape[0]))
+        t = embed_time(self.network.time_mlp, step.t.to(context.device).expand(context.shape[0]))
         features = torch.cat([t, context], dim=-1)
         return tuple(
             modulation
@@ -79,11 +83,11 @@ class StagedMultiTaskDiT:
         """Return x: the sampler's last step already gives actions."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the process the policy was trained with; raises `BadSetting`."""
         if self.policy.config.is_diffusion:
-            return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config))
-        return make_flow_sampler(name, n_steps)
+            return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config), spacing)
+        return make_flow_sampler(name, n_steps, spacing)
 
     def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin with the timestep's part of the modulation precomputed for the sampler's steps."""
@@ -113,7 +117,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
         self._n_time = self.network.timestep_embed_dim
         with torch.no_grad():
             t = torch.stack([step.t for step in sampler.steps]).to(self._linears[0].weight.device)
-            embedding = F.silu(self.network.time_mlp(t))  # (S, E)
+            embedding = F.silu(embed_time(self.network.time_mlp, t))  # (S, E)
             self._time = torch.cat(
                 [F.linear(embedding, linear.weight[:, : self._n_time]) for linear in self._linears], dim=-1
             )  # (S, L * 6n)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Runner, compute
+from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step
+from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.staged import Batch
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -43,6 +44,7 @@ class OpaquePolicy:
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
+        batch = cast(batch, dtype_of(self.policy))
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:
@@ -59,7 +61,7 @@ class OpaquePolicy:
         """Return x."""
         return x
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Refuse: the loop is inside the policy."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
 

@@ -6,14 +6,19 @@ operations, so that DDPM and DDIM are bit-equal to it; no attribute is written w
 exported policy needs only the numbers.
 
 Sources: DDPM arXiv 2006.11239 eq. 7; DDIM 2010.02502 eq. 12; DPM-Solver++ 2211.01095 (2M, midpoint);
-flow matching Euler and RK4 as in lerobot's multi_task_dit.
+spacings of the timesteps 2305.08891 table 2; flow matching Euler and RK4 as in lerobot's multi_task_dit.
+
+Deviations from diffusers: a step of DDIM ends where the next one begins (diffusers assumes a distance of
+T // n, which leaves noise behind if spacing is not "leading" and n does not divide T); "trailing" gives as
+many steps as were asked for, none before timestep 0; a timestep that DPM-Solver++ repeats, because there are
+no more, changes nothing (diffusers divides by zero).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -22,10 +27,16 @@ from torch import Tensor
 
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
+from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.step_table import StepTable
 
 _LAMBDA_MIN = -5.1
 """Smallest log-SNR / 2 at which DPM-Solver++ starts; before it a cosine schedule is noise alone."""
+
+SPACINGS = ("leading", "trailing", "linspace")
+"""How fewer timesteps are spread over those of training: from 0 on, up to the last, or both ends."""
+OWN = "own"
+"""The spacing that diffusers takes when nothing is said: linspace for DPM-Solver++, else leading."""
 
 Memory = tuple[Tensor, ...]
 Update = Callable[[Tensor, Tensor, Memory, Noise], tuple[Tensor, Memory]]
@@ -65,53 +76,17 @@ class Sampler:
         return len(self.steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
-    """The forward process a denoiser was trained with; field names are diffusers'."""
-
-    num_train_timesteps: int = 100
-    beta_schedule: str = "squaredcos_cap_v2"
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-    prediction_type: str = "epsilon"
-    clip_sample: bool = True
-    clip_sample_range: float = 1.0
-
-    @classmethod
-    def of(cls, config: Any) -> "NoiseSchedule":
-        """Read the schedule from a lerobot policy config."""
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
-
-    @cached_property
-    def _alphas_cumprod(self) -> Tensor:
-        return self.scheduler(DDPMScheduler).alphas_cumprod
-
-    def diffuse(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Clean samples (B, H, A) noised to timesteps t (B,): the forward process."""
-        ab = self._alphas_cumprod.to(x)[t].view(-1, 1, 1)
-        return ab.sqrt() * x + (1 - ab).sqrt() * noise
-
-    def scheduler(self, kind: type, **extra: Any) -> Any:
-        """Build a diffusers scheduler of this process."""
-        known = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if kind is DPMSolverMultistepScheduler:
-            known = {key: value for key, value in known.items() if not key.startswith("clip_")}
-        return kind(**known, **extra)
-
-
-def make_sampler(
-    name: str, n_steps: int, schedule: NoiseSchedule, timesteps: Sequence[int] | None = None
-) -> Sampler:
+def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: str = OWN) -> Sampler:
     """Build a diffusion sampler by name.
 
     Args:
         name: "ddpm", "ddim" or "dpmsolver++".
         n_steps: denoiser calls, 1..num_train_timesteps.
         schedule: the process the denoiser was trained with.
-        timesteps: of the calls, descending, for DDIM; diffusers' leading spacing when None.
+        spacing: of the calls' timesteps, one of `SPACINGS`, or `OWN`.
 
     Raises:
-        BadSetting: unknown name or a number of steps outside the range.
+        BadSetting: unknown name or spacing, or a number of steps outside the range.
     """
     if name not in _BUILDERS:
         raise BadSetting(f"unknown sampler {name!r}; known samplers: {', '.join(_BUILDERS)}")
@@ -120,9 +95,28 @@ def make_sampler(
             f"sampler {name!r} was asked for {n_steps} steps; the policy was trained with "
             f"{schedule.num_train_timesteps}, choose 1..{schedule.num_train_timesteps}"
         )
-    if timesteps is not None and name == "ddim":
-        return Sampler(name, _ddim_at([torch.tensor(t) for t in timesteps], schedule))
-    return Sampler(name, _BUILDERS[name](n_steps, schedule))
+    if spacing == OWN:
+        spacing = "linspace" if name == "dpmsolver++" else "leading"
+    if spacing not in SPACINGS:
+        raise BadSetting(f"unknown spacing {spacing!r}; known spacings: {', '.join((*SPACINGS, OWN))}")
+    return Sampler(name, _BUILDERS[name](n_steps, schedule, spacing))
+
+
+def ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> Sampler:
+    """Build a DDIM sampler of these timesteps, descending."""
+    return Sampler("ddim", _ddim_at(timesteps, schedule))
+
+
+def _timesteps(spacing: str, n: int, count: int, total: int) -> list[int]:
+    """Spread n timesteps, descending, over the first `count` of `total` ones, with diffusers' rounding."""
+    found: np.ndarray
+    if spacing == "leading":
+        found = np.arange(n)[::-1] * (count // n)
+    elif spacing == "linspace":
+        found = np.linspace(0, count - 1, n).round()[::-1]
+    else:
+        found = np.arange(count, -total, -total / n)[:n].round() - 1
+    return [int(t) for t in found.clip(min=0)]
 
 
 def _clean(x: Tensor, out: Tensor, ab: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -157,9 +151,10 @@ def _cleaning(ab: Any, schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
-def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
+def _ddpm(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
     scheduler = schedule.scheduler(DDPMScheduler)
-    scheduler.set_timesteps(n_steps)
+    total = schedule.num_train_timesteps
+    scheduler.set_timesteps(timesteps=_timesteps(spacing, n_steps, total, total))
 
     def step(index: int, t: Tensor) -> Step:
         previous = scheduler.previous_timestep(t)
@@ -187,13 +182,12 @@ def _ddpm(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
     return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
 
 
-def _ddim(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
-    scheduler = schedule.scheduler(DDIMScheduler)
-    scheduler.set_timesteps(n_steps)
-    return _ddim_at(list(scheduler.timesteps), schedule)
+def _ddim(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
+    total = schedule.num_train_timesteps
+    return _ddim_at(_timesteps(spacing, n_steps, total, total), schedule)
 
 
-def _ddim_at(timesteps: list[Tensor], schedule: NoiseSchedule) -> tuple[Step, ...]:
+def _ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> tuple[Step, ...]:
     """DDIM at these timesteps, descending; the last one goes to the clean sample."""
     scheduler = schedule.scheduler(DDIMScheduler)
 
@@ -229,10 +223,10 @@ def _ddim_at(timesteps: list[Tensor], schedule: NoiseSchedule) -> tuple[Step, ..
         )
         return Step(index, t, advance, table)
 
-    return tuple(step(index, t) for index, t in enumerate(timesteps))
+    return tuple(step(index, torch.tensor(t)) for index, t in enumerate(timesteps))
 
 
-def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
+def _dpm_solver(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
     """Second-order multistep; first order at the first and last step, as diffusers runs it.
 
     With diffusers' settings for a cosine schedule (`lambda_min_clipped`), and clean samples clipped where the
@@ -244,15 +238,21 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
         solver_order=2,
         lambda_min_clipped=_LAMBDA_MIN,
     )
-    scheduler.set_timesteps(n_steps)
+    scheduler.set_timesteps(timesteps=_dpm_timesteps(n_steps, scheduler, spacing))
     alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas)
     lam = torch.log(alpha) - torch.log(sigma)
     n = len(scheduler.timesteps)
 
     def step(i: int, t: Tensor) -> Step:
+        earlier = max((j for j in range(i) if lam[j] != lam[i]), default=None)  # what memory is of
+        cleaning = {"t": float(t), **_cleaning(alpha[i] ** 2, schedule)}
+        if lam[i + 1] == lam[i]:
+            kept = () if earlier is None else ("m0",)
+            table = StepTable(**cleaning, x=1.0, memory=(0.0,) * len(kept), keep=kept)
+            return Step(i, t, lambda x, out, memory, noise: (x, memory), table)
         h = lam[i + 1] - lam[i]
         ratio, gain = sigma[i + 1] / sigma[i], alpha[i + 1] * (torch.exp(-h) - 1.0)
-        r = (lam[i] - lam[i - 1]) / h if 0 < i < n - 1 else None
+        r = None if earlier is None or i == n - 1 else (lam[i] - lam[earlier]) / h
 
         def advance(x: Tensor, out: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
             x0 = _clean(x, out, alpha[i] ** 2, schedule)
@@ -263,11 +263,10 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
 
         bend = 0.0 if r is None else float(0.5 * gain / r)
         table = StepTable(
-            t=float(t),
-            **_cleaning(alpha[i] ** 2, schedule),
+            **cleaning,
             x=float(ratio),
             clean=-float(gain) - bend,
-            memory=(bend,) if i > 0 else (),
+            memory=() if earlier is None else (bend,),
             keep=("clean",),
         )
         return Step(i, t, advance, table)
@@ -275,19 +274,35 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule) -> tuple[Step, ...]:
     return tuple(step(i, t) for i, t in enumerate(scheduler.timesteps))
 
 
+def _dpm_timesteps(n_steps: int, scheduler: Any, spacing: str) -> list[int]:
+    """Timesteps of a DPM-Solver++ scheduler; before the first of them there is noise alone."""
+    total = scheduler.config.num_train_timesteps
+    count = int((scheduler.lambda_t >= _LAMBDA_MIN).sum())
+    if spacing == "trailing":
+        return _timesteps(spacing, n_steps, count, total)
+    if spacing == "leading" and n_steps >= count:
+        raise BadSetting(
+            f"sampler 'dpmsolver++' with leading spacing was asked for {n_steps} steps; choose "
+            f"1..{count - 1}, or linspace"
+        )
+    return _timesteps(spacing, n_steps + 1, count, total)[:-1]
+
+
 _BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}
 
 
-def make_flow_sampler(name: str, n_steps: int) -> Sampler:
+def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Sampler:
     """Build a flow-matching sampler from t = 0 to 1; "rk4" calls the denoiser four times a step.
 
     Raises:
-        BadSetting: unknown name or no steps.
+        BadSetting: unknown name, no steps, or a spacing other than `OWN`: steps are of one width.
     """
     if name not in ("euler", "rk4"):
         raise BadSetting(f"unknown flow sampler {name!r}; known samplers: euler, rk4")
     if n_steps < 1:
         raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
+    if spacing != OWN:
+        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
     grid = torch.linspace(0, 1, n_steps + 1)
     starts = [grid[i].item() for i in range(n_steps)]
     widths = [(grid[i + 1] - grid[i]).item() for i in range(n_steps)]

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_map_only
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
 from vivace.policies.chunking import NO_DENOISING, Continuation
 from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
+from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise
 from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import Sampler, Step
+from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.step_table import StepTable
 from vivace.policies.stopwatch import Mark, ignore
 from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
@@ -56,7 +57,7 @@ class DenoisingPolicy(Protocol):
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Turn the last x into normalised actions (B, H, A)."""
 
-    def resample(self, name: str, n_steps: int) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the same process; raises `BadSetting` when it cannot."""
 
     def hoist(self, sampler: Sampler) -> "DenoisingPolicy":
@@ -277,17 +278,20 @@ def _sample(
     context = policy.encode(batch, execution.language, execution.select)
     mark("encode")
     like = next(value for value in batch.values() if value.is_floating_point())
-    x = noise((like.shape[0], policy.spec.horizon, policy.spec.action_dim), like)
+    dtype = dtype_of(getattr(policy, "policy", None))
+    like = like.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    x = noise((len(next(iter(batch.values()))), policy.spec.horizon, policy.spec.action_dim), like)
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY
     for step in execution.sampler.steps:
         if follow is None:
-            out, cache = execution.evaluate(execution, step, x, context, cache)
+            out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+            out = out.to(x.dtype)
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
-    return policy.finish(x, context)
+    return policy.finish(x if follow is None else follow.hold(x), context)
 
 
 def check_continuing(execution: Execution) -> None:
@@ -301,12 +305,15 @@ def _follow(
 ) -> tuple[Tensor, Cache]:
     """What the denoiser says at one step, drawn towards what the chunk continues."""
     table = cast(StepTable, step.table)
+    dtype = dtype_of(getattr(execution.policy, "policy", None))
     if follow.settings.jacobian == "identity":
-        out, cache = execution.evaluate(execution, step, x, context, cache)
+        out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
         return follow.correct(table, out, follow.error(table, x, out)), cache
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        out, cache = execution.evaluate(execution, step, x, context, cache)
+        out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
         clean = table.clean_x * x + table.clean_out * out
         error = follow.error(table, x, out).detach()
         (pulled,) = torch.autograd.grad(clean, x, error)

@@ -189,7 +189,7 @@ class VisionLanguage(nn.Module):
         """
         patches = []
         for key in self.config.image_features:
-            image = batch[key]
+            image = batch[key].to(self.language.embed_tokens.weight.dtype)
             image = image[:, 0] if image.ndim == 5 else image
             patches.append(self.projector(self.vision_backbone(image)))
         text = self.language.embed_tokens(batch[OBS_LANGUAGE_TOKENS])

@@ -259,3 +259,36 @@ def test_greedy_ignores_a_guess(execution, data, expected):
     with torch.inference_mode():
         found = greedy(policy, policy.encode(data.batch), noise(), expected.tokens * 0)
     assert torch.equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("technique", "options"),
+    [(Sjd, {}), (Sjd, {"temperature": 3.0}), (Jacobi, {"max_iterations": 2}), (Stand, {"stochastic": True})],
+)
+@pytest.mark.parametrize(("rows", "seed"), [(2, 0), (5, 1), (16, 2)])
+def test_a_chunk_does_not_depend_on_its_neighbours(technique, options, rows, seed, execution, data):
+    """Each row draws from its own stream, as many numbers as if it were alone."""
+    decoder = technique.calibrate(execution, data, options).apply(execution)
+    batch, keys = observations(rows, seed), [(seed, i) for i in range(rows)]
+    together = decode(decoder, batch, EpisodeNoise(keys))
+    for i in range(rows):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        alone = decode(decoder, one, EpisodeNoise(keys[i : i + 1]))
+        assert torch.equal(together.tokens[i], alone.tokens[0])
+        assert together.passes[i] == alone.passes[0]
+        assert torch.equal(together.settled[i], alone.settled[0])
+
+
+def test_greedy_counts_the_passes_of_a_row_up_to_its_own_end():
+    class Ending(Chains):
+        n_tokens, end_token = 6, 3
+
+    policy = Ending()
+    policy.first = torch.zeros(4)
+    policy.table = torch.zeros(6, 4, 4)
+    policy.table[:, 0, 1] = policy.table[:, 1, 2] = policy.table[:, 2, 3] = 1.0  # 0 1 2 end
+    prompt = policy.prompt(3)
+    logits = torch.eye(4)[[0, 2, 3]]
+    found = greedy(policy, replace(prompt, logits=logits), noise())
+    assert found.tokens.tolist() == [[0, 1, 2, 3, 0, 0], [2, 3, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0]]
+    assert found.passes.tolist() == [3, 1, 0]

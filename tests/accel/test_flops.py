@@ -8,10 +8,13 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
+from vivace.accel.token_select import TokenSelect
 from vivace.accel.updates import uniform_updates
 from vivace.policies.dp_staged import StagedDPTransformer
 from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.load import stage
 from vivace.policies.staged import Execution
+from vivace.policies.tiny import tiny_cogact
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,35 @@ def test_hoisting_is_counted_apart(image_shape):
     saved_per_layer = 100 * 2 * 2 * 3 * 256 * 256  # keys and values of three memory tokens
     assert plain.blocks["action.0.cross"] - hoisted.blocks["action.0.cross"] == saved_per_layer
     assert plain.blocks["action.0.mlp"] == hoisted.blocks["action.0.mlp"]
+
+
+PATCHES, TEXT, WIDTH = 16, 16, 32
+"""Of the miniature VLA; its language model also reads one token before the patches."""
+
+
+def looking(**options):
+    """Count the miniature's encoding as it is, and with patches chosen after its last layer."""
+    execution = Execution.of(stage(tiny_cogact()))
+    batch = {
+        "observation.images.front": torch.rand(1, 1, 3, 32, 32),
+        "observation.language.tokens": torch.arange(TEXT)[None],
+        "observation.language.attention_mask": torch.ones(1, TEXT, dtype=torch.bool),
+    }
+    select = TokenSelect(k_final=PATCHES, layer=3, **options)
+    return count_flops(execution, batch), count_flops(select.apply(execution), batch)
+
+
+def test_choosing_patches_is_work_of_the_language_stage():
+    plain, chosen = looking(method="fastv")
+    assert chosen.encode - chosen.language == plain.encode - plain.language, "vision does what it did"
+    assert chosen.language > plain.language
+    plain, uniform = looking(method="uniform")
+    assert uniform.language == plain.language, "an even grid looks at nothing"
+
+
+def test_choosing_patches_projects_the_texts_queries_and_no_keys():
+    plain, chosen = looking(method="fastv")
+    text = TEXT - 1  # the first token stands before the patches
+    queries = 2 * text * WIDTH * WIDTH
+    scores = 2 * text * (1 + PATCHES + text) * WIDTH
+    assert chosen.language - plain.language == queries + scores

@@ -118,3 +118,38 @@ def test_bad_options_are_refused(options):
 def test_more_than_there_is_is_refused(options, message):
     with pytest.raises(PlanMismatch, match=message):
         TokenSelect(**options).check(Execution.of(stage(tiny_cogact(cameras=2))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_is_that_of_the_layers_own_projections(seed):
+    """Bit for bit what projecting every row anew would give."""
+    staged = stage(tiny_cogact())
+    batch = {
+        "observation.images.front": torch.rand(
+            2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(seed)
+        ),
+        "observation.language.tokens": torch.arange(48).view(2, 24),
+        "observation.language.attention_mask": torch.ones(2, 24, dtype=torch.bool),
+    }
+    found = []
+
+    def look(seen):
+        layer, h = staged.language.model.layers[seen.index], seen.before
+        x = layer.input_layernorm(h)
+        cos, sin = staged.language.angles(torch.arange(h.shape[1]).expand(2, -1), h)
+        q, k = (
+            turned(proj(x).unflatten(-1, (-1, 8)).transpose(1, 2), cos[:, None], sin[:, None])
+            for proj in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        scores = q[:, :, 17:] @ k.repeat_interleave(2, dim=1).mT * layer.self_attn.scaling
+        ahead = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool).triu(1)[17:]
+        wanted = scores.masked_fill(ahead, -torch.inf).softmax(-1)[..., 1:17]
+        found.append(torch.equal(seen.attention(), wanted))
+
+    def turned(rows, cos, sin):
+        first, second = rows.chunk(2, dim=-1)
+        return rows * cos + torch.cat([-second, first], dim=-1) * sin
+
+    with torch.inference_mode():
+        staged.encode(batch, select=look)
+    assert found == [True] * 4

@@ -26,7 +26,7 @@ from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.prompt import MASK, TOKENS
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
-from vivace.policies.chunking import RealTimeChunking
+from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, ParityError, UnsupportedPolicy
@@ -265,12 +265,16 @@ def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(dif
     assert stored < 3 * weights + 4096 * 100
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "multi_task_dit-diffusion", "multi_task_dit-flow"])
+@pytest.mark.parametrize(
+    "kind", ["diffusion", "multi_task_dit-diffusion", "multi_task_dit-flow", "multi_task_dit-rk4"]
+)
 def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     if kind == "diffusion":
         policy = tiny_diffusion()
     else:
-        flow = {"objective": "flow_matching", "num_integration_steps": 10} if kind.endswith("flow") else {}
+        flow: dict[str, object] = {"objective": "flow_matching", "num_integration_steps": 10}
+        method = kind.split("-")[1]
+        flow = {} if method == "diffusion" else flow | {"integration_method": method.replace("flow", "euler")}
         policy = tiny_multi_task_dit(tiny_clip(tmp_path), **flow)
     staged, generator = stage(policy), torch.Generator().manual_seed(1)
     spec = staged.spec
@@ -292,6 +296,16 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert max(graphs.errors) <= 1e-5
+    wish = torch.full_like(torch.from_numpy(wanted), 0.3)
+    weights = (torch.arange(wish.shape[1]) < 3).float()[None, :, None]
+    freeze = RealTimeChunking(method="freeze")
+    follow = Continuation(freeze, wish.numpy(), weights.numpy())
+    seen = {k: v.numpy() for k, v in batch.items()}
+    found = OrtPolicy(bundle).sample(seen, Streams(data.noise_keys), follow=follow)
+    assert np.array_equal(found[:, :3], wish[:, :3].numpy())
+    follow = Continuation(freeze, wish, weights)
+    wanted = sample(execution, batch, EpisodeNoise(data.noise_keys), follow=follow)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
 
 
 def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
