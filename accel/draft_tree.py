@@ -18,6 +18,9 @@ from vivace.policies.decoding import Decoded, Prompt, chain, ending, greedy, has
 from vivace.policies.noise import EpisodeNoise, Noise
 from vivace.policies.staged import Execution
 
+MAX_NODES = 1024
+"""Of a tree: what one pass can read."""
+
 
 @dataclass(frozen=True)
 class Tree:

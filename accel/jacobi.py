@@ -77,11 +77,14 @@ class Jacobi(Decoding):
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy writes no tokens, or chunks of another length."""
-        n = with_tokens(execution, self.kind).n_tokens
-        if self.init == "marginal" and len(self.table) != n:
+        policy = with_tokens(execution, self.kind)
+        n, known = policy.n_tokens, range(policy.vocabulary)
+        if self.init != "marginal" and not self.table:
+            return
+        if len(self.table) != n or any(token not in known for token in self.table):
             raise PlanMismatch(
-                f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}; "
-                "recalibrate: vivace calibrate --policy.path=…"
+                f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}, of ids "
+                f"0..{known[-1]}; recalibrate: vivace calibrate --policy.path=…"
             )
 
     def __call__(

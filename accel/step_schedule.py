@@ -4,7 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
+from vivace.policies.errors import BadSetting
 from vivace.policies.staged import Execution
+
+_MOST = 1000
+"""Steps; of flow matching nothing else bounds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,11 @@ class StepSchedule:
     sampler: str = "ddim"
     """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching."""
     n_steps: int = 16
+
+    def __post_init__(self) -> None:
+        """The number of steps must be possible; what the process allows is checked with the policy."""
+        if not 1 <= self.n_steps <= _MOST:
+            raise BadSetting(f"step_schedule n_steps={self.n_steps}; choose 1..{_MOST}")
 
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:

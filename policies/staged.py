@@ -100,6 +100,8 @@ class TokenPolicy(Protocol):
     """Tokens of one action, if every action takes as many; else 1."""
     action_ids: range
     """Ids that actions are written in."""
+    vocabulary: int
+    """Ids there are, from 0."""
     end_token: int | None
     """Id that ends a chunk before its n tokens are written, if there is one; zeros follow it."""
 
