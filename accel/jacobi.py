@@ -139,7 +139,7 @@ class Jacobi(Decoding):
     def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""
         if self.init == "marginal":
-            table = torch.tensor(self.table[1:], device=prompt.ids.device)
+            table = torch.tensor(self.table[1:], dtype=torch.long, device=prompt.ids.device)
             return table.expand(len(prompt.ids), -1)
         uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits))
         length = prompt.is_text.sum(1, keepdim=True)

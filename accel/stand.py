@@ -87,9 +87,10 @@ class Stand(Decoding):
                     sums[context] = sums.get(context, 0) + believed[row, place]
         width = 2 + max(chosen.order, 1)
         known = sorted(sums)
-        best = [
-            (sums[context] / counts[context]).topk(min(chosen.k, believed.shape[-1])) for context in known
-        ]
+        k = min(chosen.k, believed.shape[-1])
+        best = [(sums[context] / counts[context]).topk(k) for context in known]
+        ids = [found.indices.tolist() for found in best]
+        chances = [found.values.tolist() for found in best]
         return cls(
             nodes=chosen.nodes,
             order=chosen.order,
@@ -99,9 +100,9 @@ class Stand(Decoding):
             tensors={
                 "contexts": torch.tensor(
                     [[*context, *(-1,) * (width - len(context))] for context in known], dtype=torch.int32
-                ),
-                "ids": torch.stack([found.indices for found in best]).int(),
-                "chances": torch.stack([found.values for found in best]),
+                ).view(-1, width),
+                "ids": torch.tensor(ids, dtype=torch.int32).view(-1, k),
+                "chances": torch.tensor(chances, dtype=torch.float32).view(-1, k),
             },
         )
 

@@ -82,7 +82,7 @@ class TokenRecycling(Decoding):
                 candidates = table[j % period, token]
                 right += candidates == tokens[row, j + 1]
                 table[j % period, token] = best[row, j + 1]
-        rates = (right / (len(tokens) * (tokens.shape[1] - 1))).clamp(min=1e-4).tolist()
+        rates = (right / max(1, len(tokens) * (tokens.shape[1] - 1))).clamp(min=1e-4).tolist()
         parents, ranks = best_first(rates, chosen.nodes)
         return cls(
             parents=parents,

@@ -18,7 +18,7 @@ from vivace.policies.past import Past
 from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import Sampler, Step
 from vivace.policies.step_table import StepTable
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.types import ActionKind, BlockInfo, PolicySpec, check_actions
 
 Batch = dict[str, Tensor]
 """lerobot keys -> normalised observations (B, To, ...)."""
@@ -246,12 +246,17 @@ def sample(
         noise: where random numbers come from.
         draft: of a policy that writes tokens, see `Decoder`.
         follow: what the chunks continue; of a policy that denoises.
+
+    Raises:
+        NonFiniteActions: an action is NaN or infinite.
     """
     if follow is not None:
         check_continuing(execution)
     needs_gradients = follow is not None and follow.settings.jacobian == "exact"
     with torch.no_grad() if needs_gradients else torch.inference_mode():
-        return _sample(execution, batch, noise, draft, follow)
+        actions = _sample(execution, batch, noise, draft, follow)
+    check_actions(actions.float().cpu(), execution.policy.spec.type)
+    return actions
 
 
 def _sample(
