@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lerobot.configs.types import FeatureType, PolicyFeature
 from scipy import stats
 
 from vivace.accel.draft_tree import Tree, best_first, follow
+from vivace.accel.greedy import GreedyExecuted
 from vivace.accel.jacobi import Jacobi
 from vivace.accel.sjd import Sjd, draw
 from vivace.accel.stand import Stand, contexts
@@ -82,6 +84,20 @@ def test_exact_decoders_equal_greedy(technique, options, rows, execution, data, 
         assert torch.equal(found.tokens, plain.tokens)
         assert (found.passes <= plain.passes).all()
         assert (found.settled <= found.passes[:, None]).all()
+
+
+@pytest.mark.parametrize(("technique", "options"), [*EXACT, (GreedyExecuted, {}), (Sjd, {})])
+def test_a_chunk_of_one_token(technique, options, data):
+    one = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
+    policy = tiny_token_vla(horizon=1, n_action_steps=1, language_layers=2, output_features=one)
+    execution = Execution.of(stage(policy))
+    calibrated = technique.calibrate(execution, data, options)
+    calibrated.check(execution)
+    found = decode(calibrated.apply(execution), data.batch, noise())
+    assert found.tokens.shape == (3, 1)
+    assert found.passes.tolist() == [0, 0, 0]
+    if technique is not Sjd:
+        assert torch.equal(found.tokens, decode(execution, data.batch, noise()).tokens)
 
 
 @settings(max_examples=15, deadline=None)

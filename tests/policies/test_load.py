@@ -142,9 +142,7 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path):
     tensors = load_file(file)
     tensors["model.head.bias"][1] = torch.inf
     save_file(tensors, file)
-    with pytest.raises(
-        PolicyNotFound, match=r"weight 'model\.head\.bias' holds NaN or infinity"
-    ):
+    with pytest.raises(PolicyNotFound, match=r"weight 'model\.head\.bias' holds NaN or infinity"):
         load_policy(copy)
 
 
@@ -168,9 +166,7 @@ def test_actions_that_are_not_finite_are_not_predicted(folder):
     loaded = load_policy(folder)
     with torch.no_grad():
         loaded.policy.model.head.bias[0] = torch.nan
-    with pytest.raises(
-        NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row"
-    ):
+    with pytest.raises(NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row"):
         Session(loaded).predict(observation(), [(1, 0), (2, 0)])
 
 
