@@ -22,7 +22,10 @@ from vivace.policies.noise import EpisodeNoise
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Context, Execution, GuidedPolicy, sample
 
-FULL, CONDITIONAL, LINEAR = "full", "conditional", "linear"
+StepKind = Literal["full", "conditional", "linear"]
+FULL: StepKind = "full"
+CONDITIONAL: StepKind = "conditional"
+LINEAR: StepKind = "linear"
 _KEY = "guidance"
 """Where earlier predictions wait in the cache."""
 
@@ -57,7 +60,7 @@ class Guidance:
     seam: ClassVar[Seam] = Seam.GUIDANCE
     is_static: ClassVar[bool] = True
 
-    steps: tuple[Literal["full", "conditional", "linear"], ...]
+    steps: tuple[StepKind, ...]
     """full, conditional or linear, for every step of the sampler."""
     coefficients: tuple[tuple[float, ...], ...] = ()
     """linear: of each step, for eps_c now, then eps_c and eps_u of earlier steps, newest first."""

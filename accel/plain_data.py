@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -89,7 +88,7 @@ def build[T](settings_class: type[T], name: str, values: Mapping[str, Any]) -> T
     """
     if not isinstance(values, Mapping):
         raise BadSetting(f"{name} is {_shown(values)}; needed is an object")
-    hints = _hints(settings_class)
+    hints = get_type_hints(settings_class)
     known = {field.name: field for field in fields(settings_class)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -102,14 +101,9 @@ def build[T](settings_class: type[T], name: str, values: Mapping[str, Any]) -> T
 
 def check_types(settings: Any, name: str) -> None:
     """Raise `BadSetting` unless every field of a settings dataclass is what its annotation says."""
-    hints = _hints(type(settings))
+    hints = get_type_hints(type(settings))
     for field in fields(settings):
         _read(getattr(settings, field.name), hints[field.name], f"{name} {field.name}")
-
-
-@cache
-def _hints(settings_class: type) -> dict[str, Any]:
-    return get_type_hints(settings_class)
 
 
 def _read(value: Any, wanted: Any, where: str) -> Any:

@@ -18,7 +18,7 @@ from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
 
-_COLDEST, _HOTTEST = 1e-3, 1e3
+_COLDEST, _HOTTEST = 1e-6, 1e6
 """Temperatures; beyond them softmax is one-hot, or uniform."""
 
 

@@ -78,7 +78,7 @@ class OrtPolicy:
             self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise, deadline_s)
             for row, noise in enumerate(noise_keys)
         ]
-        actions = np.concatenate(rows)
+        actions: np.ndarray = np.concatenate(rows)
         check_actions(actions, self.spec.type)
         return actions
 

@@ -148,14 +148,14 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_finite(folder: Path, policy: torch.nn.Module) -> None:
-    for name, tensor in policy.named_parameters():
-        if not tensor.isfinite().all():
+    for name, weight in policy.named_parameters():
+        if not weight.isfinite().all():
             raise PolicyNotFound(
                 f"{folder}: weight {name!r} holds NaN or infinity; needed are finite ones; train again, or "
                 "copy an earlier checkpoint"
             )
-    for name, tensor in policy.named_buffers():
-        if tensor.isnan().any():  # infinity is what attention masks are made of
+    for name, buffer in policy.named_buffers():
+        if buffer.isnan().any():  # infinity is what attention masks are made of
             raise PolicyNotFound(
                 f"{folder}: buffer {name!r} holds NaN; train again, or copy an earlier checkpoint"
             )
