@@ -6,7 +6,9 @@ from typing import Any
 
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Technique, technique_class
-from vivace.policies.staged import DenoisingPolicy, Execution
+from vivace.policies.errors import CalibrationError
+from vivace.policies.noise import EpisodeNoise
+from vivace.policies.staged import DenoisingPolicy, Execution, sample
 from vivace.policies.types import Fingerprint
 
 
@@ -45,13 +47,24 @@ def calibrate(
         fingerprint: of the policy, stored in the plan.
         data: observations to calibrate on.
         wanted: (kind, options) of every technique, in any order.
+
+    Raises:
+        CalibrationError: there are no observations, or not as many noise keys.
+        NonFiniteActions: under the plan some of the observations lead to NaN or infinity.
     """
+    rows = {len(value) for value in data.batch.values()}
+    if rows != {len(data.noise_keys)} or not data.noise_keys:
+        raise CalibrationError(
+            f"calibration has {len(data.noise_keys)} noise keys and batches of {sorted(rows)} observations; "
+            "at least one observation and a key for each are needed"
+        )
     execution = Execution.of(policy)
     techniques: list[Technique] = []
     for kind, options in sorted(wanted, key=lambda entry: technique_class(entry[0]).seam):
         technique = technique_class(kind).calibrate(execution, data, dict(options))
         execution = _apply(technique, execution)
         techniques.append(technique)
+    sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)  # refuses NaN and infinity
     return AccelerationPlan(fingerprint, tuple(techniques))
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
+from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_denoiser
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.staged import Execution
@@ -81,8 +81,7 @@ def check_schedule(kind: str, updates: Schedule, n_steps: int, execution: Execut
                 f"{kind} names block {name!r}, but policy {execution.policy.spec.type!r} has {has}; "
                 "recalibrate it for this policy: vivace calibrate --policy.path=…"
             )
-        ascending = all(a < b for a, b in zip(steps, steps[1:], strict=False))
-        if not steps or steps[0] != 0 or not ascending or steps[-1] >= n_steps:
+        if not steps or steps[0] != 0 or not is_ascending(steps) or steps[-1] >= n_steps:
             raise PlanMismatch(
                 f"{kind} updates {name!r} at {list(steps)}; needed are ascending steps from 0 to at most "
                 f"{n_steps - 1}; recalibrate: vivace calibrate --policy.path=…"

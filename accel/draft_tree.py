@@ -18,6 +18,9 @@ from vivace.policies.decoding import Decoded, Prompt, chain, ending, greedy, has
 from vivace.policies.noise import EpisodeNoise, Noise
 from vivace.policies.staged import Execution
 
+MAX_NODES = 1024
+"""Of a tree: what one pass can read."""
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -151,6 +154,8 @@ def greedy_logits(execution: Execution, data: CalibrationData) -> tuple[Tensor, 
     prompt = policy.encode(data.batch, execution.language, execution.select)
     n = policy.n_tokens
     tokens = greedy(policy, prompt, EpisodeNoise(data.noise_keys), None, execution.language).tokens
+    if n == 1:
+        return tokens, prompt.logits[:, None]
     behind, _ = policy.extend(
         tokens[:, :-1], prompt.past.with_room(n), *chain(n - 1, tokens.device), execution.language
     )

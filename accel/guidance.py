@@ -9,7 +9,7 @@ with coefficients fitted by least squares on calibration samples.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,10 @@ from vivace.policies.noise import EpisodeNoise
 from vivace.policies.samplers import Step
 from vivace.policies.staged import Context, Execution, GuidedPolicy, sample
 
-FULL, CONDITIONAL, LINEAR = "full", "conditional", "linear"
+StepKind = Literal["full", "conditional", "linear"]
+FULL: StepKind = "full"
+CONDITIONAL: StepKind = "conditional"
+LINEAR: StepKind = "linear"
 _KEY = "guidance"
 """Where earlier predictions wait in the cache."""
 
@@ -57,7 +60,7 @@ class Guidance:
     seam: ClassVar[Seam] = Seam.GUIDANCE
     is_static: ClassVar[bool] = True
 
-    steps: tuple[str, ...]
+    steps: tuple[StepKind, ...]
     """full, conditional or linear, for every step of the sampler."""
     coefficients: tuple[tuple[float, ...], ...] = ()
     """linear: of each step, for eps_c now, then eps_c and eps_u of earlier steps, newest first."""
@@ -95,15 +98,36 @@ class Guidance:
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no guidance, or another number of steps."""
         _guided(execution)
-        if len(self.steps) != len(execution.sampler) or self.steps[0] != FULL:
+        n = len(self.steps)
+        if n != len(execution.sampler) or self.steps[0] != FULL:
             raise PlanMismatch(
-                f"guidance was calibrated for {len(self.steps)} steps, {execution.sampler.name} runs "
+                f"guidance was calibrated for {n} steps, {execution.sampler.name} runs "
                 f"{len(execution.sampler)}; the first must be full; recalibrate it with step_schedule"
             )
-        if set(self.steps) - {FULL, CONDITIONAL, LINEAR} or (
-            LINEAR in self.steps and len(self.coefficients) != len(self.steps)
-        ):
-            raise PlanMismatch("guidance has unknown steps or lacks coefficients; recalibrate")
+        if {CONDITIONAL, LINEAR} <= set(self.steps) or set(self.steps) - {FULL, CONDITIONAL, LINEAR}:
+            raise PlanMismatch(
+                f"guidance has steps {', '.join(dict.fromkeys(self.steps))}; needed are full ones and either "
+                "conditional or linear ones; recalibrate: vivace calibrate --policy.path=…"
+            )
+        if tuple(map(len, self.coefficients)) != self._needed_coefficients():
+            raise PlanMismatch(
+                f"guidance has {[len(row) for row in self.coefficients]} coefficients; its {n} steps need "
+                f"{list(self._needed_coefficients())}; recalibrate: vivace calibrate --policy.path=…"
+            )
+        if len(self.agreement) not in (0, n):
+            raise PlanMismatch(
+                f"guidance tells the agreement of {len(self.agreement)} steps, of {n}; recalibrate: "
+                "vivace calibrate --policy.path=…"
+            )
+
+    def _needed_coefficients(self) -> tuple[int, ...]:
+        """How many coefficients each step needs: all linear ones look back over the same window."""
+        if LINEAR not in self.steps:
+            return ()
+        window = max(len(row) for row in self.coefficients) // 2 if self.coefficients else 1
+        return tuple(
+            1 + 2 * min(k, max(1, window)) if step == LINEAR else 0 for k, step in enumerate(self.steps)
+        )
 
     def apply(self, execution: Execution) -> Execution:
         """Run the unconditional branch at the full steps only."""

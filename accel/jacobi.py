@@ -77,11 +77,14 @@ class Jacobi(Decoding):
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy writes no tokens, or chunks of another length."""
-        n = with_tokens(execution, self.kind).n_tokens
-        if self.init == "marginal" and len(self.table) != n:
+        policy = with_tokens(execution, self.kind)
+        n, known = policy.n_tokens, range(policy.vocabulary)
+        if self.init != "marginal" and not self.table:
+            return
+        if len(self.table) != n or any(token not in known for token in self.table):
             raise PlanMismatch(
-                f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}; "
-                "recalibrate: vivace calibrate --policy.path=…"
+                f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}, of ids "
+                f"0..{known[-1]}; recalibrate: vivace calibrate --policy.path=…"
             )
 
     def __call__(
@@ -136,7 +139,7 @@ class Jacobi(Decoding):
     def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""
         if self.init == "marginal":
-            table = torch.tensor(self.table[1:], device=prompt.ids.device)
+            table = torch.tensor(self.table[1:], dtype=torch.long, device=prompt.ids.device)
             return table.expand(len(prompt.ids), -1)
         uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits.float()))
         length = prompt.is_text.sum(1, keepdim=True)

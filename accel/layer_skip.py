@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
+from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.prefix import LayerView, token_mask
 from vivace.policies.staged import Batch, Execution
@@ -69,11 +69,15 @@ class LayerSkip:
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no language stage, or not these layers."""
         n = len(with_language(execution, self.kind).language.layers)
-        ascending = all(a < b for a, b in zip(self.kept, self.kept[1:], strict=False))
-        if not self.kept or not ascending or self.kept[0] < 0 or self.kept[-1] >= n:
+        if not self.kept or not is_ascending(self.kept) or self.kept[0] < 0 or self.kept[-1] >= n:
             raise PlanMismatch(
                 f"layer_skip keeps layers {list(self.kept)}, the language model has {n}; needed are "
                 f"ascending indices of 0..{n - 1}; recalibrate: vivace calibrate --policy.path=…"
+            )
+        if len(self.importance) not in (0, n):
+            raise PlanMismatch(
+                f"layer_skip tells the importance of {len(self.importance)} layers, the language model has "
+                f"{n}; recalibrate: vivace calibrate --policy.path=…"
             )
 
     def apply(self, execution: Execution) -> Execution:

@@ -12,14 +12,21 @@ after EoRA (2410.21271), which compensates one matrix's error the same way.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
+from vivace.accel.technique import (
+    CalibrationData,
+    Seam,
+    check_tensors,
+    is_ascending,
+    read_options,
+    with_language,
+)
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.language import normed
@@ -86,20 +93,26 @@ class MlpPrune:
         layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(
-            stays and stays[0] >= 0 and stays[-1] < width
+            stays and stays[0] >= 0 and stays[-1] < width and is_ascending(stays)
             for stays, width in zip(self.kept, widths, strict=False)
         )
         if not fits:
             raise PlanMismatch(
                 f"mlp_prune is for {len(self.kept)} MLPs, the language model has {len(layers)} of "
-                f"{widths[0]} channels; recalibrate: vivace calibrate --policy.path=…"
+                f"{widths[0]} channels; needed are ascending channels of each; recalibrate: "
+                "vivace calibrate --policy.path=…"
             )
-        missing = self.options.get("rank", 0) and len(self.tensors) != 2 * len(layers)
-        if missing:
-            raise PlanMismatch(
-                "mlp_prune lacks the tensors of its compensation; copy acceleration.safetensors beside "
-                "the plan"
-            )
+        if self.options.get("rank", 0) or self.tensors:
+            self._check_compensation(layers)
+
+    def _check_compensation(self, layers: Sequence[Any]) -> None:
+        needed: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {}
+        for i, layer in enumerate(layers):
+            up, width = self.tensors.get(f"{i}.up"), layer.mlp.down_proj.out_features
+            rank = None if up is None or up.ndim != 2 else up.shape[1]
+            needed[f"{i}.up"] = torch.float32, (width, rank)
+            needed[f"{i}.down"] = torch.float32, (rank, width)
+        check_tensors(self.kind, self.tensors, needed)
 
     def apply(self, execution: Execution) -> Execution:
         """Run a twin with smaller MLPs; all other tensors are shared."""

@@ -5,7 +5,7 @@ A technique with tensors of its own keeps them in `acceleration.safetensors` bes
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vivace.accel.plain_data import build, check_plain, check_types, read_json
 from vivace.accel.technique import Seam, Technique, technique_class
-from vivace.policies.errors import PlanMismatch, VivaceError
+from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.types import Fingerprint
 
 VERSION = 1
 FILE_NAME = "acceleration.json"
 TENSORS_SUFFIX = ".safetensors"
+_COMPARED = {
+    "policy_type": "policy type",
+    "config": "config",
+    "weights": "weights",
+    "processors": "processors (statistics of observations and actions among them)",
+    "blocks": "blocks",
+}
+"""Fields of a fingerprint in the order they are compared -> what a message calls them."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,19 @@ class AccelerationPlan:
     measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Put the techniques in the order of their seams; two on one seam are an error, except weights."""
+        """Put the techniques in the order of their seams; two on one seam are an error, except weights.
+
+        Raises:
+            PlanMismatch: two techniques do not go together.
+            BadSetting: something has another type than its field's.
+        """
+        check_types(self.fingerprint, "fingerprint")
+        for technique in self.techniques:
+            check_types(technique, technique.kind)
+        check_plain(self.measurements, "measurements")
         ordered = tuple(sorted(self.techniques, key=lambda technique: technique.seam))
         for first, second in zip(ordered, ordered[1:], strict=False):
-            if first.seam == second.seam != Seam.WEIGHTS:
+            if first.kind == second.kind or first.seam == second.seam != Seam.WEIGHTS:
                 raise PlanMismatch(
                     f"{first.kind} and {second.kind} both work on the "
                     f"{first.seam.name.lower()} seam; keep one"
@@ -44,12 +62,11 @@ class AccelerationPlan:
 
     def check(self, found: Fingerprint) -> None:
         """Raise `PlanMismatch` if the plan was made for another policy."""
-        for name in ("policy_type", "config", "weights", "blocks"):
-            needed, got = getattr(self.fingerprint, name), getattr(found, name)
-            if needed != got:
+        for name, what in _COMPARED.items():
+            if getattr(self.fingerprint, name) != getattr(found, name):
                 raise PlanMismatch(
                     f"the plan was calibrated for {self.fingerprint}, but this policy is {found}: "
-                    f"its {name.replace('_', ' ')} differ; recalibrate: vivace calibrate --policy.path=…"
+                    f"its {what} differ; recalibrate: vivace calibrate --policy.path=…"
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -69,17 +86,20 @@ class AccelerationPlan:
             PlanMismatch: the data is malformed or of another version.
         """
         try:
-            if data["version"] != VERSION:
+            check_plain(data, "plan")
+            if isinstance(data, Mapping) and data.get("version") != VERSION:
                 raise PlanMismatch(
-                    f"plan has version {data['version']}, this vivace reads {VERSION}; recalibrate"
+                    f"plan has version {data.get('version')}, this vivace reads {VERSION}; recalibrate"
                 )
-            return cls(
-                Fingerprint(**{k: _tuples(v) for k, v in data["fingerprint"].items()}),
-                tuple(_technique(entry, tensors or {}) for entry in data["techniques"]),
-                data.get("measurements", {}),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PlanMismatch(f"plan is malformed: {type(error).__name__}: {error}; recalibrate") from error
+            stored = build(_Stored, "plan", data)
+            fingerprint = build(Fingerprint, "fingerprint", stored.fingerprint)
+            known = dict(tensors or {})
+            techniques = tuple(_technique(entry, known) for entry in stored.techniques)
+            if known:
+                raise BadSetting(f"tensor {min(known)!r} belongs to no technique of the plan")
+            return cls(fingerprint, techniques, stored.measurements)
+        except BadSetting as error:
+            raise PlanMismatch(f"plan is malformed: {error}; recalibrate") from error
 
     def save(self, path: Path) -> None:
         """Write the plan, and its tensors if it has any; `path` is the file or the checkpoint folder."""
@@ -89,11 +109,13 @@ class AccelerationPlan:
             for technique in self.techniques
             for name, tensor in getattr(technique, "tensors", {}).items()
         }
+        beside = target.with_suffix(TENSORS_SUFFIX)
         if tensors:
-            beside = target.with_suffix(TENSORS_SUFFIX)
             unfinished = beside.with_name(beside.name + ".partial")
             save_file(tensors, unfinished)
             os.replace(unfinished, beside)
+        else:
+            beside.unlink(missing_ok=True)  # those of an earlier plan would be taken for this one's
         partial = target.with_name(target.name + ".partial")
         partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
         os.replace(partial, target)
@@ -104,12 +126,21 @@ class AccelerationPlan:
         target = path / FILE_NAME if path.is_dir() else path
         if not target.is_file():
             raise PlanMismatch(f"no plan at {target}; make one: vivace calibrate --policy.path=…")
+        data = read_json(target)
         try:
-            return cls.from_json(json.loads(target.read_text()), _read_tensors(target))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanMismatch(f"{target} is not JSON ({error}); recalibrate") from error
+            return cls.from_json(data, _read_tensors(target))
         except VivaceError as error:
             raise type(error)(f"{target}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the file holds."""
+
+    version: int
+    fingerprint: dict[str, Any]
+    techniques: tuple[dict[str, Any], ...]
+    measurements: dict[str, Any] = field(default_factory=dict)
 
 
 def _settings(technique: Technique) -> dict[str, Any]:
@@ -118,11 +149,17 @@ def _settings(technique: Technique) -> dict[str, Any]:
     return {"kind": technique.kind, **settings}
 
 
-def _technique(entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> Technique:
-    settings = {key: _tuples(value) for key, value in entry.items() if key != "kind"}
-    prefix = entry["kind"] + "."
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    return technique_class(entry["kind"])(**settings, **({"tensors": own} if own else {}))
+def _technique(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Technique:
+    """Restore a technique; its tensors are taken out of `tensors`."""
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or "tensors" in entry:
+        raise BadSetting(
+            f"a technique has kind {kind!r} and fields {', '.join(entry)}; needed is a known kind"
+        )
+    prefix = kind + "."
+    own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    settings = {key: value for key, value in entry.items() if key != "kind"}
+    return build(technique_class(kind), kind, settings | ({"tensors": own} if own else {}))
 
 
 def _read_tensors(plan: Path) -> dict[str, Tensor]:
@@ -131,12 +168,3 @@ def _read_tensors(plan: Path) -> dict[str, Tensor]:
         return load_file(file) if file.is_file() else {}
     except (SafetensorError, OSError) as error:
         raise PlanMismatch(f"{file} is truncated or not safetensors ({error}); recalibrate") from error
-
-
-def _tuples(value: Any) -> Any:
-    """Lists become tuples, at any depth, so that a restored plan equals the saved one."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_tuples(item) for item in value)
-    return value

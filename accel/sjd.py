@@ -18,6 +18,9 @@ from vivace.policies.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.errors import BadSetting
 from vivace.policies.noise import Noise
 
+_COLDEST, _HOTTEST = 1e-6, 1e6
+"""Temperatures; beyond them softmax is one-hot, or uniform."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sjd(Decoding):
@@ -29,9 +32,12 @@ class Sjd(Decoding):
     """Of the softmax the tokens are drawn from."""
 
     def __post_init__(self) -> None:
-        """The temperature must be positive."""
-        if not self.temperature > 0:
-            raise BadSetting(f"sjd temperature={self.temperature}; it must be above 0 (greedy: use jacobi)")
+        """The temperature must be positive, and leave logits that float32 can hold."""
+        if not _COLDEST <= self.temperature <= _HOTTEST:
+            raise BadSetting(
+                f"sjd temperature={self.temperature}; it must be above 0 (greedy: use jacobi), "
+                f"{_COLDEST:g}..{_HOTTEST:g}"
+            )
 
     def __call__(
         self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute

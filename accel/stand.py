@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.accel.draft_tree import Tree, decode_by_tree, greedy_logits
-from vivace.accel.technique import CalibrationData, Decoding, read_options, with_tokens
+from vivace.accel.draft_tree import MAX_NODES, Tree, decode_by_tree, greedy_logits
+from vivace.accel.technique import CalibrationData, Decoding, check_tensors, read_options, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -45,10 +45,10 @@ class StandOptions:
 
     def __post_init__(self) -> None:
         """All must allow a guess."""
-        if self.k < 1 or self.nodes < 2 or self.order < 1:
+        if self.k < 1 or not 2 <= self.nodes <= MAX_NODES or self.order < 1:
             raise BadSetting(
                 f"stand k={self.k}, nodes={self.nodes}, order={self.order}; needed: k >= 1, "
-                "nodes >= 2, order >= 1"
+                f"2 <= nodes <= {MAX_NODES}, order >= 1"
             )
 
 
@@ -67,6 +67,10 @@ class Stand(Decoding):
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     """"contexts" (rows, 2 + order), padded with -1; "ids" and "chances" (rows, k)."""
 
+    def __post_init__(self) -> None:
+        """Ranges are those of the options."""
+        StandOptions(nodes=self.nodes, order=self.order)
+
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Fill the table from greedy decoding; options are the fields of `StandOptions`."""
@@ -83,9 +87,10 @@ class Stand(Decoding):
                     sums[context] = sums.get(context, 0) + believed[row, place]
         width = 2 + max(chosen.order, 1)
         known = sorted(sums)
-        best = [
-            (sums[context] / counts[context]).topk(min(chosen.k, believed.shape[-1])) for context in known
-        ]
+        k = min(chosen.k, believed.shape[-1])
+        best = [(sums[context] / counts[context]).topk(k) for context in known]
+        ids = [found.indices.tolist() for found in best]
+        chances = [found.values.tolist() for found in best]
         return cls(
             nodes=chosen.nodes,
             order=chosen.order,
@@ -95,19 +100,34 @@ class Stand(Decoding):
             tensors={
                 "contexts": torch.tensor(
                     [[*context, *(-1,) * (width - len(context))] for context in known], dtype=torch.int32
-                ),
-                "ids": torch.stack([found.indices for found in best]).int(),
-                "chances": torch.stack([found.values for found in best]),
+                ).view(-1, width),
+                "ids": torch.tensor(ids, dtype=torch.int32).view(-1, k),
+                "chances": torch.tensor(chances, dtype=torch.float32).view(-1, k),
             },
         )
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy writes no tokens, or chunks of another length."""
-        n = with_tokens(execution, self.kind).n_tokens
-        if n != self.n_tokens or set(self.tensors) != {"contexts", "ids", "chances"}:
+        policy = with_tokens(execution, self.kind)
+        if policy.n_tokens != self.n_tokens:
             raise PlanMismatch(
-                f"stand was calibrated on chunks of {self.n_tokens} tokens and has tables "
-                f"{sorted(self.tensors)}, this policy's have {n}; recalibrate: "
+                f"stand was calibrated on chunks of {self.n_tokens} tokens, this policy's have "
+                f"{policy.n_tokens}; recalibrate: vivace calibrate --policy.path=…"
+            )
+        ids = self.tensors.get("ids", torch.empty(0))
+        rows, k = ids.shape if ids.ndim == 2 else (None, None)
+        needed: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
+            "contexts": (torch.int32, (rows, 2 + self.order)),
+            "ids": (torch.int32, (rows, k)),
+            "chances": (torch.float32, (rows, k)),
+        }
+        check_tensors(self.kind, self.tensors, needed)
+        lengths, chances = self.tensors["contexts"][:, 0], self.tensors["chances"]
+        bad = (ids < 0) | (ids >= policy.vocabulary) | (chances < 0) | (chances > 1)
+        if bad.any() or ((lengths < -1) | (lengths > self.order)).any():
+            raise PlanMismatch(
+                f"stand has a table of ids, chances or lengths out of range; needed are ids of "
+                f"0..{policy.vocabulary - 1}, chances of 0..1, lengths of -1..{self.order}; recalibrate: "
                 "vivace calibrate --policy.path=…"
             )
 

@@ -42,6 +42,10 @@ class StepScheduleOptions:
         _check_spacing(self.spacing, (AUTO, *SPACINGS))
 
 
+_MOST = 1000
+"""Steps; of flow matching nothing else bounds them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepSchedule:
     """Sampler, number of denoiser calls and their timesteps."""
@@ -59,8 +63,10 @@ class StepSchedule:
     """Spacing -> root mean square distance of its chunks from those as trained, normalised, when chosen."""
 
     def __post_init__(self) -> None:
-        """The spacing must be known."""
+        """The spacing must be known, the number of steps possible; the policy's process is checked later."""
         _check_spacing(self.spacing, SPACINGS)
+        if not 1 <= self.n_steps <= _MOST:
+            raise BadSetting(f"step_schedule n_steps={self.n_steps}; choose 1..{_MOST}")
 
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:

@@ -1,15 +1,17 @@
 """What a technique is, where it attaches, and the list of known ones."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from vivace.accel.plain_data import build
 from vivace.policies.decoding import Decoder
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
 
 
@@ -106,12 +108,8 @@ def technique_class(kind: str) -> type[Technique]:
 
 
 def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) -> T:
-    """Build an options dataclass from a dict; raises `BadSetting` naming unknown keys."""
-    known = {field.name for field in fields(options_class)}  # type: ignore[arg-type]
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise BadSetting(f"{kind} has no option {unknown[0]!r}; its options: {', '.join(sorted(known))}")
-    return options_class(**options)
+    """Build an options dataclass from a dict; raises `BadSetting` naming unknown keys and wrong types."""
+    return build(options_class, kind, options)
 
 
 def with_language(execution: Execution, kind: str) -> LanguagePolicy:
@@ -142,6 +140,40 @@ def with_denoiser(execution: Execution, kind: str) -> DenoisingPolicy:
             "leave it out of the plan"
         )
     return cast(DenoisingPolicy, execution.policy)
+
+
+def is_ascending(numbers: Sequence[int]) -> bool:
+    """Whether each number is above the one before it."""
+    return all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+
+
+def check_tensors(
+    kind: str,
+    tensors: Mapping[str, Tensor],
+    needed: Mapping[str, tuple[torch.dtype, tuple[int | None, ...]]],
+) -> None:
+    """Raise `PlanMismatch` unless a technique's tensors are the needed ones, and finite.
+
+    Args:
+        kind: of the technique.
+        tensors: name -> tensor.
+        needed: name -> dtype and shape; None where any size above 0 will do.
+    """
+    if tensors.keys() != needed.keys():
+        raise PlanMismatch(
+            f"{kind} has tensors {sorted(tensors)}, needed are {sorted(needed)}; copy "
+            "acceleration.safetensors beside the plan, or recalibrate: vivace calibrate --policy.path=…"
+        )
+    for name, (dtype, shape) in needed.items():
+        found = tensors[name]
+        sizes = zip(found.shape, shape, strict=False)
+        fits = len(found.shape) == len(shape) and all(n > 0 if m is None else n == m for n, m in sizes)
+        if found.dtype != dtype or not fits or not found.isfinite().all():
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise PlanMismatch(
+                f"{kind} has a tensor {name!r} of {found.dtype} {tuple(found.shape)}; this policy needs "
+                f"finite {dtype} ({wanted}); recalibrate: vivace calibrate --policy.path=…"
+            )
 
 
 class Decoding:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vivace.accel.draft_tree import Tree, best_first, decode_by_tree, greedy_logits
-from vivace.accel.technique import CalibrationData, Decoding, read_options, with_tokens
+from vivace.accel.draft_tree import MAX_NODES, Tree, best_first, decode_by_tree, greedy_logits
+from vivace.accel.technique import CalibrationData, Decoding, check_tensors, read_options, with_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Decoded, Prompt
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -33,8 +33,10 @@ class RecyclingOptions:
 
     def __post_init__(self) -> None:
         """Both must allow a guess."""
-        if self.k < 1 or self.nodes < 2:
-            raise BadSetting(f"token_recycling k={self.k}, nodes={self.nodes}; needed: k >= 1, nodes >= 2")
+        if self.k < 1 or not 2 <= self.nodes <= MAX_NODES:
+            raise BadSetting(
+                f"token_recycling k={self.k}, nodes={self.nodes}; needed: k >= 1, 2 <= nodes <= {MAX_NODES}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class TokenRecycling(Decoding):
                 candidates = table[j % period, token]
                 right += candidates == tokens[row, j + 1]
                 table[j % period, token] = best[row, j + 1]
-        rates = (right / (len(tokens) * (tokens.shape[1] - 1))).clamp(min=1e-4).tolist()
+        rates = (right / max(1, len(tokens) * (tokens.shape[1] - 1))).clamp(min=1e-4).tolist()
         parents, ranks = best_first(rates, chosen.nodes)
         return cls(
             parents=parents,
@@ -91,15 +93,29 @@ class TokenRecycling(Decoding):
         )
 
     def check(self, execution: Execution) -> None:
-        """Raise if the policy writes no tokens, or others."""
+        """Raise if the policy writes no tokens, or others, or if the tree is none."""
         policy = with_tokens(execution, self.kind)
-        table = self.tensors.get("table")
-        needed = (policy.period, len(policy.action_ids))
-        if table is None or tuple(table.shape[:2]) != needed or max(self.ranks) >= table.shape[2]:
-            found = None if table is None else tuple(table.shape)
+        ids = policy.action_ids
+        check_tensors(self.kind, self.tensors, {"table": (torch.int32, (policy.period, len(ids), None))})
+        table = self.tensors["table"]
+        k, nodes = table.shape[2], len(self.parents)
+        if k > len(ids) or table.min() < ids.start or table.max() >= ids.stop:
             raise PlanMismatch(
-                f"token_recycling has a table of shape {found}, this policy needs {needed} and a "
-                "candidate for every rank; recalibrate: vivace calibrate --policy.path=…"
+                f"token_recycling has {k} candidates of ids {int(table.min())}..{int(table.max())}, this "
+                f"policy's actions are {ids.start}..{ids.stop - 1}; recalibrate: "
+                "vivace calibrate --policy.path=…"
+            )
+        is_tree = self.parents[:1] == (0,) and all(0 <= up < i for i, up in enumerate(self.parents[1:], 1))
+        if not is_tree or len(self.ranks) != nodes or not all(0 <= rank < k for rank in self.ranks):
+            raise PlanMismatch(
+                f"token_recycling has parents {list(self.parents)} and ranks {list(self.ranks)}; needed are "
+                f"parents before their children, from 0, and as many ranks of 0..{k - 1}; recalibrate: "
+                "vivace calibrate --policy.path=…"
+            )
+        if not 2 <= nodes <= MAX_NODES or len(self.rates) not in (0, k):
+            raise PlanMismatch(
+                f"token_recycling has {nodes} nodes and {len(self.rates)} rates; needed: 2..{MAX_NODES} "
+                f"nodes, {k} rates; recalibrate: vivace calibrate --policy.path=…"
             )
 
     def __call__(

@@ -12,9 +12,9 @@ from vivace.deploy.ort_graph import OrtGraph, Runtime
 from vivace.deploy.ort_sampler import Denoiser, Writer
 from vivace.deploy.prompt import Prompt
 from vivace.policies.chunking import NO_DENOISING, Continuation, RealTimeChunking, continuation
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, ObservationMismatch, UnsupportedPolicy
 from vivace.policies.streams import Streams
-from vivace.policies.types import DELAY, PREVIOUS, check_observation
+from vivace.policies.types import DELAY, PREVIOUS, check_actions, check_observation
 
 
 class OrtPolicy:
@@ -69,13 +69,18 @@ class OrtPolicy:
                 two denoising steps, or two passes of Jacobi decoding, what is known by then is returned.
 
         Raises:
-            ObservationMismatch: a key is missing, a shape differs or a value is not finite.
+            ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
+            NonFiniteActions: an action is NaN or infinite.
         """
+        if not noise_keys:
+            raise ObservationMismatch("the batch holds no observation; give at least one")
         rows = [
             self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise, deadline_s)
             for row, noise in enumerate(noise_keys)
         ]
-        return np.concatenate(rows)
+        actions: np.ndarray = np.concatenate(rows)
+        check_actions(actions, self.spec.type)
+        return actions
 
     def _chunk(
         self, observations: Mapping[str, np.ndarray], key: tuple[int, ...], deadline_s: float | None

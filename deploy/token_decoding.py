@@ -115,7 +115,7 @@ def _guess(program: TokenProgram, prompted: Prompted, noise: Streams) -> np.ndar
     """Tokens 1 … n - 1 to begin with."""
     settings, n = program.decoder, program.n
     if settings["init"] == "marginal":
-        return np.array(settings["table"][1:])
+        return np.array(settings["table"][1:], dtype=np.int64)
     uniform = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in noise((n - 1,))[0]])
     length = len(prompted.ids)
     random: np.ndarray = prompted.ids[np.minimum((uniform * length).astype(int), length - 1)]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NonFiniteActions
 from vivace.policies.types import DELAY, PREVIOUS, Chunk
 
 _SLACK_S = 1e-9
@@ -79,6 +79,8 @@ class BatchedInference:
     def flush(self) -> None:
         """Compute every waiting request in one batch and hand out the chunks.
 
+        A request whose actions are not finite gets none: its inference failed, as one in a process would.
+
         Raises:
             BadSetting: `predict` returned another shape than (B, n, A).
         """
@@ -89,7 +91,15 @@ class BatchedInference:
 
     def _flush(self, waiting: "Mapping[SimulatedWorker, Request]", plan: str | None) -> None:
         requests = list(waiting.values())
-        actions = np.asarray(self._predict[plan](stacked(requests), [r.noise_key for r in requests]))
+        try:
+            actions = np.asarray(self._predict[plan](stacked(requests), [r.noise_key for r in requests]))
+        except NonFiniteActions as error:
+            if len(requests) > 1:  # one row must not cost the others their chunks
+                for worker, request in waiting.items():
+                    self._flush({worker: request}, plan)
+            else:
+                next(iter(waiting)).errors.append(str(error))
+            return
         if actions.ndim != 3 or len(actions) != len(requests):
             raise BadSetting(
                 f"predict returned shape {actions.shape} for {len(requests)} observations; "
@@ -127,6 +137,8 @@ class SimulatedWorker:
         self._actions: np.ndarray | None = None
         self.asked: list[tuple[int, float]] = []
         """(tick, latency [s]) of every request so far."""
+        self.errors: list[str] = []
+        """What inferences failed of; they gave no chunk."""
 
     @property
     def is_busy(self) -> bool:

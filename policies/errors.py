@@ -29,6 +29,10 @@ class ObservationMismatch(VivaceError):
     """Raised when an observation lacks a key, or has another shape or non-finite values."""
 
 
+class NonFiniteActions(VivaceError):
+    """Raised when a policy, as it is or under a plan, gives actions that are NaN or infinite."""
+
+
 class UnknownEnvironment(VivaceError):
     """Raised when an environment type or task is not registered."""
 

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vivace.policies.types import Fingerprint
 
@@ -16,10 +17,15 @@ _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "l
 """Config fields that do not change what the policy computes."""
 
 
-def fingerprint(policy: nn.Module, blocks: tuple[str, ...]) -> Fingerprint:
-    """Fingerprint a lerobot policy: type, config, every tensor, block ids.
+def fingerprint(policy: nn.Module, blocks: tuple[str, ...], processors: Iterable[Any] = ()) -> Fingerprint:
+    """Fingerprint a lerobot policy: type, config, every tensor, its processors, block ids.
 
     Of the config only what differs from the defaults counts, so that a field added later changes nothing.
+
+    Args:
+        policy: lerobot's own object.
+        blocks: ids of its blocks.
+        processors: lerobot's pipelines around it.
     """
     config: Any = policy.config
     usual = _defaults(config)
@@ -30,10 +36,31 @@ def fingerprint(policy: nn.Module, blocks: tuple[str, ...]) -> Fingerprint:
     }
     text = json.dumps(settings, sort_keys=True)
     weights = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return Fingerprint(config.type, hashlib.sha256(text.encode()).hexdigest(), weights.hexdigest(), blocks)
+    _add(weights, policy.state_dict())
+    return Fingerprint(
+        policy_type=config.type,
+        config=hashlib.sha256(text.encode()).hexdigest(),
+        weights=weights.hexdigest(),
+        processors=_processors_hash(processors),
+        blocks=blocks,
+    )
+
+
+def _processors_hash(pipelines: Iterable[Any]) -> str:
+    """Hash of every step's kind, settings and tensors, in their order."""
+    digest = hashlib.sha256()
+    for pipeline in pipelines:
+        for step in pipeline.steps:
+            settings = {key: value for key, value in step.get_config().items() if key not in _RUNTIME}
+            digest.update(json.dumps([type(step).__name__, _plain(settings)], sort_keys=True).encode())
+            _add(digest, step.state_dict())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _defaults(config: Any) -> dict[str, Any]:

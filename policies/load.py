@@ -94,11 +94,11 @@ def load_policy(
             f"{folder} lacks usable processor files "
             f"(policy_preprocessor.json, policy_postprocessor.json): {error}"
         ) from error
+    _check_finite(folder, policy)
     _check_statistics(folder, preprocess, postprocess)
     staged = stage(policy, action_kinds)
-    return LoadedPolicy(
-        folder, policy, staged, preprocess, postprocess, fingerprint(policy, staged.spec.block_ids)
-    )
+    mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
+    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
 
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> DenoisingPolicy:
@@ -151,6 +151,20 @@ def _check_weights(folder: Path) -> None:
             tensors.keys()
     except (SafetensorError, OSError) as error:
         raise PolicyNotFound(f"{file} is truncated or not safetensors ({error}); copy it again") from error
+
+
+def _check_finite(folder: Path, policy: torch.nn.Module) -> None:
+    for name, weight in policy.named_parameters():
+        if not weight.isfinite().all():
+            raise PolicyNotFound(
+                f"{folder}: weight {name!r} holds NaN or infinity; needed are finite ones; train again, or "
+                "copy an earlier checkpoint"
+            )
+    for name, buffer in policy.named_buffers():
+        if buffer.isnan().any():  # infinity is what attention masks are made of
+            raise PolicyNotFound(
+                f"{folder}: buffer {name!r} holds NaN; train again, or copy an earlier checkpoint"
+            )
 
 
 def _check_statistics(folder: Path, *pipelines: Any) -> None:

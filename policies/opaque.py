@@ -1,5 +1,10 @@
-"""A lerobot policy without an adapter, as one opaque stage: it runs, but has no blocks to accelerate."""
+"""A lerobot policy without an adapter, as one opaque stage: it runs, but has no blocks to accelerate.
 
+Such a policy draws from torch's global generator as often as it likes, so each row is run alone under a seed
+made of its own noise: the same noise key gives the same chunk, whatever else is in the batch.
+"""
+
+import hashlib
 from typing import Any
 
 import torch
@@ -15,7 +20,7 @@ from vivace.policies.types import ActionKind, PolicySpec
 
 
 class OpaquePolicy:
-    """Calls the policy's own `predict_action_chunk`; its noise comes from torch's global generator."""
+    """Calls the policy's own `predict_action_chunk`, row by row."""
 
     blocks = ()
 
@@ -52,8 +57,17 @@ class OpaquePolicy:
         return context
 
     def denoise(self, x: Tensor, condition: Batch, run: Runner = compute) -> Tensor:
-        """Predict actions (B, n, A), padded by repetition to (B, H, A)."""
-        actions = self.policy.predict_action_chunk(dict(condition))
+        """Predict actions (B, n, A), padded by repetition to (B, H, A); x is what seeds each row."""
+        rows = []
+        for i, seed in enumerate(_seeds(x)):
+            one = {
+                key: value[i : i + 1] if isinstance(value, Tensor) else value
+                for key, value in condition.items()
+            }
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                torch.manual_seed(seed)
+                rows.append(self.policy.predict_action_chunk(one))
+        actions = torch.cat(rows)
         missing = self.spec.horizon - actions.shape[1]
         return actions if missing <= 0 else torch.cat([actions, actions[:, -1:].repeat(1, missing, 1)], 1)
 
@@ -68,3 +82,11 @@ class OpaquePolicy:
     def hoist(self, sampler: Sampler) -> "OpaquePolicy":
         """Refuse: there are no stages."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
+
+
+def _seeds(x: Tensor) -> list[int]:
+    """A seed for each row of noise (B, H, A)."""
+    return [
+        int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7])
+        for row in x.detach().cpu().float().contiguous().numpy()
+    ]

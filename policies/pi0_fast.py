@@ -38,7 +38,8 @@ class StagedPI0Fast:
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")
         self._bos = tokenizer.bos_token_id
-        self.action_ids = range(self._core.lm_head.out_features)
+        self.vocabulary = self._core.lm_head.out_features
+        self.action_ids = range(self.vocabulary)
         dim = config.output_features["action"].shape[0]
         self.spec = PolicySpec(
             type=config.type,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.chunking import Continuation, RealTimeChunking, continuation
+from vivace.policies.errors import ObservationMismatch
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Batch, Execution, check_continuing, sample
@@ -57,7 +58,7 @@ class Session:
         "task" may hold one instruction a row; the session's own is told where it is missing.
 
         Raises:
-            ObservationMismatch: a key is missing, a shape differs or a value is not finite.
+            ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
         return self._read(observations, {})[0]
 
@@ -81,6 +82,8 @@ class Session:
         wanted = self.spec.observation_shapes
         batch: dict[str, Any] = {k: _tensor(k, v) for k, v in observations.items() if k in wanted}
         rows = len(next(iter(batch.values()), ()))
+        if batch and not rows:
+            raise ObservationMismatch("the batch holds no observation; give at least one")
         check_observation(batch, {k: (rows, self.spec.n_obs_steps, *shape) for k, shape in wanted.items()})
         ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
         seen = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
@@ -145,9 +148,18 @@ class Session:
                 "action.delay" the ticks (B,) until the chunks will be there.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
             mark: told when each stage is over.
+
+        Raises:
+            ObservationMismatch: the observations, or how many there are, do not fit.
+            NonFiniteActions: an action is NaN or infinite.
         """
         batch, draft, follow = self.inputs(observations)
         mark("prepare")
+        rows = len(next(iter(batch.values())))
+        if rows != len(noise_keys):
+            raise ObservationMismatch(
+                f"there are {rows} observations and {len(noise_keys)} noise keys; one key a row is needed"
+            )
         actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         found: np.ndarray = actions.cpu().numpy()

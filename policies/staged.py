@@ -20,7 +20,7 @@ from vivace.policies.prefix import TokenSelector, keep_all
 from vivace.policies.samplers import OWN, Sampler, Step
 from vivace.policies.step_table import StepTable
 from vivace.policies.stopwatch import Mark, ignore
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.types import ActionKind, BlockInfo, PolicySpec, check_actions
 
 Batch = dict[str, Tensor]
 """lerobot keys -> normalised observations (B, To, ...)."""
@@ -102,6 +102,8 @@ class TokenPolicy(Protocol):
     """Tokens of one action, if every action takes as many; else 1."""
     action_ids: range
     """Ids that actions are written in."""
+    vocabulary: int
+    """Ids there are, from 0."""
     end_token: int | None
     """Id that ends a chunk before its n tokens are written, if there is one; zeros follow it."""
 
@@ -256,12 +258,17 @@ def sample(
         draft: of a policy that writes tokens, see `Decoder`.
         follow: what the chunks continue; of a policy that denoises.
         mark: told when "encode" and "denoise" or "decode" are over; the rest belongs to "finish".
+
+    Raises:
+        NonFiniteActions: an action is NaN or infinite.
     """
     if follow is not None:
         check_continuing(execution)
     needs_gradients = follow is not None and follow.settings.jacobian == "exact"
     with torch.no_grad() if needs_gradients else torch.inference_mode():
-        return _sample(execution, batch, noise, draft, follow, mark)
+        actions = _sample(execution, batch, noise, draft, follow, mark)
+    check_actions(actions.float().cpu(), execution.policy.spec.type)
+    return actions
 
 
 def _sample(

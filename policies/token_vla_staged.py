@@ -33,6 +33,7 @@ class StagedTokenVLA:
         self.n_tokens = config.n_tokens
         self.period = config.n_tokens // config.horizon
         self.action_ids = range(config.bins.first, config.bins.end)
+        self.vocabulary = config.language_vocabulary
         self.spec = policy_spec(config, (), action_kinds)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.policies.errors import ObservationMismatch
+from vivace.policies.errors import NonFiniteActions, ObservationMismatch
 
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
@@ -114,6 +114,17 @@ def check_observation(values: Mapping[str, Any], shapes: Mapping[str, tuple[int,
             )
 
 
+def check_actions(actions: Any, policy_type: str) -> None:
+    """Raise `NonFiniteActions` if chunks (B, ...), an array or a tensor on the CPU, hold NaN or infinity."""
+    values = np.asarray(actions)
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        raise NonFiniteActions(
+            f"policy {policy_type!r} gave NaN or infinity in {len(bad)} of {len(values)} chunks, in row "
+            f"{bad[0]} first; finite actions are needed; check its plan, sampler and weights: vivace explain"
+        )
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """What a plan was made for."""
@@ -123,8 +134,11 @@ class Fingerprint:
     """Hash of the policy's config."""
     weights: str
     """Hash of every tensor."""
+    processors: str
+    """Hash of what its processors compute with, the statistics of normalisation among it."""
     blocks: tuple[str, ...]
 
     def __str__(self) -> str:
         span = f"{self.blocks[0]} … {self.blocks[-1]}" if self.blocks else "no blocks"
-        return f"{self.policy_type!r} (config {self.config[:8]}, weights {self.weights[:8]}, {span})"
+        marks = f"config {self.config[:8]}, weights {self.weights[:8]}, processors {self.processors[:8]}"
+        return f"{self.policy_type!r} ({marks}, {span})"

@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lerobot.configs.types import FeatureType, PolicyFeature
 from scipy import stats
 
+from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.draft_tree import Tree, best_first, follow
+from vivace.accel.greedy import GreedyExecuted
 from vivace.accel.jacobi import Jacobi
 from vivace.accel.sjd import Sjd, draw
 from vivace.accel.stand import Stand, contexts
@@ -17,6 +20,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.accel.token_recycling import TokenRecycling
 from vivace.policies.decoding import Prompt, greedy
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.past import Past
@@ -82,6 +86,20 @@ def test_exact_decoders_equal_greedy(technique, options, rows, execution, data, 
         assert torch.equal(found.tokens, plain.tokens)
         assert (found.passes <= plain.passes).all()
         assert (found.settled <= found.passes[:, None]).all()
+
+
+@pytest.mark.parametrize(("technique", "options"), [*EXACT, (GreedyExecuted, {}), (Sjd, {})])
+def test_a_chunk_of_one_token(technique, options, data):
+    one = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
+    policy = tiny_token_vla(horizon=1, n_action_steps=1, language_layers=2, output_features=one)
+    staged = stage(policy)
+    execution = Execution.of(staged)
+    plan = calibrate(staged, fingerprint(policy, ()), data, [(technique.kind, options)])
+    found = decode(accelerate(staged, plan), data.batch, noise())
+    assert found.tokens.shape == (3, 1)
+    assert found.passes.tolist() == [0, 0, 0]
+    if technique is not Sjd:
+        assert torch.equal(found.tokens, decode(execution, data.batch, noise()).tokens)
 
 
 @settings(max_examples=15, deadline=None)
@@ -234,7 +252,7 @@ def test_a_policy_that_writes_no_tokens_refuses_by_name(technique):
         (Jacobi, {"tolerance": -1.0}, "tolerance=-1.0"),
         (Jacobi, {"sigma": 2}, "jacobi has no option 'sigma'"),
         (Sjd, {"temperature": 0.0}, "must be above 0"),
-        (TokenRecycling, {"nodes": 1}, "nodes >= 2"),
+        (TokenRecycling, {"nodes": 1}, "2 <= nodes"),
         (Stand, {"order": 0}, "order >= 1"),
     ],
 )

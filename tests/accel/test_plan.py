@@ -12,11 +12,18 @@ from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.forecast import Forecast
 from vivace.accel.hoist import Hoist
+from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import TECHNIQUES, CalibrationData, Technique, technique_class
 from vivace.policies.dp_staged import StagedDPTransformer
-from vivace.policies.errors import BadSetting, CalibrationError, PlanMismatch, UnknownBlock
+from vivace.policies.errors import (
+    BadSetting,
+    CalibrationError,
+    NonFiniteActions,
+    PlanMismatch,
+    UnknownBlock,
+)
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
@@ -107,11 +114,67 @@ def test_unknown_blocks_and_impossible_steps_are_refused(policy, mark):
         lambda d: {k: v for k, v in d.items() if k != "fingerprint"},
         lambda d: d | {"techniques": [{"kind": "hoist", "surprise": 1}]},
         lambda d: d | {"techniques": 3},
+        lambda d: d | {"measurements": 3},
+        lambda d: d | {"measurements": {"error": float("nan")}},
+        lambda d: d | {"surprise": 1},
+        lambda d: d | {"version": True},
+        lambda d: d | {"fingerprint": {**d["fingerprint"], "weights": 7}},
+        lambda d: d | {"fingerprint": {k: v for k, v in d["fingerprint"].items() if k != "processors"}},
+        lambda d: d | {"techniques": [{"kind": ["hoist"]}]},
+        lambda d: d | {"techniques": [{"kind": "hoist", "tensors": {}}]},
+        lambda d: [d],
     ],
 )
 def test_malformed_plans_are_refused(mark, damage):
     with pytest.raises(PlanMismatch, match="recalibrate"):
         AccelerationPlan.from_json(damage(AccelerationPlan(mark, (Hoist(),)).to_json()))
+
+
+def test_other_processors_refuse_a_plan(policy, mark):
+    foreign = AccelerationPlan(replace(mark, processors="00"))
+    message = r"its processors \(statistics of observations and actions among them\) differ; recalibrate"
+    with pytest.raises(PlanMismatch, match=message):
+        accelerate(policy, foreign, mark)
+
+
+def test_what_was_put_in_by_hand_has_the_types_of_its_fields(mark):
+    with pytest.raises(BadSetting, match=r"block_cache updates\.a\[1\] is 1\.5; needed is a whole number"):
+        AccelerationPlan(mark, (BlockCache(n_steps=10, updates={"a": (0, 1.5)}),))
+    with pytest.raises(BadSetting, match=r"measurements\.ratio is inf; numbers are finite"):
+        AccelerationPlan(mark, (), {"ratio": float("inf")})
+    with pytest.raises(PlanMismatch, match="hoist and hoist both work on the hoist seam; keep one"):
+        AccelerationPlan(mark, (Hoist(), Hoist()))
+
+
+def test_tensors_belong_to_a_technique(mark):
+    data = AccelerationPlan(mark, (Hoist(),)).to_json()
+    with pytest.raises(PlanMismatch, match=r"tensor 'stand\.ids' belongs to no technique of the plan"):
+        AccelerationPlan.from_json(data, {"stand.ids": torch.zeros(1)})
+
+
+def test_a_plan_without_tensors_leaves_none_of_an_earlier_one(mark, tmp_path):
+    compensated = MlpPrune(kept=((0,),), tensors={"0.up": torch.ones(2, 1), "0.down": torch.ones(1, 2)})
+    AccelerationPlan(mark, (compensated,)).save(tmp_path)
+    assert AccelerationPlan.load(tmp_path).techniques[0].tensors.keys() == {"0.up", "0.down"}
+    AccelerationPlan(mark, (MlpPrune(kept=((0,),)),)).save(tmp_path)
+    assert not AccelerationPlan.load(tmp_path).techniques[0].tensors
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_calibration_needs_an_observation_and_a_key_for_each(policy, mark, data, rows):
+    some = CalibrationData({"observation.state": data.batch["observation.state"][:rows]}, KEYS[: 2 * rows])
+    message = rf"{2 * rows} noise keys and batches of \[{rows}\] observations; at least one observation"
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(policy, mark, some, [("hoist", {})])
+
+
+def test_a_plan_that_gives_nan_is_not_calibrated(mark, data):
+    broken = tiny_dp_transformer()
+    with torch.no_grad():
+        broken.model.head.bias[0] = torch.nan
+    message = "policy 'dp_transformer' gave NaN or infinity in 2 of 2 chunks, in row 0 first"
+    with pytest.raises(NonFiniteActions, match=message):
+        calibrate(StagedDPTransformer(broken), mark, data, [("step_schedule", {"n_steps": 2})])
 
 
 def test_broken_files_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Bundles: equal to torch on every policy, runnable without it, and refused by name when damaged."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -29,7 +30,14 @@ from vivace.eval.train import save
 from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
-from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, ParityError, UnsupportedPolicy
+from vivace.policies.errors import (
+    BadBundle,
+    BadSetting,
+    NonFiniteActions,
+    ObservationMismatch,
+    ParityError,
+    UnsupportedPolicy,
+)
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import load_policy, stage
 from vivace.policies.noise import EpisodeNoise
@@ -365,6 +373,25 @@ def test_the_wheel_alone_replays_what_torch_did(subject, robots_python, request,
     found, wanted = np.load(tmp_path / "actions.npy"), session.predict(seen, keys)
     assert np.abs(found - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
     assert np.array_equal(found, OrtPolicy(folder, task="Open the drawer").predict(seen, keys))
+
+
+def test_actions_that_are_not_finite_are_neither_exported_nor_predicted(diffusion, tmp_path):
+    loaded, _, data, folder = diffusion
+    bundle = Bundle.load(folder)
+    broken = OrtPolicy(replace(bundle, actions=replace(bundle.actions, gain=np.nan)))
+    seen = raw(loaded, rows=2)
+    with pytest.raises(NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row 0 first"):
+        broken.predict(seen, [(1, 0), (2, 0)])
+    with pytest.raises(ObservationMismatch, match="the batch holds no observation; give at least one"):
+        broken.predict({key: value[:0] for key, value in seen.items()}, [])
+    policy = copy.deepcopy(loaded.policy)
+    with torch.no_grad():
+        next(policy.parameters())[:] = torch.nan
+    with pytest.raises(NonFiniteActions, match="chunks, in row 0 first; finite actions are needed"):
+        export(
+            replace(loaded, staged=stage(policy)), AccelerationPlan(loaded.fingerprint), data, tmp_path / "b"
+        )
+    assert not (tmp_path / "b").exists()
 
 
 def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, tmp_path, monkeypatch):

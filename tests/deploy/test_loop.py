@@ -13,8 +13,16 @@ from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, make_queue
 from vivace.deploy.watchdog import State, Watchdog, WatchdogSettings
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking, continuation
-from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import DELAY, PREVIOUS, ActionKind, Chunk, Observation, PolicySpec
+from vivace.policies.errors import BadSetting, NonFiniteActions, ObservationMismatch
+from vivace.policies.types import (
+    DELAY,
+    PREVIOUS,
+    ActionKind,
+    Chunk,
+    Observation,
+    PolicySpec,
+    check_actions,
+)
 
 HZ, KEY = 10.0, "observation.state"
 KINDS = (ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY)
@@ -436,3 +444,31 @@ def test_a_clock_set_back_does_not_make_latencies_negative():
     loop._worker.poll = lambda now: Chunk(np.zeros((4, 3), np.float32), loop.tick_count, ready_s=-100.0)
     assert loop.tick().latency_s == 0
     assert loop.budget.expected_ticks == 0
+
+
+def test_an_inference_that_gives_nan_fails_alone():
+    def predict(observations, keys):
+        actions = count_on(observations, keys)
+        actions[np.array(keys)[:, 0] == 1] = np.nan
+        check_actions(actions, "counter")
+        return actions
+
+    inference = BatchedInference(predict)
+    workers = [SimulatedWorker(inference, lambda n, request: 0.0) for _ in range(3)]
+    for seed, worker in enumerate(workers):
+        worker.submit(Request({KEY: np.zeros((2, 1), np.float32)}, 0, 0.0, (seed, 0)))
+    chunks = [worker.poll(0.0) for worker in workers]
+    assert [chunk is None for chunk in chunks] == [False, True, False]
+    assert not any(worker.is_busy for worker in workers)
+    assert [len(worker.errors) for worker in workers] == [0, 1, 0]
+    assert "policy 'counter' gave NaN or infinity in 1 of 1 chunks" in workers[1].errors[0]
+
+
+def test_a_loop_whose_inferences_give_nan_goes_on_without_chunks():
+    def predict(observations, keys):
+        raise NonFiniteActions("NaN")
+
+    loop = make_loop(predict=predict, initial_action=(0.0, 0.0, 0.0))
+    records, _ = run(loop, 10)
+    assert all(np.isfinite(record.action).all() for record in records)
+    assert loop._worker.errors == ["NaN"] * len(loop._worker.asked)

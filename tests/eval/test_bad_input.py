@@ -104,7 +104,7 @@ def test_unknown_block_and_damaged_plans(copy, capsys):
     edit_plan(copy, lambda plan: plan.update(version=99))
     assert "plan has version 99, this vivace reads 1" in evaluate(capsys, copy)
     edit_plan(copy, lambda plan: plan.pop("fingerprint") and plan.update(version=1))
-    assert "plan is malformed: KeyError: 'fingerprint'" in evaluate(capsys, copy)
+    assert "plan is malformed: plan lacks 'fingerprint'" in evaluate(capsys, copy)
     (copy / FILE_NAME).write_text("{")
     assert "is not JSON" in evaluate(capsys, copy)
     (copy / FILE_NAME).unlink()

@@ -1,6 +1,7 @@
 """Loading checkpoints, opaque policies, sessions: observations in the robot's units to actions in them."""
 
-from dataclasses import field, make_dataclass
+import shutil
+from dataclasses import field, make_dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,14 +9,23 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
+from safetensors.torch import load_file, save_file
 
 from vivace.accel.apply import calibrate
+from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
-from vivace.policies.errors import ObservationMismatch, PolicyNotFound, UnsupportedPolicy
+from vivace.policies.errors import (
+    NonFiniteActions,
+    ObservationMismatch,
+    PlanMismatch,
+    PolicyNotFound,
+    UnsupportedPolicy,
+)
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.load import ZOO, load_policy, resolve, stage
+from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
 from vivace.policies.noise import EpisodeNoise, GlobalNoise
+from vivace.policies.opaque import OpaquePolicy
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny import tiny_dp_transformer
@@ -60,7 +70,8 @@ def test_a_saved_policy_is_the_policy(folder):
     loaded = load_policy(folder)
     fresh = tiny_dp_transformer(images=True)
     assert all(torch.equal(v, loaded.policy.state_dict()[k]) for k, v in fresh.state_dict().items())
-    assert loaded.fingerprint == fingerprint(fresh, loaded.staged.spec.block_ids)
+    pipelines = loaded.preprocess, loaded.postprocess
+    assert loaded.fingerprint == fingerprint(fresh, loaded.staged.spec.block_ids, pipelines)
     assert loaded.policy.config.type == "dp_transformer"
 
 
@@ -103,6 +114,92 @@ def test_a_fingerprint_tells_weights_config_and_device_apart(folder):
     assert fingerprint(policy, blocks).weights != before.weights
 
 
+def test_other_statistics_are_another_fingerprint(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert load_policy(copy).fingerprint == load_policy(folder).fingerprint
+    file = next(copy.glob("policy_postprocessor_*.safetensors"))
+    save_file({name: 3 * tensor for name, tensor in load_file(file).items()}, file)
+    before, after = load_policy(folder).fingerprint, load_policy(copy).fingerprint
+    assert after.processors != before.processors
+    assert replace(after, processors=before.processors) == before
+    with pytest.raises(PlanMismatch, match=r"its processors \(statistics of observations and actions among"):
+        AccelerationPlan(before).check(after)
+
+
+def test_settings_of_processors_count_but_their_device(folder):
+    loaded = load_policy(folder)
+    pipelines = loaded.preprocess, loaded.postprocess
+    steps = {type(step).__name__: step for step in loaded.preprocess.steps}
+    steps["DeviceProcessorStep"].device = "cuda"
+    assert fingerprint(loaded.policy, (), pipelines).processors == loaded.fingerprint.processors
+    steps["NormalizerProcessorStep"].eps = 0.1
+    assert fingerprint(loaded.policy, (), pipelines).processors != loaded.fingerprint.processors
+
+
+def test_weights_that_are_not_finite_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.head.bias"][1] = torch.inf
+    save_file(tensors, file)
+    with pytest.raises(PolicyNotFound, match=r"weight 'model\.head\.bias' holds NaN or infinity"):
+        load_policy(copy)
+
+
+def test_buffers_may_hold_infinity_but_not_nan(tmp_path):
+    model = torch.nn.Module()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    _check_finite(tmp_path, model)
+    model.mask[0] = torch.nan
+    with pytest.raises(PolicyNotFound, match="buffer 'mask' holds NaN; train again"):
+        _check_finite(tmp_path, model)
+
+
+def test_a_batch_has_rows_and_a_key_for_each(session):
+    with pytest.raises(ObservationMismatch, match="the batch holds no observation; give at least one"):
+        session.predict(observation(0), [])
+    with pytest.raises(ObservationMismatch, match="there are 2 observations and 1 noise keys; one key a row"):
+        session.predict(observation(), [(1, 0)])
+
+
+def test_actions_that_are_not_finite_are_not_predicted(folder):
+    loaded = load_policy(folder)
+    with torch.no_grad():
+        loaded.policy.model.head.bias[0] = torch.nan
+    with pytest.raises(NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row"):
+        Session(loaded).predict(observation(), [(1, 0), (2, 0)])
+
+
+class Dice(torch.nn.Module):
+    """A policy that draws its actions from torch's global generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = ACTConfig(
+            input_features={STATE: PolicyFeature(FeatureType.STATE, (5,))},
+            output_features={"action": PolicyFeature(FeatureType.ACTION, (3,))},
+            device="cpu", chunk_size=6, n_action_steps=4,
+        )  # fmt: skip
+
+    def predict_action_chunk(self, batch):
+        return torch.randn(len(batch[STATE]), 6, 3)
+
+
+def test_an_opaque_policy_draws_as_its_noise_keys_say():
+    execution = Execution.of(OpaquePolicy(Dice()))
+
+    def chunks(*keys):
+        return sample(execution, {STATE: torch.zeros(len(keys), 1, 5)}, EpisodeNoise(keys))
+
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    pair = chunks((1, 0), (2, 0))
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator was moved"
+    assert not torch.equal(pair[0], pair[1])
+    assert torch.equal(pair, chunks((1, 0), (2, 0)))
+    assert torch.equal(pair[1:], chunks((2, 0))), "a row depends on its neighbours"
+
+
 def test_paths(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "pretrained_model").symlink_to(folder)
@@ -129,7 +226,7 @@ def test_a_policy_without_adapter_runs_but_has_no_blocks():
     batch = {STATE: torch.rand(2, 1, 5), "observation.environment_state": torch.rand(2, 1, 4)}
     chunk = sample(Execution.of(staged), batch, GlobalNoise())
     theirs = policy.predict_action_chunk({key: value[:, 0] for key, value in batch.items()})
-    assert torch.equal(chunk[:, : theirs.shape[1]], theirs)
+    torch.testing.assert_close(chunk[:, : theirs.shape[1]], theirs)
     data = CalibrationData(batch, ((1, 0), (2, 0)))
     for kind in ("block_cache", "hoist", "forecast", "step_schedule"):
         with pytest.raises(UnsupportedPolicy, match="opaque"):

@@ -1,0 +1,28 @@
+"""Decoding with numpy alone: chunks of one token."""
+
+import numpy as np
+import pytest
+
+from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
+from vivace.policies.streams import Streams
+
+JACOBI = {"kind": "jacobi", "until": "all", "tolerance": 0, "max_iterations": 0, "freeze": True, "table": [3]}
+
+
+@pytest.mark.parametrize("decoder", [
+    {"kind": "greedy"},
+    {"kind": "greedy_executed"},
+    JACOBI | {"init": "prompt"},
+    JACOBI | {"init": "previous"},
+    JACOBI | {"init": "marginal"},
+])  # fmt: skip
+def test_a_chunk_of_one_token(decoder):
+    program = TokenProgram(0, n=1, executed=1, n_bins=4, end=8, decoder=decoder)
+    prompted = Prompted(np.eye(8)[5], np.arange(3), None)
+
+    def extend(tokens, first):
+        raise AssertionError("nothing is left to read")
+
+    tokens, passes = decode(program, prompted, extend, Streams([(1, 0)]), action_dim=1)
+    assert (tokens.tolist(), passes) == ([5], 0)
+    assert program.detokenize(tokens, 1).shape == (1, 1, 1)
