@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Technique, technique_class
 from vivace.policies.staged import DenoisingPolicy, Execution
@@ -44,6 +45,9 @@ def calibrate(
         fingerprint: of the policy, stored in the plan.
         data: observations to calibrate on.
         wanted: (kind, options) of every technique, in any order.
+
+    Returns:
+        The plan; its measurements name the episodes it was fitted to, so that it is judged on others.
     """
     execution = Execution.of(policy)
     techniques: list[Technique] = []
@@ -51,7 +55,7 @@ def calibrate(
         technique = technique_class(kind).calibrate(execution, data, dict(options))
         execution = _apply(technique, execution)
         techniques.append(technique)
-    return AccelerationPlan(fingerprint, tuple(techniques))
+    return AccelerationPlan(fingerprint, tuple(techniques), {FITTED: sorted(data.seeds)})
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.warm_up import warm_up
-from vivace.eval.statistics import ratio_of_medians
+from vivace.eval.action_error import row_errors
+from vivace.eval.statistics import ratio_of_medians, spread_of
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
@@ -24,6 +26,7 @@ class BundleRun:
         self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
         self.name = f"ort:{folder}"
         receipt = self.policy.bundle.receipt
+        self.plan = AccelerationPlan.load(self.policy.bundle.folder)
         weights = receipt["fingerprint"]["weights"]
         if weights != loaded.fingerprint.weights:
             raise BadSetting(
@@ -64,7 +67,7 @@ class BundleRun:
             "latency_spread": np.percentile(times[self.name], [10, 90]).tolist(),
             "ratio": ratio.ratio,
             "ratio_interval": list(ratio.interval),
-            "action_error": float(np.abs(found - reference.cpu().numpy()).mean()),
+            **spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu())),
             "gflop": None,
             "bundle": {
                 "graphs": len(bundle.graphs),

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from vivace.accel.apply import accelerate
-from vivace.accel.flops import count_flops
 from vivace.accel.hoist import Hoist
+from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.layer_skip import LayerSkip
 from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop import Mode
-from vivace.eval.bench import build, pareto_row
+from vivace.eval.action_error import sample_all
+from vivace.eval.bench import Built, build, counts, gflop, pareto_row
 from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
+from vivace.eval.gather import JUDGEMENT_SEED
 from vivace.eval.latencies import measured_latencies
 from vivace.eval.latency_model import MeasuredLatency, NoLatency
 from vivace.eval.lineup import Entry, lineup_for
@@ -34,16 +35,17 @@ from vivace.eval.plans import load, load_plan, observe
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.settings import EvalCommand
-from vivace.eval.summary import comparisons, frequency_score, run_summary, table, telling_seed
+from vivace.eval.summary import comparisons, frequency_score, run_summary, table
 from vivace.eval.terminal import console
 from vivace.eval.trials import Run, Trials, rollout_settings
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import Execution
 
 PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
+SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
+"""How the episode that is filmed and drawn was chosen."""
 LADDER = "ladder"
 """Name of the run that chooses among plans."""
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "freeze")
@@ -62,6 +64,9 @@ BASELINES = (
     "fastv",
     "ddim-2",
     "ddim-5",
+    "euler-2",
+    "euler-4",
+    "rk4-2",
     "freeze",
     "exit-1",
     "exit-2",
@@ -94,15 +99,21 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
-    data = observe(command, loaded, accelerated)
-    executions, entries = _executions(command, loaded, plan, accelerated, data)
+    fitted = observe(command, loaded, accelerated)
+    data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
+    episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
+    check_apart(fitted.seeds | fitted_seeds(plan), data.seeds.union(episodes_asked))
+    built = _executions(command, loaded, plan, accelerated, fitted, data)
+    executions, entries = built.executions, built.entries
     times = _latencies(command, loaded, plan, executions, data)
     runs = _runs(command, entries, executions, times)
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
     results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
     results["pareto"] = _pareto(entries, executions, times, data, episodes)
-    results["calibration"] = calibration_section(accelerated, data)
+    results["calibration"] = calibration_section(accelerated, fitted)
+    results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
+    results["left_out"] = built.left_out
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
     write_results(folder, results)
     Console().print(table(results))
@@ -151,8 +162,8 @@ def _outcomes(
     """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
     hz = command.env.control_hz
     curve = trials.curve(runs)
-    seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
-    summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, data.one)) for run in runs]
+    seed = command.seed
+    summaries = [run_summary(run, episodes[run.name], hz, gflop(run.execution, data.one)) for run in runs]
     latency_s = {entry["name"]: entry["latency"]["p50_s"] for entry in summaries}
     for line in curve.values():
         line["frequency_score"] = frequency_score(line["points"], latency_s[line["run"]], hz)
@@ -161,6 +172,7 @@ def _outcomes(
         "comparisons": _comparisons(episodes),
         "curve": curve,
         "shown_seed": seed,
+        "shown_because": SHOWN_BECAUSE,
         "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
         "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
     }
@@ -201,25 +213,20 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
     }
 
 
-def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:
-    """Work of one chunk; None for an opaque policy, whose loop cannot be counted."""
-    is_opaque = not (execution.policy.blocks or execution.writes_tokens)
-    return None if is_opaque else count_flops(execution, one).total / 1e9
-
-
 def _executions(
     command: EvalCommand,
     loaded: LoadedPolicy,
     plan: AccelerationPlan,
     accelerated: Execution,
+    fitted: CalibrationData,
     data: CalibrationData,
-) -> tuple[dict[str, Execution], list[Entry]]:
-    """Every way of running the policy that appears in the report, with its entry."""
+) -> Built:
+    """Every way of running the policy that appears in the report; baselines are fitted to `fitted`."""
     plain = Execution.of(loaded.staged)
     executions = {PLAIN.name: plain, ACCELERATED.name: accelerated}
     entries = [PLAIN, ACCELERATED]
     if not (loaded.staged.blocks or plain.writes_tokens):
-        return executions, entries
+        return Built(tuple(entries), executions, {})
     if not plain.writes_tokens:
         entry, executions["fewer_steps"] = _fewer_steps_run(command, loaded, plan, accelerated, data)
         entries.append(entry)
@@ -227,9 +234,7 @@ def _executions(
         e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
     ]
     others = [e for e in others if command.eval.lineup or e.name in (*RUNS, *command.eval.ladder)]
-    built = build(loaded, others, data)
-    entries += [entry for entry in others if entry.name in built]
-    return executions | built, entries
+    return Built(tuple(entries), executions, {}).joined(build(loaded, others, fitted))
 
 
 def _fewer_steps_run(
@@ -279,7 +284,7 @@ def _latencies(
 
 
 def _pareto(
-    entries: list[Entry],
+    entries: Sequence[Entry],
     executions: Mapping[str, Execution],
     times: dict[str, list[float]],
     data: CalibrationData,
@@ -287,7 +292,7 @@ def _pareto(
 ) -> list[dict[str, Any]]:
     """Latency, action error and, where episodes were run, success under that latency."""
     with console.status("comparing actions"):
-        reference = sample(executions[PLAIN.name], data.batch, EpisodeNoise(data.noise_keys))
+        reference = sample_all(executions[PLAIN.name], data)
         rows = [pareto_row(entry, executions[entry.name], times, reference, data) for entry in entries]
     for row in rows:
         if row["name"] in episodes:

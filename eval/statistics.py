@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest, norm
 from statsmodels.stats.proportion import proportion_confint
 
@@ -19,6 +20,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         return 0.0, 1.0
     low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
     return float(low), float(high)
+
+
+def spread_of(name: str, values: ArrayLike) -> dict[str, Any]:
+    """Return {name: mean, name_spread: [10th, 90th percentile]} of one value per observation (B,)."""
+    return {name: float(np.mean(values)), f"{name}_spread": np.percentile(values, [10, 90]).tolist()}
 
 
 @dataclass(frozen=True)
