@@ -89,7 +89,7 @@ def _with_compiled_passes(policy: Any, sizes_vary: bool, backend: str | Callable
     One graph reads blocks of any size where sizes vary. A graph for each of up to n sizes would take many
     minutes to compile; where there is one size only, a graph made for it is a little faster.
     """
-    twin = _with_compiled_encode(policy, backend)
+    twin: Any = _with_compiled_encode(policy, backend)
     twin.extend = _compiled(policy.extend, backend, sizes_vary=sizes_vary)
     return twin
 

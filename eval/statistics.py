@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import binomtest, norm
 from statsmodels.stats.proportion import proportion_confint
 
@@ -22,7 +21,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
-def spread_of(name: str, values: ArrayLike) -> dict[str, Any]:
+def spread_of(name: str, values: Sequence[float]) -> dict[str, Any]:
     """Return {name: mean, name_spread: [10th, 90th percentile]} of one value per observation (B,)."""
     return {name: float(np.mean(values)), f"{name}_spread": np.percentile(values, [10, 90]).tolist()}
 

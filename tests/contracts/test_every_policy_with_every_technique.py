@@ -349,49 +349,33 @@ def test_a_policy_has_what_it_is_said_to_have(subject):
     assert {name for name, has in found.items() if has} == subject.has
 
 
-class CountingBackend:
-    """Runs a graph as it was recorded, and counts how often any runs."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, module: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
-        def graph(*args: Any) -> Any:
-            self.calls += 1
-            return module(*args)
-
-        return graph
+def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int], int]:
+    """Compile; returns it, a list that every run of a graph lengthens, and how much `encode` does."""
+    runs: list[int] = []
+    compiled = compile_execution(execution, lambda graph, _: lambda *args: (runs.append(1), graph(*args))[1])
+    compiled.policy.encode(subject.data.batch)
+    in_encode = len(runs)
+    runs.clear()
+    return compiled, runs, in_encode
 
 
 @pytest.mark.parametrize("wanted", [[], [("block_cache", {"method": "uniform", "updates": 2})]], ids=len)
 @without(TOKENS)
 def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
     execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
-    backend, noise = CountingBackend(), EpisodeNoise(subject.data.noise_keys)
-    compiled = compile_execution(execution, backend)
-    compiled.policy.encode(subject.data.batch)
-    in_encode, backend.calls = backend.calls, 0
-    torch.testing.assert_close(
-        sample(compiled, subject.data.batch, noise), run(execution, subject), atol=1e-5, rtol=0
-    )
-    graphs = (
-        sum(len(row.fresh) for row in execution.action.rows)  # one a block
-        if wanted
-        else len(execution.sampler)  # one a step
-    )
-    assert backend.calls - in_encode == graphs
+    compiled, runs, in_encode = counted(execution, subject)
+    torch.testing.assert_close(run(compiled, subject), run(execution, subject), atol=1e-5, rtol=0)
+    blocks = sum(len(row.fresh) for row in execution.action.rows) if wanted else 0
+    assert len(runs) - in_encode == (blocks or len(execution.sampler)), "one graph a block, or one a step"
 
 
 @with_(TOKENS)
 def test_every_pass_over_tokens_is_compiled_code(subject):
-    execution, backend = Execution.of(subject.staged), CountingBackend()
-    compiled, noise = compile_execution(execution, backend), EpisodeNoise(subject.data.noise_keys)
-    compiled.policy.encode(subject.data.batch)
-    in_encode, backend.calls = backend.calls, 0
+    execution, noise = Execution.of(subject.staged), EpisodeNoise(subject.data.noise_keys)
+    compiled, runs, in_encode = counted(execution, subject)
     found, wanted = (decode(how, subject.data.batch, noise) for how in (compiled, execution))
     assert torch.equal(found.tokens, wanted.tokens)
-    assert in_encode > 0
-    assert backend.calls - in_encode == wanted.passes.max()
+    assert len(runs) - in_encode == wanted.passes.max()
 
 
 @without(TOKENS)

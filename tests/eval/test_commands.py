@@ -185,7 +185,7 @@ def test_bench_refuses_to_judge_on_what_was_fitted_to(checkpoint, monkeypatch, c
     assert main([*command, "--seed=999999", "--bench.n_episodes=1"]) == 2
     assert "episode 1000000 was calibrated on, and is asked to judge by" in capsys.readouterr().err
     monkeypatch.setattr("vivace.eval.bench.JUDGEMENT_SEED", CALIBRATION_SEED)
-    assert main(command) == 2
+    assert main([*command, "--output_dir=other"]) == 2
     assert "episode 1000000 was calibrated on, and is asked to judge by" in capsys.readouterr().err
 
 
