@@ -254,21 +254,26 @@ def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
 def misfit(entry: Entry, staged: Any) -> str:
     """Say why the numbers of a row's caches do not fit a policy; nothing if they do."""
     wanted = dict(entry.wanted)
-    fewer = wanted.get("step_schedule")
-    n_steps = fewer["n_steps"] * _CALLS[fewer["sampler"]] if fewer else len(staged.sampler)
-    for kind in ("block_cache", "forecast"):
-        updates, bubbling = (wanted.get(kind, {}).get(name, 0) for name in ("updates", "bubbling"))
+    for kind in {"block_cache", "forecast"}.intersection(wanted):
+        updates, bubbling = (wanted[kind].get(name, 0) for name in ("updates", "bubbling"))
+        n_steps, n_blocks = _denoiser_calls(wanted, staged), len(staged.blocks)
         if updates > n_steps:
             return (
                 f"updates={updates}, but the sampler runs {n_steps} steps; choose --accel.updates in "
                 f"1..{n_steps}"
             )
-        if bubbling > len(staged.blocks):
+        if bubbling > n_blocks:
             return (
-                f"bubbling={bubbling}, but the policy has {len(staged.blocks)} blocks; choose "
-                f"--accel.bubbling in 0..{len(staged.blocks)}"
+                f"bubbling={bubbling}, but the policy has {n_blocks} blocks; choose --accel.bubbling in "
+                f"0..{n_blocks}"
             )
     return ""
+
+
+def _denoiser_calls(wanted: dict[str, Options], staged: Any) -> int:
+    """How often a chunk calls the denoiser under a row's sampler, or the policy's own."""
+    fewer = wanted.get("step_schedule")
+    return fewer["n_steps"] * _CALLS[fewer["sampler"]] if fewer else len(staged.sampler)
 
 
 def labelled(entry: Entry, plan: AccelerationPlan) -> Entry:

@@ -14,7 +14,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.opaque import OpaquePolicy
-from vivace.policies.tiny import tiny_clip, tiny_dp_transformer, tiny_multi_task_dit
+from vivace.policies.tiny import tiny_clip, tiny_dp_transformer, tiny_multi_task_dit, tiny_token_vla
 
 KEYS = ((1, 0), (2, 0))
 
@@ -52,6 +52,14 @@ def test_a_flow_policy_is_offered_fewer_steps_of_its_own_samplers(flow):
     assert list(built.executions) == names == [entry.name for entry in entries]
     assert built.left_out == {}
     assert len(built.executions["rk4-2"].sampler) == 8 < len(policy.staged.sampler)
+
+
+def test_a_policy_that_writes_tokens_has_every_row_it_is_offered():
+    policy = tiny_token_vla(horizon=2, n_action_steps=2)
+    entries = [e for e in lineup_for(stage(policy), AccelOptions()) if not e.is_compiled]
+    built = build(loaded(policy), entries, observations(policy))
+    assert list(built.executions) == [entry.name for entry in entries]
+    assert built.left_out == {}
 
 
 def test_only_fewer_steps_are_offered_as_fewer_steps():
