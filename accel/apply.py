@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Technique, technique_class
 from vivace.policies.errors import CalibrationError
@@ -48,6 +49,9 @@ def calibrate(
         data: observations to calibrate on.
         wanted: (kind, options) of every technique, in any order.
 
+    Returns:
+        The plan; its measurements name the episodes it was fitted to, so that it is judged on others.
+
     Raises:
         CalibrationError: there are no observations, or not as many noise keys.
         NonFiniteActions: under the plan some of the observations lead to NaN or infinity.
@@ -65,7 +69,7 @@ def calibrate(
         execution = _apply(technique, execution)
         techniques.append(technique)
     sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)  # refuses NaN and infinity
-    return AccelerationPlan(fingerprint, tuple(techniques))
+    return AccelerationPlan(fingerprint, tuple(techniques), {FITTED: sorted(data.seeds)})
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

@@ -7,6 +7,7 @@ The condition is computed outside the graph, so a step enters it as tensors only
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,68 +22,82 @@ from vivace.policies.samplers import Step
 from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute, evaluate
 
 
-def compile_execution(execution: Execution) -> Execution:
+def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:
     """Return a compiled twin of an execution; the first call of each graph compiles it.
+
+    Args:
+        execution: what to compile.
+        backend: torch.compile's.
 
     Raises:
         UnsupportedPolicy: the execution decides at run time what to compute.
     """
     if execution.writes_tokens:
         sizes_vary = isinstance(execution.decoder, Decoding) and not execution.decoder.reads_one_size
-        return replace(execution, policy=_with_compiled_passes(execution.policy, sizes_vary))
+        return replace(execution, policy=_with_compiled_passes(execution.policy, sizes_vary, backend))
     if not execution.policy.blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
     if execution.evaluate is not evaluate:
         raise UnsupportedPolicy("a plan that estimates the unconditional branch linearly is not compiled")
-    _allow_graphs(len(execution.policy.blocks))
+    policy = _with_compiled_encode(execution.policy, backend)
     if execution.action is always_compute:
-        denoise = torch.compile(execution.policy.denoise, fullgraph=True, dynamic=False)
+        denoise = _compiled(policy.denoise, backend)
 
         def compiled(
             execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
         ) -> tuple[Tensor, Cache]:
             return denoise(x, execution.policy.condition(step, context)), EMPTY
 
-        return replace(execution, policy=_with_compiled_encode(execution.policy), evaluate=compiled)
+        return replace(execution, policy=policy, evaluate=compiled)
     if not isinstance(execution.action, Rows):
         raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
-    twin = _with_compiled_encode(_with_compiled_blocks(execution.policy))
-    return replace(execution, policy=twin)
+
+    def compiled_block(block: Block) -> Block:
+        return replace(block, fn=_compiled(block.fn, backend))
+
+    return replace(execution, policy=policy.with_blocks(compiled_block))
 
 
-def _allow_graphs(n_blocks: int) -> None:
-    """Raise Dynamo's limit: blocks of all layers share one code object, and are counted as recompilations."""
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, n_blocks + 8)
+def _compiled(
+    fn: Callable[..., Any],
+    backend: str | Callable[..., Any],
+    is_whole: bool = True,
+    sizes_vary: bool = False,
+) -> Callable[..., Any]:
+    """Compile a function apart from all others.
+
+    Dynamo counts graphs by code object and gives up at a limit, which the blocks of all layers, and the
+    policies of all rows of a table, would reach together: so each has a code object of its own.
+
+    Args:
+        fn: what to compile.
+        backend: torch.compile's.
+        is_whole: one graph, or an error; else what cannot be compiled runs eagerly in between.
+        sizes_vary: one graph for any size.
+    """
+
+    def own(*args: Any) -> Any:
+        return fn(*args)
+
+    own.__code__ = own.__code__.replace()
+    return torch.compile(own, fullgraph=is_whole, dynamic=sizes_vary, backend=backend)
 
 
-def _with_compiled_blocks(policy: DenoisingPolicy) -> DenoisingPolicy:
-    """Return a twin whose blocks are compiled one by one; weights are shared."""
-    twin = copy.copy(policy)
-    twin.blocks = tuple(
-        Block(block.id, torch.compile(block.fn, fullgraph=True, dynamic=False), block.additive)
-        for block in policy.blocks
-    )
-    return twin
-
-
-def _with_compiled_passes(policy: Any, sizes_vary: bool) -> Any:
+def _with_compiled_passes(policy: Any, sizes_vary: bool, backend: str | Callable[..., Any]) -> Any:
     """Return a twin whose two bodies are compiled: reading the prompt, and a block of tokens.
 
     One graph reads blocks of any size where sizes vary. A graph for each of up to n sizes would take many
     minutes to compile; where there is one size only, a graph made for it is a little faster.
     """
-    _allow_graphs(policy.n_tokens)
-    twin = copy.copy(policy)
-    twin.encode = torch.compile(policy.encode, dynamic=False)
-    twin.extend = torch.compile(policy.extend, dynamic=sizes_vary)
+    twin: Any = _with_compiled_encode(policy, backend)
+    twin.extend = _compiled(policy.extend, backend, sizes_vary=sizes_vary)
     return twin
 
 
-def _with_compiled_encode(policy: DenoisingPolicy) -> DenoisingPolicy:
+def _with_compiled_encode(policy: DenoisingPolicy, backend: str | Callable[..., Any]) -> DenoisingPolicy:
     """Return a twin whose encode is compiled, if it has a language stage."""
     if not hasattr(policy, "language"):
         return policy
     twin: Any = copy.copy(policy)
-    twin.encode = torch.compile(policy.encode, dynamic=False)
+    twin.encode = _compiled(policy.encode, backend, is_whole=False)
     return twin

@@ -35,13 +35,18 @@ class CalibrationData:
     batch: dict[str, Tensor]
     """lerobot keys -> normalised observations (B, To, ...)."""
     noise_keys: tuple[tuple[int, ...], ...]
-    """One key per row, naming its noise stream (`EpisodeNoise`)."""
+    """One key per row, naming its noise stream (`EpisodeNoise`): the episode's seed, and which inference."""
     draft: Tensor | None = None
     """Of a policy that writes tokens: those the chunks before mean (B, n), -1 where nothing is known."""
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The same observations as the control loop gives them to `Session.predict`: keys -> (B, To, ...) in the
     robot's units, images HWC uint8, "action.previous" (B, n, A), and "task", one text a row; empty where only
     prepared ones are known."""
+
+    @property
+    def seeds(self) -> frozenset[int]:
+        """Seeds of the episodes the observations are of."""
+        return frozenset(key[0] for key in self.noise_keys)
 
     @property
     def one(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vivace.accel.apply import accelerate
 from vivace.accel.greedy import executed_tokens
+from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
@@ -70,7 +71,8 @@ def export(
     Args:
         loaded: the checkpoint.
         plan: how it is run; of this checkpoint.
-        data: observations to prove parity on; the first one gives the graphs their shapes.
+        data: observations to prove parity on, of other episodes than the plan was calibrated on; the first
+            one gives the graphs their shapes.
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
         on_step: told how many of how many steps are exported.
@@ -78,11 +80,13 @@ def export(
             the error of the actions is in the receipt.
 
     Raises:
+        BadSetting: the plan was calibrated on episodes that the observations are of.
         UnsupportedPolicy: the policy or its plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
     _check_techniques(plan)
+    check_apart(fitted_seeds(plan), data.seeds)
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
     observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
     partial = folder.with_name(folder.name + ".partial")
@@ -129,14 +133,17 @@ def _receipt(
     """What was exported, and how far it is from torch."""
     policy = OrtPolicy(bundle)
     errors = [_chunk_error(policy, execution, one) for one in data.ones()]
+    means = [mean for _, mean in errors]
     return {
         "fingerprint": asdict(plan.fingerprint),
         "techniques": [technique.kind for technique in plan.techniques],
         "torch": torch.__version__,
         "observations": len(errors),
+        "seeds": sorted(data.seeds),
         "precision": writer.precision,
         "chunk_error": max(largest for largest, _ in errors),
-        "action_error": float(np.mean([mean for _, mean in errors])),
+        "action_error": float(np.mean(means)),
+        "action_error_spread": np.percentile(means, [10, 90]).tolist(),
         "graph_error": max(writer.errors),
         "tolerance": TOLERANCE,
     }

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.warm_up import warm_up
+from vivace.eval.action_error import row_errors
 from vivace.eval.latencies import asked
-from vivace.eval.statistics import percentile, ratio_of_medians
+from vivace.eval.statistics import percentile, ratio_of_medians, spread_of
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
@@ -25,6 +27,7 @@ class BundleRun:
         self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
         self.name = f"ort:{folder}"
         receipt = self.policy.bundle.receipt
+        self.plan = AccelerationPlan.load(self.policy.bundle.folder)
         weights = receipt["fingerprint"]["weights"]
         if weights != loaded.fingerprint.weights:
             raise BadSetting(
@@ -66,7 +69,7 @@ class BundleRun:
             "latency_spread": [percentile(times[self.name], p) for p in (10, 90)],
             "ratio": ratio.ratio,
             "ratio_interval": list(ratio.interval),
-            "action_error": float(np.abs(found - reference.cpu().numpy()).mean()),
+            **spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu())),
             "gflop": None,
             "bundle": {
                 "graphs": len(bundle.graphs),

@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
 from vivace.accel.apply import accelerate
-from vivace.accel.flops import count_flops
+from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.layer_skip import LayerSkip
 from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop import Mode
-from vivace.eval.bench import build, pareto_row
+from vivace.eval.action_error import sample_all
+from vivace.eval.bench import Built, build, counts, gflop, pareto_row
 from vivace.eval.calibration import calibration_section
 from vivace.eval.episode import EpisodeResult
 from vivace.eval.fewer_steps import Rival, find_rival, latency_ratio, samplers
+from vivace.eval.gather import JUDGEMENT_SEED
 from vivace.eval.latencies import Measured, measured_latencies
 from vivace.eval.latency_model import MeasuredLatency, NoLatency
 from vivace.eval.lineup import Entry, lineup_for
@@ -32,18 +33,19 @@ from vivace.eval.plans import load, load_plan, observe, session
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.results import circumstances, write_results
 from vivace.eval.settings import EvalCommand
-from vivace.eval.summary import comparisons, run_summary, table, telling_seed
+from vivace.eval.summary import comparisons, run_summary, table
 from vivace.eval.terminal import console
 from vivace.eval.threads import choose_threads, restored_threads
 from vivace.eval.timing import Rounds, shared
 from vivace.eval.trials import Run, Trials, rollout_settings
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import Execution
 
 PLAIN = Entry("plain", "as trained", "plain")
 ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
+SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
+"""How the episode that is filmed and drawn was chosen."""
 LADDER = "ladder"
 """Name of the run that chooses among plans."""
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "fewer_steps_dpm", "freeze")
@@ -62,6 +64,9 @@ BASELINES = (
     "fastv",
     "ddim-2",
     "ddim-5",
+    "euler-2",
+    "euler-4",
+    "rk4-2",
     "freeze",
     "exit-1",
     "exit-2",
@@ -96,15 +101,17 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
     both_told = {name: session(command, loaded, execution) for name, execution in both.items()}
     threads = choose_threads(both_told, command.bench.threads, command.policy.device, _refresh(command))
-    data = observe(command, loaded, accelerated)
-    executions, entries = _executions(command, loaded, both, data)
-    rivals, skipped = _rivals(command, loaded, plan, accelerated, data)
-    executions |= {rival.name: rival.execution for rival in rivals}
-    entries[len(both) : len(both)] = [rival.entry for rival in rivals]
+    fitted = observe(command, loaded, accelerated)
+    data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
+    episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
+    check_apart(fitted.seeds | fitted_seeds(plan), data.seeds.union(episodes_asked))
+    built = _executions(command, loaded, both, fitted)
+    rivals, skipped = _rivals(command, loaded, plan, accelerated, fitted, data)
+    executions = built.executions | {rival.name: rival.execution for rival in rivals}
     measured = _latencies(command, loaded, executions, data)
     ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
-    told = {rival.name: rival.labelled(ratios[rival.name]) for rival in rivals}
-    entries = [told.get(entry.name, entry) for entry in entries]
+    told = [rival.labelled(ratios[rival.name]) for rival in rivals]
+    entries = [*built.entries[: len(both)], *told, *built.entries[len(both) :]]
     runs = _runs(command, entries, executions, measured.times_s)
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
@@ -119,9 +126,10 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         }
         for rival in rivals
     ]
-    results["skipped"] = skipped
+    results["left_out"] = built.left_out | skipped
     results["pareto"] = _pareto(entries, executions, measured, data, episodes)
-    results["calibration"] = calibration_section(accelerated, data)
+    results["calibration"] = calibration_section(accelerated, fitted)
+    results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
     write_results(folder, results)
     Console().print(table(results))
@@ -170,13 +178,14 @@ def _outcomes(
     """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
     hz = command.env.control_hz
     curve = trials.curve(runs)
-    seed = telling_seed(episodes[PLAIN.name], episodes[ACCELERATED.name])
-    summaries = [run_summary(run, episodes[run.name], hz, _gflop(run.execution, data.one)) for run in runs]
+    seed = command.seed
+    summaries = [run_summary(run, episodes[run.name], hz, gflop(run.execution, data.one)) for run in runs]
     return {
         "runs": summaries,
         "comparisons": _comparisons(episodes),
         "curve": curve,
         "shown_seed": seed,
+        "shown_because": SHOWN_BECAUSE,
         "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
         "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
     }
@@ -217,25 +226,18 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
     }
 
 
-def _gflop(execution: Execution, one: dict[str, Tensor]) -> float | None:
-    """Work of one chunk; None for an opaque policy, whose loop cannot be counted."""
-    is_opaque = not (execution.policy.blocks or execution.writes_tokens)
-    return None if is_opaque else count_flops(execution, one).total / 1e9
-
-
 def _executions(
-    command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], data: CalibrationData
-) -> tuple[dict[str, Execution], list[Entry]]:
-    """Plain and accelerated, and rows of the line-up, each with its entry."""
-    executions, entries = dict(both), [PLAIN, ACCELERATED]
-    if not (loaded.staged.blocks or executions[PLAIN.name].writes_tokens):
-        return executions, entries
+    command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], fitted: CalibrationData
+) -> Built:
+    """Plain and accelerated, and rows of the line-up, fitted to `fitted`."""
+    built = Built((PLAIN, ACCELERATED), dict(both), {})
+    if not (loaded.staged.blocks or both[PLAIN.name].writes_tokens):
+        return built
     others = [
         e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
     ]
     others = [e for e in others if command.eval.lineup or e.name in _episodic(command)]
-    built = build(loaded, others, data)
-    return executions | built, [*entries, *(entry for entry in others if entry.name in built)]
+    return built.joined(build(loaded, others, fitted))
 
 
 def _rivals(
@@ -243,9 +245,10 @@ def _rivals(
     loaded: LoadedPolicy,
     plan: AccelerationPlan,
     accelerated: Execution,
+    fitted: CalibrationData,
     data: CalibrationData,
 ) -> tuple[list[Rival], dict[str, str]]:
-    """The honest baselines of a policy that denoises in the open, and name -> why one is not there."""
+    """The honest baselines of a policy that denoises, fitted to `fitted`; name -> why one is not there."""
     if not loaded.staged.blocks:
         return [], {}
 
@@ -260,7 +263,7 @@ def _rivals(
     rivals, skipped = [], {}
     for name, sampler in samplers(Execution.of(loaded.staged)).items():
         try:
-            rivals.append(find_rival(name, sampler, loaded, plan, data, ratio, command.bench.repeats))
+            rivals.append(find_rival(name, sampler, loaded, plan, fitted, ratio, command.bench.repeats))
         except VivaceError as error:
             skipped[name] = str(error)
             console.print(f"no row {name}: {error}", style="yellow", highlight=False)
@@ -293,7 +296,7 @@ def _refresh(command: EvalCommand) -> bool:
 
 
 def _pareto(
-    entries: list[Entry],
+    entries: Sequence[Entry],
     executions: Mapping[str, Execution],
     measured: Measured,
     data: CalibrationData,
@@ -302,7 +305,7 @@ def _pareto(
     """Latency, action error and, where episodes were run, success under that latency."""
     plain_s = measured.times_s[PLAIN.name]
     with console.status("comparing actions"):
-        reference = sample(executions[PLAIN.name], data.batch, EpisodeNoise(data.noise_keys))
+        reference = sample_all(executions[PLAIN.name], data)
         rows = []
         for entry in entries:
             before_s, times_s = shared(plain_s, measured.times_s[entry.name])

@@ -6,6 +6,7 @@ from typing import Any
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.export import export
 from vivace.envs.registry import instruction
+from vivace.eval.gather import JUDGEMENT_SEED
 from vivace.eval.plans import load, load_plan, observe
 from vivace.eval.settings import ExportCommand
 from vivace.eval.terminal import progress
@@ -23,7 +24,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
     has_plan = command.export.plan and (command.accel.path or (loaded.path / FILE_NAME).is_file())
     plan = load_plan(command, loaded) if has_plan else AccelerationPlan(loaded.fingerprint)
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
-    data = observe(command, loaded)
+    data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with progress() as bars:
         bar = bars.add_task("exporting steps", total=None)
 
@@ -38,6 +39,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         "techniques": list(bundle.receipt["techniques"]),
         "precision": bundle.receipt["precision"],
         "action_error": bundle.receipt["action_error"],
+        "action_error_spread": bundle.receipt["action_error_spread"],
         "graph_error": bundle.receipt["graph_error"],
         "chunk_error": bundle.receipt["chunk_error"],
     }

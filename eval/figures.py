@@ -23,6 +23,9 @@ COLOURS = {
     "ddim": "#d9822b",
     "dpmsolver++": "#c0392b",
     "ddim+bac": "#14c3a8",
+    "euler": "#d9822b",
+    "rk4": "#c0392b",
+    "euler+bac": "#14c3a8",
     "compile": "#2f3640",
     "efficientvla": "#0b8f7d",
     "baseline": "#b3589a",
@@ -108,6 +111,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=[x],
             y=[max(row["action_error"], _EXACT)],
+            error_y=_spread_bar(row),
             mode="markers+text",
             text=row["name"],
             textposition="top center",
@@ -141,6 +145,21 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     if judged:
         figure.update_yaxes(title_text="success [%]", row=1, col=2)
     return figure
+
+
+def _spread_bar(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """From the 10th to the 90th percentile of a row's action error; none of an exact one or where unknown."""
+    if "action_error_spread" not in row or row["action_error"] <= _EXACT:
+        return None
+    low, high = (max(value, _EXACT) for value in row["action_error_spread"])
+    error = row["action_error"]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - error)],
+        "arrayminus": [max(0.0, error - low)],
+        "thickness": 1,
+    }
 
 
 def latency_figure(runs: Sequence[Mapping[str, Any]], period_s: float) -> go.Figure:

@@ -1,4 +1,4 @@
-"""Calibration observations: what a policy sees over a handful of episodes in a frozen world."""
+"""What a policy sees over a handful of episodes in a frozen world, to fit plans to or to judge them on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +17,13 @@ JUDGEMENT_SEED = 2_000_000
 """Seeds from here on are for the observations plans are timed on and compared by."""
 
 
+NoiseKey = tuple[int, ...]
+"""An episode's seed, and which of its inferences."""
+
+
 def observe_episodes(
-    session: Session, make_env: MakeEnv, episodes: int, seed: int
-) -> list[dict[str, np.ndarray]]:
+    session: Session, make_env: MakeEnv, episodes: int, seed: int, max_steps: int | None = None
+) -> list[tuple[NoiseKey, dict[str, np.ndarray]]]:
     """Run episodes side by side in a frozen world and keep what the policy was shown at each inference.
 
     Args:
@@ -27,33 +31,43 @@ def observe_episodes(
         make_env: makes one environment.
         episodes: how many.
         seed: of the first episode; the following ones count up.
+        max_steps: longest episode; the environment's own when None.
 
     Returns:
-        One entry per inference of an episode: key -> (To, ...), and what the chunk before means (H, A).
+        One entry per inference of an episode: its noise key, and what was shown: key -> (To, ...), and what
+        the chunk before means (H, A).
     """
-    seen: list[dict[str, np.ndarray]] = []
+    seen: list[tuple[NoiseKey, dict[str, np.ndarray]]] = []
 
     def predict(observations: Mapping[str, np.ndarray], noise_keys: Sequence[tuple[int, ...]]) -> np.ndarray:
         shown = {key: observations[key] for key in session.spec.observation_shapes}
         shown[PREVIOUS] = _padded(observations.get(PREVIOUS), len(noise_keys), session.spec)
-        seen.extend({key: value[row] for key, value in shown.items()} for row in range(len(noise_keys)))
+        seen.extend(
+            (tuple(noise_key), {key: value[row] for key, value in shown.items()})
+            for row, noise_key in enumerate(noise_keys)
+        )
         return session.predict(observations, noise_keys)
 
-    settings = RolloutSettings(n_episodes=episodes, batch_size=episodes, seed=seed)
+    settings = RolloutSettings(n_episodes=episodes, batch_size=episodes, seed=seed, max_steps=max_steps)
     rollout(make_env, predict, session.spec, settings)
     return seen
 
 
 def calibration_data(
-    session: Session, make_env: MakeEnv, episodes: int, samples: int, seed: int = CALIBRATION_SEED
+    session: Session,
+    make_env: MakeEnv,
+    episodes: int,
+    samples: int,
+    seed: int = CALIBRATION_SEED,
+    max_steps: int | None = None,
 ) -> CalibrationData:
-    """Pick `samples` observations, evenly spread over a handful of episodes, as calibration data."""
-    seen = observe_episodes(session, make_env, episodes, seed)
+    """Pick `samples` observations, evenly spread over a handful of episodes; they keep their noise keys."""
+    seen = observe_episodes(session, make_env, episodes, seed, max_steps)
     picks = np.linspace(0, len(seen) - 1, min(samples, len(seen))).astype(int)
+    keys, shown = zip(*(seen[i] for i in picks), strict=True)
     batch = {
-        key: np.stack([seen[i][key] for i in picks]) for key in (*session.spec.observation_shapes, PREVIOUS)
+        key: np.stack([one[key] for one in shown]) for key in (*session.spec.observation_shapes, PREVIOUS)
     }
-    keys = tuple((seed, int(i)) for i in picks)
     raw: dict[str, Any] = batch | {"task": [session.task] * len(picks)}
     inputs = session.inputs(raw)
     return CalibrationData(inputs.batch, keys, inputs.draft, raw)

@@ -1,8 +1,10 @@
 """The plans that stand beside each other in every table: the claim and its honest baselines."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from vivace.accel.plan import AccelerationPlan
 
 Options = dict[str, Any]
 Wanted = tuple[tuple[str, Options], ...]
@@ -29,29 +31,39 @@ SAVED = (
 """The plan saved beside the checkpoint; not calibrated anew."""
 
 _HOIST: tuple[str, Options] = ("hoist", {})
+_CALLS = {"ddim": 1, "dpmsolver++": 1, "euler": 1, "rk4": 4}
+"""Sampler -> calls of the denoiser a step."""
+_STEPS = (2, 4, 8, 16, 32)
+_STEPS_CACHED = (16, 32)
 
 
-def lineup(
-    updates: int = 10,
-    bubbling: int = 5,
-    steps: tuple[int, ...] = (2, 4, 8, 16, 32),
-    force_last: bool = False,
-) -> tuple[Entry, ...]:
+def samplers_of(staged: Any) -> tuple[str, str]:
+    """Return the samplers with which a policy can take fewer steps, the simplest first."""
+    return ("euler", "rk4") if staged.sampler.name in ("euler", "rk4") else ("ddim", "dpmsolver++")
+
+
+def lineup(staged: Any, updates: int = 10, bubbling: int = 5, force_last: bool = False) -> tuple[Entry, ...]:
     """Build the standard table: the plain loop first, then one technique at a time, then combinations.
 
     Hoisting is exact, so every baseline has it too, and none of it is credited to caching; rows that say
     "not hoisted" and the compiled plain loop tell its share.
+
+    Args:
+        staged: the policy.
+        updates: updates per block of the caches.
+        bubbling: blocks that take part in Bubbling Union.
+        force_last: the caches' last step is computed.
     """
     bac: Options = {"updates": updates, "bubbling": bubbling, "force_last": force_last}
     return (
-        Entry("plain", "plain loop, as trained", "ddpm"),
+        Entry("plain", "plain loop, as trained", "plain"),
         Entry("hoist", "exact hoisting alone", "hoist", (_HOIST,)),
         Entry("compile", "plain loop, torch.compile", "compile", (), is_compiled=True),
         Entry("hoist-compile", "hoisted, torch.compile", "compile", (_HOIST,), is_compiled=True),
         *_cached(updates, bac),
         *_forecast(updates),
-        *_fewer_steps(steps),
-        *_fewer_steps_cached(bac),
+        *_fewer_steps(staged),
+        *_fewer_steps_cached(staged, bac),
     )
 
 
@@ -76,38 +88,42 @@ def _forecast(updates: int) -> Iterator[Entry]:
         yield Entry(f"taylor{order}", label, "taylor", (_HOIST, ("forecast", options)))
 
 
-def _fewer_steps(steps: tuple[int, ...]) -> Iterator[Entry]:
-    for sampler in ("ddim", "dpmsolver++"):
-        for k in steps:
+def _fewer_steps(staged: Any) -> Iterator[Entry]:
+    for sampler in samplers_of(staged):
+        for k in _fewer(staged, sampler, _STEPS):
             label = f"{sampler} {k} steps, hoisted"
             yield Entry(f"{sampler}-{k}", label, sampler, (_steps(sampler, k), _HOIST))
 
 
-def _fewer_steps_cached(bac: Options) -> Iterator[Entry]:
+def _fewer_steps_cached(staged: Any, bac: Options) -> Iterator[Entry]:
     """Caching on top of fewer steps, a third of them updates."""
-    for k in (16, 32):
+    sampler = samplers_of(staged)[0]
+    for k in _fewer(staged, sampler, _STEPS_CACHED):
         options = bac | {"updates": max(2, k // 3)}
-        label = f"ddim {k} steps + BAC, S = {options['updates']}, hoisted"
-        wanted = (_steps("ddim", k), _HOIST, ("block_cache", options))
-        yield Entry(f"ddim-{k}+bac", label, "ddim+bac", wanted)
+        label = f"{sampler} {k} steps + BAC, S = {options['updates']}, hoisted"
+        wanted = (_steps(sampler, k), _HOIST, ("block_cache", options))
+        yield Entry(f"{sampler}-{k}+bac", label, f"{sampler}+bac", wanted)
+
+
+def _fewer(staged: Any, sampler: str, steps: tuple[int, ...]) -> list[int]:
+    """Those numbers of steps that call the denoiser less often than the policy's own sampler does."""
+    return [k for k in steps if k * _CALLS[sampler] < len(staged.sampler)]
 
 
 def _steps(sampler: str, n_steps: int) -> tuple[str, Options]:
     return "step_schedule", {"sampler": sampler, "n_steps": n_steps}
 
 
-def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) -> tuple[Entry, ...]:
+def vla_lineup(staged: Any) -> tuple[Entry, ...]:
     """Build the table of a vision-language-action policy: EfficientVLA's ablation and its baselines.
 
     The shares are the paper's (arXiv 2506.10100, table 5): 10 of 32 layers dropped, 56 of 256 patches kept, a
     quarter of the MLP channels cut, the action cache renewed every 5 steps.
 
     Args:
-        n_layers: language layers.
-        n_patches: patches of all cameras.
-        n_steps: steps of the sampler.
-        has_guidance: whether it is sampled with classifier-free guidance.
+        staged: the policy; it has a language stage and denoises.
     """
+    n_layers, n_patches, n_steps = len(staged.language.layers), sum(staged.n_patches), len(staged.sampler)
     n_dropped, k_final = round(n_layers * 10 / 32), max(5, round(n_patches * 56 / 256))
     updates = max(2, n_steps // 5)
     tokens = ("token_select", {"k_final": k_final})
@@ -129,12 +145,12 @@ def vla_lineup(n_layers: int, n_patches: int, n_steps: int, has_guidance: bool) 
         ("all+hoist", "all, hoisted", (*everything, _HOIST)),
         ("all+evenly", "all, layers dropped evenly", spread),
         ("all+evenly+hoist", "all, layers dropped evenly, hoisted", (*spread, _HOIST)),
-        *(_guided(everything) if has_guidance else ()),
+        *(_guided(everything) if staged.has_guidance else ()),
     ]
     return (
-        Entry("plain", "as trained", "ddpm"),
+        Entry("plain", "as trained", "plain"),
         *(Entry(name, label, "efficientvla", wanted) for name, label, wanted in rows),
-        *_vla_baselines(tokens, evenly, updates, n_steps),
+        *_vla_baselines(staged, tokens, evenly, updates),
         Entry("compile", "as trained, torch.compile", "compile", (), is_compiled=True),
         Entry("all-compile", "all, torch.compile", "compile", everything, is_compiled=True),
     )
@@ -150,7 +166,7 @@ def _guided(everything: Wanted) -> Iterator[tuple[str, str, Wanted]]:
 
 
 def _vla_baselines(
-    tokens: tuple[str, Options], evenly: tuple[str, Options], updates: int, n_steps: int
+    staged: Any, tokens: tuple[str, Options], evenly: tuple[str, Options], updates: int
 ) -> Iterator[Entry]:
     """Simpler choices at the same cost, another cache schedule, fewer steps, hoisting."""
     k_final, n_dropped = tokens[1]["k_final"], evenly[1]["n_dropped"]
@@ -161,9 +177,9 @@ def _vla_baselines(
     yield Entry("uniform-layers", f"{n_dropped} layers dropped evenly", "baseline", (evenly,))
     bac = ("block_cache", {"updates": updates, "bubbling": 2})
     yield Entry("bac", f"BAC on the head, S = {updates}", "bac", (bac,))
-    for k in (2, 5):
-        if k < n_steps:
-            yield Entry(f"ddim-{k}", f"ddim {k} steps", "ddim", (_steps("ddim", k),))
+    sampler = samplers_of(staged)[0]
+    for k in _fewer(staged, sampler, (2, 5)):
+        yield Entry(f"{sampler}-{k}", f"{sampler} {k} steps", sampler, (_steps(sampler, k),))
 
 
 def token_lineup(n_layers: int, n_patches: int) -> tuple[Entry, ...]:
@@ -223,13 +239,44 @@ def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
 
     Args:
         staged: the policy; one that writes tokens has the decoders' table, any other one with a language
-            stage EfficientVLA's.
+            stage EfficientVLA's, one without blocks nothing but itself.
         options: `updates`, `bubbling` and `force_last` of the other one.
     """
     if hasattr(staged, "n_tokens"):
         return token_lineup(len(staged.language.layers), sum(staged.n_patches))
+    if not staged.blocks:
+        return (Entry("plain", "as trained", "plain"),)
     if hasattr(staged, "language"):
-        return vla_lineup(
-            len(staged.language.layers), sum(staged.n_patches), len(staged.sampler), staged.has_guidance
-        )
-    return lineup(options.updates, options.bubbling, force_last=options.force_last)
+        return vla_lineup(staged)
+    return lineup(staged, options.updates, options.bubbling, options.force_last)
+
+
+def misfit(entry: Entry, staged: Any) -> str:
+    """Say why the numbers of a row's caches do not fit a policy; nothing if they do."""
+    wanted = dict(entry.wanted)
+    for kind in {"block_cache", "forecast"}.intersection(wanted):
+        updates, bubbling = (wanted[kind].get(name, 0) for name in ("updates", "bubbling"))
+        n_steps, n_blocks = _denoiser_calls(wanted, staged), len(staged.blocks)
+        if updates > n_steps:
+            return (
+                f"updates={updates}, but the sampler runs {n_steps} steps; choose --accel.updates in "
+                f"1..{n_steps}"
+            )
+        if bubbling > n_blocks:
+            return (
+                f"bubbling={bubbling}, but the policy has {n_blocks} blocks; choose --accel.bubbling in "
+                f"0..{n_blocks}"
+            )
+    return ""
+
+
+def _denoiser_calls(wanted: dict[str, Options], staged: Any) -> int:
+    """How often a chunk calls the denoiser under a row's sampler, or the policy's own."""
+    fewer = wanted.get("step_schedule")
+    return fewer["n_steps"] * _CALLS[fewer["sampler"]] if fewer else len(staged.sampler)
+
+
+def labelled(entry: Entry, plan: AccelerationPlan) -> Entry:
+    """Return a row that also says what calibration chose: how a sampler's steps are spaced."""
+    chosen = [getattr(technique, "spacing", "") for technique in plan.techniques]
+    return replace(entry, label=", ".join([entry.label, *(f"{name} spacing" for name in chosen if name)]))

@@ -1,7 +1,7 @@
 """`vivace calibrate` and `vivace explain`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,13 @@ from rich.table import Table
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain
 from vivace.accel.flops import count_flops
+from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop import Mode
 from vivace.envs.registry import env_class, instruction, make, task_names
-from vivace.eval.gather import CALIBRATION_SEED, calibration_data
+from vivace.eval.action_error import action_errors, sample_all
+from vivace.eval.gather import CALIBRATION_SEED, JUDGEMENT_SEED, calibration_data
 from vivace.eval.machine import machine
 from vivace.eval.output import output_folder
 from vivace.eval.settings import (
@@ -29,12 +31,12 @@ from vivace.eval.settings import (
     EvalCommand,
     ExplainCommand,
 )
+from vivace.eval.statistics import spread_of
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
-from vivace.policies.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution, executing, sample
+from vivace.policies.staged import Execution, executing
 from vivace.policies.types import PolicySpec
 
 IMAGE = "observation.images."
@@ -108,37 +110,61 @@ def observe(
     loaded: LoadedPolicy,
     execution: Execution | None = None,
     seed: int = CALIBRATION_SEED,
+    samples: int | None = None,
 ) -> CalibrationData:
     """Observations of all the command's tasks, the world frozen, actions by an execution.
 
     Args:
-        command: names tasks, and how many episodes and observations.
+        command: names tasks, and how many episodes and observations plans are fitted to and judged on.
         loaded: the policy.
         execution: how it acts meanwhile; as trained when not given.
         seed: of the first episode: `CALIBRATION_SEED` to fit on, `JUDGEMENT_SEED` to judge on.
+        samples: how many, of one episode each at least, where the command's number is not meant.
+
+    Returns:
+        The observations in an order in which any first few are from all over tasks and episodes.
     """
-    tasks = command.env.tasks
+    accel, tasks = command.accel, command.env.tasks
+    wanted = (accel.episodes, accel.samples)
+    if seed == JUDGEMENT_SEED:
+        wanted = (accel.judged_episodes, accel.judged_samples)
+    if samples is not None:
+        wanted = (min(wanted[0], samples), samples)
+    for name, n in zip(("episodes", "observations"), wanted, strict=True):
+        if n < 1:
+            raise BadSetting(f"{n} {name} were asked for to look at; 1 or more are needed")
+    episodes, samples = (math.ceil(n / len(tasks)) for n in wanted)
     parts = []
-    with console.status("collecting calibration observations (frozen world)"):
+    with console.status(f"collecting observations from seed {seed} on (frozen world)"):
         for i, task in enumerate(tasks):
             parts.append(
                 calibration_data(
                     session(command, loaded, execution, task),
                     env_maker(command, loaded.staged.spec, task),
-                    math.ceil(command.accel.episodes / len(tasks)),
-                    math.ceil(command.accel.samples / len(tasks)),
+                    episodes,
+                    samples,
                     seed + 1000 * i,
+                    command.env.max_steps,
                 )
             )
-    batch = {key: torch.cat([part.batch[key] for part in parts]) for key in parts[0].batch}
+    return _shuffled(parts, seed)
+
+
+def _shuffled(parts: Sequence[CalibrationData], seed: int) -> CalibrationData:
+    """Join the observations of all tasks, in an order that a seed gives."""
+    keys = [key for part in parts for key in part.noise_keys]
+    order = np.random.default_rng(seed).permutation(len(keys))
+    batch = {key: torch.cat([part.batch[key] for part in parts])[order] for key in parts[0].batch}
     drafts = [part.draft for part in parts if part.draft is not None]
-    keys = tuple(key for part in parts for key in part.noise_keys)
-    raw: dict[str, Any] = {key: np.concatenate([part.raw[key] for part in parts]) for key in parts[0].raw}
-    return CalibrationData(batch, keys, torch.cat(drafts) if drafts else None, raw)
+    raw: dict[str, Any] = {
+        key: np.concatenate([part.raw[key] for part in parts])[order] for key in parts[0].raw
+    }
+    draft = torch.cat(drafts)[order] if drafts else None
+    return CalibrationData(batch, tuple(keys[i] for i in order), draft, raw)
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate, measure action error and FLOPs, save the plan."""
+    """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
     loaded = load(command)
     wanted = command.accel.wanted()
     data = observe(command, loaded)
@@ -146,16 +172,21 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
     execution = accelerate(loaded.staged, plan)
     baseline = Execution.of(loaded.staged)
-    before = sample(baseline, data.batch, EpisodeNoise(data.noise_keys))
-    after = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
-    flops = count_flops(baseline, data.one), count_flops(execution, data.one)
+    judged = observe(command, loaded, seed=JUDGEMENT_SEED)
+    check_apart(fitted_seeds(plan), judged.seeds)
+    with console.status("comparing actions"):
+        errors = action_errors(execution, sample_all(baseline, judged), judged)
+    flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
     measurements = {
+        **plan.measurements,
         **machine(command.policy.device, loaded.dtype),
-        "action_error": float((after - before).abs().mean()),
+        **spread_of("action_error", errors),
         "flop_ratio": flops[1].total / flops[0].total,
         "observations": len(data.noise_keys),
         "env": f"{command.env.type}/{command.env.task}",
         "seed": CALIBRATION_SEED,
+        "judged_observations": len(judged.noise_keys),
+        "judged_seed": JUDGEMENT_SEED,
     }
     plan = replace(plan, measurements=measurements)
     target = loaded.path
@@ -163,7 +194,26 @@ def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         target = output_folder("calibrate", command.output_dir, command.job_name)
     plan.save(target)
     console.print(explain(plan, execution, *flops), highlight=False)
+    console.print(measured(plan), highlight=False)
     return {"plan": str(target / FILE_NAME), **measurements}, True
+
+
+def measured(plan: AccelerationPlan) -> str:
+    """Say how far a plan's actions are from the plain loop's, and on which observations that was measured."""
+    found = plan.measurements
+    if "judged_observations" in found:
+        low, high = found["action_error_spread"]
+        return (
+            f"action error {found['action_error']:.4f} ({low:.4f} … {high:.4f}): mean and 10th to 90th "
+            f"percentile over {found['judged_observations']} observations from seed {found['judged_seed']} "
+            f"on; calibrated on {found['observations']} others from seed {found['seed']} on"
+        )
+    if "action_error" in found:
+        return (
+            f"action error {found['action_error']:.4f} on the observations it was calibrated on, too low for "
+            "others; recalibrate: vivace calibrate --policy.path=…"
+        )
+    return "action error not measured; vivace calibrate measures it"
 
 
 def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
@@ -176,6 +226,7 @@ def run_explain(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     zeros = session(command, loaded).blank()
     baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
+    Console().print(measured(plan), highlight=False)
     ratio = accelerated.total / baseline.total
     return {
         "policy": str(loaded.path),

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vivace.eval.bench_table import spread_text
 from vivace.eval.bundle_table import HEAD, bundle_cells
+from vivace.eval.choice_page import choice_sections, judged_on
 from vivace.eval.figures import (
     curve_figure,
     importance_figure,
@@ -67,7 +69,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         )
     )
     if results.get("video"):
-        text = f"Episode {results['shown_seed']} under every run; the bar says what the robot executes."
+        text = f"Under every run, {_shown(results)}; the bar says what the robot executes."
         parts.append(section("Side by side", text, video(folder / results["video"])))
     shown = {
         r["name"]: (r["label"], next(e for e in r["episodes"] if e["seed"] == results["shown_seed"]))
@@ -76,6 +78,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts.append(
         section(
             "One episode, tick by tick",
+            f"This is {_shown(results)}. "
             "Fresh: an action as young as in a world that waits. Stale: an older one. Fallback: no "
             "action was there, so displacements are zero and targets hold. "
             "The same as a trace: trace.json, for ui.perfetto.dev.",
@@ -98,6 +101,14 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     parts += _language_sections(folder, results)
     parts += _calibration_sections(results.get("calibration"))
     return title, "".join(parts)
+
+
+def _shown(results: Mapping[str, Any]) -> str:
+    """Which episode is filmed and drawn, and how it was chosen."""
+    how = results.get(
+        "shown_because", "which earlier versions chose after the runs: one that tells them apart"
+    )
+    return f"episode {results['shown_seed']}, {how}"
 
 
 def _curve_sections(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -294,7 +305,7 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
             f"{1e3 * row['latency_s']:.1f}",
             f"{row['ratio']:.2f}",
             f"{low:.2f} … {high:.2f}",
-            "as eager" if row["action_error"] is None else f"{row['action_error']:.4f}",
+            spread_text(row, "action_error", 4),
             gflop,
         )
         if judged and "interval" not in row:
@@ -310,12 +321,15 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
         cells.append(line)
     text = (
         "Lower left is better on the left, upper left on the right. Action error is the mean absolute "
-        "difference of normalised actions from the plain loop's, same observations and noise; samplers "
-        "other than the plain one draw other actions by right, so between "
+        f"difference of normalised actions from the plain loop's, same observations and noise"
+        f"{judged_on(results)}; samplers other than the plain one draw other actions by right, so between "
         "samplers success decides, not this error."
     )
     ours = [row["family"] in ("accelerated", "bac") for row in rows]
-    return [section("All plans and baselines", text, figure(pareto_figure(rows)), table(head, cells, ours))]
+    sections = [
+        section("All plans and baselines", text, figure(pareto_figure(rows)), table(head, cells, ours))
+    ]
+    return sections + choice_sections(results)
 
 
 def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:
@@ -344,7 +358,7 @@ def _token_sections(results: Mapping[str, Any]) -> list[str]:
         (
             row["label"],
             *(milliseconds(row[key], 1) for key in ("latency_s", "latency_p95_s", "latency_max_s")),
-            f"{row['passes']:.1f}" if "passes" in row else "as eager",
+            spread_text(row, "passes", 1),
             f"{row['tokens_per_s']:.0f}",
         )
         for row in rows

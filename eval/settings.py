@@ -101,6 +101,10 @@ class AccelOptions:
     """Episodes the calibration observations come from."""
     samples: int = 8
     """Observations to calibrate on."""
+    judged_episodes: int = 12
+    """Other episodes, whose observations plans are timed and compared on."""
+    judged_samples: int = 48
+    """Observations to time and compare plans on."""
 
     def wanted(self) -> list[tuple[str, dict[str, object]]]:
         """(kind, options) of every technique asked for."""
@@ -176,6 +180,10 @@ class BenchOptions:
     """Time torch.compile too (takes a minute or more to compile)."""
     n_episodes: int = 0
     """Episodes in a frozen world by which every plan is judged too; 0 leaves success out."""
+    confirm: int | None = None
+    """Episodes on fresh seeds by which chosen plans are judged again; n_episodes when not given, 0: none."""
+    choose: str = ""
+    """The plan that is judged again; those on the front of latency and success when not given."""
     batch_size: int = 50
     """Episodes stepped together."""
     only: list[str] = field(default_factory=list)
@@ -249,6 +257,8 @@ class ExportOptions:
     precision: str = "fp32"
     """fp32, proven equal to torch; fp16, or int8 (matrix products, quantised as they come): the error of the
     actions is reported."""
+    samples: int = 8
+    """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)
     """Texts a policy that reads one will be told; those of the tasks named when empty."""
 

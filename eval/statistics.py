@@ -20,6 +20,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
+def spread_of(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """Return {name: mean, name_spread: [10th, 90th percentile]} of one value per observation (B,)."""
+    return {name: float(np.mean(values)), f"{name}_spread": np.percentile(values, [10, 90]).tolist()}
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """Success of one run against another on the same seeds."""

@@ -63,12 +63,6 @@ def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> l
     ]
 
 
-def telling_seed(plain: Sequence[EpisodeResult], ours: Sequence[EpisodeResult]) -> int:
-    """First seed that only our run solves, else the first of all."""
-    pairs = zip(plain, ours, strict=True)
-    return next((a.seed for p, a in pairs if a.success and not p.success), plain[0].seed)
-
-
 def table(results: dict[str, Any]) -> Table:
     """The runs as a table a person reads."""
     environment = results["environment"]
@@ -98,4 +92,7 @@ def table(results: dict[str, Any]) -> Table:
             f"{pair['second']} - {pair['first']}: {pair['difference']:+.0%} "
             f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}\n"
         )
+    out.caption = (out.caption or "") + "".join(
+        f"left out: {name}: {reason}\n" for name, reason in results["left_out"].items()
+    )
     return out

@@ -1,9 +1,10 @@
 """The seam every technique uses: a block of computation, and the runner that obtains its output."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
@@ -23,6 +24,19 @@ class Block:
     """(h, *cond) -> out; norm and gate inside. Reads weights only, so it may be called at any time."""
     additive: bool = True
     """`out` is added to the stream (a residual branch), or replaces it."""
+
+
+class HasBlocks:
+    """What runs blocks: `blocks` holds every one of them, and its code runs those and no others."""
+
+    blocks: tuple[Block, ...]
+    """In the order they run."""
+
+    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
+        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
+        twin = copy.copy(self)
+        twin.blocks = tuple(fn(block) for block in self.blocks)
+        return twin
 
 
 class Runner(Protocol):

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.cogact import CogACTPolicy, finish
 from vivace.policies.language import StagedLlama
 from vivace.policies.prefix import Prefix, TokenSelector, keep_all
@@ -23,7 +23,7 @@ from vivace.policies.vla import query_row
 _MASK = "observation.language.attention_mask"
 
 
-class StagedCogACT:
+class StagedCogACT(HasBlocks):
     """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):

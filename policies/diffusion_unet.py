@@ -11,7 +11,6 @@ once. It is equal to 1e-5, since matrix products are then done in other shapes.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from lerobot.policies.diffusion.modeling_diffusion import (
 from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
-from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
 from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
@@ -31,19 +30,7 @@ from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
 
-class _Level(NamedTuple):
-    """Blocks of one resolution of the U-Net, in running order."""
-
-    residual: tuple[Block, ...]
-    resample: Block | None
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Every block of the level."""
-        return self.residual if self.resample is None else (*self.residual, self.resample)
-
-
-class StagedDiffusion:
+class StagedDiffusion(HasBlocks):
     """lerobot's U-Net Diffusion Policy as a `DenoisingPolicy`, over its own modules.
 
     Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
@@ -58,24 +45,21 @@ class StagedDiffusion:
         self.sampler = self.resample(
             config.noise_scheduler_type.lower(), config.num_inference_steps or config.num_train_timesteps
         )
-        self._down = tuple(self._level(f"down{k}", m) for k, m in enumerate(self.network.down_modules))
-        self._mid = self._level("mid", self.network.mid_modules)
-        self._up = tuple(self._level(f"up{k}", m) for k, m in enumerate(self.network.up_modules))
-        levels = (*self._down, self._mid, *self._up)
-        self.blocks = tuple(block for level in levels for block in level.blocks)
-        self._n_residual = sum(len(level.residual) for level in levels)
+        levels = {
+            **{f"down{k}": modules for k, modules in enumerate(self.network.down_modules)},
+            "mid": self.network.mid_modules,
+            **{f"up{k}": modules for k, modules in enumerate(self.network.up_modules)},
+        }
+        self.blocks = tuple(block for name, modules in levels.items() for block in self._level(name, modules))
+        self._n_residual = 2 * len(levels)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
-    def _level(self, name: str, modules: nn.ModuleList) -> _Level:
+    def _level(self, name: str, modules: nn.ModuleList) -> Iterator[Block]:
         """Two residual blocks, and a strided convolution where the resolution changes."""
-        first, second, *resample = modules
-        residual = (
-            self._residual_block(f"action.{name}.0", first),
-            self._residual_block(f"action.{name}.1", second),
-        )
-        if not resample or isinstance(resample[0], nn.Identity):
-            return _Level(residual, None)
-        return _Level(residual, Block(f"action.{name}.sample", resample[0], additive=False))
+        yield self._residual_block(f"action.{name}.0", modules[0])
+        yield self._residual_block(f"action.{name}.1", modules[1])
+        if _resamples(modules):
+            yield Block(f"action.{name}.sample", modules[2], additive=False)
 
     def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
         return Block(block_id, module, additive=False)
@@ -98,16 +82,21 @@ class StagedDiffusion:
     def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
         """Predict noise or clean actions (B, H, A) from x (B, H, A)."""
         h = x.transpose(1, 2)
-        conditions = iter(condition)
+        blocks, conditions = iter(self.blocks), iter(condition)
+
+        def residual(h: Tensor) -> Tensor:
+            h = through(run, next(blocks), h, next(conditions))
+            return through(run, next(blocks), h, next(conditions))
+
         skips: list[Tensor] = []
-        for level in self._down:
-            h = _residual(run, level, h, conditions)
+        for modules in self.network.down_modules:
+            h = residual(h)
             skips.append(h)
-            h = _resample(run, level, h)
-        h = _residual(run, self._mid, h, conditions)
-        for level in self._up:
-            h = _residual(run, level, torch.cat([h, skips.pop()], dim=1), conditions)
-            h = _resample(run, level, h)
+            h = through(run, next(blocks), h) if _resamples(modules) else h
+        h = residual(h)
+        for modules in self.network.up_modules:
+            h = residual(torch.cat([h, skips.pop()], dim=1))
+            h = through(run, next(blocks), h) if _resamples(modules) else h
         return self.network.final_conv(h).transpose(1, 2)
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
@@ -123,14 +112,9 @@ class StagedDiffusion:
         return HoistedDiffusion(self, sampler)
 
 
-def _residual(run: Runner, level: _Level, h: Tensor, conditions: Iterator[Tensor]) -> Tensor:
-    for block in level.residual:
-        h = through(run, block, h, next(conditions))
-    return h
-
-
-def _resample(run: Runner, level: _Level, h: Tensor) -> Tensor:
-    return h if level.resample is None else through(run, level.resample, h)
+def _resamples(modules: nn.ModuleList) -> bool:
+    """Whether the resolution changes behind a level's residual blocks."""
+    return len(modules) > 2 and not isinstance(modules[2], nn.Identity)
 
 
 class HoistedDiffusion(StagedDiffusion):

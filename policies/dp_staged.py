@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.dp_transformer import DPTransformerPolicy
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.prefix import TokenSelector, keep_all
@@ -21,7 +21,7 @@ from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
 
-class StagedDPTransformer:
+class StagedDPTransformer(HasBlocks):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):

@@ -20,7 +20,7 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 )
 from torch import Tensor
 
-from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
 from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.prefix import TokenSelector, keep_all
@@ -29,7 +29,7 @@ from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.types import ActionKind
 
 
-class StagedMultiTaskDiT:
+class StagedMultiTaskDiT(HasBlocks):
     """lerobot's multi-task diffusion transformer as a `DenoisingPolicy`, over its own modules.
 
     Besides state and cameras it reads the instruction: `observation.language.tokens` and

@@ -39,6 +39,9 @@ class DenoisingPolicy(Protocol):
     sampler: Sampler
     """The sampler the checkpoint asks for."""
 
+    def with_blocks(self, fn: Callable[[Block], Block]) -> "DenoisingPolicy":
+        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
+
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Context:
         """Encode observations, once a chunk.
 

@@ -62,6 +62,19 @@ def test_compiled_passes_write_the_eager_tokens(decoder):
     assert 1 <= _graphs() - before <= 3  # the prompt, a block, a block of one token; not one for each size
 
 
+def test_more_blocks_than_dynamo_allows_graphs_compile_and_its_limit_stays():
+    staged, updates = stage(tiny_dp_transformer(n_layer=3, num_inference_steps=2)), {"action.0.self": (0,)}
+    limit = torch._dynamo.config.recompile_limit
+    assert len(staged.blocks) > limit
+    mark = fingerprint(staged.policy, staged.spec.block_ids)
+    execution = accelerate(staged, AccelerationPlan(mark, (BlockCache(n_steps=2, updates=updates),)))
+    batch = {"observation.state": torch.rand(1, 2, 5, generator=torch.Generator().manual_seed(0))}
+    eager = sample(execution, batch, EpisodeNoise([(1, 0)]))
+    compiled = sample(compile_execution(execution, "eager"), batch, EpisodeNoise([(1, 0)]))
+    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
+    assert torch._dynamo.config.recompile_limit == limit
+
+
 def _graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 

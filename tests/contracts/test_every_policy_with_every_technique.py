@@ -10,16 +10,18 @@ import torch
 
 from vivace.accel import technique
 from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.policies.block import Block
 from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny import (
     tiny_clip,
     tiny_cogact,
@@ -345,3 +347,44 @@ def test_a_policy_has_what_it_is_said_to_have(subject):
         TOKENS: Execution.of(subject.staged).writes_tokens,
     }
     assert {name for name, has in found.items() if has} == subject.has
+
+
+def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int], int]:
+    """Compile; returns it, a list that every run of a graph lengthens, and how much `encode` does."""
+    runs: list[int] = []
+    compiled = compile_execution(execution, lambda graph, _: lambda *args: (runs.append(1), graph(*args))[1])
+    compiled.policy.encode(subject.data.batch)
+    in_encode = len(runs)
+    runs.clear()
+    return compiled, runs, in_encode
+
+
+@pytest.mark.parametrize("wanted", [[], [("block_cache", {"method": "uniform", "updates": 2})]], ids=len)
+@without(TOKENS)
+def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
+    execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
+    compiled, runs, in_encode = counted(execution, subject)
+    torch.testing.assert_close(run(compiled, subject), run(execution, subject), atol=1e-5, rtol=0)
+    blocks = sum(len(row.fresh) for row in execution.action.rows) if wanted else 0
+    assert len(runs) - in_encode == (blocks or len(execution.sampler)), "one graph a block, or one a step"
+
+
+@with_(TOKENS)
+def test_every_pass_over_tokens_is_compiled_code(subject):
+    execution, noise = Execution.of(subject.staged), EpisodeNoise(subject.data.noise_keys)
+    compiled, runs, in_encode = counted(execution, subject)
+    found, wanted = (decode(how, subject.data.batch, noise) for how in (compiled, execution))
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert len(runs) - in_encode == wanted.passes.max()
+
+
+@without(TOKENS)
+def test_a_twin_runs_other_blocks_everywhere(subject):
+    ran = []
+
+    def told(block: Block) -> Block:
+        return replace(block, fn=lambda *args: (ran.append(block.id), block.fn(*args))[1])
+
+    twin, steps = subject.staged.with_blocks(told), len(subject.staged.sampler)
+    assert torch.equal(run(Execution.of(twin), subject), run(Execution.of(subject.staged), subject))
+    assert ran == list(subject.staged.spec.block_ids) * steps

@@ -64,6 +64,8 @@ EFFICIENT = [
     ("block_cache", {"method": "uniform", "updates": 2}),
 ]
 KEYS = ((1, 0), (2, 8))
+FITTED = ((3, 0), (4, 0))
+"""Noise keys of the episodes that plans are calibrated on."""
 
 
 def saved(policy, processors, folder: Path, **extra):
@@ -94,7 +96,7 @@ def diffusion(tmp_path_factory):
     base = tmp_path_factory.mktemp("dp")
     loaded = saved(tiny_dp_transformer(), make_dp_transformer_pre_post_processors, base / "dp")
     data = CalibrationData(Session(loaded).prepare(raw(loaded)), KEYS)
-    plan = calibrate(loaded.staged, loaded.fingerprint, data, CACHED)
+    plan = calibrate(loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), CACHED)
     export(loaded, plan, data, base / "bundle")
     return loaded, plan, data, base / "bundle"
 
@@ -109,7 +111,7 @@ def vla(tmp_path_factory):
     tokenizer = train_tokenizer(["Open the drawer"])
     loaded = saved(policy, make_cogact_pre_post_processors, base / "vla", tokenizer=tokenizer)
     data = CalibrationData(Session(loaded, task="Open the drawer").prepare(raw(loaded)), KEYS)
-    plan = calibrate(loaded.staged, loaded.fingerprint, data, EFFICIENT)
+    plan = calibrate(loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), EFFICIENT)
     export(loaded, plan, data, base / "bundle", ["Open the drawer"])
     return loaded, plan, data, base / "bundle"
 
@@ -125,7 +127,9 @@ def writer(tmp_path_factory):
     tokenizer = train_tokenizer(["Open the drawer"])
     loaded = saved(policy, make_token_vla_pre_post_processors, base / "vla", tokenizer=tokenizer)
     data = CalibrationData(Session(loaded, task="Open the drawer").prepare(raw(loaded)), KEYS)
-    plan = calibrate(loaded.staged, loaded.fingerprint, data, [*EFFICIENT[:2], ("jacobi", {})])
+    plan = calibrate(
+        loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), [*EFFICIENT[:2], ("jacobi", {})]
+    )
     export(loaded, plan, data, base / "bundle", ["Open the drawer"])
     return loaded, plan, data, base / "bundle"
 
@@ -134,6 +138,17 @@ def writer(tmp_path_factory):
 def damaged(diffusion, tmp_path):
     """A copy of a bundle that may be damaged."""
     return Path(shutil.copytree(diffusion[-1], tmp_path / "bundle"))
+
+
+def test_parity_is_not_proven_on_what_the_plan_was_fitted_to(diffusion, tmp_path):
+    loaded, plan, data, folder = diffusion
+    with pytest.raises(BadSetting, match="episode 3 was calibrated on, and is asked to judge by"):
+        export(loaded, plan, replace(data, noise_keys=FITTED), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+    receipt = Bundle.load(folder).receipt
+    assert receipt["seeds"] == [1, 2]
+    low, high = receipt["action_error_spread"]
+    assert low <= receipt["action_error"] <= high
 
 
 @pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
@@ -237,7 +252,9 @@ DECODERS = [
 def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     loaded, plan, data, folder = writer
     known = [technique for technique in plan.techniques if technique.kind != "jacobi"]
-    extra = calibrate(loaded.staged, loaded.fingerprint, data, [(kind, options)]).techniques
+    extra = calibrate(
+        loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), [(kind, options)]
+    ).techniques
     session = Session(
         loaded,
         accelerate(loaded.staged, AccelerationPlan(loaded.fingerprint, (*known, *extra))),
@@ -257,7 +274,7 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
 
 def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
     loaded, _, data, _ = writer
-    plan = calibrate(loaded.staged, loaded.fingerprint, data, [("sjd", {})])
+    plan = calibrate(loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), [("sjd", {})])
     with pytest.raises(UnsupportedPolicy, match="sjd decides by the values it computes"):
         export(loaded, plan, data, tmp_path / "bundle", ["Open the drawer"])
 

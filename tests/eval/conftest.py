@@ -32,7 +32,8 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), folder)
     asked = ["calibrate", f"--policy.path={folder}", "--env.task=reach-moving", "--accel.updates=4",
-             "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2"]  # fmt: skip
+             "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1",
+             "--accel.judged_samples=2"]  # fmt: skip
     assert main(asked) == 0
     return folder
 
@@ -52,7 +53,8 @@ def vla_checkpoint(tmp_path_factory) -> Path:
     asked = ["calibrate", f"--policy.path={folder}", "--env.task=drawer-open-halfway",
              "--accel.techniques=[layer_skip,mlp_prune,token_select,block_cache]", "--accel.method=uniform",
              "--accel.updates=2", "--accel.n_dropped=1", "--accel.k_final=6", "--accel.rank=2",
-             "--accel.episodes=1", "--accel.samples=2", "--env.max_steps=8"]  # fmt: skip
+             "--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1",
+             "--accel.judged_samples=2", "--env.max_steps=8"]  # fmt: skip
     assert main(asked) == 0
     return folder
 

@@ -124,7 +124,14 @@ def test_unknown_block_and_damaged_plans(copy, capsys):
 ])  # fmt: skip
 def test_calibrate_refuses_and_keeps_the_old_plan(copy, capsys, flags, message):
     before = (copy / FILE_NAME).read_bytes()
-    quick = ["--env.task=reach-v3", "--accel.episodes=1", "--accel.samples=1", "--env.max_steps=10"]
+    quick = [
+        "--env.task=reach-v3",
+        "--accel.episodes=1",
+        "--accel.samples=1",
+        "--accel.judged_episodes=1",
+        "--accel.judged_samples=2",
+        "--env.max_steps=10",
+    ]
     assert message in refused(capsys, "calibrate", f"--policy.path={copy}", *quick, *flags)
     assert (copy / FILE_NAME).read_bytes() == before
     assert not list(copy.glob("*.partial"))
@@ -142,7 +149,7 @@ def test_calibrate_refuses_and_keeps_the_old_plan(copy, capsys, flags, message):
 ])  # fmt: skip
 def test_eval_refuses_settings_before_it_measures(copy, capsys, tmp_path, flags, message):
     quick = ["--env.max_steps=10", "--eval.lineup=false", "--bench.repeats=1", "--eval.timed_chunks=1",
-             "--accel.episodes=1"]  # fmt: skip
+             "--accel.episodes=1", "--accel.judged_episodes=1"]  # fmt: skip
     assert message in evaluate(capsys, copy, *quick, *flags)
     assert not (tmp_path / "out" / "results.json").exists()
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from vivace.eval import trials
 from vivace.eval.cli import VERBS, main
+from vivace.eval.gather import CALIBRATION_SEED
 
 pytestmark = pytest.mark.sim
 
@@ -17,7 +18,8 @@ STAGES = {"prepare", "encode", "denoise", "finish"}
 
 QUICK = ("--env.task=reach-moving", "--env.max_steps=25", "--eval.n_episodes=3", "--eval.lineup=false",
          "--eval.curve=[0.0,0.2]", "--eval.video=false", "--bench.repeats=2", "--accel.episodes=1",
-         "--accel.samples=2", "--eval.timed_chunks=2")  # fmt: skip
+         "--accel.samples=2", "--eval.timed_chunks=2", "--accel.judged_episodes=1",
+         "--accel.judged_samples=2")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +54,15 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
         n_steps, ratio = rivals[name]["n_steps"], rivals[name]["latency_ratio"]
         steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
         assert labels[name].startswith(f"{sampler} {steps}, {ratio:.2f}x the latency")
-    assert first["skipped"] == {}
+    assert first["left_out"] == {}
     assert all(set(row["stages_s"]) == STAGES for row in first["pareto"])
     assert first["threads"]["used"] == first["machine"]["threads"]
     assert [p["latency_s"] for p in first["curve"]["accelerated"]["points"]] == [0.0, 0.2]
     assert sum(first["runs"][1]["ticks"].values()) == 75
     page = (tmp_path / "first" / "report.html").read_text()
+    assert first["shown_seed"] == first["seed"] == 100_000
+    assert f"This is episode 100000, {first['shown_because']}. " in page
+    assert not set(first["observations"]["fitted"]["seeds"]) & set(first["observations"]["judged"]["seeds"])
     assert "Success under latency" in page
     assert "Schedule" in page
     assert "Where the time of a chunk goes" in page
@@ -159,6 +164,8 @@ def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-v3", "--env.max_steps=20",
                "--bench.only=[hoist,bac,ddim-2,accelerated]", "--bench.repeats=3", "--bench.n_episodes=2",
                "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+               "--accel.judged_episodes=1",
+               "--accel.judged_samples=2",
                "--output_dir=out"]  # fmt: skip
     assert main(command) == 0
     plans = last_line(capsys)["plans"]
@@ -171,6 +178,81 @@ def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     assert all(set(row["stages_s"]) == STAGES for row in rows)
     assert [row["latency_spread"] for row in rows] == [[None, None]] * 5, "of three measurements"
     assert rows[2]["gflop"] < rows[1]["gflop"] < rows[0]["gflop"]
+
+
+BENCH = ("--env.task=reach-v3", "--env.max_steps=20", "--bench.repeats=1", "--bench.compile=false",
+         "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+         "--accel.judged_episodes=2", "--accel.judged_samples=3", "--output_dir=out")  # fmt: skip
+
+
+def test_bench_judges_on_what_nothing_was_fitted_to_and_shows_the_spread(checkpoint, tmp_path, capsys):
+    assert main(["bench", f"--policy.path={checkpoint}", *BENCH, "--bench.only=[bac]"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    fitted, judged = results["observations"]["fitted"], results["observations"]["judged"]
+    assert (fitted["n"], judged["n"]) == (2, 4 - 1)
+    assert not set(fitted["seeds"]) & set(judged["seeds"])
+    low, high = results["pareto"][1]["action_error_spread"]
+    assert low < results["pareto"][1]["action_error"] < high
+    assert (
+        "3 observations of episodes that no plan was fitted to" in (tmp_path / "out/report.html").read_text()
+    )
+
+
+def test_bench_refuses_to_judge_on_what_was_fitted_to(checkpoint, monkeypatch, capsys):
+    command = ["bench", f"--policy.path={checkpoint}", *BENCH, "--bench.only=[bac]"]
+    assert main([*command, "--seed=999999", "--bench.n_episodes=1"]) == 2
+    assert "episode 1000000 was calibrated on, and is asked to judge by" in capsys.readouterr().err
+    monkeypatch.setattr("vivace.eval.bench.JUDGEMENT_SEED", CALIBRATION_SEED)
+    assert main([*command, "--output_dir=other"]) == 2
+    assert "episode 1000000 was calibrated on, and is asked to judge by" in capsys.readouterr().err
+
+
+def test_bench_runs_its_choice_again_and_names_what_does_not_fit(checkpoint, tmp_path, capsys):
+    command = ["bench", f"--policy.path={checkpoint}", *BENCH, "--bench.only=[hoist,bac,ddim-2]",
+               "--accel.bubbling=50", "--bench.n_episodes=2", "--bench.confirm=3"]  # fmt: skip
+    assert main([*command, "--bench.choose=ddim-2"]) == 0
+    out = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["left_out"]) == ["bac"]
+    assert "bubbling=50, but the policy has" in results["left_out"]["bac"]
+    assert "left out: bac: bubbling=50" in out
+    assert [row["name"] for row in results["pareto"] if "confirmed" in row] == ["plain", "ddim-2"]
+    again = results["pareto"][2]["confirmed"]
+    assert (again["n"], again["tried"], again["seed"]) == (3, 2, 100_002)
+    assert "best of 2 tried" in out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Chosen, and confirmed" in page
+    assert "Left out" in page
+    seeds = [
+        [json.loads(line)["seed"] for line in (tmp_path / "out/episodes" / name).read_text().splitlines()]
+        for name in ("ddim-2.from_100000.jsonl", "ddim-2.from_100002.jsonl")
+    ]
+    assert [sorted(found) for found in seeds] == [[100_000, 100_001], [100_002, 100_003, 100_004]]
+
+
+def test_calibrate_measures_on_what_it_did_not_fit_to(checkpoint, tmp_path, capsys):
+    command = ["calibrate", f"--policy.path={checkpoint}", "--output_dir=plan", *BENCH[:2], *BENCH[4:-1]]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "plan" / "acceleration.json").read_text())["measurements"]
+    assert (found["fitted_seeds"], found["seed"], found["judged_seed"]) == ([1_000_000], 1_000_000, 2_000_000)
+    assert (found["observations"], found["judged_observations"]) == (2, 3)
+    low, high = found["action_error_spread"]
+    assert low < found["action_error"] < high
+    capsys.readouterr()
+    assert main(["explain", f"--policy.path={checkpoint}", "--accel.path=plan"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "over 3 observations from seed 2000000 on; calibrated on 2 others from seed 1000000 on" in out
+
+
+def test_explain_does_not_pass_an_error_in_sample_off_as_one(checkpoint, tmp_path, capsys):
+    data = json.loads((checkpoint / "acceleration.json").read_text())
+    data["measurements"] = {"action_error": 0.01, "seed": 1_000_000}
+    (tmp_path / "acceleration.json").write_text(json.dumps(data))
+    assert main(["explain", f"--policy.path={checkpoint}", f"--accel.path={tmp_path}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "action error 0.0100 on the observations it was calibrated on, too low for others; recalibrate" in out
+    )
 
 
 def test_report_is_rewritten_from_results(checkpoint, tmp_path, capsys):
@@ -200,7 +282,8 @@ def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
     assert main([*train, "--train.steps=4"]) == 0
     assert np.isfinite(last_line(capsys)["loss"])
     calibrate = ["calibrate", "--policy.path=out", "--env.task=reach-v3", "--accel.episodes=1",
-                 "--accel.samples=1", "--accel.bubbling=1"]  # fmt: skip
+                 "--accel.samples=1", "--accel.judged_episodes=1",
+                 "--accel.judged_samples=2", "--accel.bubbling=1"]  # fmt: skip
     assert main(calibrate) == 0
     assert (tmp_path / "out" / "pretrained_model" / "acceleration.json").is_file()
     more = [*train[:2], "--start=out", "--train.steps=1", "--train.lr=1e-9", "--output_dir=more"]

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.sim
 def bundle(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     asked = ["export", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--accel.episodes=1",
-             "--accel.samples=2", f"--output_dir={folder}"]  # fmt: skip
+             "--accel.samples=2", "--accel.judged_episodes=1",
+             "--accel.judged_samples=2", f"--output_dir={folder}"]  # fmt: skip
     assert main(asked) == 0
     return folder
 
@@ -260,6 +261,8 @@ def test_a_ladder_is_timed_and_chosen_from(capsys, bundle, tmp_path):
 def test_a_bundle_is_timed_beside_torch(capsys, bundle, checkpoint, tmp_path):
     command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--bench.compile=false",
                "--bench.repeats=1", "--bench.only=[accelerated]", "--accel.episodes=1", "--accel.samples=2",
+               "--accel.judged_episodes=1",
+               "--accel.judged_samples=2",
                f"--bench.bundles=[{bundle}]", f"--output_dir={tmp_path}"]  # fmt: skip
     assert main(command) == 0
     assert "cold start: a new process" in capsys.readouterr().out

@@ -72,7 +72,8 @@ def test_an_instruction_too_long_and_none_at_all(copy, capsys):
 def test_plans_that_do_not_fit(copy, capsys, flags, message):
     before = (copy / "acceleration.json").read_bytes()
     command = ("calibrate", "--policy.path=policy", "--env.task=drawer-open-halfway", "--env.max_steps=8",
-               "--accel.episodes=1", "--accel.samples=1")  # fmt: skip
+               "--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1",
+               "--accel.judged_samples=2")  # fmt: skip
     assert message in refused(capsys, *command, *flags)
     assert (copy / "acceleration.json").read_bytes() == before
 

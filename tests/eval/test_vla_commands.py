@@ -8,7 +8,14 @@ from vivace.eval.cli import main
 
 pytestmark = pytest.mark.sim
 
-TASK = ("--env.task=drawer-open-halfway", "--env.max_steps=10", "--accel.episodes=1", "--accel.samples=2")
+TASK = (
+    "--env.task=drawer-open-halfway",
+    "--env.max_steps=10",
+    "--accel.episodes=1",
+    "--accel.samples=2",
+    "--accel.judged_episodes=1",
+    "--accel.judged_samples=2",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,8 @@ def test_a_cogact_and_a_token_vla_on_its_backbone(capsys):
         rows = torch.nn.functional.normalize(student[name][-256:], dim=1)
         assert (rows[1:] * rows[:-1]).sum(1).min() > 0.9 > (rows[100:] * rows[:-100]).sum(1).mean()
     evaluate = ["bench", "--policy.path=tokens", "--env.task=window-open-halfway", "--env.max_steps=4",
-                "--accel.episodes=1", "--accel.samples=2", "--bench.repeats=1", "--bench.compile=false",
+                "--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1",
+                "--accel.judged_samples=2", "--bench.repeats=1", "--bench.compile=false",
                 "--bench.only=[]", "--output_dir=bench"]  # fmt: skip
     assert main(evaluate) == 0
     assert train("token_vla", "wrong", "--backbone=cogact", "--policy.language_width=32") == 2

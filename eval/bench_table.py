@@ -1,0 +1,85 @@
+"""The rows of `vivace bench` as a table a person reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> Table:
+    """Return the table; beneath it what was chosen and run again, and the rows that are not there.
+
+    Args:
+        rows: as `bench.pareto_row` gives them.
+        left_out: name of a row that does not fit the policy -> the reason.
+    """
+    out = Table(
+        title="chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error "
+        "and passes: mean (10th to 90th percentile) over observations that no plan was fitted to"
+    )
+    judged = any("n" in row for row in rows)
+    writes = any("tokens_per_s" in row for row in rows)
+    names = ["plan", "ms", "ratio", "", "action error", "GFLOP"]
+    names += ["passes", "tokens/s"] if writes else []
+    names += ["success", "95 % interval", "- plain"] if judged else []
+    for name in names:
+        out.add_column(name, justify="left" if name in ("plan", "") else "right")
+    for row in rows:
+        cells = _measured_cells(row)
+        cells += _token_cells(row) if writes else []
+        cells += _judged_cells(row) if judged else []
+        out.add_row(*cells)
+    lines = confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+    out.caption = Text("\n".join(lines)) if lines else None  # reasons may hold brackets, which are no markup
+    out.caption_justify = "left"
+    return out
+
+
+def spread_text(row: Mapping[str, Any], name: str, digits: int) -> str:
+    """Mean of a row's quantity and, where it is known, from the 10th to the 90th percentile."""
+    if row.get(name) is None:
+        return "as eager"
+    if f"{name}_spread" not in row:
+        return f"{row[name]:.{digits}f}"
+    low, high = row[f"{name}_spread"]
+    return f"{row[name]:.{digits}f} ({low:.{digits}f} … {high:.{digits}f})"
+
+
+def confirmations(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each row that was chosen and run again."""
+    again_by_name = {row["name"]: row["confirmed"] for row in rows if "confirmed" in row}
+    plain = again_by_name.get("plain", {})
+    return [
+        f"{row['label']}: best of {again['tried']} tried: {row['successes']} of {row['n']} when chosen, "
+        f"{again['successes']} of {again['n']} confirmed on fresh seeds from {again['seed']} "
+        f"(plain {plain['successes']} of {plain['n']}, difference {again['difference']:+.1%}, "
+        f"p = {again['p_value']:.2g})"
+        for row in rows
+        if (again := again_by_name.get(row["name"])) and row["name"] != "plain"
+    ]
+
+
+def _measured_cells(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["ratio_interval"]
+    return [
+        row["label"],
+        f"{1e3 * row['latency_s']:.1f}",
+        f"{row['ratio']:.2f}",
+        f"[{low:.2f} … {high:.2f}]",
+        spread_text(row, "action_error", 4),
+        "" if row["gflop"] is None else f"{row['gflop']:.2f}",
+    ]
+
+
+def _token_cells(row: Mapping[str, Any]) -> list[str]:
+    if "tokens_per_s" not in row:
+        return ["", ""]
+    return [spread_text(row, "passes", 1), f"{row['tokens_per_s']:.0f}"]
+
+
+def _judged_cells(row: Mapping[str, Any]) -> list[str]:
+    if "interval" not in row:
+        return ["", "", ""]
+    low, high = row["interval"]
+    return [f"{row['successes']}/{row['n']}", f"{low:.1%} … {high:.1%}", f"{row['difference']:+.1%}"]
