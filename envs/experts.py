@@ -34,11 +34,11 @@ def expert(task: str, control_hz: float | None = None) -> Expert:
     """
     if task == "reach-moving":
         return partial(_follow_goal, tick_s=1.0 / (control_hz or env_class("metaworld", task).own_hz))
-    if task in _DYNAMIC:
-        return _DYNAMIC[task]
+    if task == "push-disturbed":
+        return _push_knocked_puck
     task = task.replace("-halfway", "-v3")  # the same positions in the state, another start
     if task not in ENV_POLICY_MAP:
-        known = (*_DYNAMIC, *ENV_POLICY_MAP)
+        known = ("reach-moving", "push-disturbed", *ENV_POLICY_MAP)
         raise UnknownEnvironment(
             f"task {task!r} has no scripted expert; the nearest that has: {', '.join(nearest(task, known))}"
         )
@@ -73,9 +73,6 @@ def _push_knocked_puck(state: np.ndarray) -> np.ndarray:
 
 def _move(hand: np.ndarray, target: np.ndarray, gripper: float) -> np.ndarray:
     return np.append(np.clip(_GAIN * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
-
-
-_DYNAMIC: dict[str, Expert] = {"reach-moving": _follow_goal, "push-disturbed": _push_knocked_puck}
 
 
 @dataclass(frozen=True, kw_only=True)

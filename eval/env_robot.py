@@ -24,14 +24,15 @@ def control_rate(env: Any, wanted_hz: float | None) -> float:
         BadSetting: the environment steps at another rate, or neither says which.
     """
     own_hz = getattr(env, "control_hz", None)
-    if own_hz is None and wanted_hz is None:
+    rate = own_hz if wanted_hz is None else wanted_hz
+    if rate is None:
         raise BadSetting("neither the environment nor the settings say how long a step is; give control_hz")
-    if own_hz is not None and wanted_hz not in (None, own_hz):
+    if own_hz is not None and rate != own_hz:
         raise BadSetting(
-            f"control_hz={wanted_hz:g}, but a step of this environment is 1/{own_hz:g} s of its physics; "
-            f"make the environment with control_hz={wanted_hz:g}"
+            f"control_hz={rate:g}, but a step of this environment is 1/{own_hz:g} s of its physics; "
+            f"make the environment with control_hz={rate:g}"
         )
-    return float(own_hz or wanted_hz)
+    return float(rate)
 
 
 class EnvRobot:

@@ -176,7 +176,7 @@ def _outcomes(
     data: CalibrationData,
 ) -> dict[str, Any]:
     """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
-    hz = command.env.control_hz
+    hz = command.env.rate_hz
     curve = trials.curve(runs)
     seed = command.seed
     summaries = [run_summary(run, episodes[run.name], hz, gflop(run.execution, data.one)) for run in runs]
@@ -218,7 +218,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
 def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
-    results["environment"] |= {"control_hz": command.env.control_hz, "mode": command.eval.mode}
+    results["environment"]["mode"] = command.eval.mode
     layers = next((t for t in plan.techniques if isinstance(t, LayerSkip)), None)
     return results | {
         "plan": [entry for entry in plan.to_json()["techniques"] if entry["kind"] != MlpPrune.kind],

@@ -55,7 +55,8 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     environment, policy, runs = results["environment"], results["policy"], results["runs"]
     title = f"{policy['path']} on {environment['task']}"
     lead = (
-        f"The world steps {environment['control_hz']:g} times a second whether or not the policy has "
+        f"The world moves on by {1e3 / environment['control_hz']:g} ms of physics a tick, "
+        f"{environment['control_hz']:g} ticks a second, whether or not the policy has "
         f"finished thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
     )
     parts = [header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]

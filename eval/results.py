@@ -40,7 +40,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "environment": {
             "type": command.env.type,
             "task": command.env.task,
-            "control_hz": command.env.control_hz,
+            "control_hz": command.env.rate_hz,
             "physics_hz": env_class(command.env.type, command.env.tasks[0]).physics_hz,
             "trained_hz": spec.control_hz,
         },

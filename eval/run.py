@@ -111,7 +111,7 @@ def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
     """Make the robot; it is closed when the stack is."""
     context = {
         "spec": spec,
-        "control_hz": command.control_hz,
+        "control_hz": command.rate_hz,
         "instruction": command.instruction,
         "task": command.robot.task,
     }
@@ -155,7 +155,7 @@ def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
 
 @contextmanager
 def _recorder(command: RunCommand, folder: Path) -> Iterator[Recorder]:
-    recorder = Recorder(folder, command.control_hz, command.rerun, live=command.live)
+    recorder = Recorder(folder, command.rate_hz, command.rerun, live=command.live)
     try:
         yield recorder
     finally:
@@ -209,7 +209,7 @@ def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> N
 
 def _loop(parts: Parts, seed: int) -> ControlLoop:
     """Build the loop of one episode; its guard knows where the robot is."""
-    spec, period_s = parts.bundle.spec, 1.0 / parts.command.control_hz
+    spec, period_s = parts.bundle.spec, 1.0 / parts.command.rate_hz
     guard = ActionGuard(parts.limits, spec.action_kinds, period_s)
     guard.limit(np.array(parts.settings.initial_action, np.float32))
     return ControlLoop(
@@ -217,7 +217,7 @@ def _loop(parts: Parts, seed: int) -> ControlLoop:
         parts.worker,
         make_queue(parts.settings),
         guard,
-        LatencyBudget(parts.command.control_hz, parts.ladder),
+        LatencyBudget(parts.command.rate_hz, parts.ladder),
         parts.clock,
         parts.settings,
         spec=spec,

@@ -39,7 +39,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         },
         "robot": {"type": command.robot.type, "task": command.robot.task},
         "settings": {
-            "control_hz": command.control_hz,
+            "control_hz": command.rate_hz,
             "trained_hz": bundle.spec.control_hz,
             "mode": command.loop.mode,
             "n_action_steps": parts.settings.n_action_steps,
@@ -117,7 +117,7 @@ def _write_film(folder: Path, parts: "Parts") -> str | None:
 
     executed = parts.recorder.film
     first = parts.recorder.statistics.ticks - len(executed)
-    hz = parts.command.control_hz
+    hz = parts.command.rate_hz
     frames = [
         caption(frame, parts.bundle.name, executed[number - first][0].value, number, hz)
         for number, frame in parts.robot.film()

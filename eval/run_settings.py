@@ -95,6 +95,13 @@ class RunCommand:
     require: list[str] = field(default_factory=list)
     """Targets such as run.effective_hz>=45 or run.decided>=1; exit code 1 when one is missed."""
 
+    @property
+    def rate_hz(self) -> float:
+        """The control rate [Hz], once `run` has settled it."""
+        if self.control_hz is None:
+            raise BadSetting("no control rate was given or found; give --control_hz")
+        return self.control_hz
+
     def __post_init__(self) -> None:
         """Rates, times and counts must make sense."""
         if not self.bundle:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from vivace.eval.latency_model import LatencyModel, MeasuredLatency
 from vivace.policies.chunking import RealTimeChunking
+from vivace.policies.errors import BadSetting
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,13 @@ class EnvOptions:
     """Longest episode [steps]; the environment's own when not given."""
     instruction: str = ""
     """What a language-conditioned policy is told; the task's own text when not given."""
+
+    @property
+    def rate_hz(self) -> float:
+        """The control rate [Hz], once `plans.load` has settled it."""
+        if self.control_hz is None:
+            raise BadSetting("no control rate was given or found; give --env.control_hz")
+        return self.control_hz
 
     @property
     def tasks(self) -> list[str]:

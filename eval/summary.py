@@ -66,7 +66,14 @@ def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> l
 def table(results: dict[str, Any]) -> Table:
     """The runs as a table a person reads."""
     environment = results["environment"]
-    title = f"{environment['task']} at {environment['control_hz']:g} Hz, {environment['mode']}, world moving"
+    trained_hz = environment["trained_hz"]
+    other = (
+        "" if trained_hz in (None, environment["control_hz"]) else f", policy trained at {trained_hz:g} Hz"
+    )
+    title = (
+        f"{environment['task']} at {environment['control_hz']:g} Hz (physics {environment['physics_hz']:g} Hz"
+        f"{other}), {environment['mode']}, world moving"
+    )
     out = Table(title=title)
     for name in (
         "run",

@@ -91,7 +91,7 @@ def rollout_settings(command: EvalCommand, latency: LatencyModel) -> RolloutSett
         n_episodes=command.eval.n_episodes,
         seed=command.seed,
         batch_size=command.eval.batch_size,
-        control_hz=command.env.control_hz,
+        control_hz=command.env.rate_hz,
         mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
         n_action_steps=command.policy.n_action_steps,
         request_at=command.eval.request_at,
@@ -207,7 +207,7 @@ class Trials:
             console.print(f"no video: rendering failed ({error}); vivace doctor says more", style="yellow")
             return None
         name = "videos/side_by_side.mp4"
-        write_video(self._folder / name, side_by_side(films), self._command.env.control_hz)
+        write_video(self._folder / name, side_by_side(films), self._command.env.rate_hz)
         return name
 
     def film_patches(self, run: Run, seed: int) -> str | None:
@@ -225,7 +225,7 @@ class Trials:
 
     def _frames(self, run: Run, seed: int) -> list[np.ndarray]:
         frames: list[np.ndarray] = []
-        control_hz = self._command.env.control_hz
+        control_hz = self._command.env.rate_hz
 
         def on_tick(seed: int, env: Any, record: TickRecord) -> None:
             frames.append(
@@ -243,7 +243,7 @@ class Trials:
         runner = session(command, self._loaded, run.execution)
 
         def on_episode(result: EpisodeResult) -> None:
-            self.stopwatch.simulated_s += result.steps / settings.control_hz
+            self.stopwatch.simulated_s += result.steps / self._command.env.rate_hz
 
         rungs = []
         for rung in run.ladder:
