@@ -1,6 +1,7 @@
 """Record every block's output over an uncached run: what schedules are calibrated on."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import EMPTY, Block, Cache
-from vivace.policies.errors import CalibrationError
+from vivace.policies.errors import CalibrationError, NonFiniteActions
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
 
@@ -47,7 +48,8 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
     """
     outputs: dict[str, list[Tensor]] = defaultdict(list)
     uncached = replace(execution, action=lambda index, cache: Recorder(outputs))
-    sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
+    with suppress(NonFiniteActions):  # which block they came from is said below
+        sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
     similarity, volatility = {}, {}
     for name in execution.policy.spec.block_ids:
         kept = outputs.pop(name)

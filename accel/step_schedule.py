@@ -13,11 +13,12 @@ has .209 leading and .759 trailing.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
-from vivace.policies.errors import BadSetting, CalibrationError
+from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.samplers import OWN, SPACINGS, Sampler
 from vivace.policies.staged import DenoisingPolicy, Execution, sample
@@ -122,8 +123,7 @@ def _errors(execution: Execution, samplers: Mapping[str, Sampler], data: Calibra
     as_trained = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
     found = {}
     for spacing, sampler in samplers.items():
-        chunks = sample(replace(execution, sampler=sampler), data.batch, EpisodeNoise(data.noise_keys))
-        error = (chunks - as_trained).double().square().mean().sqrt()
-        if error.isfinite():
-            found[spacing] = round(float(error), 6)
+        with suppress(NonFiniteActions):
+            chunks = sample(replace(execution, sampler=sampler), data.batch, EpisodeNoise(data.noise_keys))
+            found[spacing] = round(float((chunks - as_trained).double().square().mean().sqrt()), 6)
     return found

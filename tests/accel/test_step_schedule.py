@@ -8,7 +8,7 @@ import torch
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import CalibrationData
-from vivace.policies.errors import BadSetting, CalibrationError, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions, UnsupportedPolicy
 from vivace.policies.load import stage
 from vivace.policies.noise_schedule import NoiseSchedule
 from vivace.policies.samplers import OWN, make_flow_sampler, make_sampler
@@ -92,7 +92,7 @@ def test_a_spacing_that_is_asked_for_is_taken_unseen():
 
 
 def test_what_was_chosen_and_seen_outlives_the_file():
-    mark = Fingerprint("two modes", "", "", ())
+    mark = Fingerprint("two modes", "", "", "", ())
     plan = AccelerationPlan(mark, (calibrated(TwoModes(clip_sample=True)),))
     data = plan.to_json()
     assert data["techniques"][0]["spacing"] == "trailing"
@@ -101,7 +101,7 @@ def test_what_was_chosen_and_seen_outlives_the_file():
 
 def test_a_plan_from_before_there_were_spacings_runs_as_it_did():
     entry = {"kind": "step_schedule", "sampler": "ddim", "n_steps": 2}
-    mark = {"policy_type": "two modes", "config": "", "weights": "", "blocks": []}
+    mark = {"policy_type": "two modes", "config": "", "weights": "", "processors": "", "blocks": []}
     plan = AccelerationPlan.from_json({"version": 1, "fingerprint": mark, "techniques": [entry]})
     assert timesteps(plan.techniques[0], TwoModes(clip_sample=True)) == [50, 0]
     solver = replace(plan.techniques[0], sampler="dpmsolver++", n_steps=3)
@@ -160,11 +160,20 @@ def test_a_policy_that_writes_tokens_refuses_by_name():
 
 
 def test_a_policy_that_gives_nan_is_refused():
-    policy = TwoModes(clip_sample=False, fault=float("nan"))
+    with pytest.raises(NonFiniteActions, match="'two modes' gave NaN or infinity"):
+        calibrated(TwoModes(clip_sample=False, fault=float("nan")))
+
+
+def test_spacings_that_all_give_nan_are_refused():
+    class BreaksAfterAWhile(TwoModes):
+        def denoise(self, x, condition, run):
+            out = super().denoise(x, condition, run)
+            return out if self.calls <= len(self.sampler) else out * torch.nan
+
     with pytest.raises(
         CalibrationError, match="2 steps of ddim .* not finite at any spacing; choose another"
     ):
-        calibrated(policy)
+        calibrated(BreaksAfterAWhile(clip_sample=False))
 
 
 def test_a_checkpoints_own_sampler_stays_as_it_is():

@@ -49,8 +49,9 @@ def own_domain(log_folder):
 
 def bundled(loaded, observations, folder):
     """Export a policy with two DDIM steps."""
-    data = CalibrationData(Session(loaded).prepare(observations), ((1, 0),))
-    export(loaded, calibrate(loaded.staged, loaded.fingerprint, data, FAST), data, folder)
+    seen = Session(loaded).prepare(observations)
+    plan = calibrate(loaded.staged, loaded.fingerprint, CalibrationData(seen, ((1, 0),)), FAST)
+    export(loaded, plan, CalibrationData(seen, ((2, 0),)), folder)
     return folder
 
 

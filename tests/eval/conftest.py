@@ -23,6 +23,7 @@ def checkpoint(tmp_path_factory) -> Path:
     policy = tiny_dp_transformer(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (39,))},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+        control_hz=20.0,
     )
     random = np.random.default_rng(0)
     stats = {

@@ -100,7 +100,7 @@ def test_a_row_of_a_stage_that_the_policy_lacks_is_left_out_with_the_reason():
 
 def test_a_bad_setting_of_a_row_is_raised(flow):
     wrong = Entry("wrong", "wrong", "bac", (("block_cache", {"objective": "best"}),))
-    with pytest.raises(BadSetting, match="objective='best' is not one of anchor, consecutive"):
+    with pytest.raises(BadSetting, match="objective is 'best'; needed is one of 'anchor', 'consecutive'"):
         build(loaded(flow), [wrong], observations(flow))
     unknown = Entry("unknown", "unknown", "ddim", (("step_schedule", {"sampler": "ddim", "n_steps": 4}),))
     with pytest.raises(BadSetting, match="unknown flow sampler 'ddim'"):

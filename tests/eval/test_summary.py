@@ -29,8 +29,9 @@ def summary(latency, ladder=()):
 
 
 def told(entry) -> str:
-    results = {"environment": {"task": "push", "control_hz": 20.0, "mode": "sync"}, "runs": [entry],
-               "comparisons": []}  # fmt: skip
+    rates = {"control_hz": 20.0, "physics_hz": 400.0, "trained_hz": 80.0}
+    environment = {"task": "push", "mode": "sync", **rates}
+    results = {"environment": environment, "runs": [entry], "comparisons": [], "left_out": {}}
     out = io.StringIO()
     Console(file=out, width=160).print(table(results))
     return out.getvalue()
@@ -42,6 +43,7 @@ def test_percentiles_count_measurements_not_draws():
     assert (few["latency"]["p50_s"], few["latency"]["p90_s"], few["latency"]["p99_s"]) == (0.1, None, None)
     assert "100 / –" in told(few)
     assert "[ms]" in told(few), "a unit is no markup"
+    assert "push at 20 Hz (physics 400 Hz, policy trained at 80 Hz), sync" in told(few)
     enough = summary(MeasuredLatency(samples_s=(0.1,) * 100))
     assert (enough["latency"]["n"], enough["latency"]["p99_s"]) == (100, 0.1)
     assert "100 / 100" in told(enough)
