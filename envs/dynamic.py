@@ -86,11 +86,11 @@ class DisturbedPush(MetaWorld):
     base_task: ClassVar[str] = "push-v3"
     instruction: ClassVar[str] = "Push the puck to the goal although it gets knocked aside"
     own_hz: ClassVar[float] = 20.0
-    episode_s: ClassVar[float] = 5.0
+    episode_s: ClassVar[float] = 6.0
     HOLD_S: ClassVar[float] = 0.2
     FIRST_S: ClassVar[tuple[float, float]] = (0.2, 0.8)
     """When the first knock comes [s]."""
-    PAUSE_S: ClassVar[tuple[float, float]] = (1.0, 1.6)
+    PAUSE_S: ClassVar[tuple[float, float]] = (1.6, 2.4)
     """Between one knock and the next [s], to the end of the episode: the time there is to push."""
     SPEED_M_S: ClassVar[tuple[float, float]] = (0.9, 1.3)
     """Weakest and strongest knock [m/s]; the puck slides 4 to 9 cm."""

@@ -162,10 +162,10 @@ def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData)
 
 def _choose_threads(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
     """Choose torch's threads by the saved plan if it is there, else by the plain loop."""
-    runs = {"plain": session(command, loaded)}
+    name, execution = "plain", None
     if SAVED[0] in entries:
-        execution = accelerate(loaded.staged, load_plan(command, loaded))
-        runs[SAVED[0].name] = session(command, loaded, execution)
+        name, execution = SAVED[0].name, accelerate(loaded.staged, load_plan(command, loaded))
+    runs = {name: session(command, loaded, execution)}
     return choose_threads(runs, command.bench.threads, command.policy.device)
 
 

@@ -99,8 +99,8 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
     both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
-    both_told = {name: session(command, loaded, execution) for name, execution in both.items()}
-    threads = choose_threads(both_told, command.bench.threads, command.policy.device, _refresh(command))
+    decides = {ACCELERATED.name: session(command, loaded, accelerated)}
+    threads = choose_threads(decides, command.bench.threads, command.policy.device, _refresh(command))
     fitted = observe(command, loaded, accelerated)
     data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
     episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
