@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml setup.sh
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/vivace eval --job_name=demo --eval.mode=async --eval.lineup=false --eval.curve='[]' --eval.timed_s=10
+	$(BIN)/vivace eval --job_name=demo --eval.mode=async --eval.lineup=false --eval.curve='[]' --eval.timed_s=12 --accel.judged_episodes=4 --accel.judged_samples=12
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

@@ -283,6 +283,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Ent
     return {
         "verb": "bench",
         "weights": loaded.fingerprint.weights,
+        "processors": loaded.fingerprint.processors,
         "plans": {entry.name: entry.wanted for entry in entries if not entry.is_compiled},
         "saved": load_plan(command, loaded).to_json()["techniques"] if SAVED[0] in entries else None,
         "calibration": [command.accel.episodes, command.accel.samples],

@@ -28,11 +28,12 @@ class BundleRun:
         self.name = f"ort:{folder}"
         receipt = self.policy.bundle.receipt
         self.plan = AccelerationPlan.load(self.policy.bundle.folder)
-        weights = receipt["fingerprint"]["weights"]
-        if weights != loaded.fingerprint.weights:
+        held, asked = receipt["fingerprint"], vars(loaded.fingerprint)
+        other = [name for name in ("weights", "processors") if held.get(name) != asked[name]]
+        if other:
             raise BadSetting(
-                f"bundle {folder} holds another policy (weights {weights[:8]}, asked for "
-                f"{loaded.fingerprint.weights[:8]}); export this one: vivace export"
+                f"bundle {folder} holds another policy: its {' and '.join(other)} are others than those of "
+                f"{loaded.path}; export this one: vivace export"
             )
         plan = ", ".join(receipt["techniques"]) or "as trained"
         self.label = f"ONNX Runtime {receipt['precision']}, {plan}"

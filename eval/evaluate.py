@@ -203,6 +203,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
     return {
         "verb": "eval",
         "weights": loaded.fingerprint.weights,
+        "processors": loaded.fingerprint.processors,
         "plan": plan.to_json()["techniques"],
         "env": vars(command.env),
         "seed": command.seed,
