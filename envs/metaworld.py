@@ -114,22 +114,11 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
                 negative.
         """
         self.control_hz = self.own_hz if control_hz is None else float(control_hz)
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise BadSetting(f"max_episode_steps is {max_episode_steps}; at least 1 is needed")
-        if image_size < 0 or render_size < 1:
-            raise BadSetting(
-                f"image_size is {image_size} and render_size {render_size} px; give image_size >= 0 and "
-                "render_size >= 1"
-            )
+        _check_settings(self, max_episode_steps, image_size, render_size)
         self.task = task
         self.terminate_on_success = terminate_on_success
         self.render_mode = "rgb_array"
         self._world = _load_world(self.base_task or task)
-        if not 0 < self.control_hz <= self.physics_hz:
-            raise BadSetting(
-                f"control_hz is {control_hz}, but the physics runs at {self.physics_hz:g} Hz; choose a rate "
-                f"above 0 and at most that (the task's own is {self.own_hz:g} Hz)"
-            )
         self.max_episode_steps = max_episode_steps or max(1, round(self.episode_s * self.control_hz))
         self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
@@ -242,6 +231,21 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         if self._eye is None:
             raise BadSetting(f"this environment was made without images, so it has no {key!r}")
         return self._eye.image(self._world.data, key.removeprefix(IMAGE_KEY))
+
+
+def _check_settings(env: MetaWorld, max_episode_steps: int | None, image_size: int, render_size: int) -> None:
+    if not 0 < env.control_hz <= env.physics_hz:
+        raise BadSetting(
+            f"control_hz is {env.control_hz}, but the physics runs at {env.physics_hz:g} Hz; choose a rate "
+            f"above 0 and at most that (the task's own is {env.own_hz:g} Hz)"
+        )
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise BadSetting(f"max_episode_steps is {max_episode_steps}; at least 1 is needed")
+    if image_size < 0 or render_size < 1:
+        raise BadSetting(
+            f"image_size is {image_size} and render_size {render_size} px; give image_size >= 0 and "
+            "render_size >= 1"
+        )
 
 
 def _load_world(task: str) -> SawyerXYZEnv:

@@ -82,20 +82,11 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     """Measure latencies, run every episode under them, write results.json, report.html, trace and video."""
     began = time.monotonic()
     requirements = read_requirements(command.require, RUNS, ("success",))
-    unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
-    if unknown:
-        raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")
-    unknown = sorted(set(command.eval.curve_modes) - set(Mode))
-    if unknown:
-        raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
-    if len(command.env.tasks) > 1:
-        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
+    _check(command)
     loaded = load(command)
     plan = load_plan(command, loaded)
     accelerated = accelerate(loaded.staged, plan)
     rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
-    if command.eval.ladder and command.eval.mode == Mode.SYNC:
-        raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
     both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
@@ -118,13 +109,8 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
     results["threads"] = threads
     results["baselines"] = [
-        {
-            "name": rival.name,
-            "sampler": rival.sampler,
-            "n_steps": rival.n_steps,
-            "latency_ratio": ratios[rival.name],
-        }
-        for rival in rivals
+        {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
+        for r in rivals
     ]
     results["left_out"] = built.left_out | skipped
     results["pareto"] = _pareto(entries, executions, measured, data, episodes)
@@ -143,6 +129,20 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     }
     report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
     return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
+
+
+def _check(command: EvalCommand) -> None:
+    """Raise `BadSetting` for what no policy could be evaluated by."""
+    unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
+    if unknown:
+        raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")
+    unknown = sorted(set(command.eval.curve_modes) - set(Mode))
+    if unknown:
+        raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
+    if len(command.env.tasks) > 1:
+        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
+    if command.eval.ladder and command.eval.mode == Mode.SYNC:
+        raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
 
 
 def _runs(
