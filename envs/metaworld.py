@@ -27,12 +27,12 @@ STATE_DIM = 39
 ACTION_DIM = 4
 METAWORLD_HZ = 80.0
 """Rate of Meta-World's own step."""
-SPEED_M_S = 0.8
-"""Speed of the commanded hand position at an action of 1, along each axis [m/s]."""
 _FRAMES = 5
 """Physics steps in one of Meta-World's."""
 _DISPLACEMENT_M = 0.01
 """What an action of 1 commands in one of Meta-World's steps."""
+SPEED_M_S = _DISPLACEMENT_M * METAWORLD_HZ
+"""Speed of the commanded hand position at an action of 1, along each axis [m/s]."""
 
 _NOW, _BEFORE = slice(0, 18), slice(18, 36)
 """Parts of the state."""
@@ -69,7 +69,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": METAWORLD_HZ}
-    physics_hz: ClassVar[float] = 400.0
+    physics_hz: ClassVar[float] = _FRAMES * METAWORLD_HZ
     """Rate of the physics' own steps [Hz]."""
     own_hz: ClassVar[float] = METAWORLD_HZ
     """Control rate when none is asked for [Hz]."""

@@ -28,8 +28,8 @@ class BundleRun:
         self.name = f"ort:{folder}"
         receipt = self.policy.bundle.receipt
         self.plan = AccelerationPlan.load(self.policy.bundle.folder)
-        held, asked = receipt["fingerprint"], vars(loaded.fingerprint)
-        other = [name for name in ("weights", "processors") if held.get(name) != asked[name]]
+        held, needed = receipt["fingerprint"], vars(loaded.fingerprint)
+        other = [name for name in ("weights", "processors") if held.get(name) != needed[name]]
         if other:
             raise BadSetting(
                 f"bundle {folder} holds another policy: its {' and '.join(other)} are others than those of "
