@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.errors import BadSetting
 from vivace.policies.types import Observation
-
-_KEPT = 100
-"""Errors that are remembered."""
 
 
 class LerobotRobot:
-    """Adapts `get_observation` and `send_action`.
-
-    A camera or a bus that does not answer (an `OSError`: lerobot's are such) leaves the last observation with
-    its time, which then stands still: the watchdog decides. Before the first observation it is an error.
+    """Adapts `get_observation` and `send_action`; their errors are for `PatientRobot`.
 
     Args:
         robot: connected, of lerobot's interface.
@@ -38,61 +32,33 @@ class LerobotRobot:
         self._numbers = [name for name, kind in features.items() if kind is float]
         self._cameras = [name for name, kind in features.items() if isinstance(kind, tuple)]
         self.action_names = tuple(robot.action_features)
-        self._last: Observation | None = None
         self._count = 0
-        self.errors: list[str] = []
-        """What the robot's last failures were, newest last."""
 
     @property
     def initial_action(self) -> tuple[float, ...] | None:
-        """The present posture, if what is commanded is also observed; else nobody knows.
-
-        Raises:
-            ObservationMismatch: the robot does not answer.
-        """
-        try:
-            values = self.robot.get_observation()
-        except OSError as error:
-            raise _silent(error) from error
+        """The present posture, if what is commanded is also observed; else nobody knows."""
+        values = self.robot.get_observation()
         if not set(self.action_names) <= set(values):
             return None
         return tuple(float(values[name]) for name in self.action_names)
 
     def observe(self) -> Observation:
-        """Read the robot.
-
-        Raises:
-            ObservationMismatch: it does not answer, and never has.
-        """
-        try:
-            raw = self.robot.get_observation()
-        except OSError as error:
-            self._note("observing", error)
-            if self._last is None:
-                raise _silent(error) from error
-            return self._last
+        """Read the robot."""
+        raw = self.robot.get_observation()
         values = {f"observation.images.{name}": np.asarray(raw[name]) for name in self._cameras}
         if self._numbers:
             values["observation.state"] = np.array([raw[name] for name in self._numbers], np.float32)
-        self._last = Observation(values, self._count, self._now(), self._instruction)
         self._count += 1
-        return self._last
+        return Observation(values, self._count - 1, self._now(), self._instruction)
 
     def act(self, action: np.ndarray) -> None:
-        """Command the robot; a failure is noted, and the next tick tries again."""
-        try:
-            self.robot.send_action(dict(zip(self.action_names, action.tolist(), strict=True)))
-        except OSError as error:
-            self._note("acting", error)
+        """Command the robot."""
+        self.robot.send_action(dict(zip(self.action_names, action.tolist(), strict=True)))
 
     def close(self) -> None:
         """Disconnect."""
         if self.robot.is_connected:
             self.robot.disconnect()
-
-    def _note(self, what: str, error: OSError) -> None:
-        self.errors.append(f"{what}: {type(error).__name__}: {error}")
-        del self.errors[:-_KEPT]
 
 
 def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
@@ -127,15 +93,11 @@ def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
         ) from error
     try:
         made.connect()
-    except OSError as error:
+    except Exception as error:  # lerobot's robots raise all kinds, an OSError or a RuntimeError most often
         raise BadSetting(
             f"lerobot's robot {robot!r} does not connect ({error}); check port and power"
         ) from error
     return LerobotRobot(made, instruction)
-
-
-def _silent(error: OSError) -> ObservationMismatch:
-    return ObservationMismatch(f"the robot does not answer ({error}); check its cables and cameras")
 
 
 def _register_own() -> None:

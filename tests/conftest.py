@@ -15,3 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20_000,
         help="length of the soak in virtual time; a million takes a few minutes",
     )
+    parser.addoption(
+        "--endings",
+        type=int,
+        default=10,
+        help="runs of a robot that are ended in as many ways; 200 take a quarter of an hour",
+    )

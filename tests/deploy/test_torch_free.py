@@ -13,6 +13,8 @@ MODULES = [
     "vivace.deploy.histogram", "vivace.deploy.limits", "vivace.deploy.loop_statistics",
     "vivace.deploy.realtime", "vivace.deploy.rerun_stream", "vivace.deploy.robots",
     "vivace.deploy.run_log", "vivace.deploy.watchdog", "vivace.deploy.lerobot_robot",
+    "vivace.deploy.interrupts", "vivace.deploy.patient_robot", "vivace.deploy.standstill",
+    "vivace.deploy.warm_up",
 ]  # fmt: skip
 HEAVY = (
     "torch",
