@@ -211,7 +211,7 @@ def _loop(parts: Parts, seed: int) -> ControlLoop:
     """Build the loop of one episode; its guard knows where the robot is."""
     spec, period_s = parts.bundle.spec, 1.0 / parts.command.rate_hz
     guard = ActionGuard(parts.limits, spec.action_kinds, period_s)
-    guard.limit(np.array(parts.settings.initial_action, np.float32))
+    guard.start(np.array(parts.settings.initial_action, np.float32))
     return ControlLoop(
         parts.robot,
         parts.worker,

@@ -48,7 +48,8 @@ class World:
 
         def predict(observations, keys):
             self.asked += keys
-            return np.tile(100.0 * len(self.asked) + np.arange(6, dtype=np.float32)[None, :, None], (1, 1, 2))
+            leap = np.array([0, 1, 2, 3, 4, 1000], np.float32)  # a step so large that nothing else is ramped
+            return np.tile(100.0 * len(self.asked) + leap[None, :, None], (1, 1, 2))
 
         def latency_s(n, request):
             self.requests.append(request)
@@ -186,15 +187,15 @@ def test_limits_hold_from_the_measured_posture_on():
 def test_real_time_chunking_is_a_mode():
     world = World(mode="rtc", latency_ticks=1, request_at=2).run(6)
     assert world.settings.chunking == RealTimeChunking()
-    assert world.first == [101, 102, 201, 202, 301], "as async: late actions are dropped"
+    assert world.first == [100, 101, 201, 202, 301], "as async: late actions are dropped, but for the first"
     assert RosSettings().chunking is None
 
 
 def test_limits_come_from_a_file(tmp_path):
     file = tmp_path / "arm.yaml"
-    file.write_text("limits: {a: {high: 101.0}, b: {low: 102.0}}")
+    file.write_text("limits: {a: {high: 101.0}, b: {high: 100.5}}")
     world = World(command_names=NAMES, limits_file=str(file)).run(3)
-    assert world.sent == [[100, 102], [101, 102], [101, 102]]
+    assert world.sent == [[100, 100], [101, 100.5], [101, 100.5]]
 
 
 def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
@@ -270,11 +271,13 @@ def test_a_chunk_is_one_trajectory_that_begins_at_its_observation():
 
 def test_a_late_chunk_keeps_the_time_of_its_observation():
     sent = trajectories(latency_ticks=2, n_ticks=3, mode="async", n_action_steps=4)
-    assert [len(t.times_s) for t in sent] == [1, 4]
+    assert [len(t.times_s) for t in sent] == [1, 6]
     assert sent[0].positions.tolist() == [[5, 7]], "the posture, while the policy thinks"
-    assert sent[1].positions[:, 0].tolist() == [102, 103, 104, 105], "the late ones are dropped"
+    assert sent[1].positions[:, 0].tolist() == [100, 101, 102, 103, 104, 1100], (
+        "the robot has stood meanwhile"
+    )
     assert sent[1].stamp_s == pytest.approx(0.0, abs=1e-6)
-    assert sent[1].times_s == pytest.approx((0.3, 0.4, 0.5, 0.6))
+    assert sent[1].times_s == pytest.approx((0.3, 0.4, 0.5, 0.6, 0.7, 0.8))
 
 
 def test_displacements_start_from_the_measured_joints():
