@@ -40,7 +40,7 @@ from vivace.deploy.robot import Robot
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import Observation, PolicySpec
+from vivace.policies.types import ActionKind, Observation, PolicySpec
 
 
 class Mode(StrEnum):
@@ -357,6 +357,11 @@ def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, 
         raise BadSetting(
             f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
             "build it with make_queue(settings)"
+        )
+    if ActionKind.UNKNOWN in spec.action_kinds:
+        raise BadSetting(
+            f"what the actions mean is not known of all dimensions: {', '.join(spec.action_kinds)}; say it "
+            "when loading the policy (action_kinds)"
         )
     sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
     if settings.initial_action is not None:

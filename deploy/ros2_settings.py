@@ -11,6 +11,7 @@ from vivace.deploy.loop import LoopSettings, Mode, executed_actions
 from vivace.deploy.ort_graph import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
 from vivace.deploy.watchdog import WatchdogSettings
+from vivace.policies.action_kinds import KNOWN, kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
@@ -126,7 +127,7 @@ class RosSettings:
         _one_of("command.type", self.command_type, COMMANDS)
         _one_of("provider", self.provider, tuple(PROVIDERS))
         for kind in self.action_kinds:
-            _one_of("action_kinds", kind, tuple(k.value for k in ActionKind))
+            _one_of("action_kinds", kind, KNOWN)
         for name in self.joint_fields:
             _one_of("joint_fields", name, FIELDS)
         self.camera_topics  # noqa: B018 - it checks the map
@@ -164,20 +165,21 @@ class RosSettings:
         """Check the parameters that must fit the policy.
 
         Returns:
-            The policy's spec, its actions meaning what `action_kinds` says.
+            The policy's spec, its actions meaning what `action_kinds`, names and bundle say.
 
         Raises:
-            BadSetting: sizes or names do not fit.
+            BadSetting: sizes or names do not fit, or nobody says what the actions mean.
+            BadBundle: bundle and names contradict each other.
             ObservationMismatch: the policy sees what this node cannot give it.
         """
         _check_inputs(self, spec)
-        if self.action_kinds:
-            kinds = self.action_kinds * (spec.action_dim if len(self.action_kinds) == 1 else 1)
-            _check_length("action_kinds", kinds, spec.action_dim)
-            spec = replace(spec, action_kinds=tuple(ActionKind(kind) for kind in kinds))
         for name in ("command_names", "fallback_initial_action"):
             if getattr(self, name):
                 _check_length(_ros(name), getattr(self, name), spec.action_dim)
+        names = self.command_names or tuple(map(str, range(spec.action_dim)))
+        said = read_kinds(self.action_kinds, spec.action_dim, "action_kinds")
+        kinds = settle_kinds(names, spec.action_kinds, kinds_of_names(names), said, "action_kinds")
+        spec = replace(spec, action_kinds=kinds)
         limits = self.limits(spec)
         if limits.action_dim not in (None, spec.action_dim):
             raise BadSetting(

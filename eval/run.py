@@ -18,7 +18,7 @@ from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, executed_actions, make_queue
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
-from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.robots import action_kinds, action_names, check_robot, initial_action, make_robot
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.eval.cpu_load import cpu_load
@@ -68,7 +68,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
         robot = _robot(command, bundle.spec, stack)
-        settings, limits = _fit(command, robot, bundle.spec, settings)
+        bundle, settings, limits = _fit(command, robot, bundle, settings)
         worker = _worker(command, plans)
         stack.callback(worker.close)
         worker.start()
@@ -125,14 +125,16 @@ def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
 
 
 def _fit(
-    command: RunCommand, robot: Any, spec: PolicySpec, settings: LoopSettings
-) -> tuple[LoopSettings, Limits]:
+    command: RunCommand, robot: Any, bundle: Bundle, settings: LoopSettings
+) -> tuple[Bundle, LoopSettings, Limits]:
     """Check that robot, policy and limits fit; returns what depends on the robot."""
-    names = action_names(robot, spec)
+    names = action_names(robot, bundle.spec)
+    kinds = action_kinds(robot, names, bundle.spec, command.robot.action_kinds)
+    spec = replace(bundle.spec, action_kinds=kinds)
     limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
-    return LoopSettings(**{**vars(settings), "initial_action": start}), limits
+    return replace(bundle, spec=spec), replace(settings, initial_action=start), limits
 
 
 def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:

@@ -25,6 +25,8 @@ class ActionKind(StrEnum):
     """A displacement per control period: the fallback is zero."""
     VELOCITY = "velocity"
     """A rate: the fallback ramps down to zero."""
+    UNKNOWN = "unknown"
+    """Nobody said. No control loop runs with it."""
 
 
 @dataclass(frozen=True)

@@ -363,7 +363,7 @@ def test_bad_parameters_are_refused(given, message):
     [
         ({"joint_names": ("a",)}, "joint_names has 1 joints with 1 fields, the policy's .* has 2 numbers"),
         ({"cameras": ("front=x",)}, "cameras names observation.images.front, which the policy does not look"),
-        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, the policy's actions have 2"),
+        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, an action 2 dimensions"),
         ({"command_names": ("a",)}, "command.names has 1 entries"),
         ({"fallback_initial_action": (1.0,)}, "fallback.initial_action has 1 entries"),
         ({"limits_low": (1.0,)}, "limits have 1 numbers, the policy's actions 2"),

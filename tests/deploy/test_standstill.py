@@ -17,7 +17,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind, Chunk, Observation, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
-ABSOLUTE, DELTA, VELOCITY = ActionKind
+ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY
 
 
 class Walker:

@@ -108,6 +108,22 @@ def test_a_users_robot_with_limits_keeps_them_and_is_closed(capsys, bundle, tmp_
     assert found["settings"]["cpu_load"] == 1
 
 
+def test_a_base_does_not_go_on_with_its_last_velocity(capsys, bundle, tmp_path, arm):
+    """Its names say that it has velocities; the bundle's word for another robot is refused, or overruled."""
+    base = sys.modules["users_robot"].Arm
+    base.action_names, base.initial_action = ("x.vel", "y.vel", "theta.vel", "grip.pos"), (0.4, 0, 0, 0.5)
+    flags = ["--robot.type=users_robot:arm", "--duration_s=1", "--control_hz=50", "--limits=none"]
+    assert main(["run", f"--bundle={bundle}", *flags]) == 2
+    assert "the bundle says that 'x.vel' is delta, the robot says velocity" in capsys.readouterr().err
+    kinds = "--robot.action_kinds=[velocity,velocity,velocity,absolute]"
+    code, _, found = run(capsys, bundle, tmp_path / "out", *flags, kinds)
+    assert (code, arm[-1]) == (0, "closed")
+    actions = np.array(arm[:-1])
+    assert found["run"]["sources"]["chunk"] > 0
+    assert np.abs(actions[:, :3]).max() > 0.01, "it moved"
+    assert actions[-1, :3].tolist() == [0, 0, 0]
+
+
 def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, tmp_path, arm):
     class Frozen(sys.modules["users_robot"].Arm):
         def observe(self):
