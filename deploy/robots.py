@@ -5,6 +5,7 @@ A robot is any object with `observe()` and `act(action)`. It may also have
     action_names     names of the action's dimensions, in order; limits files use them
     action_kinds     what each dimension means: absolute, delta, velocity, unknown; else the names may say it
     initial_action   what to hold before the first action, such as the present posture; a sequence
+    is_simulated     nothing moves in the world, so that it may do without limits
     reset(seed)      called before each episode
     is_over          the episode has ended
     close()          called at the end, whatever happened

@@ -168,7 +168,9 @@ def _shuffled(parts: Sequence[CalibrationData], seed: int) -> CalibrationData:
         key: np.concatenate([part.raw[key] for part in parts])[order] for key in parts[0].raw
     }
     draft = torch.cat(drafts)[order] if drafts else None
-    return CalibrationData(batch, tuple(keys[i] for i in order), draft, raw)
+    steps = [part.largest_step for part in parts if part.largest_step is not None]
+    largest_step = np.max(steps, axis=0) if steps else None
+    return CalibrationData(batch, tuple(keys[i] for i in order), draft, raw, largest_step)
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

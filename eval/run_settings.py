@@ -77,7 +77,8 @@ class RunCommand:
     instruction: str = ""
     """What a language-conditioned policy is told."""
     limits: str = ""
-    """YAML file or URDF with the limits of the action's dimensions."""
+    """YAML file or URDF with the limits of the action's dimensions; when not given the range and largest step
+    of the training data, as the bundle has them; none: no limits."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     viewer: bool = False

@@ -31,6 +31,7 @@ class SimRobot(EnvRobot):
     """
 
     action_names = ("x", "y", "z", "gripper")
+    is_simulated = True
 
     def __init__(self, env: Any, control_hz: float, instruction: str, *, viewer: bool = False) -> None:
         super().__init__(env, control_hz)

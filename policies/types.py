@@ -40,6 +40,20 @@ class BlockInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActionRange:
+    """What the actions were that a policy learned from: one number a dimension, in the robot's units."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    step: tuple[float, ...]
+    """Largest change between two control periods, above 0."""
+    bounds_from: str
+    """Where low and high are from, in words."""
+    step_from: str
+    """Where the step is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySpec:
     """Shapes and meaning of a policy's inputs and outputs."""
 
@@ -58,6 +72,8 @@ class PolicySpec:
     """Blocks in the order they run; empty for an opaque policy."""
     control_hz: float | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
+    action_range: ActionRange | None = None
+    """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
 
     @property
     def first_action(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from vivace.deploy.budget import Rung
 from vivace.deploy.clock import VirtualClock
+from vivace.deploy.guard import Limits
 from vivace.deploy.ros2_command import ArrayCommand, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import loop_status, percentiles, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
@@ -18,7 +19,7 @@ from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
 ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY
@@ -31,6 +32,9 @@ SPEC = PolicySpec(
     observation_shapes={KEY: (2,)},
     action_kinds=(ABSOLUTE, ABSOLUTE),
     blocks=(),
+    action_range=ActionRange(
+        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
+    ),
 )
 NAMES = ("a", "b")
 
@@ -196,6 +200,20 @@ def test_limits_come_from_a_file(tmp_path):
     file.write_text("limits: {a: {high: 101.0}, b: {high: 100.5}}")
     world = World(command_names=NAMES, limits_file=str(file)).run(3)
     assert world.sent == [[100, 100], [101, 100.5], [101, 100.5]]
+
+
+def test_limits_are_those_of_the_training_data_unless_others_are_given():
+    narrow = ActionRange(low=(0,) * 2, high=(50,) * 2, step=(30,) * 2, bounds_from="data", step_from="data")
+    spec, known = replace(SPEC, action_range=narrow), RosSettings(joint_names=NAMES)
+    limits = known.limits(spec)
+    assert (limits.low, limits.max_step) == (pytest.approx((0, 0), abs=1e-3), (30, 30))
+    assert known.limits(spec).high == pytest.approx((50, 50), abs=1e-3)
+    assert replace(known, limits_file="none").limits(spec) == Limits()
+    assert replace(known, limits_high=(70.0, 70.0)).limits(spec) == Limits(high=(70, 70))
+    with pytest.raises(
+        BadSetting, match="the bundle does not say what the actions of its training data were"
+    ):
+        known.for_policy(replace(SPEC, action_range=None))
 
 
 def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
