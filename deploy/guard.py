@@ -127,10 +127,8 @@ class ActionGuard:
         """
         if self._last is None or not self._is_absolute.any() or not np.isfinite(actions[0]).all():
             return
-        with np.errstate(
-            invalid="ignore", over="ignore"
-        ):  # later actions may be refused when their time comes
-            steps = np.abs(np.diff(actions, axis=0))
+        with np.errstate(invalid="ignore", over="ignore"):
+            steps = np.abs(np.diff(actions, axis=0))  # not finite: `check` refuses it when its time comes
         own = np.max(steps, axis=0, initial=0.0, where=np.isfinite(steps))
         own = np.where(own > 0, own, np.abs(actions[0] - self._last) / RAMP_TICKS)
         self._ramp = np.where(self._is_absolute & np.isinf(self._step), own, np.inf)
