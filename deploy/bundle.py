@@ -21,7 +21,7 @@ from vivace.deploy.normalization import Normalization
 from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.errors import BadBundle
 from vivace.policies.step_table import StepTable
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, BlockInfo, PolicySpec
 
 FORMAT, VERSION = "policy_package", "1.0"
 MANIFEST = "manifest.json"
@@ -228,8 +228,16 @@ def _spec(data: Mapping[str, Any]) -> PolicySpec:
             "observation_shapes": {key: tuple(s) for key, s in data["observation_shapes"].items()},
             "action_kinds": tuple(ActionKind(kind) for kind in data["action_kinds"]),
             "blocks": tuple(BlockInfo(**block) for block in data["blocks"]),
+            "action_range": _action_range(data.get("action_range")),
         }
     )
+
+
+def _action_range(data: Mapping[str, Any] | None) -> ActionRange | None:
+    if data is None:
+        return None
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return ActionRange(**values)
 
 
 def _graph(data: Mapping[str, Any]) -> Graph:

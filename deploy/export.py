@@ -18,6 +18,7 @@ from vivace.accel.greedy import executed_tokens
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.action_range import learned_range
 from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
 from vivace.deploy.export_onnx import export_denoising, export_tokens
 from vivace.deploy.graph_writer import GraphWriter
@@ -32,6 +33,7 @@ from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
 from vivace.policies.streams import Streams
 from vivace.policies.token_vla_staged import StagedTokenVLA
+from vivace.policies.types import ActionRange
 
 TOLERANCE = 1e-5
 """Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
@@ -99,7 +101,7 @@ def export(
     bundle = Bundle(
         folder=partial,
         name=loaded.path.name,
-        spec=execution.policy.spec,
+        spec=replace(execution.policy.spec, action_range=_action_range(loaded, execution, data)),
         graphs=tuple(writer.graphs),
         observations=observations,
         actions=_normalization(loaded.postprocess, "action") or identity(),
@@ -116,6 +118,20 @@ def export(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return Bundle.load(folder)
+
+
+def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationData) -> ActionRange | None:
+    """What the actions were that the policy learned from; None if its processors do not say."""
+    pipeline: Any = loaded.postprocess
+    stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
+    if not stats:
+        return None
+    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
+    if steps is None:
+        chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+        actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
+        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
+    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

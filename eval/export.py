@@ -20,7 +20,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
     folder = Path(command.output_dir)
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise BadSetting(f"{folder} holds something that is no bundle; give another --output_dir")
-    loaded = load(command)
+    loaded = load(command, command.export.action_kinds)
     has_plan = command.export.plan and (command.accel.path or (loaded.path / FILE_NAME).is_file())
     plan = load_plan(command, loaded) if has_plan else AccelerationPlan(loaded.fingerprint)
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]

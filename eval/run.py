@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from vivace.deploy.action_range import choose_limits
 from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.clock import WallClock
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.deploy.interrupts import Interrupts
-from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import ControlLoop, executed_actions, make_queue
 from vivace.deploy.loop_settings import LoopSettings, Mode
 from vivace.deploy.patient_robot import PatientRobot
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
-from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.robots import action_kinds, action_names, check_robot, initial_action, make_robot
 from vivace.deploy.run_log import log_parts
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.standstill import Standstill
@@ -52,6 +52,8 @@ class Parts:
     robot: PatientRobot
     settings: LoopSettings
     limits: Limits
+    limits_from: str
+    """Where they are from, in words."""
     worker: ProcessWorker
     ladder: tuple[Rung, ...]
     recorder: Recorder
@@ -121,7 +123,7 @@ def _driven(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interr
             bare = _robot(command, bundle.spec)
             robot = PatientRobot(bare, bundle.spec, interrupts.within, command.robot.patience_s)
             stack.callback(robot.close)
-            settings, limits = _fit(command, bare, bundle.spec, settings)
+            bundle, settings, limits, limits_from = _fit(command, bare, bundle, settings)
             robot.observe()  # one that does not answer later is shown what it saw now
         worker.start()
         warmup_s, ladder = _warm(command, bundle, worker, plans, settings)
@@ -134,6 +136,7 @@ def _driven(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interr
             robot=robot,
             settings=settings,
             limits=limits,
+            limits_from=limits_from,
             worker=worker,
             ladder=ladder,
             recorder=recorder,
@@ -216,14 +219,27 @@ def _robot(command: RunCommand, spec: PolicySpec) -> Any:
 
 
 def _fit(
-    command: RunCommand, robot: Any, spec: PolicySpec, settings: LoopSettings
-) -> tuple[LoopSettings, Limits]:
+    command: RunCommand, robot: Any, bundle: Bundle, settings: LoopSettings
+) -> tuple[Bundle, LoopSettings, Limits, str]:
     """Check that robot, policy and limits fit; returns what depends on the robot."""
-    names = action_names(robot, spec)
-    limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
+    names = action_names(robot, bundle.spec)
+    kinds = action_kinds(robot, names, bundle.spec, command.robot.action_kinds)
+    spec = replace(bundle.spec, action_kinds=kinds)
+    is_simulated = getattr(robot, "is_simulated", False)
+    limits, limits_from = choose_limits(command.limits, names, spec, may_lack=is_simulated)
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
-    return LoopSettings(**{**vars(settings), "initial_action": start}), limits
+    _guard(limits, spec, command.rate_hz, start)  # refuses a posture that cannot be
+    return replace(bundle, spec=spec), replace(settings, initial_action=start), limits, limits_from
+
+
+def _guard(
+    limits: Limits, spec: PolicySpec, control_hz: float, posture: tuple[float, ...] | None
+) -> ActionGuard:
+    """Build a guard that knows where the robot is."""
+    guard = ActionGuard(limits, spec.action_kinds, 1.0 / control_hz)
+    guard.start(np.array(posture, np.float32))
+    return guard
 
 
 def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
@@ -319,17 +335,16 @@ def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> N
 
 def _loop(parts: Parts, seed: int) -> ControlLoop:
     """Build the loop of one episode; its guard knows where the robot is."""
-    spec, period_s = parts.bundle.spec, 1.0 / parts.command.rate_hz
-    guard = parts.guard = ActionGuard(parts.limits, spec.action_kinds, period_s)
-    guard.limit(np.array(parts.settings.initial_action, np.float32))
+    spec, settings = parts.bundle.spec, parts.settings
+    parts.guard = _guard(parts.limits, spec, parts.command.rate_hz, settings.initial_action)
     return ControlLoop(
         parts.robot,
         parts.worker,
-        make_queue(parts.settings),
-        guard,
+        make_queue(settings),
+        parts.guard,
         LatencyBudget(parts.command.rate_hz, parts.ladder),
         parts.clock,
-        parts.settings,
+        settings,
         spec=spec,
         episode_seed=seed,
         watchdog=parts.watchdog,

@@ -21,3 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=10,
         help="runs of a robot that are ended in as many ways; 200 take a quarter of an hour",
     )
+    parser.addoption(
+        "--limits-mutations",
+        type=int,
+        default=1500,
+        help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
+    )
