@@ -131,6 +131,16 @@ class RobotProcess:
         return self._fired + (0 if self._link is None else self._link.fired)
 
     @property
+    def deadman(self) -> dict[str, Any]:
+        """What the switch was and did, as plain data."""
+        return {
+            "limit_s": self.limit_s,
+            "sharing": self.sharing.value,
+            "fired": self.fired,
+            "restarts": self.restarts,
+        }
+
+    @property
     def warning(self) -> str:
         """What the switch cannot do for this robot; empty if nothing."""
         if self.sharing != Sharing.ALONE:

@@ -138,6 +138,7 @@ class RobotServer:
         self._others = self._hands if self.sharing != Sharing.SHARED else _Lane(has_thread=True)
         self._deadman = Deadman(post.limit_s, post.period_s, post.kinds, post.limits)
         self._flags = (False, False)
+        self._look()
         self._is_closing = False
         self._quiet = 0
         """Commands in a row that the robot took at rest."""
@@ -218,11 +219,15 @@ class RobotServer:
         value, failure = None, None
         try:
             value = ask()
-            if hasattr(self._robot, "is_over"):
-                self._flags = bool(self._robot.is_over), bool(getattr(self._robot, "is_success", False))
+            self._look()
         except Exception as error:  # whatever it is, the loop's side must know
             failure = described(error)
         self._say(kind, number, value, failure)
+
+    def _look(self) -> None:
+        """See how the episode stands, if the robot has episodes."""
+        if hasattr(self._robot, "is_over"):
+            self._flags = bool(self._robot.is_over), bool(getattr(self._robot, "is_success", False))
 
     def _say(self, kind: str, number: int, value: Any = None, failure: tuple[str, str] | None = None) -> None:
         with self._speaks, suppress(OSError):  # nobody is there: `run` will see it

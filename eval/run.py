@@ -18,7 +18,8 @@ from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, executed_actions, make_queue
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
-from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.robot_access import arm, open_robot
+from vivace.deploy.robots import action_names, check_robot, initial_action
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.eval.cpu_load import cpu_load
@@ -118,9 +119,11 @@ def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
     options = dict(command.robot.options)
     if command.viewer:
         options["viewer"] = True
-    robot = make_robot(command.robot.type, options, context)
+    robot = open_robot(command.robot.type, options, context, command.deadman, command.realtime)
     if callable(getattr(robot, "close", None)):
         stack.callback(robot.close)  # type: ignore[attr-defined]
+    if warning := getattr(robot, "warning", ""):
+        console.print(warning, style="yellow", highlight=False)
     return robot
 
 
@@ -130,6 +133,7 @@ def _fit(
     """Check that robot, policy and limits fit; returns what depends on the robot."""
     names = action_names(robot, spec)
     limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
+    arm(robot, spec.action_kinds, limits)
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
     return LoopSettings(**{**vars(settings), "initial_action": start}), limits

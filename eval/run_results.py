@@ -63,6 +63,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             "counts": {state.value: count for state, count in parts.watchdog.counts.items()},
         },
         "worker": {"restarts": parts.worker.restarts, "errors": parts.worker.errors[-_ERRORS:]},
+        "deadman": getattr(parts.robot, "deadman", None),
         "robot_errors": list(getattr(parts.robot, "errors", []))[-_ERRORS:],
         "events": list(recorder.events),
         "log": {"dropped": recorder.log.dropped, "errors": recorder.log.errors},

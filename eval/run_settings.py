@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from vivace.deploy.deadman import DeadmanSettings
 from vivace.deploy.loop import Mode
 from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.watchdog import WatchdogSettings
@@ -76,6 +77,7 @@ class RunCommand:
     limits: str = ""
     """YAML file or URDF with the limits of the action's dimensions."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    deadman: DeadmanSettings = field(default_factory=DeadmanSettings)
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     viewer: bool = False
     """Show a simulation in a window."""

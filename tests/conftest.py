@@ -15,3 +15,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20_000,
         help="length of the soak in virtual time; a million takes a few minutes",
     )
+    parser.addoption(
+        "--deadman-kills",
+        type=int,
+        default=2,
+        help="loops that are killed to measure the dead man's switch; a hundred take some minutes",
+    )
+    parser.addoption(
+        "--deadman-ticks",
+        type=int,
+        default=20,
+        help="ticks over which the cost of a robot in a process of its own is measured",
+    )

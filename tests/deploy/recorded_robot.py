@@ -85,7 +85,7 @@ class SecondWay:
         self.robot._note("stand", *action.tolist())
 
     def close(self):
-        self.robot._note("second closed")
+        self.robot._note("second-closed")
 
 
 class Episodic(Base):
@@ -107,6 +107,42 @@ class Episodic(Base):
 
     def film(self):
         return []
+
+
+CAMERAS = PolicySpec(
+    type="fake",
+    action_dim=7,
+    horizon=4,
+    n_obs_steps=1,
+    n_action_steps=2,
+    observation_shapes={
+        "observation.state": (7,),
+        "observation.images.front": (3, 480, 640),
+        "observation.images.wrist": (3, 480, 640),
+    },
+    action_kinds=(ActionKind.VELOCITY,) * 7,
+    blocks=(),
+)
+
+
+class TwoCameras:
+    """As fast as a robot can be: its pictures are there."""
+
+    def __init__(self, is_shareable=False):
+        self.is_shareable = is_shareable
+        random = np.random.default_rng(0)
+        self.frames = random.integers(0, 256, (3, 480, 640, 3), dtype=np.uint8)
+        self.count, self.told = 0, None
+
+    def observe(self):
+        self.count += 1
+        values = {"observation.state": np.full(7, self.count, np.float32)}
+        for number, name in enumerate(("front", "wrist")):
+            values[f"observation.images.{name}"] = self.frames[(self.count + number) % 3]
+        return Observation(values, self.count, time.monotonic())
+
+    def act(self, action):
+        self.told = action
 
 
 class Chatty(Shared):

@@ -1,4 +1,4 @@
-"""A loop at 100 Hz around a robot in a process of its own, for tests that end it: silent_loop.py FOLDER KIND."""
+"""A loop at 100 Hz around a robot in a process of its own, for tests that end it."""
 
 import sys
 import time
@@ -25,6 +25,7 @@ def main(folder: str, kind: str, ticks: str = "1000000", floor_s: str = "0.1") -
     robot.start()
     pace = Pace(WallClock(), PERIOD_S)
     tick = failed = 0
+    has_said = False
     print("pid", robot.pid, flush=True)
     while tick < int(ticks):
         tick = pace.wait(tick).tick + 1
@@ -35,7 +36,8 @@ def main(folder: str, kind: str, ticks: str = "1000000", floor_s: str = "0.1") -
             if not failed:
                 print("failed", error, flush=True)
             failed += 1
-        if tick == 10:
+        if tick >= 10 and not has_said:
+            has_said = True
             print("ticks", flush=True)
     began = time.monotonic()
     robot.act(np.array([0.0, 0.25], np.float32))
