@@ -10,6 +10,8 @@ The main thread listens, watches and acts. Who observes depends on the robot:
     second    (robot.standstill_connection) another thread observes and acts, and the switch commands the
               standstill over a connection of its own
     alone     the main thread does all: while the robot blocks, nothing can command it
+
+A driver that keeps Python's interpreter to itself while it waits blocks all of these.
 """
 
 import os
@@ -99,7 +101,9 @@ def serve(post: Post, eyes: SharedObservation, pipe: Connection) -> None:
     if post.cpus:
         os.sched_setaffinity(0, post.cpus)
     try:
-        server = RobotServer(post.make(), post, eyes, pipe)
+        robot = post.make()
+        _ignore_signals()  # a driver may have asked for them
+        server = RobotServer(robot, post, eyes, pipe)
     except Exception as error:  # whatever it is, the loop's side must know
         with suppress(OSError):
             pipe.send(Answer("start", 1, None, described(error), (False, False), 0))
@@ -176,7 +180,7 @@ class RobotServer:
             getattr(self, f"_on_{kind}")(*content)
 
     def _on_act(self, number: int, time_s: float, action: bytes) -> None:
-        told = np.frombuffer(action, np.float32)
+        told = np.frombuffer(action, np.float32).copy()
         if not self._deadman.is_late(time_s, time.monotonic()):
             self._deadman.tick(told, time_s)
         self._hands(self._answer, "act", number, lambda: self._act(told, time_s))
@@ -205,7 +209,7 @@ class RobotServer:
             raise RobotFailed(
                 f"an action came {now - time_s:.2f} s late and was not executed; the robot was busy"
             )
-        self._robot.act(action)
+        self._robot.act(action.copy())  # it may write into it
 
     def _reset(self, seed: int) -> None:
         self._robot.reset(seed)
@@ -239,7 +243,7 @@ class RobotServer:
         if command is None:
             return
         try:
-            (self._second or self._robot).act(command)
+            (self._second or self._robot).act(command.copy())
         except Exception:  # whatever it is: a robot that does not listen now may do so the next time
             self._quiet = 0
         else:
@@ -295,9 +299,13 @@ class _Lane:
 
 def _leave_the_terminal() -> None:
     """Nothing but kill -9 ends this process from outside, and no terminal stops it."""
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _ignore_signals()
     if hasattr(os, "setsid"):
         with suppress(PermissionError):  # it leads a session already
             os.setsid()
+
+
+def _ignore_signals() -> None:
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

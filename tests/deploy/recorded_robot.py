@@ -109,6 +109,17 @@ class Episodic(Base):
         return []
 
 
+class Arm(Shared):
+    """One that Meta-World's policies fit."""
+
+    action_names = ("x", "y", "z", "grip")
+    initial_action = (0.0, 0.0, 0.0, 0.5)
+
+    def observe(self):
+        seen = super().observe()
+        return Observation({"observation.state": np.full(39, 0.1)}, seen.tick, seen.time_s)
+
+
 CAMERAS = PolicySpec(
     type="fake",
     action_dim=7,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ class Loop:
         killed_s = time.monotonic()
         self.process.send_signal(number)
         return killed_s
+
+    def take_the_usual_priority(self):
+        """Whatever the tests run with: a robot is not driven as a background job."""
+        for pid in (self.process.pid, self.robot_pid):
+            with suppress(AttributeError, PermissionError):
+                os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, pid, 0)
 
     def is_at_rest(self):
         return acts(self.folder)[-1][2] == REST
@@ -122,31 +130,31 @@ def test_a_terminal_that_nobody_reads_and_that_closes_stops_neither_robot_nor_sw
     assert acts(tmp_path)[-1][2] == REST
 
 
-def test_reaction_times_over_many_kills(loop, tmp_path, request):
-    """At rest every time; how soon is told with the load there was, since that is the machine's doing."""
-    kills, first_s, rest_s = request.config.getoption("--deadman-kills"), [], []
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_reaction_times_over_many_loops(tmp_path, request, number):
+    """At rest every time. A loop's death is seen at once, its silence after the limit of 100 ms."""
+    loops, first_s, rest_s = request.config.getoption("--deadman-kills"), [], []
     random = np.random.default_rng(0)
-    for number in range(kills):
-        folder = tmp_path / str(number)
+    for i in range(loops):
+        folder = tmp_path / str(i)
         folder.mkdir()
         made = Loop(folder)
-        time.sleep(random.uniform(0, 5 * PERIOD_S))
-        made.kill()
+        made.take_the_usual_priority()
+        time.sleep(0.3 + random.uniform(0, 5 * PERIOD_S))
+        made.kill(number)
+        until(made.is_at_rest)
+        made.close()
         until(lambda folder=folder: told(folder)[-1][1] == "closed")
         entries = acts(folder)
         last = max(i for i, (_, _, numbers) in enumerate(entries) if numbers == [0.75, 0.25])
         assert entries[-1][2] == REST
         first_s.append(entries[last + 1][0] - entries[last][0])
         rest_s.append(next(t for t, _, numbers in entries[last:] if numbers == REST) - entries[last][0])
-        made.close()
-    assert min(first_s) > 0.09, "it does not fire early"
+    if number == signal.SIGSTOP:
+        assert min(first_s) > 0.09, "it does not fire early"
     for what, times in (("the first command", first_s), ("rest", rest_s)):
         ms = np.percentile(times, [50, 99, 100]) * 1e3
-        told_ms = ", ".join(
-            f"{name} {value:.1f}" for name, value in zip(("p50", "p99", "max"), ms, strict=True)
-        )
-        periods = ", ".join(f"{value / 1e3 / PERIOD_S:.1f}" for value in ms)
-        print(
-            f"\nfrom the last tick to {what} of {kills} kills [ms]: {told_ms}; periods at 100 Hz: {periods}"
-        )
-    print(f"limit 100 ms; load average {os.getloadavg()}, {os.cpu_count()} CPUs")
+        told_ms = ", ".join(f"{name} {x:.1f}" for name, x in zip(("p50", "p99", "max"), ms, strict=True))
+        periods = ", ".join(f"{x / 1e3 / PERIOD_S:.1f}" for x in ms)
+        print(f"\nfrom the last tick to {what}, {loops} loops [ms]: {told_ms}; periods at 100 Hz: {periods}")
+    print(f"{number.name}; load average {os.getloadavg()}, {os.cpu_count()} CPUs")
