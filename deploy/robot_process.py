@@ -53,6 +53,7 @@ class RobotProcess:
         settings: of the dead man's switch.
         name: of the robot, for messages.
         realtime: what the loop asks of the operating system.
+        is_only_way: the robot is commanded over this process alone; else one that ends is not replaced.
         patience_s: how long the process may take to start [s].
     """
 
@@ -65,9 +66,11 @@ class RobotProcess:
         *,
         name: str = "robot",
         realtime: RealtimeSettings | None = None,
+        is_only_way: bool = True,
         patience_s: float = 60.0,
     ) -> None:
         self._spec, self._settings, self._name, self._patience_s = spec, settings, name, patience_s
+        self._is_only_way = is_only_way
         self._eyes = SharedObservation(spec, CONTEXT)
         self._post = Post(
             make=make,
@@ -268,7 +271,7 @@ class RobotProcess:
     @property
     def _can_run_on(self) -> bool:
         """Whether a robot that hears nothing more goes on moving."""
-        return ActionKind.VELOCITY in self._post.kinds
+        return self._is_only_way and ActionKind.VELOCITY in self._post.kinds
 
     @contextmanager
     def _linked(self) -> Iterator[RobotLink]:
