@@ -115,7 +115,8 @@ class RobotProcess:
 
     def _take_over(self, link: RobotLink) -> None:
         answer = link.start(self._patience_s)
-        self.sharing, self._offered = answer.value
+        self.sharing, self._offered, refused = answer.value
+        self._errors.extend(refused)
         self._link = link
 
     @property

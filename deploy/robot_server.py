@@ -108,8 +108,8 @@ def serve(post: Post, eyes: SharedObservation, pipe: Connection) -> None:
         with suppress(OSError):
             pipe.send(Answer("start", 1, None, described(error), (False, False), 0))
     else:
-        with realtime(post.realtime):
-            server.run()
+        with realtime(post.realtime) as grants:
+            server.run(tuple(f"{grant.what} was refused: {grant.why}" for grant in grants if grant.why))
     relay.flush(patience_s=0.2)
 
 
@@ -147,12 +147,16 @@ class RobotServer:
         self._quiet = 0
         """Commands in a row that the robot took at rest."""
 
-    def run(self) -> None:
-        """Serve until the other side says so or is gone; then bring the robot to rest and close it."""
+    def run(self, refused: tuple[str, ...] = ()) -> None:
+        """Serve until the other side says so or is gone; then bring the robot to rest and close it.
+
+        Args:
+            refused: what the operating system did not grant, to be told.
+        """
         if self._post.told is not None:
             self._deadman.tick(self._post.told, time.monotonic() - self._post.limit_s)
         offered = tuple(name for name in OPTIONAL if hasattr(self._robot, name))
-        self._say("start", 1, (self.sharing, offered))
+        self._say("start", 1, (self.sharing, offered, refused))
         try:
             while not self._is_closing:
                 self._watch()

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import sys
 from multiprocessing.context import SpawnContext
 
 import numpy as np
@@ -14,6 +15,33 @@ _NUMBER_BYTES = 8
 """Of the largest numbers there are."""
 _MARGIN_BYTES = 1 << 16
 """For names, shapes and the instruction."""
+
+
+_SMALL_BYTES = 1 << 16
+"""Memory that the interpreter has at hand anyway."""
+_KEPT = 32
+
+
+class Buffers:
+    """Memory that is used again once nobody looks at it: a fresh megabyte costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._kept: list[bytearray] = [bytearray()]
+        self._unseen = sys.getrefcount(self._kept[0])
+
+    def copy(self, source: np.ndarray) -> bytearray:
+        """Return a copy of bytes (n,), which is the holder's for as long as it, or a view of it, is held."""
+        buffer = self._free(len(source)) if len(source) > _SMALL_BYTES else bytearray(len(source))
+        np.frombuffer(buffer, np.uint8)[...] = source
+        return buffer
+
+    def _free(self, length: int) -> bytearray:
+        for i in range(len(self._kept)):
+            if len(self._kept[i]) == length and sys.getrefcount(self._kept[i]) == self._unseen:
+                return self._kept[i]
+        self._kept.append(bytearray(length))
+        del self._kept[:-_KEPT]
+        return self._kept[-1]
 
 
 class SharedObservation:
@@ -30,6 +58,7 @@ class SharedObservation:
     def __init__(self, spec: PolicySpec, context: SpawnContext) -> None:
         self._shapes = dict(spec.observation_shapes)
         numbers = sum(math.prod(shape) for shape in self._shapes.values())
+        self._buffers = Buffers()
         self._shared = SharedArrays({"room": ((numbers * _NUMBER_BYTES + _MARGIN_BYTES,), "uint8")}, context)
 
     def write(self, seen: object) -> tuple[int, ...]:
@@ -72,7 +101,7 @@ class SharedObservation:
         """Take the observation that was written last; its arrays are copies."""
         room, place, parts = self._shared.views()["room"], 0, []
         for length in lengths:
-            parts.append(bytearray(room[place : place + length]))
+            parts.append(self._buffers.copy(room[place : place + length]))
             place += length
         seen: Observation = pickle.loads(parts[0], buffers=parts[1:])
         return seen

@@ -18,7 +18,7 @@ from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.robot_access import arm, is_wanted, open_robot
 from vivace.deploy.robot_process import RobotProcess, _above
 from vivace.deploy.robots import action_names, check_robot, initial_action
-from vivace.deploy.shared_observation import SharedObservation
+from vivace.deploy.shared_observation import Buffers, SharedObservation
 from vivace.policies.errors import BadSetting, ObservationMismatch, RobotFailed
 from vivace.policies.types import ActionKind, Observation
 
@@ -270,6 +270,39 @@ def test_observations_that_the_policy_cannot_read():
         shared.write(
             Observation(seen | {"observation.images.front": np.zeros((480, 640, 3), np.uint8)}, 0, 0.0)
         )
+
+
+def test_memory_is_used_again_only_when_nobody_looks_at_it():
+    buffers, big = Buffers(), 1 << 17
+    held = [np.frombuffer(buffers.copy(np.full(big, i, np.uint8)), np.uint8) for i in range(4)]
+    assert [(a == i).all() for i, a in enumerate(held)] == [True] * 4
+    part, view = held[0][5:9], memoryview(buffers.copy(np.full(big, 9, np.uint8)))
+    addresses = {a.ctypes.data for a in held}
+    del held[0]
+    for i in range(10):
+        other = np.frombuffer(buffers.copy(np.full(big, 20 + i, np.uint8)), np.uint8)
+        assert other.ctypes.data not in addresses
+    assert (part.tolist(), view[0], view[-1]) == ([0] * 4, 9, 9)
+    assert [(a == i + 1).all() for i, a in enumerate(held)] == [True] * 3
+    del part, other
+    again = {np.frombuffer(buffers.copy(np.zeros(big, np.uint8)), np.uint8).ctypes.data for _ in range(10)}
+    assert len(again) == 1
+    assert len(buffers._kept) <= 8
+
+
+def test_observations_that_are_held_stay_as_they_were():
+    shared = SharedObservation(CAMERAS, robot_server_context())
+    held = []
+    robot = TwoCameras()
+    for tick in range(1, 9):
+        seen = robot.observe()
+        held.append((shared.read(shared.write(seen)), seen))
+        if tick % 3 == 0:
+            del held[0]
+    for read, seen in held:
+        for key, value in seen.values.items():
+            assert (read.values[key] == value).all()
+            assert read.values[key].flags.writeable
 
 
 def robot_server_context():
