@@ -105,10 +105,12 @@ class RobotLink:
     def kill(self, patience_s: float = 0.0) -> bool:
         """End the process; whether it did so by itself, after the standstill, within so long [s]."""
         self._pipe.close()
-        self._process.join(patience_s)
-        has_ended = self._process.exitcode is not None and self._process.exitcode >= 0
-        self._process.kill()
-        self._process.join()
+        try:
+            self._process.join(patience_s)
+        finally:
+            has_ended = self._process.exitcode is not None and self._process.exitcode >= 0
+            self._process.kill()
+            self._process.join()
         return has_ended
 
     def _take(self, answer: Answer) -> None:

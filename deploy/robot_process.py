@@ -31,6 +31,8 @@ from vivace.policies.types import ActionKind, Observation, PolicySpec
 
 _BACKLOG = 16
 """Actions that may wait for a robot; more are not sent, so nobody ever waits for room in the pipe."""
+_PATIENCE_S = 1.0
+"""Longest that the loop waits for an answer, whatever the control period [s]."""
 _UNHURRIED_S = 30.0
 """How long a robot that was not told anything yet may take for an answer: cameras warm up [s]."""
 _ATTEMPTS = 3
@@ -69,7 +71,7 @@ class RobotProcess:
         is_only_way: bool = True,
         patience_s: float = 60.0,
     ) -> None:
-        self._spec, self._settings, self._name, self._patience_s = spec, settings, name, patience_s
+        self._spec, self._settings, self._name, self._start_s = spec, settings, name, patience_s
         self._is_only_way = is_only_way
         self._eyes = SharedObservation(spec, CONTEXT)
         self._post = Post(
@@ -114,7 +116,7 @@ class RobotProcess:
         atexit.register(self.close)  # before multiprocessing waits for a process that heeds nothing else
 
     def _take_over(self, link: RobotLink) -> None:
-        answer = link.start(self._patience_s)
+        answer = link.start(self._start_s)
         self.sharing, self._offered, refused = answer.value
         self._errors.extend(refused)
         self._link = link
@@ -149,14 +151,11 @@ class RobotProcess:
         """What the switch cannot do for this robot; empty if nothing."""
         if self.sharing != Sharing.ALONE:
             return ""
-        anew = (
-            f"; if the loop lives, the robot is connected anew after {self._settings.stall_s:g} s"
-            if self._can_run_on
-            else ""
-        )
+        anew = f", or connects it anew after {self._settings.stall_s:g} s" if self._can_run_on else ""
         return (
             f"robot {self._name!r} does not say that it can act while it observes (is_shareable), and has no "
-            f"standstill_connection(): while it blocks, the dead man's switch cannot reach it{anew}"
+            f"standstill_connection(): a call that blocks keeps the dead man's switch from it, unless the "
+            f"switch can break it off{anew}"
         )
 
     @property
@@ -204,7 +203,7 @@ class RobotProcess:
             patience_s = 0.0  # that of an earlier call was waited for
             if not link.n_open("observe") and not link.has("observe"):
                 link.ask("observe")
-                patience_s = _UNHURRIED_S if self._told is None else 0.5 * self.limit_s
+                patience_s = _UNHURRIED_S if self._told is None else self._patience_s
             answer = link.wait("observe", patience_s)
         if answer is None:
             raise RobotFailed(
@@ -222,7 +221,7 @@ class RobotProcess:
         if action.shape != (self._spec.action_dim,):
             raise BadSetting(f"an action has shape {action.shape}; ({self._spec.action_dim},) is needed")
         with self._linked() as link:
-            patience_s = 0.0 if link.n_open("act") else 0.5 * self.limit_s
+            patience_s = 0.0 if link.n_open("act") else self._patience_s
             if link.n_open("act") < _BACKLOG:
                 self._told, self._is_taken = np.array(action, np.float32), False
                 link.ask("act", time.monotonic(), self._told.tobytes())
@@ -238,30 +237,36 @@ class RobotProcess:
 
     def close(self) -> None:
         """Bring the robot to rest if it is not, close it, and end the process."""
-        atexit.unregister(self.close)
         if self._starter is not None:
             self._starter.join()
         for _ in range(_ENDINGS):
-            link, self._link = self._link, None
-            if link is not None and self._end(link):
-                return
-            if not self._can_run_on or self._is_at_rest:
-                return
+            link = self._link
+            has_ended = link is not None and self._end(link)
+            self._link = None
+            if has_ended or not self._can_run_on or self._is_at_rest:
+                break
             self._connect_anew()  # a process that is gone has left the robot moving
+        atexit.unregister(self.close)
 
     def _end(self, link: RobotLink) -> bool:
         """Let a process bring the robot to rest and close it; whether it did so, and was not killed."""
         answer = None
         try:
             answer = link.close(self._settings.stall_s)
-        except Exception:  # even what an interrupt has left in the middle: then its end of the pipe tells it
+        except Exception:  # even what an interrupt has left in the middle: the pipe's end will tell it
             self._note("its process did not say good-bye")
+        finally:
+            has_ended = link.kill(CLOSE_S if answer else REST_S + CLOSE_S)
         self._fired += link.fired
         if answer is not None:
             self._errors[:0] = answer.value
-        has_ended = link.kill(REST_S + CLOSE_S if answer is None else CLOSE_S)
         self._told = None if has_ended else self._told
         return has_ended
+
+    @property
+    def _patience_s(self) -> float:
+        """How long the loop waits for an answer [s]: it must be back before the switch takes over."""
+        return min(0.5 * self.limit_s, _PATIENCE_S)
 
     @property
     def _is_at_rest(self) -> bool:

@@ -9,7 +9,8 @@ The main thread listens, watches and acts. Who observes depends on the robot:
     shared    (robot.is_shareable) another thread observes, so an `observe` that blocks hinders nobody
     second    (robot.standstill_connection) another thread observes and acts, and the switch commands the
               standstill over a connection of its own
-    alone     the main thread does all: while the robot blocks, nothing can command it
+    alone     the main thread does all. A call that blocks while the robot moves is broken off when the
+              standstill is due, if the system has timers and the call returns to Python at times
 
 A driver that keeps Python's interpreter to itself while it waits blocks all of these.
 """
@@ -23,8 +24,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,6 +52,8 @@ CLOSE_S = 5.0
 """How long closing it may take [s]."""
 _NAP_S = 0.5
 """How often the process looks whether the loop's is alive [s]."""
+_LEAST_S = 0.001
+"""Of a timer: none at all would be 0 [s]."""
 _REPEATS = 5
 """Commands of the standstill after which a robot without a loop is let go: one may be lost."""
 
@@ -113,9 +118,13 @@ def serve(post: Post, eyes: SharedObservation, pipe: Connection) -> None:
     relay.flush(patience_s=0.2)
 
 
-def described(error: Exception) -> tuple[str, str]:
+def described(error: BaseException) -> tuple[str, str]:
     """(class, text) of an exception, which the other process need not be able to import."""
     return type(error).__name__, " ".join(str(error).split())[:2000]
+
+
+class BrokenOff(BaseException):
+    """Raised inside of a robot's call to break it off; no `Exception`, or drivers would try again."""
 
 
 class RobotServer:
@@ -143,7 +152,7 @@ class RobotServer:
         self._deadman = Deadman(post.limit_s, post.period_s, post.kinds, post.limits)
         self._flags = (False, False)
         self._look()
-        self._is_closing = False
+        self._is_closing = self._may_break = False
         self._quiet = 0
         """Commands in a row that the robot took at rest."""
 
@@ -226,11 +235,35 @@ class RobotServer:
     def _answer(self, kind: str, number: int, ask: Callable[[], Any]) -> None:
         value, failure = None, None
         try:
-            value = ask()
+            value = self._in_time(self._deadman.wait_s(time.monotonic()), ask)
             self._look()
-        except Exception as error:  # whatever it is, the loop's side must know
+        except BrokenOff:
+            text = f"{kind} took so long that the robot had to be brought to rest; raise --deadman.floor_s"
+            failure = described(RobotFailed(text))
+        except (Exception, SystemExit) as error:  # whatever it is, the loop's side must know
             failure = described(error)
         self._say(kind, number, value, failure)
+
+    def _in_time(self, wait_s: float | None, ask: Callable[[], Any]) -> Any:
+        """Ask a robot that may be moving; broken off after so long [s] if nobody else could stop it."""
+        is_free = self.sharing != Sharing.ALONE or self._deadman.is_at_rest
+        if is_free or wait_s is None or not hasattr(signal, "setitimer"):
+            return ask()
+        try:
+            try:
+                self._may_break = True
+                signal.signal(signal.SIGALRM, self._break_off)
+                signal.setitimer(signal.ITIMER_REAL, max(wait_s, _LEAST_S), self._post.limit_s)
+                return ask()
+            finally:
+                self._may_break = False
+        finally:
+            self._may_break = False  # the timer may have struck just above
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        if self._may_break:
+            raise BrokenOff
 
     def _look(self) -> None:
         """See how the episode stands, if the robot has episodes."""
@@ -247,8 +280,12 @@ class RobotServer:
         if command is None:
             return
         try:
-            (self._second or self._robot).act(command.copy())
-        except Exception:  # whatever it is: a robot that does not listen now may do so the next time
+            act = partial((self._second or self._robot).act, command.copy())
+            self._in_time(self._post.limit_s, act)
+        except (
+            Exception,
+            BrokenOff,
+        ):  # whatever it is: a robot that does not listen now may do so the next time
             self._quiet = 0
         else:
             self._quiet = self._quiet + 1 if self._deadman.is_at_rest else 0

@@ -70,6 +70,18 @@ class Shared(Base):
     is_shareable = True
 
 
+class Deaf(Base):
+    """Cannot be broken off, as code that is not Python."""
+
+    def observe(self):
+        while self._is("blind"):
+            try:
+                time.sleep(0.005)
+            except BaseException:
+                continue
+        return super().observe()
+
+
 class Second(Base):
     """Has another way to its motors."""
 
@@ -162,6 +174,22 @@ class Chatty(Shared):
     def observe(self):
         print("a driver's warning " * 4000)
         return super().observe()
+
+
+class Quitter(Shared):
+    def observe(self):
+        raise SystemExit("the driver has had enough")
+
+
+def refused(folder):
+    """Made in a process that the operating system grants nothing."""
+    from vivace.deploy import realtime
+
+    def refuse(settings):
+        raise OSError("not for you")
+
+    realtime._freeze = lambda: refuse(None)
+    return Shared(folder)
 
 
 def failing(folder):

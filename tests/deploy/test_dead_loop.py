@@ -98,7 +98,7 @@ def test_a_stopped_loops_robot_stands_still_until_the_loop_goes_on(loop, tmp_pat
     assert acts(tmp_path)[-1][2] == REST
 
 
-@pytest.mark.parametrize("kind", ["Shared", "Second"])
+@pytest.mark.parametrize("kind", ["Shared", "Second", "Base"])
 def test_a_blocked_observe_leaves_the_robot_at_rest(loop, tmp_path, kind):
     made = loop(kind)
     (tmp_path / "blind").touch()
