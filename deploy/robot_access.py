@@ -50,7 +50,13 @@ def is_wanted(settings: DeadmanSettings, kind: str) -> bool:
     return kind not in SIMULATIONS if settings.enabled is None else settings.enabled
 
 
-def arm(robot: Robot, kinds: Sequence[ActionKind], limits: Limits) -> None:
-    """Tell a robot's switch what actions mean and which limits a standstill keeps; others need not know."""
-    if isinstance(robot, RobotProcess):
-        robot.arm(kinds, limits)
+def arm(robot: Robot, kinds: Sequence[ActionKind], limits: Limits) -> str:
+    """Tell a robot's switch, if it has one, what actions mean and which limits a standstill keeps.
+
+    Returns:
+        What the switch cannot do for this robot; empty if nothing.
+    """
+    if not isinstance(robot, RobotProcess):
+        return ""
+    robot.arm(kinds, limits)
+    return robot.warning

@@ -148,14 +148,13 @@ class RobotProcess:
 
     @property
     def warning(self) -> str:
-        """What the switch cannot do for this robot; empty if nothing."""
-        if self.sharing != Sharing.ALONE:
+        """What the switch cannot do for this robot, if that may matter: it goes on when it hears nothing."""
+        if self.sharing != Sharing.ALONE or not self._can_run_on:
             return ""
-        anew = f", or connects it anew after {self._settings.stall_s:g} s" if self._can_run_on else ""
         return (
             f"robot {self._name!r} does not say that it can act while it observes (is_shareable), and has no "
             f"standstill_connection(): a call that blocks keeps the dead man's switch from it, unless the "
-            f"switch can break it off{anew}"
+            f"switch can break it off; it is connected anew after {self._settings.stall_s:g} s"
         )
 
     @property

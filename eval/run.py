@@ -122,8 +122,6 @@ def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
     robot = open_robot(command.robot.type, options, context, command.deadman, command.realtime)
     if callable(getattr(robot, "close", None)):
         stack.callback(robot.close)  # type: ignore[attr-defined]
-    if warning := getattr(robot, "warning", ""):
-        console.print(warning, style="yellow", highlight=False)
     return robot
 
 
@@ -133,7 +131,8 @@ def _fit(
     """Check that robot, policy and limits fit; returns what depends on the robot."""
     names = action_names(robot, spec)
     limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
-    arm(robot, spec.action_kinds, limits)
+    if warning := arm(robot, spec.action_kinds, limits):
+        console.print(warning, style="yellow", highlight=False)
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
     return LoopSettings(**{**vars(settings), "initial_action": start}), limits

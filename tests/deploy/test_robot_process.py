@@ -141,9 +141,9 @@ def test_a_signal_does_not_end_it_nor_does_the_end_fire_it(tmp_path):
 
 def test_a_robot_that_is_closed_while_it_moves_is_brought_to_rest_first(tmp_path):
     made = robot("Base", tmp_path)
-    arm(made, SPEC.action_kinds, Limits(max_acceleration=(1.0, 1000.0)))
-    assert "'Base' does not say that it can act while it observes" in made.warning
-    assert "unless the switch can break it off, or connects it anew after 20 s" in made.warning
+    warning = arm(made, SPEC.action_kinds, Limits(max_acceleration=(1.0, 1000.0)))
+    assert "robot 'Base' does not say that it can act while it observes (is_shareable)" in warning
+    assert "unless the switch can break it off; it is connected anew after 20 s" in warning
     made.act(go(0.1))
     made.close()
     drive = [numbers[0] for _, _, numbers in acts(tmp_path)]
@@ -275,7 +275,7 @@ def test_the_switch_is_on_for_real_robots_and_the_loop_makes_the_others_itself(m
     monkeypatch.setattr(robot_access, "make_robot", lambda kind, options, context: (lamp, kind, options))
     context = {"spec": SPEC, "control_hz": 10.0}
     assert open_robot("lamp", {"a": 1}, context, DeadmanSettings(enabled=False)) == (lamp, "lamp", {"a": 1})
-    arm(lamp, SPEC.action_kinds, Limits())
+    assert arm(lamp, SPEC.action_kinds, Limits()) == ""
 
 
 def test_observations_that_the_policy_cannot_read():
@@ -359,10 +359,9 @@ def test_the_switch_comes_before_a_loop_with_priority():
 
 def test_kinds_are_of_the_policy_unless_said():
     made = RobotProcess(lambda: None, SPEC, 0.01, DeadmanSettings())
-    assert made._can_run_on
+    assert made.warning
     made._post = made._post.__class__(**{**vars(made._post), "kinds": (ActionKind.ABSOLUTE,) * 2})
-    assert not made._can_run_on
-    assert "connects it anew" not in made.warning
+    assert made.warning == "", "targets are held by themselves"
 
 
 @pytest.mark.parametrize("is_shareable", [False, True])
