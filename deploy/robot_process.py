@@ -106,7 +106,7 @@ class RobotProcess:
         try:
             self._take_over(link)
         except BaseException as error:
-            link.kill()
+            link.kill(CLOSE_S)
             if isinstance(error, RobotFailed):
                 raise RobotFailed(
                     f"robot {self._name!r}: {error}; a robot that asks for input, or must stay in the loop's "
@@ -338,7 +338,7 @@ class RobotProcess:
                 self._take_over(link)
             except VivaceError as error:
                 self._note(str(error))
-                link.kill()
+                link.kill(CLOSE_S)
             else:
                 return
 

@@ -341,6 +341,8 @@ class _Lane:
 def _leave_the_terminal() -> None:
     """Nothing but kill -9 ends this process from outside, and no terminal stops it."""
     _ignore_signals()
+    if hasattr(signal, "pthread_sigmask"):  # what the loop holds back is inherited
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if hasattr(os, "setsid"):
         with suppress(PermissionError):  # it leads a session already
             os.setsid()

@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from vivace.deploy.deadman import DeadmanSettings
 from vivace.deploy.robot_process import RobotProcess
-from vivace.deploy.ros2_command import ArrayCommand, Command, Intent, TrajectoryCommand
+from vivace.deploy.ros2_command import ArrayCommand, Command, Intent, Trajectory, TrajectoryCommand
 from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.ros2_topics import trajectory_message
 from vivace.policies.errors import BadSetting, VivaceError
@@ -88,9 +88,14 @@ class NodeDeadman:
 
     def __init__(self, node: Any, topic: str, settings: RosSettings, spec: PolicySpec) -> None:
         self._log = node.get_logger()
-        period_s, is_trajectory = 1.0 / settings.control_hz, settings.command_type == "trajectory"
+        period_s = 1.0 / settings.control_hz
         make_command = partial(
-            standstill_command, topic, is_trajectory, settings.command_names, spec.action_kinds, period_s
+            standstill_command,
+            topic,
+            settings.command_type,
+            settings.command_names,
+            spec.action_kinds,
+            period_s,
         )
         self._process = RobotProcess(
             partial(CommandTopic, node.get_name() + SUFFIX, node.get_namespace(), make_command),
@@ -130,7 +135,7 @@ class NodeDeadman:
 
 def standstill_command(
     topic: str,
-    is_trajectory: bool,
+    command_type: str,
     names: Sequence[str],
     kinds: Sequence[ActionKind],
     period_s: float,
@@ -138,18 +143,29 @@ def standstill_command(
 ) -> Command:
     """Return what sends commands of the policy node's form from another node.
 
+    Args:
+        topic: full name.
+        command_type: of the node's settings.
+        names: joint of each action dimension, for trajectories.
+        kinds: what each dimension means.
+        period_s: control period [s].
+        node: whose publisher it is.
+
     Raises:
-        BadSetting: displacements as trajectories, which begin at positions that the switch does not know.
+        BadSetting: commands of this form cannot be made without what the policy node knows.
     """
-    publisher = node.create_publisher(JointTrajectory if is_trajectory else Float64MultiArray, topic, 10)
-    if not is_trajectory:
-        return ArrayCommand(lambda action: publisher.publish(Float64MultiArray(data=action.tolist())))
-    if ActionKind.DELTA in kinds:
+    if command_type == "array":
+        arrays = node.create_publisher(Float64MultiArray, topic, 10)
+        return ArrayCommand(lambda action: arrays.publish(Float64MultiArray(data=action.tolist())))
+    if command_type != "trajectory" or ActionKind.DELTA in kinds:
         raise BadSetting(
-            "deadman_s is set, but displacements are commanded as trajectories, which end by themselves; "
-            "leave it at 0, or take command.type=array"
+            f"deadman_s is set, but the switch cannot command {command_type!r} of "
+            f"{', '.join(sorted(set(kinds)))} actions; leave it at 0, or take command.type=array"
         )
-    unknown = np.full(len(kinds), np.nan)
-    return TrajectoryCommand(
-        names, kinds, period_s, 1, lambda: unknown, lambda t: publisher.publish(trajectory_message(t))
-    )
+    trajectories = node.create_publisher(JointTrajectory, topic, 10)
+    unknown = np.full(len(kinds), np.nan)  # the measured positions, which only displacements need
+
+    def send(trajectory: Trajectory) -> None:
+        trajectories.publish(trajectory_message(trajectory))
+
+    return TrajectoryCommand(names, kinds, period_s, 1, lambda: unknown, send)

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS 2 for this platform")
 
 from std_msgs.msg import Float64MultiArray  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
-from vivace.deploy.ros2_deadman import standstill_command  # noqa: E402
+from vivace.deploy.ros2_deadman import StandstillTopic, standstill_command  # noqa: E402
 from vivace.policies.errors import BadSetting  # noqa: E402
 from vivace.policies.types import ActionKind  # noqa: E402
 
@@ -66,10 +68,33 @@ def test_a_killed_nodes_robot_comes_to_rest_and_one_that_ends_is_left_alone(tiny
         bench.close()
 
 
-def test_displacements_as_trajectories_cannot_be_held():
-    class Node:
-        def create_publisher(self, *what):
-            return None
+class Node:
+    def __init__(self):
+        self.sent = []
 
-    with pytest.raises(BadSetting, match="deadman_s is set, but displacements are commanded as trajectories"):
-        standstill_command("command", True, ["a"], [ActionKind.DELTA], 0.05, Node())
+    def create_publisher(self, kind, topic, depth):
+        return SimpleNamespace(publish=lambda message: self.sent.append((kind, topic, message)))
+
+
+def test_a_standstill_has_the_form_of_the_nodes_commands():
+    node = Node()
+    kinds = [ActionKind.VELOCITY] * 2
+    standstill = StandstillTopic(standstill_command("/go", "trajectory", ["a", "b"], kinds, 0.05, node))
+    for speed in (0.5, 0.0, 0.0):
+        standstill.act(np.array([speed, 0.0], np.float32))
+    points = [message.points for _, _, message in node.sent]
+    assert [[list(point.velocities) for point in each] for each in points] == [[[0.5, 0.0]], [[0.0, 0.0]]]
+    assert (node.sent[0][0], node.sent[0][1]) == (JointTrajectory, "/go")
+    stamp = node.sent[0][2].header.stamp
+    assert (stamp.sec, stamp.nanosec) == (0, 0), "begin at once"
+    hold = StandstillTopic(standstill_command("/go", "trajectory", ["a"], [ActionKind.ABSOLUTE], 0.05, node))
+    hold.act(np.array([0.25], np.float32))
+    assert list(node.sent[-1][2].points[0].positions) == [0.25]
+
+
+@pytest.mark.parametrize(("form", "kind"), [("trajectory", ActionKind.DELTA), ("twist", ActionKind.VELOCITY)])
+def test_a_standstill_that_the_switch_cannot_command_is_refused(form, kind):
+    with pytest.raises(
+        BadSetting, match=f"the switch cannot command '{form}' of {kind} actions; leave it at 0"
+    ):
+        standstill_command("command", form, ["a"], [kind], 0.05, Node())
