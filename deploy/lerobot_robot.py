@@ -24,9 +24,18 @@ class LerobotRobot:
         robot: connected, of lerobot's interface.
         instruction: for policies that read one.
         now: time of observations [s].
+        is_shareable: actions may be sent by one thread while another observes; not so over one serial bus.
     """
 
-    def __init__(self, robot: Any, instruction: str = "", now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        robot: Any,
+        instruction: str = "",
+        now: Callable[[], float] = time.monotonic,
+        *,
+        is_shareable: bool = False,
+    ) -> None:
+        self.is_shareable = is_shareable
         self.robot, self._instruction, self._now = robot, instruction, now
         features: Mapping[str, Any] = robot.observation_features
         self._numbers = [name for name, kind in features.items() if kind is float]
@@ -61,12 +70,13 @@ class LerobotRobot:
             self.robot.disconnect()
 
 
-def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
+def lerobot(robot: str, instruction: str = "", is_shareable: bool = False, **config: Any) -> LerobotRobot:
     """Make and connect one of lerobot's robots, or of a plug-in's.
 
     Args:
         robot: lerobot's type, e.g. "so101_follower".
         instruction: for policies that read one.
+        is_shareable: it can act while it observes, as one over a network may (`robots`).
         config: fields of the robot's config, e.g. port and cameras.
 
     Raises:
@@ -97,7 +107,7 @@ def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
         raise BadSetting(
             f"lerobot's robot {robot!r} does not connect ({error}); check port and power"
         ) from error
-    return LerobotRobot(made, instruction)
+    return LerobotRobot(made, instruction, is_shareable=is_shareable)
 
 
 def _register_own() -> None:

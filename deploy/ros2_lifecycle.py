@@ -33,6 +33,7 @@ from trajectory_msgs.msg import JointTrajectory
 from vivace.deploy.budget import Rung
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.ros2_command import ArrayCommand, Command, TrajectoryCommand
+from vivace.deploy.ros2_deadman import NodeDeadman
 from vivace.deploy.ros2_diagnostics import inference_status, loop_status, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
 from vivace.deploy.ros2_robot import RetimedWorker
@@ -63,6 +64,7 @@ class _Configured:
     sensors: Sensors
     ladder: tuple[Rung, ...] = ()
     publisher: Any = None
+    deadman: NodeDeadman | None = None
     entities: list[tuple[Callable[[Any], Any], Any]] = field(default_factory=list)
     """(what destroys it, what was made)."""
 
@@ -200,6 +202,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         names = tuple(plans) if settings.ladder else ()
         self._ready.ladder = measure_rungs(worker, spec, names, task)
         self._open(self._ready)
+        if settings.deadman_s:
+            topic = self._ready.publisher.topic_name
+            self._ready.deadman = NodeDeadman(self, topic, settings, spec)
         self.get_logger().info(
             f"{bundle.name} is ready; {len(took)} chunks took {', '.join(f'{s * 1e3:.1f}' for s in took)} ms"
         )
@@ -239,9 +244,15 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             return
         for destroy, made in ready.entities:
             destroy(made)
+        if ready.deadman is not None:
+            ready.deadman.close()
         ready.worker.close()
 
     def _command(self, ready: _Configured) -> Command:
+        command = self._sending(ready)
+        return command if ready.deadman is None else ready.deadman.watch(command)
+
+    def _sending(self, ready: _Configured) -> Command:
         settings, spec = ready.settings, ready.spec
         if settings.command_type == "array":
             return ArrayCommand(
@@ -279,6 +290,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             self.destroy_timer(self._timer)
         if self._driver is not None:
             self._driver.stop()
+        if self._ready is not None and self._ready.deadman is not None:
+            self._ready.deadman.disarm()
         self._timer = self._driver = None
 
     def _start(self) -> None:

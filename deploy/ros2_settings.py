@@ -121,6 +121,13 @@ class RosSettings:
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
     )
     deadline_command_s: float = _number(0.0, 0, 3600, "QoS deadline offered for commands; 0: none [s].")
+    deadman_s: float = _number(
+        0.0,
+        0,
+        3600,
+        "Another process commands the standstill after so long without a tick of the node, 5 control periods "
+        "at least; 0: there is none [s].",
+    )
     diagnostics_hz: float = _number(1.0, 0.01, 100, "Rate of /diagnostics [Hz].")
 
     def __post_init__(self) -> None:

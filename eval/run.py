@@ -21,7 +21,8 @@ from vivace.deploy.loop_settings import LoopSettings, Mode
 from vivace.deploy.patient_robot import PatientRobot
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
-from vivace.deploy.robots import action_kinds, action_names, check_robot, initial_action, make_robot
+from vivace.deploy.robot_access import arm, open_robot
+from vivace.deploy.robots import action_kinds, action_names, check_robot, initial_action
 from vivace.deploy.run_log import log_parts
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.standstill import Standstill
@@ -34,6 +35,7 @@ from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.run_news import News
 from vivace.eval.run_results import RESULTS, draw, results, summary, tell_ending, write
 from vivace.eval.run_settings import RunCommand
+from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.types import PolicySpec
 
@@ -215,7 +217,7 @@ def _robot(command: RunCommand, spec: PolicySpec) -> Any:
     options = dict(command.robot.options)
     if command.viewer:
         options["viewer"] = True
-    return make_robot(command.robot.type, options, context)
+    return open_robot(command.robot.type, options, context, command.deadman, command.realtime)
 
 
 def _fit(
@@ -227,6 +229,8 @@ def _fit(
     spec = replace(bundle.spec, action_kinds=kinds)
     is_simulated = getattr(robot, "is_simulated", False)
     limits, limits_from = choose_limits(command.limits, names, spec, may_lack=is_simulated)
+    if warning := arm(robot, kinds, limits):
+        console.print(warning, style="yellow", highlight=False)
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
     _guard(limits, spec, command.rate_hz, start)  # refuses a posture that cannot be

@@ -79,6 +79,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             "counts": dict(parts.robot.failures),
             "errors": list(parts.robot.errors)[-_ERRORS:],
         },
+        "deadman": getattr(parts.robot, "deadman", None),
         "events": list(recorder.events),
         "log": {"dropped": recorder.log.dropped, "errors": recorder.log.errors},
         "memory_mb": dict(zip(("first", "largest", "last"), recorder.memory_mb, strict=False)),

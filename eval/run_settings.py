@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from vivace.deploy.deadman import DeadmanSettings
 from vivace.deploy.loop_settings import Mode
 from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.watchdog import WatchdogSettings
@@ -101,6 +102,7 @@ class RunCommand:
     """YAML file or URDF with the limits of the action's dimensions; when not given the range and largest step
     of the training data, as the bundle has them; none: no limits."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    deadman: DeadmanSettings = field(default_factory=DeadmanSettings)
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     log: LogOptions = field(default_factory=LogOptions)
     viewer: bool = False

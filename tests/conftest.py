@@ -27,3 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1500,
         help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
     )
+    parser.addoption(
+        "--deadman-kills",
+        type=int,
+        default=2,
+        help="loops that are killed to measure the dead man's switch; a hundred take some minutes",
+    )
+    parser.addoption(
+        "--deadman-ticks",
+        type=int,
+        default=20,
+        help="ticks over which the cost of a robot in a process of its own is measured",
+    )

@@ -147,6 +147,8 @@ def test_lerobots_factory_makes_and_connects_it(tmp_path):
     assert made.robot.config.port == "usb3"
     assert made.robot.is_connected
     assert made.observe().task == "go"
+    assert not made.is_shareable, "one bus"
+    assert make_robot("lerobot", options | {"is_shareable": True}, {}).is_shareable
     assert made.action_names == ("pan.pos", "lift.pos")
 
 
