@@ -74,7 +74,10 @@ def go(speed=0.0):
 def test_it_is_a_robot_like_any_other(shared):
     made, folder = shared
     assert action_names(made, SPEC) == ("drive", "lift")
-    assert action_kinds(made, ("drive", "lift"), replace(SPEC, action_kinds=())) == SPEC.action_kinds
+    assert (
+        action_kinds(made, ("drive", "lift"), replace(SPEC, action_kinds=(ActionKind.UNKNOWN,) * 2))
+        == SPEC.action_kinds
+    )
     assert not made.is_simulated
     assert initial_action(made, SPEC) == (0.0, 0.5)
     check_robot(made, SPEC)

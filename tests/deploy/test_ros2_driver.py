@@ -19,6 +19,7 @@ from vivace.deploy.ros2_sensors import Sensor, Sensors
 from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking
+from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
@@ -219,7 +220,7 @@ def test_limits_are_those_of_the_training_data_unless_others_are_given():
     with pytest.raises(
         BadSetting, match="the bundle does not say what the actions of its training data were"
     ):
-        known.for_policy(replace(SPEC, action_range=None))
+        fit(known, replace(SPEC, action_range=None))
 
 
 def test_ticks_that_the_timer_skipped_keep_chunks_in_time():

@@ -7,7 +7,7 @@ import pytest
 from vivace.deploy.ros2_fit import check_rate, fit
 from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 KEY = "observation.state"
 ABSOLUTE, DELTA = ActionKind.ABSOLUTE, ActionKind.DELTA
@@ -20,6 +20,9 @@ SPEC = PolicySpec(
     observation_shapes={KEY: (2,)},
     action_kinds=(ABSOLUTE, ABSOLUTE),
     blocks=(),
+    action_range=ActionRange(
+        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
+    ),
 )
 NAMES = ("a", "b")
 PLANE = ("linear.x", "angular.z")
@@ -83,7 +86,7 @@ def test_bad_parameters_are_refused(given, message):
     [
         ({"joint_names": ("a",)}, "joint_names has 1 joints with 1 fields, the policy's .* has 2 numbers"),
         ({"cameras": ("front=x",)}, "cameras names observation.images.front, which the policy does not look"),
-        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, the policy's actions have 2"),
+        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, an action 2 dimensions"),
         ({"command_names": ("a",)}, "command.names has 1 entries"),
         ({"fallback_initial_action": (1.0,)}, "fallback.initial_action has 1 entries"),
         ({"limits_low": (1.0,)}, "limits have 1 numbers, the policy's actions 2"),
