@@ -24,6 +24,7 @@ from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.prompt import MASK, TOKENS
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
@@ -262,9 +263,8 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     )
     bundle = Bundle.load(folder)
     settings = {"kind": kind} | (asdict(extra[0]) if kind == "jacobi" else {})
-    policy = OrtPolicy(
-        replace(bundle, tokens=replace(bundle.tokens, decoder=settings)), task="Open the drawer"
-    )
+    program = replace(bundle.program, tokens=replace(bundle.program.tokens, decoder=settings))
+    policy = OrtPolicy(replace(bundle, plans={"plan": program}), task="Open the drawer")
     seen = raw(loaded)
     seen[PREVIOUS] = (
         np.random.default_rng(4).uniform(-1, 1, (2, 1, session.spec.action_dim)).astype(np.float32)
@@ -279,12 +279,12 @@ def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
         export(loaded, plan, data, tmp_path / "bundle", ["Open the drawer"])
 
 
-def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(diffusion):
+def test_every_step_of_a_schedule_calls_one_graph_and_tensors_are_kept_once(diffusion):
     loaded, plan, _, folder = diffusion
     bundle = Bundle.load(folder)
-    rows = accelerate(loaded.staged, plan).action
-    assert len({step.graph for step in bundle.steps}) == rows.programs < len(bundle.steps)
-    assert len(bundle.graphs) == rows.programs + 1, "one more encodes"
+    assert accelerate(loaded.staged, plan).action.programs > 1
+    assert [graph.origin.part for graph in bundle.graphs] == ["encode", "step"]
+    assert {step.graph for step in bundle.program.steps} == {1}
     stored = (folder / "graphs" / "weights.bin").stat().st_size
     weights = sum(p.numel() * 4 for p in loaded.policy.parameters())
     assert stored < 3 * weights + 4096 * 100
@@ -313,14 +313,12 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     execution = accelerate(staged, calibrate(staged, mark, data, CACHED))
     graphs = GraphWriter(tmp_path)
     with torch.no_grad():
-        made = export_denoising(graphs, execution, batch, EpisodeNoise(data.noise_keys))
-    bundle = Bundle(
-        tmp_path, kind, spec, tuple(graphs.graphs), made.encode, made.steps, made.finish, {}, identity()
-    )
+        made = export_denoising(graphs, {"plan": execution}, batch, EpisodeNoise(data.noise_keys))
+    bundle = Bundle(tmp_path, kind, spec, tuple(graphs.graphs), made, {}, identity())
     found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert max(graphs.errors) <= 1e-5
+    assert max(graph.error for graph in graphs.graphs) <= 1e-5
     wish = torch.full_like(torch.from_numpy(wanted), 0.3)
     weights = (torch.arange(wish.shape[1]) < 3).float()[None, :, None]
     freeze = RealTimeChunking(method="freeze")
@@ -336,7 +334,8 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
 def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "plain")
-    assert {step.graph for step in bundle.steps} == {1}
+    assert {step.graph for step in bundle.program.steps} == {1}
+    assert not [name for name in bundle.graphs[1].inputs if name.startswith(FRESH)]
     assert bundle.receipt["chunk_error"] <= 1e-5
 
 
@@ -435,9 +434,9 @@ def test_graphs_are_judged_by_the_size_of_what_they_give(tmp_path):
             return (self.gain * (x @ self.weight),)
 
     for gain in (1.0, 1000.0):
-        graphs.add(f"times{gain:.0f}", Scaled(gain, weight), {"x": x}, ["y"])
-    assert 0 <= max(graphs.errors) < 1e-6
-    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x}, Scaled(1001.0, weight)(x))
+        graphs.add(Origin("times", str(gain)), Scaled(gain, weight), {"x": x}, ["y"])
+    assert 0 <= max(graph.error for graph in graphs.graphs) < 1e-6
+    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x.numpy()}, Scaled(1001.0, weight)(x))
     assert wrong == pytest.approx(1e-3, rel=0.01)
 
 
@@ -492,7 +491,7 @@ def _change(folder: Path, change) -> None:
         (lambda d: d.update(format="zip"), "is 'zip'"),
         (lambda d: d.pop("vivace"), "policy package of another tool"),
         (lambda d: d["vivace"].update(layout=99), "layout 99, this vivace reads up to"),
-        (lambda d: d["vivace"].pop("steps"), "incomplete .KeyError: 'steps'"),
+        (lambda d: d["vivace"].pop("plans"), "incomplete .KeyError: 'plans'"),
         (lambda d: d["vivace"]["graphs"][0].update(file="../../etc/passwd"), "outside the folder"),
         (lambda d: d["vivace"]["graphs"][0].update(file="graphs/none.onnx"), "has no graphs/none.onnx"),
         (
