@@ -70,9 +70,14 @@ class Bundle:
     """The plan that is meant; the usual one when ""."""
 
     @property
+    def plan_name(self) -> str:
+        """Name of the plan that is meant."""
+        return self.plan or next(iter(self.plans))
+
+    @property
     def program(self) -> Program:
         """How chunks are made under the plan that is meant."""
-        return self.plans[self.plan or next(iter(self.plans))]
+        return self.plans[self.plan_name]
 
     @property
     def receipt(self) -> Mapping[str, Any]:
