@@ -25,16 +25,14 @@ from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_graph import Graphs, Runtime
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.parity import check_parity, prove
 from vivace.deploy.precision import check_precision
 from vivace.deploy.prompt import MASK, TOKENS
-from vivace.policies.errors import BadBundle, BadSetting, ParityError, UnsupportedPolicy
+from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
-from vivace.policies.streams import Streams
+from vivace.policies.staged import Execution
 
-TOLERANCE = 1e-5
-"""Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
 TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -118,10 +116,11 @@ def export(
             prompt=_prompt(loaded, partial),
         )
     with torch.no_grad():
-        bundle = _with_plans(bundle, runs, data, precision, on_graph)
+        bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
     for name, plan in named.items():
         plan.save(bundle.record(name))
-    _check_parity(bundle, named, folder)
+    for name in named:
+        check_parity(name, bundle.plans[name].receipt)
     names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
     files = {name: file_hash(partial / name) for name in names if name != MANIFEST}
     _write(replace(bundle, files=files))
@@ -153,6 +152,7 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
 
 def _with_plans(
     bundle: Bundle,
+    loaded: LoadedPolicy,
     runs: Mapping[str, Execution],
     data: CalibrationData,
     precision: str,
@@ -168,7 +168,7 @@ def _with_plans(
     _write(bundle)  # graphs are found by it
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     receipts = {
-        name: _receipt(OrtPolicy(replace(bundle, plan=name), graphs=shared), run, data, precision)
+        name: prove(OrtPolicy(replace(bundle, plan=name), graphs=shared), loaded, run, data, precision)
         for name, run in runs.items()
     }
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
@@ -184,59 +184,8 @@ def _check_techniques(plan: AccelerationPlan) -> None:
             )
 
 
-def _receipt(
-    policy: OrtPolicy, execution: Execution, data: CalibrationData, precision: str
-) -> dict[str, Any]:
-    """What was exported, and how far it is from torch."""
-    plan, bundle = execution.plan, policy.bundle
-    errors = [_chunk_error(policy, execution, one) for one in data.ones()]
-    means = [mean for _, mean in errors]
-    return {
-        "fingerprint": asdict(plan.fingerprint),
-        "techniques": [technique.kind for technique in plan.techniques],
-        "torch": torch.__version__,
-        "observations": len(errors),
-        "seeds": sorted(data.seeds),
-        "precision": precision,
-        "chunk_error": max(largest for largest, _ in errors),
-        "action_error": float(np.mean(means)),
-        "action_error_spread": np.percentile(means, [10, 90]).tolist(),
-        "graph_error": max(bundle.graphs[index].error for index in bundle.program.graphs),
-        "tolerance": TOLERANCE,
-    }
-
-
-def _check_parity(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
-    """Raise `ParityError` if a graph of these plans, or at fp32 a chunk, differs from torch's."""
-    for name in names:
-        receipt = bundle.plans[name].receipt
-        worst, chunk = receipt["graph_error"], receipt["chunk_error"]
-        if receipt["precision"] == "fp32":
-            worst = max(chunk, worst)
-        if not worst <= TOLERANCE or not np.isfinite(chunk):
-            raise ParityError(
-                f"under plan {name!r} ONNX Runtime differs from torch by {worst:.2g} on "
-                f"{receipt['observations']} observations, {TOLERANCE:g} is allowed; nothing was written to "
-                f"{folder}; what was made is in {bundle.folder}"
-            )
-
-
 def _write(bundle: Bundle) -> None:
     (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
-
-
-def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
-    """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
-    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
-    draft = None if one.draft is None else one.draft[0].numpy()
-    return policy.sample(batch, Streams(one.noise_keys), draft)
-
-
-def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> tuple[float, float]:
-    """Largest and mean difference of normalised actions of one observation."""
-    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
-    difference = np.abs(sample_bundle(policy, one) - wanted)
-    return float(difference.max()), float(difference.mean())
 
 
 def identity() -> Normalization:

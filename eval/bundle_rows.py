@@ -9,8 +9,8 @@ import torch
 
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.parity import sample_bundle
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.warm_up import warm_up
 from vivace.eval.action_error import row_errors

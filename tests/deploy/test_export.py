@@ -18,7 +18,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy import export as exporting
+from vivace.deploy import parity
 from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
@@ -414,7 +414,7 @@ def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, t
     loaded, _, data, _ = diffusion
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "precious").write_text("kept")
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="differs from torch by"):
         export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "precious").read_text() == "kept"

@@ -257,7 +257,7 @@ def test_guidance_is_given_up_as_in_torch(tmp_path):
 
 
 def test_what_only_a_block_needs_is_left_out_with_it():
-    """y = x + block(x) + shared, block(x) = relu(x w + shared): the product is the block's, `shared` is not."""
+    """y = x + b(x) + shared, b(x) = relu(x w + shared): the product is the block's alone, `shared` is not."""
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node
     graph = onnx.helper.make_graph(
