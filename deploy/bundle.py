@@ -119,6 +119,26 @@ class Bundle:
             if file_hash(self.path(name)) != digest:
                 raise BadBundle(f"{self.path(name)} was changed or is truncated; copy or export it again")
 
+    def check_plans(self) -> None:
+        """Raise `BadBundle` unless every plan has something to do, by graphs that are there."""
+        if not self.plans:
+            raise BadBundle(f"{self.folder} has no plan; export it again")
+        for name, program in self.plans.items():
+            wrong = [index for index in program.graphs if not 0 <= index < len(self.graphs)]
+            if wrong or bool(program.steps) == (program.tokens is not None):
+                raise BadBundle(
+                    f"{self.folder}: plan {name!r} has {len(program.steps)} steps and calls graphs "
+                    f"{list(program.graphs)} of {len(self.graphs)}; it needs steps, or tokens to write, by "
+                    "graphs that are there; export it again"
+                )
+            for number, step in enumerate(program.steps):
+                rows = self.graphs[step.graph].origin.timesteps or (step.table.t,)
+                if not 0 <= step.at < len(rows) or rows[step.at] != step.table.t:
+                    raise BadBundle(
+                        f"{self.folder}: step {number} of plan {name!r} looks up row {step.at} of "
+                        f"{len(rows)} for timestep {step.table.t}; export it again"
+                    )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data of manifest.json."""
         spec = asdict(self.spec)
@@ -188,6 +208,7 @@ class Bundle:
         for graph in bundle.graphs:
             bundle.path(graph.file)
         bundle.check_files()
+        bundle.check_plans()
         return bundle
 
     @classmethod
@@ -204,10 +225,10 @@ class Bundle:
                     "vivace export on the checkpoint"
                 )
             ours = data["vivace"]
-            if ours["layout"] > LAYOUT:
+            if ours["layout"] != LAYOUT:
+                advice = "update vivace on this machine" if ours["layout"] > LAYOUT else "export it again"
                 raise BadBundle(
-                    f"{folder / MANIFEST} has layout {ours['layout']}, this vivace reads up to {LAYOUT}; "
-                    "update vivace on this machine"
+                    f"{folder / MANIFEST} has layout {ours['layout']}, this vivace reads {LAYOUT}; {advice}"
                 )
             return cls(
                 folder=folder,

@@ -141,8 +141,8 @@ def check_names(names: Iterable[str]) -> None:
 
 def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
-    held = bundle.receipt["fingerprint"]
-    other = [name for name, value in asdict(loaded.fingerprint).items() if held.get(name) != value]
+    held, needed = bundle.receipt["fingerprint"], json.loads(json.dumps(asdict(loaded.fingerprint)))
+    other = [name for name, value in needed.items() if held.get(name) != value]
     if other or bundle.spec != loaded.staged.spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
