@@ -337,10 +337,11 @@ class _Step(Traced):
         """Examples of weights and of earlier predictions."""
         if self._window < 0:
             return {}
-        n, one = self._window, torch.ones((), dtype=like.dtype)
+        n = self._window
         names = [*weighed(NOW, 1), *weighed(WITH, n), *weighed(WITHOUT, n)]
         kept = [*cached(WITH, n), *cached(WITHOUT, n)]
-        return dict.fromkeys(names, one) | {name: torch.randn_like(like) for name in kept}
+        weights = {name: like.new_tensor(0.5) for name in names}  # one tensor for all would be one input
+        return weights | {name: like.roll(shift, -1) for shift, name in enumerate(kept)}
 
     def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Evaluate."""

@@ -4,6 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
+
 from vivace.policies.errors import BadSetting
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -13,6 +15,12 @@ their other side is quantised as it comes (dynamic quantisation)."""
 
 def check_precision(precision: str) -> None:
     """Raise `BadSetting` unless the precision is known."""
+    if precision == "bf16":
+        raise BadSetting(
+            "export.precision='bf16' cannot be had: ONNX Runtime's CPU provider has no bfloat16 kernels for "
+            f"matrix products (this is {ort.__version__}), whatever the processor has; choose one of "
+            f"{', '.join(PRECISIONS)}"
+        )
     if precision not in PRECISIONS:
         raise BadSetting(f"export.precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
 

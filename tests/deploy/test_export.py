@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -238,6 +240,22 @@ def test_an_unknown_precision_is_refused(diffusion, tmp_path):
     loaded, plan, data, _ = diffusion
     with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8"):
         export(loaded, plan, data, tmp_path / "out", precision="fp4")
+
+
+def test_bf16_is_refused_for_as_long_as_nothing_can_multiply_it(diffusion, tmp_path):
+    loaded, plan, data, _ = diffusion
+    with pytest.raises(BadSetting, match="'bf16' cannot be had: .* no bfloat16 kernels for matrix products"):
+        export(loaded, plan, data, tmp_path / "out", precision="bf16")
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes = [
+        node("Cast", ["x"], ["a"], to=onnx.TensorProto.BFLOAT16),
+        node("MatMul", ["a", "a"], ["b"]),
+        node("Cast", ["b"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    graph = onnx.helper.make_graph(nodes, "product", [value("x", 1, [2, 2])], [value("y", 1, [2, 2])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    with pytest.raises(Exception, match="Could not find an implementation for MatMul"):
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 DECODERS = [
