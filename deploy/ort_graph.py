@@ -87,6 +87,8 @@ class Runtime:
 
         Raises:
             BadBundle: ONNX Runtime cannot.
+            BadSetting: the provider that was asked for is not there after all; ONNX Runtime would go on
+                without.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -96,9 +98,15 @@ class Runtime:
         if self.threads and not self.shares_threads:
             options.intra_op_num_threads = self.threads
         try:
-            return ort.InferenceSession(str(path), options, providers=list(self.providers))
+            session = ort.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
             raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
+        if self.providers[0] not in session.get_providers():
+            raise BadSetting(
+                f"execution provider {self.providers[0]} could not be started, ONNX Runtime took "
+                f"{', '.join(session.get_providers())}; see its messages above, or ask for another provider"
+            )
+        return session
 
 
 @dataclass(frozen=True)

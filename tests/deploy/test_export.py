@@ -25,6 +25,7 @@ from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
+from vivace.deploy.ort_graph import Runtime
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.prompt import MASK, TOKENS
@@ -494,6 +495,13 @@ def test_observations_are_checked(diffusion):
 def test_an_unknown_provider_is_refused(diffusion):
     with pytest.raises(BadSetting, match="'abacus' is not one of this ONNX Runtime's: .*cpu"):
         OrtPolicy(diffusion[-1], providers=["abacus"])
+
+
+def test_a_provider_that_does_not_start_is_not_left_out_in_silence(diffusion):
+    runtime = Runtime(("CUDAExecutionProvider", "CPUExecutionProvider"))  # as a build has it without a device
+    path = diffusion[-1] / "graphs" / "encode-000.onnx"
+    with pytest.raises(BadSetting, match="CUDAExecutionProvider could not be started, .* CPUExecution"):
+        runtime.session(path)
 
 
 def _change(folder: Path, change) -> None:
