@@ -26,7 +26,7 @@ from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_graph import Graphs, Runtime
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.parity import check_parity, prove
-from vivace.deploy.precision import check_precision
+from vivace.deploy.precision import check_precision, stored
 from vivace.deploy.prompt import MASK, TOKENS
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
@@ -77,8 +77,8 @@ def export(
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
         on_graph: told the name of every graph that is about to be exported.
-        precision: fp32, fp16 or int8; of the latter two the graphs are proven before they are reduced, and
-            the error of the actions is in the receipt.
+        precision: fp32, or one of `precision.PRECISIONS`; of the others the graphs are proven before they
+            are reduced, and the error of the actions is in the receipt.
         into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
             plan of the same name is replaced.
 
@@ -159,18 +159,18 @@ def _with_plans(
     on_graph: Callable[[str], None],
 ) -> Bundle:
     """Export what plans need and is not there, and prove them."""
-    writer = GraphWriter.of(bundle, precision, on_graph)
+    writer = GraphWriter.of(bundle, stored(precision), on_graph)
     if any(run.writes_tokens for run in runs.values()):
         made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
     else:
         made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made})
-    _write(bundle)  # graphs are found by it
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
-    receipts = {
-        name: prove(OrtPolicy(replace(bundle, plan=name), graphs=shared), loaded, run, data, precision)
-        for name, run in runs.items()
-    }
+    receipts = {}
+    for name, run in runs.items():
+        plans = {name: replace(made[name], receipt={"precision": precision})}
+        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
+        receipts[name] = prove(policy, loaded, run, data, precision)
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
 

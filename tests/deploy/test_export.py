@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -25,7 +24,7 @@ from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
-from vivace.deploy.ort_graph import Runtime
+from vivace.deploy.ort_graph import Runtime, check_bf16
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.prompt import MASK, TOKENS
@@ -239,24 +238,38 @@ def test_a_bundle_of_lower_precision_says_how_far_off_it_is(vla, precision, tmp_
 
 def test_an_unknown_precision_is_refused(diffusion, tmp_path):
     loaded, plan, data, _ = diffusion
-    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8"):
+    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8, bf16"):
         export(loaded, plan, data, tmp_path / "out", precision="fp4")
 
 
-def test_bf16_is_refused_for_as_long_as_nothing_can_multiply_it(diffusion, tmp_path):
-    loaded, plan, data, _ = diffusion
-    with pytest.raises(BadSetting, match="'bf16' cannot be had: .* no bfloat16 kernels for matrix products"):
+def test_bf16_is_refused_by_name_where_it_cannot_be_had(diffusion, tmp_path, monkeypatch):
+    loaded, plan, data, folder = diffusion
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO, which this ONNX Runtime .* is built without"):
         export(loaded, plan, data, tmp_path / "out", precision="bf16")
-    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    nodes = [
-        node("Cast", ["x"], ["a"], to=onnx.TensorProto.BFLOAT16),
-        node("MatMul", ["a", "a"], ["b"]),
-        node("Cast", ["b"], ["y"], to=onnx.TensorProto.FLOAT),
-    ]
-    graph = onnx.helper.make_graph(nodes, "product", [value("x", 1, [2, 2])], [value("y", 1, [2, 2])])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    with pytest.raises(Exception, match="Could not find an implementation for MatMul"):
-        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    bundle = Bundle.load(folder)
+    program = replace(bundle.program, receipt={**bundle.receipt, "precision": "bf16"})
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO"):
+        OrtPolicy(replace(bundle, plans={"plan": program}))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16_not")
+    with pytest.raises(BadSetting, match="needs a processor with avx512_bf16 or amx_bf16"):
+        check_bf16(tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16 gfni")
+    check_bf16(tmp_path / "cpuinfo")
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(), reason="needs onnxruntime-openvino"
+)
+def test_a_bf16_plan_shares_the_graphs_of_fp32_and_says_how_far_off_it_is(diffusion, tmp_path):
+    loaded, plan, data, folder = diffusion
+    shutil.copytree(folder, tmp_path / "bundle")
+    bundle = export(loaded, {"bf16": plan}, data, tmp_path / "bundle", precision="bf16", into=True)
+    assert len(bundle.graphs) == 2
+    receipt = bundle.plans["bf16"].receipt
+    assert receipt["precision"] == "bf16"
+    assert 0 < receipt["action_error"] <= receipt["chunk_error"] < 0.5
 
 
 DECODERS = [
