@@ -32,6 +32,8 @@ PLAN = "#"
 """Between a bundle's folder and the name of one of its plans."""
 LAYOUT = 2
 """Version of the section "vivace"."""
+_SAME_TIMESTEP = 1e-6
+"""Policies take float32."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Bundle:
                 )
             for number, step in enumerate(program.steps):
                 rows = self.graphs[step.graph].origin.timesteps or (step.table.t,)
-                if not 0 <= step.at < len(rows) or rows[step.at] != step.table.t:
+                if not 0 <= step.at < len(rows) or abs(rows[step.at] - step.table.t) > _SAME_TIMESTEP:
                     raise BadBundle(
                         f"{self.folder}: step {number} of plan {name!r} looks up row {step.at} of "
                         f"{len(rows)} for timestep {step.table.t}; export it again"

@@ -8,6 +8,7 @@ runs a graph without any.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class _Subject:
             tuple(_weights(execution, step.index) for step in steps),
         )
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[_Kind, ...]:
         """Kind of every step."""
         guided = getattr(self.execution.policy, "guided", ())

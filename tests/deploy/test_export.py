@@ -347,6 +347,7 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     with torch.no_grad():
         made = export_denoising(graphs, {"plan": execution}, batch, EpisodeNoise(data.noise_keys))
     bundle = Bundle(tmp_path, kind, spec, tuple(graphs.graphs), made, {}, identity())
+    bundle.check_plans()
     found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
