@@ -1,9 +1,9 @@
 """The bundle: a folder that holds a policy as ONNX graphs, and all else it takes to run it without torch.
 
     manifest.json        what is below, and how it fits together
-    graphs/*.onnx        encode, one per distinct step program, finish; or encode and extend
+    graphs/*.onnx        encode, step, finish; or prompt and extend; plans share what is made of the same
     graphs/weights.bin   the tensors of all graphs, each kept once
-    acceleration.json    the plan, for the record
+    plans/*.json         the plans, for the record
     tokenizer.json       of a policy that reads an instruction
 
 `manifest.json` has the fields of the `policy_package` format, version 1.0, that lerobot's and physicalai's
@@ -13,11 +13,12 @@ proposals share; everything else is in its section "vivace".
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from vivace.deploy.normalization import Normalization
+from vivace.deploy.program import Origin, Program, ScheduledStep
 from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.errors import BadBundle
 from vivace.policies.step_table import StepTable
@@ -25,8 +26,14 @@ from vivace.policies.types import ActionKind, ActionRange, BlockInfo, PolicySpec
 
 FORMAT, VERSION = "policy_package", "1.0"
 MANIFEST = "manifest.json"
-LAYOUT = 1
+PLANS = "plans"
+"""Folder of the plans as they were calibrated."""
+PLAN = "#"
+"""Between a bundle's folder and the name of one of its plans."""
+LAYOUT = 2
 """Version of the section "vivace"."""
+_SAME_TIMESTEP = 1e-6
+"""Policies take float32."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,9 @@ class Graph:
     inputs: Mapping[str, tuple[int, ...]]
     """Name -> shape; -1: any."""
     outputs: Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class StepProgram:
-    """One step of the sampler: a call of a graph, and what is done with its answer."""
-
-    graph: int
-    """Index of the graph; it returns "out" and new cache entries."""
-    table: StepTable
-    carried: Mapping[str, str]
-    """Cache entry of the next step -> entry of this one that it is, unchanged."""
+    origin: Origin
+    error: float
+    """Largest difference of its outputs from torch's, in units of their size, when it was exported."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +58,42 @@ class Bundle:
     name: str
     spec: PolicySpec
     graphs: tuple[Graph, ...]
-    encode: int
-    """Graph from normalised observations to the context."""
-    steps: tuple[StepProgram, ...]
-    finish: int | None
-    """Graph from the last x to normalised actions; None: x is those."""
+    plans: Mapping[str, Program]
+    """Name -> how chunks are made under this plan; the usual one first."""
     observations: Mapping[str, Normalization]
     actions: Normalization
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Instruction -> token ids, without padding; empty of a policy that reads none."""
     prompt: Mapping[str, Any] = field(default_factory=dict)
     """How others are tokenised: "tokenizer" (file), "template", "bos", "suffix"; always "pad", "length"."""
-    receipt: Mapping[str, Any] = field(default_factory=dict)
-    """Parity with torch, fingerprint, plan: for the record."""
     files: Mapping[str, str] = field(default_factory=dict)
     """File -> sha256."""
-    tokens: TokenProgram | None = None
-    """How chunks are written, by a policy that writes tokens; it has no steps."""
+    plan: str = ""
+    """The plan that is meant; the usual one when ""."""
+
+    @property
+    def plan_name(self) -> str:
+        """Name of the plan that is meant."""
+        return self.plan or next(iter(self.plans))
+
+    @property
+    def program(self) -> Program:
+        """How chunks are made under the plan that is meant."""
+        return self.plans[self.plan_name]
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        """Parity with torch, fingerprint, techniques of the plan that is meant."""
+        return self.program.receipt
+
+    def record(self, plan: str) -> Path:
+        """File of a plan as it was calibrated, for the record; its tensors are beside it, if it has any."""
+        return self.folder / PLANS / f"{plan}.json"
+
+    @property
+    def reference(self) -> str:
+        """What `load` finds it by again: the folder, and behind "#" the plan."""
+        return f"{self.folder}{PLAN}{self.plan}" if self.plan else str(self.folder)
 
     @property
     def usual_task(self) -> str:
@@ -102,6 +120,26 @@ class Bundle:
         for name, digest in self.files.items():
             if file_hash(self.path(name)) != digest:
                 raise BadBundle(f"{self.path(name)} was changed or is truncated; copy or export it again")
+
+    def check_plans(self) -> None:
+        """Raise `BadBundle` unless every plan has something to do, by graphs that are there."""
+        if not self.plans:
+            raise BadBundle(f"{self.folder} has no plan; export it again")
+        for name, program in self.plans.items():
+            wrong = [index for index in program.graphs if not 0 <= index < len(self.graphs)]
+            if wrong or bool(program.steps) == (program.tokens is not None):
+                raise BadBundle(
+                    f"{self.folder}: plan {name!r} has {len(program.steps)} steps and calls graphs "
+                    f"{list(program.graphs)} of {len(self.graphs)}; it needs steps, or tokens to write, by "
+                    "graphs that are there; export it again"
+                )
+            for number, step in enumerate(program.steps):
+                rows = self.graphs[step.graph].origin.timesteps or (step.table.t,)
+                if not 0 <= step.at < len(rows) or abs(rows[step.at] - step.table.t) > _SAME_TIMESTEP:
+                    raise BadBundle(
+                        f"{self.folder}: step {number} of plan {name!r} looks up row {step.at} of "
+                        f"{len(rows)} for timestep {step.table.t}; export it again"
+                    )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data of manifest.json."""
@@ -131,15 +169,11 @@ class Bundle:
                 "layout": LAYOUT,
                 "spec": spec,
                 "graphs": [asdict(graph) for graph in self.graphs],
-                "encode": self.encode,
-                "steps": [asdict(step) for step in self.steps],
-                "finish": self.finish,
-                "tokens": None if self.tokens is None else asdict(self.tokens),
+                "plans": {name: asdict(program) for name, program in self.plans.items()},
                 "observations": {key: value.to_json() for key, value in self.observations.items()},
                 "actions": self.actions.to_json(),
                 "prompts": {text: list(ids) for text, ids in self.prompts.items()},
                 "prompt": dict(self.prompt),
-                "receipt": dict(self.receipt),
                 "files": dict(self.files),
             },
         }
@@ -151,13 +185,18 @@ class Bundle:
         return round(size / 1e6, 2)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, reference: str | Path) -> Self:
         """Read and check a bundle's manifest and files.
 
+        Args:
+            reference: its folder; "folder#plan" means one of its plans, else its first.
+
         Raises:
-            BadBundle: something is missing, truncated, of a newer version, or outside the folder.
+            BadBundle: something is missing, truncated, of a newer version, or outside the folder; or it has
+                no such plan.
         """
-        folder = Path(folder)
+        place, _, plan = str(reference).partition(PLAN)
+        folder = Path(place)
         file = folder / MANIFEST
         if not file.is_file():
             raise BadBundle(f"no {MANIFEST} in {folder}; make a bundle: vivace export --policy.path=…")
@@ -165,10 +204,13 @@ class Bundle:
             data = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BadBundle(f"{file} is not JSON ({error}); copy or export it again") from error
-        bundle = cls._from_json(folder, data)
+        bundle = replace(cls._from_json(folder, data), plan=plan)
+        if plan and plan not in bundle.plans:
+            raise BadBundle(f"{folder} has no plan {plan!r}; its plans: {', '.join(bundle.plans)}")
         for graph in bundle.graphs:
             bundle.path(graph.file)
         bundle.check_files()
+        bundle.check_plans()
         return bundle
 
     @classmethod
@@ -185,28 +227,21 @@ class Bundle:
                     "vivace export on the checkpoint"
                 )
             ours = data["vivace"]
-            if ours["layout"] > LAYOUT:
+            if ours["layout"] != LAYOUT:
+                advice = "update vivace on this machine" if ours["layout"] > LAYOUT else "export it again"
                 raise BadBundle(
-                    f"{folder / MANIFEST} has layout {ours['layout']}, this vivace reads up to {LAYOUT}; "
-                    "update vivace on this machine"
+                    f"{folder / MANIFEST} has layout {ours['layout']}, this vivace reads {LAYOUT}; {advice}"
                 )
             return cls(
                 folder=folder,
                 name=data["policy"]["name"],
                 spec=_spec(ours["spec"]),
                 graphs=tuple(_graph(entry) for entry in ours["graphs"]),
-                encode=ours["encode"],
-                steps=tuple(
-                    StepProgram(entry["graph"], _table(entry["table"]), entry["carried"])
-                    for entry in ours["steps"]
-                ),
-                finish=ours["finish"],
-                tokens=None if ours["tokens"] is None else TokenProgram(**ours["tokens"]),
+                plans={name: _program(entry) for name, entry in ours["plans"].items()},
                 observations={k: Normalization.from_json(v) for k, v in ours["observations"].items()},
                 actions=Normalization.from_json(ours["actions"]),
                 prompts={text: tuple(ids) for text, ids in ours["prompts"].items()},
                 prompt=ours["prompt"],
-                receipt=ours["receipt"],
                 files=ours["files"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -245,6 +280,26 @@ def _graph(data: Mapping[str, Any]) -> Graph:
         data["file"],
         {name: tuple(shape) for name, shape in data["inputs"].items()},
         {name: tuple(shape) for name, shape in data["outputs"].items()},
+        Origin(**{**data["origin"], "timesteps": tuple(data["origin"]["timesteps"])}),
+        data["error"],
+    )
+
+
+def _program(data: Mapping[str, Any]) -> Program:
+    return Program(
+        encode=data["encode"],
+        steps=tuple(
+            ScheduledStep(
+                step["graph"],
+                _table(step["table"]),
+                step["at"],
+                {block: tuple(weights) for block, weights in step["weights"].items()},
+            )
+            for step in data["steps"]
+        ),
+        finish=data["finish"],
+        tokens=None if data["tokens"] is None else TokenProgram(**data["tokens"]),
+        receipt=data["receipt"],
     )
 
 

@@ -1,15 +1,16 @@
 """One ONNX graph, loaded, and calls of it that are bound to their buffers once."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import onnxruntime as ort
 
-from vivace.deploy.bundle import Graph
+from vivace.deploy.bundle import Bundle, Graph
 from vivace.policies.errors import BadBundle, BadSetting
 
 PROVIDERS = {
@@ -19,6 +20,8 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 """Name -> ONNX Runtime's."""
+BF16 = "bf16"
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 READ = ("out", "actions", "logits")
 """Outputs that numpy reads; all others stay on the device."""
 _TYPES = {
@@ -58,6 +61,15 @@ class Runtime:
     """Of one inference; ONNX Runtime's own choice when None."""
     shares_threads: bool = False
     """Graphs use the process's one pool of threads (`share_threads`), not one each."""
+    precision: str = ""
+    """"bf16": the arithmetic of OpenVINO; else that of the graphs."""
+
+    def at(self, precision: str) -> Self:
+        """Runtime for graphs of a precision; raises as `check_bf16`."""
+        if precision != BF16:
+            return self
+        check_bf16()
+        return replace(self, providers=(PROVIDERS["openvino"], PROVIDERS["cpu"]), precision=BF16)
 
     @classmethod
     def of(cls, providers: Sequence[str], threads: int | None, shares_threads: bool) -> Self:
@@ -87,6 +99,8 @@ class Runtime:
 
         Raises:
             BadBundle: ONNX Runtime cannot.
+            BadSetting: the provider that was asked for is not there after all; ONNX Runtime would go on
+                without.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -96,9 +110,42 @@ class Runtime:
         if self.threads and not self.shares_threads:
             options.intra_op_num_threads = self.threads
         try:
-            return ort.InferenceSession(str(path), options, providers=list(self.providers))
+            session = ort.InferenceSession(str(path), options, providers=self._providers())
         except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
             raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
+        if self.providers[0] not in session.get_providers():
+            raise BadSetting(
+                f"execution provider {self.providers[0]} could not be started, ONNX Runtime took "
+                f"{', '.join(session.get_providers())}; see its messages above, or ask for another provider"
+            )
+        return session
+
+    def _providers(self) -> list[Any]:
+        """Providers as ONNX Runtime takes them."""
+        if self.precision != BF16:
+            return list(self.providers)
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": BF16, "PERFORMANCE_HINT": "LATENCY"}
+        settings |= {"INFERENCE_NUM_THREADS": str(self.threads)} if self.threads else {}
+        first = {"device_type": "CPU", "load_config": json.dumps({"CPU": settings})}
+        return [(self.providers[0], first), *self.providers[1:]]
+
+
+def check_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    """Raise `BadSetting` unless this ONNX Runtime and this processor compute in bfloat16.
+
+    Its own CPU provider has no bfloat16 kernels for matrix products, OpenVINO's has.
+    """
+    if PROVIDERS["openvino"] not in ort.get_available_providers():
+        raise BadSetting(
+            f"bf16 needs OpenVINO, which this ONNX Runtime ({ort.__version__}) is built without; install "
+            "onnxruntime-openvino in the place of onnxruntime, or choose fp32"
+        )
+    found = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    if not any(flag in found.split() for flag in _BF16_FLAGS):
+        raise BadSetting(
+            f"bf16 needs a processor with {' or '.join(_BF16_FLAGS)}, which {cpuinfo} does not name; choose "
+            "fp32"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,6 +161,13 @@ class Buffer:
         """Buffer that is an array's memory."""
         array = np.require(array, requirements="C")
         return cls(ort.OrtValue.ortvalue_from_numpy(array), array)
+
+    @classmethod
+    def on(cls, device: str, array: np.ndarray) -> Self:
+        """Buffer on a device, with an array's values; the host's is the array's own memory."""
+        if device == "cpu":
+            return cls.of(array)
+        return cls(ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"), device, 0), None)
 
     @property
     def host(self) -> np.ndarray:
@@ -161,7 +215,7 @@ class OrtGraph:
     """
 
     def __init__(self, path: Path, declared: Graph, runtime: Runtime) -> None:
-        self._session, self._device = runtime.session(path), runtime.device
+        self._session, self.device = runtime.session(path), runtime.device
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
         for kind, wanted, found in (
@@ -204,13 +258,34 @@ class OrtGraph:
 
     def _buffer(self, name: str, value: Any, length: int | None) -> Buffer:
         """Return a buffer for an output."""
-        if self._device == "cpu" or name in READ:
+        if self.device == "cpu" or name in READ:
             return self._host(value, length)
         shape = _shape(value, length)
-        return Buffer(ort.OrtValue.ortvalue_from_shape_and_type(shape, _type(value), self._device), None)
+        return Buffer(ort.OrtValue.ortvalue_from_shape_and_type(shape, type_of(value), self.device), None)
 
     def _host(self, value: Any, length: int | None) -> Buffer:
-        return Buffer.of(np.zeros(_shape(value, length), _type(value)))
+        return Buffer.of(np.zeros(_shape(value, length), type_of(value)))
+
+
+class Graphs:
+    """Graphs that were loaded, each once, however many plans call it.
+
+    Args:
+        runtime: where they run.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._loaded: dict[tuple[Path, str], OrtGraph] = {}
+
+    def load(self, bundle: Bundle, index: int) -> OrtGraph:
+        """Return a graph of a bundle; raises as `OrtGraph`."""
+        declared = bundle.graphs[index]
+        path = bundle.path(declared.file)
+        runtime = self._runtime.at(bundle.receipt.get("precision", ""))
+        if (path, runtime.precision) not in self._loaded:
+            self._loaded[path, runtime.precision] = OrtGraph(path, declared, runtime)
+        return self._loaded[path, runtime.precision]
 
 
 def _shape(value: Any, length: int | None) -> tuple[int, ...]:
@@ -218,7 +293,7 @@ def _shape(value: Any, length: int | None) -> tuple[int, ...]:
     return tuple(n if isinstance(n, int) else length for n in value.shape)  # type: ignore[misc]
 
 
-def _type(value: Any) -> type:
+def type_of(value: Any) -> type:
     """Numpy's type of "tensor(…)"."""
     return _TYPES[value.type.removeprefix("tensor(").removesuffix(")")]
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vivace.deploy.ort_graph import share_threads
+from vivace.deploy.ort_graph import Graphs, Runtime, share_threads
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
@@ -47,15 +47,16 @@ class Bundles:
 
     def __init__(
         self,
-        folders: Mapping[str, Path],
+        references: Mapping[str, str | Path],
         providers: Sequence[str] = ("cpu",),
         threads: int | None = None,
         chunking: RealTimeChunking | None = None,
     ) -> None:
         share_threads(threads)
+        graphs = Graphs(Runtime.of(providers, threads, shares_threads=True))
         self._policies = {
-            name: OrtPolicy(folder, providers, threads, chunking=chunking, shares_threads=True)
-            for name, folder in folders.items()
+            name: OrtPolicy(reference, chunking=chunking, graphs=graphs)
+            for name, reference in references.items()
         }
 
     def __call__(self, request: Request) -> np.ndarray:
@@ -68,13 +69,13 @@ class Bundles:
 
 
 def bundles(
-    folders: Mapping[str, Path],
+    references: Mapping[str, str | Path],
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
     chunking: RealTimeChunking | None = None,
 ) -> Callable[[], Inference]:
     """Return what loads bundles in the process; see `Bundles`."""
-    return partial(Bundles, dict(folders), tuple(providers), threads, chunking)
+    return partial(Bundles, dict(references), tuple(providers), threads, chunking)
 
 
 class ProcessWorker:

@@ -217,7 +217,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         bundle = plans[settings.bundle]
         settings = settings.at_rate_of(bundle.spec)
         spec = fit(settings, bundle.spec)
-        folders = {name: plan.folder for name, plan in plans.items()}
+        folders = {name: plan.reference for name, plan in plans.items()}
         load = bundles(folders, (settings.provider,), settings.threads, settings.chunking)
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -18,12 +19,14 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy import export as exporting
+from vivace.deploy import parity
 from vivace.deploy.bundle import MANIFEST, Bundle
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
+from vivace.deploy.ort_graph import Runtime, check_bf16
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.prompt import MASK, TOKENS
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
@@ -235,8 +238,38 @@ def test_a_bundle_of_lower_precision_says_how_far_off_it_is(vla, precision, tmp_
 
 def test_an_unknown_precision_is_refused(diffusion, tmp_path):
     loaded, plan, data, _ = diffusion
-    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8"):
+    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8, bf16"):
         export(loaded, plan, data, tmp_path / "out", precision="fp4")
+
+
+def test_bf16_is_refused_by_name_where_it_cannot_be_had(diffusion, tmp_path, monkeypatch):
+    loaded, plan, data, folder = diffusion
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO, which this ONNX Runtime .* is built without"):
+        export(loaded, plan, data, tmp_path / "out", precision="bf16")
+    bundle = Bundle.load(folder)
+    program = replace(bundle.program, receipt={**bundle.receipt, "precision": "bf16"})
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO"):
+        OrtPolicy(replace(bundle, plans={"plan": program}))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16_not")
+    with pytest.raises(BadSetting, match="needs a processor with avx512_bf16 or amx_bf16"):
+        check_bf16(tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16 gfni")
+    check_bf16(tmp_path / "cpuinfo")
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(), reason="needs onnxruntime-openvino"
+)
+def test_a_bf16_plan_shares_the_graphs_of_fp32_and_says_how_far_off_it_is(diffusion, tmp_path):
+    loaded, plan, data, folder = diffusion
+    shutil.copytree(folder, tmp_path / "bundle")
+    bundle = export(loaded, {"bf16": plan}, data, tmp_path / "bundle", precision="bf16", into=True)
+    assert len(bundle.graphs) == 2
+    receipt = bundle.plans["bf16"].receipt
+    assert receipt["precision"] == "bf16"
+    assert 0 < receipt["action_error"] <= receipt["chunk_error"] < 0.5
 
 
 DECODERS = [
@@ -262,9 +295,8 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     )
     bundle = Bundle.load(folder)
     settings = {"kind": kind} | (asdict(extra[0]) if kind == "jacobi" else {})
-    policy = OrtPolicy(
-        replace(bundle, tokens=replace(bundle.tokens, decoder=settings)), task="Open the drawer"
-    )
+    program = replace(bundle.program, tokens=replace(bundle.program.tokens, decoder=settings))
+    policy = OrtPolicy(replace(bundle, plans={"plan": program}), task="Open the drawer")
     seen = raw(loaded)
     seen[PREVIOUS] = (
         np.random.default_rng(4).uniform(-1, 1, (2, 1, session.spec.action_dim)).astype(np.float32)
@@ -279,12 +311,12 @@ def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
         export(loaded, plan, data, tmp_path / "bundle", ["Open the drawer"])
 
 
-def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(diffusion):
+def test_every_step_of_a_schedule_calls_one_graph_and_tensors_are_kept_once(diffusion):
     loaded, plan, _, folder = diffusion
     bundle = Bundle.load(folder)
-    rows = accelerate(loaded.staged, plan).action
-    assert len({step.graph for step in bundle.steps}) == rows.programs < len(bundle.steps)
-    assert len(bundle.graphs) == rows.programs + 1, "one more encodes"
+    assert accelerate(loaded.staged, plan).action.programs > 1
+    assert [graph.origin.part for graph in bundle.graphs] == ["encode", "step"]
+    assert {step.graph for step in bundle.program.steps} == {1}
     stored = (folder / "graphs" / "weights.bin").stat().st_size
     weights = sum(p.numel() * 4 for p in loaded.policy.parameters())
     assert stored < 3 * weights + 4096 * 100
@@ -313,14 +345,13 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     execution = accelerate(staged, calibrate(staged, mark, data, CACHED))
     graphs = GraphWriter(tmp_path)
     with torch.no_grad():
-        made = export_denoising(graphs, execution, batch, EpisodeNoise(data.noise_keys))
-    bundle = Bundle(
-        tmp_path, kind, spec, tuple(graphs.graphs), made.encode, made.steps, made.finish, {}, identity()
-    )
+        made = export_denoising(graphs, {"plan": execution}, batch, EpisodeNoise(data.noise_keys))
+    bundle = Bundle(tmp_path, kind, spec, tuple(graphs.graphs), made, {}, identity())
+    bundle.check_plans()
     found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert max(graphs.errors) <= 1e-5
+    assert max(graph.error for graph in graphs.graphs) <= 1e-5
     wish = torch.full_like(torch.from_numpy(wanted), 0.3)
     weights = (torch.arange(wish.shape[1]) < 3).float()[None, :, None]
     freeze = RealTimeChunking(method="freeze")
@@ -336,7 +367,8 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
 def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "plain")
-    assert {step.graph for step in bundle.steps} == {1}
+    assert {step.graph for step in bundle.program.steps} == {1}
+    assert not [name for name in bundle.graphs[1].inputs if name.startswith(FRESH)]
     assert bundle.receipt["chunk_error"] <= 1e-5
 
 
@@ -415,7 +447,7 @@ def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, t
     loaded, _, data, _ = diffusion
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "precious").write_text("kept")
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="differs from torch by"):
         export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "precious").read_text() == "kept"
@@ -435,9 +467,9 @@ def test_graphs_are_judged_by_the_size_of_what_they_give(tmp_path):
             return (self.gain * (x @ self.weight),)
 
     for gain in (1.0, 1000.0):
-        graphs.add(f"times{gain:.0f}", Scaled(gain, weight), {"x": x}, ["y"])
-    assert 0 <= max(graphs.errors) < 1e-6
-    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x}, Scaled(1001.0, weight)(x))
+        graphs.add(Origin("times", str(gain)), Scaled(gain, weight), {"x": x}, ["y"])
+    assert 0 <= max(graph.error for graph in graphs.graphs) < 1e-6
+    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x.numpy()}, Scaled(1001.0, weight)(x))
     assert wrong == pytest.approx(1e-3, rel=0.01)
 
 
@@ -479,6 +511,13 @@ def test_an_unknown_provider_is_refused(diffusion):
         OrtPolicy(diffusion[-1], providers=["abacus"])
 
 
+def test_a_provider_that_does_not_start_is_not_left_out_in_silence(diffusion):
+    runtime = Runtime(("CUDAExecutionProvider", "CPUExecutionProvider"))  # as a build has it without a device
+    path = diffusion[-1] / "graphs" / "encode-000.onnx"
+    with pytest.raises(BadSetting, match="CUDAExecutionProvider could not be started, .* CPUExecution"):
+        runtime.session(path)
+
+
 def _change(folder: Path, change) -> None:
     data = json.loads((folder / MANIFEST).read_text())
     change(data)
@@ -491,8 +530,20 @@ def _change(folder: Path, change) -> None:
         (lambda d: d.update(version="2.0"), "version 2.0; this vivace reads"),
         (lambda d: d.update(format="zip"), "is 'zip'"),
         (lambda d: d.pop("vivace"), "policy package of another tool"),
-        (lambda d: d["vivace"].update(layout=99), "layout 99, this vivace reads up to"),
-        (lambda d: d["vivace"].pop("steps"), "incomplete .KeyError: 'steps'"),
+        (lambda d: d["vivace"].update(layout=99), "layout 99, this vivace reads 2; update vivace"),
+        (lambda d: d["vivace"].update(layout=1), "layout 1, this vivace reads 2; export it again"),
+        (lambda d: d["vivace"].update(plans={}), "has no plan"),
+        (lambda d: d["vivace"]["plans"]["plan"].update(steps=[]), "'plan' has 0 steps .* it needs steps"),
+        (lambda d: d["vivace"]["plans"]["plan"].update(encode=7), "calls graphs .7, 1. of 2"),
+        (
+            lambda d: d["vivace"]["plans"]["plan"]["steps"][3].update(at=-1),
+            "step 3 of plan 'plan' looks up row -1",
+        ),
+        (
+            lambda d: d["vivace"]["plans"]["plan"]["steps"][3].update(at=4),
+            "looks up row 4 of 100 for timestep",
+        ),
+        (lambda d: d["vivace"].pop("plans"), "incomplete .KeyError: 'plans'"),
         (lambda d: d["vivace"]["graphs"][0].update(file="../../etc/passwd"), "outside the folder"),
         (lambda d: d["vivace"]["graphs"][0].update(file="graphs/none.onnx"), "has no graphs/none.onnx"),
         (
