@@ -54,7 +54,6 @@ def results(parts: "Parts") -> dict[str, Any]:
         ],
         "duration_s": recorder.duration_s,
         "was_interrupted": bool(parts.signal),
-        "ending": {"signal": parts.signal, "fault": _told(parts.fault), "is_at_rest": parts.is_at_rest},
         "warmup_s": parts.warmup_s,
         "ladder": [
             {"bundle": rung.name, "longest_s": rung.p99_s, "chosen": parts.choices[rung.name]}
@@ -64,6 +63,24 @@ def results(parts: "Parts") -> dict[str, Any]:
         "histograms": {
             name: getattr(recorder.statistics, name).buckets() for name in ("latency", "jitter", "work")
         },
+        "robot": {"type": command.robot.type, "task": command.robot.task},
+        **_troubles(parts),
+        "events": list(recorder.events),
+        "log": {
+            "dropped": recorder.log.dropped,
+            "errors": recorder.log.errors,
+            "unsaid": recorder.screen.dropped,
+        },
+        "memory_mb": dict(zip(("first", "largest", "last"), recorder.memory_mb, strict=False)),
+        "episodes": parts.episodes,
+        "video": None,
+    }
+
+
+def _troubles(parts: "Parts") -> dict[str, Any]:
+    """How the run ended, and what failed before."""
+    return {
+        "ending": {"signal": parts.signal, "fault": _told(parts.fault), "is_at_rest": parts.is_at_rest},
         "watchdog": {
             "state": parts.watchdog.state.value,
             "why": parts.watchdog.why,
@@ -74,17 +91,11 @@ def results(parts: "Parts") -> dict[str, Any]:
             "failures": parts.failures,
             "errors": parts.worker.errors[-_ERRORS:],
         },
-        "robot": {"type": command.robot.type, "task": command.robot.task},
         "robot_failures": {
             "counts": dict(parts.robot.failures),
             "errors": list(parts.robot.errors)[-_ERRORS:],
         },
         "deadman": getattr(parts.robot, "deadman", None),
-        "events": list(recorder.events),
-        "log": {"dropped": recorder.log.dropped, "errors": recorder.log.errors},
-        "memory_mb": dict(zip(("first", "largest", "last"), recorder.memory_mb, strict=False)),
-        "episodes": parts.episodes,
-        "video": None,
     }
 
 

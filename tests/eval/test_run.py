@@ -302,6 +302,21 @@ def test_a_fault_is_told_after_the_robot_is_at_rest_and_closed(capsys, bundle, t
     assert arm[-2][:3].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_nothing_is_drawn_before_robot_and_worker_are_closed(capsys, bundle, tmp_path, arm, monkeypatch):
+    drawn = []
+
+    def draw(folder, found, parts):
+        drawn.append((arm[-1], parts.worker.pid, (folder / "results.json").is_file()))
+        signal.raise_signal(signal.SIGINT)  # somebody does not want to wait for it
+
+    monkeypatch.setattr("vivace.eval.run.draw", draw)
+    code, line, _ = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.2", "--draw=true"
+    )
+    assert (code, line["report"]) == (0, None)
+    assert drawn == [("closed", None, True)]
+
+
 def test_a_second_run_in_the_same_folder_is_refused(capsys, bundle, tmp_path, arm):
     flags = ["--robot.type=users_robot:arm", "--duration_s=0.2"]
     _, _, before = run(capsys, bundle, tmp_path, *flags)
