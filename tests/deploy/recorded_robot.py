@@ -75,9 +75,11 @@ class Deaf(Base):
     """Cannot be broken off, as code that is not Python."""
 
     def observe(self):
-        while self._is("blind"):
+        is_blind = True
+        while is_blind:
             try:
                 time.sleep(0.005)
+                is_blind = self._is("blind")
             except BaseException:
                 continue
         return super().observe()
