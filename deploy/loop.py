@@ -21,7 +21,6 @@ Each tick says what it executed. The age of an action is the ticks since the obs
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from vivace.deploy.pace import Beat, Pace
 from vivace.deploy.robot import Robot
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import Observation, PolicySpec
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any
 
 from vivace.deploy.guard import Limits
 from vivace.deploy.limits import load_limits
@@ -11,6 +11,7 @@ from vivace.deploy.loop import LoopSettings, Mode, executed_actions
 from vivace.deploy.ort_graph import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
 from vivace.deploy.watchdog import WatchdogSettings
+from vivace.policies.backports import Self
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec

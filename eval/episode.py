@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import dropwhile, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from vivace.deploy.loop import Source, TickRecord
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 
 

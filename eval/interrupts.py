@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+
+from vivace.policies.backports import Self
 
 
 class Interrupts:
