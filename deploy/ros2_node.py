@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is told to end; returns the exit code, 2 for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--example"]:
-        print(EXAMPLE.read_text(), end="")
+        print(EXAMPLE.read_text(encoding="utf-8"), end="")
         return 0
     if arguments[:1] == ["--launch-file"]:
         print(LAUNCH_FILE)
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vivace.deploy.ros2_process import run
     except ImportError as error:
         print(
-            f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for Python 3.12 (Jazzy "
-            "or later), or pip install 'vivace[ros]'",
+            f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for this Python "
+            "(Humble 3.10, Jazzy 3.12), or pip install 'vivace[ros]'",
             file=sys.stderr,
         )
         return 2

@@ -28,7 +28,7 @@ class JsonLines:
     """A file with one JSON object a line; each batch is on the disk's side before the next is taken."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w")
+        self._file = path.open("w", encoding="utf-8")
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines."""

@@ -51,7 +51,7 @@ def write_run_trace(path: Path, log: Path, control_hz: float) -> None:
         log: run.jsonl of the run; a line that was cut off is left out.
         control_hz: control rate [Hz].
     """
-    with log.open() as file:
+    with log.open(encoding="utf-8") as file:
         lines = deque(file, maxlen=_SHOWN_TICKS)
     events = [_label("process_name", 1, 0, "vivace run")]
     for thread, name in ((_LOOP, "executed"), (_POLICY, "policy"), (_TICKS, "ticks")):

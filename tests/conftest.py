@@ -15,3 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20_000,
         help="length of the soak in virtual time; a million takes a few minutes",
     )
+    parser.addoption(
+        "--every-python",
+        action="store_true",
+        help="try the robot side on Python 3.10 to 3.13, those that this machine has",
+    )
