@@ -1,8 +1,8 @@
 """What is kept of a run while it lasts: statistics, a log line a tick, figures in the terminal, memory."""
 
-import os
 import time
 from collections import deque
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,6 @@ def resident_mb() -> float:
     """Resident memory of this process [MB]; 0 where that cannot be said."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        page_size = os.sysconf("SC_PAGE_SIZE")  # 4 KiB, but 16 or 64 on some aarch64 systems
     except (OSError, IndexError, ValueError):
         return 0.0
-    return float(np.round(pages * page_size / 1e6, 2))
+    return float(np.round(pages * PAGESIZE / 1e6, 2))  # 4 KiB; 16 or 64 on some aarch64 systems

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -55,9 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def robot_modules() -> list[str]:
     """Modules of the robot side that can be imported without ROS 2."""
+    import tomllib  # Python 3.10 lacks it
+
     settings = tomllib.loads((SOURCE / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     named = next(c["source_modules"] for c in settings if c["name"] == "the robot side runs without torch")
     return [name for name in named if name not in WITH_ROS]
+
+
+@pytest.fixture(scope="session")
+def numpy_of() -> dict[str, str]:
+    """Python -> the numpy it is tried with."""
+    return NUMPY
 
 
 @pytest.fixture(scope="session")

@@ -396,7 +396,7 @@ def test_a_policy_drives_a_robot_on_this_python(equipped, diffusion, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["run"]["ticks"] > 10
-    assert found["run"]["sources"]["fresh"] > 0
+    assert found["run"]["sources"]["chunk"] > 0
 
 
 def test_actions_that_are_not_finite_are_neither_exported_nor_predicted(diffusion, tmp_path):

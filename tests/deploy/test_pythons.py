@@ -1,6 +1,9 @@
 """The robot side on every Python that robots have, from a wheel that a robot can take."""
 
+import json
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,6 +15,12 @@ UNITS = (
     "process_worker", "realtime", "robots", "ros2_driver", "run_log", "soak", "token_decoding", "watchdog",
 )  # fmt: skip
 """Tests of the robot side that need neither torch nor ROS 2."""
+SYSTEMS = {
+    "aarch64": [f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34, 35)],  # JetPack 6 has glibc 2.35
+    "windows": ["win_amd64"],
+    "mac": [f"macosx_{major}_0_arm64" for major in (11, 12, 13, 14)],
+}
+"""Where wheels are looked for -> what pip calls it."""
 
 
 def test_the_wheel_holds_no_checkpoint_and_is_small(wheel):
@@ -52,3 +61,17 @@ def test_units_pass_on_this_python(equipped, unit):
     )
     done = equipped.run(*asked, cwd=SOURCE)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.every_python
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_there_are_wheels_for_every_python(system, numpy_of, tmp_path):
+    """Asks the package index by the names of wheels; nothing is downloaded or installed."""
+    report = tmp_path / "report.json"
+    for python, numpy in numpy_of.items():
+        where = [f"--platform={name}" for name in SYSTEMS[system]] + [f"--python-version={python}"]
+        asked = ["--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:", f"--report={report}"]
+        asked += [f"--target={tmp_path / 'none'}", *where, f"numpy=={numpy}", "onnxruntime>=1.23"]
+        subprocess.run([sys.executable, "-m", "pip", "--quiet", "install", *asked], check=True)
+        found = [entry["metadata"]["name"] for entry in json.loads(report.read_text())["install"]]
+        assert sorted(found) == ["numpy", "onnxruntime"]
