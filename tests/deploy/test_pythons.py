@@ -1,7 +1,6 @@
 """The robot side on every Python that robots have, from a wheel that a robot can take."""
 
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -37,13 +36,10 @@ def test_what_a_robot_runs_imports_on_its_python(robots_python, robot_modules):
     assert done.returncode == 0, done.stderr
     helped = robots_python.run("-I", "-m", "vivace.deploy.ros2_node", "--help")
     assert helped.stdout.startswith("usage: vivace-ros"), helped.stderr
-    helped = robots_python.run("-I", "-m", "vivace.eval.cli", "--help")
-    assert re.search(r"^  run +Drive a robot", helped.stdout, re.MULTILINE), helped.stderr
-    assert re.search(r"^  train +Needs pip install 'vivace\[all\]'", helped.stdout, re.MULTILINE)
-    for verb, needed in (("run", "draccus"), ("eval", "draccus"), ("train", "draccus")):
+    for verb in ("run", "eval"):
         refused = robots_python.run("-I", "-m", "vivace.eval.cli", verb)
         assert refused.returncode == 2
-        assert f"vivace {verb}: no package '{needed}'" in refused.stderr
+        assert f"vivace {verb}: no package 'draccus'" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 
 

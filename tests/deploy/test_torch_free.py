@@ -1,5 +1,6 @@
 """The robot side imports on a machine that has numpy only."""
 
+import os
 import re
 import subprocess
 import sys
@@ -59,12 +60,23 @@ def test_all_that_a_robot_loads_is_held_to_its_python(robot_modules):
     assert named == set(re.search(r"policies/%\.py,(.*?)\)", makefile)[1].split())
 
 
-def _run(code: str, needed: tuple[str, ...] = ()) -> str:
+def test_usage_is_printed_without_torch_whatever_the_terminal_can_write():
+    told = _run(
+        "from vivace.eval.cli import main; assert main(['--help']) == 0",
+        needed=("draccus", "rich", "yaml"),
+        PYTHONIOENCODING="ascii",
+    )
+    assert re.search(r"^  run +Drive a robot", told, re.MULTILINE)
+    assert re.search(r"^  train +Needs pip install 'vivace\[all\]'", told, re.MULTILINE)
+
+
+def _run(code: str, needed: tuple[str, ...] = (), **surroundings: str) -> str:
     absent = (
         "import sys; "
         + "; ".join(f"sys.modules[{name!r}] = None" for name in HEAVY if name not in needed)
         + "; "
     )
-    done = subprocess.run([sys.executable, "-c", absent + code], capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-c", absent + code], {**os.environ, **surroundings}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
