@@ -37,4 +37,4 @@ bench: $(STAMP)
 	$(BIN)/vivace bench
 
 clean:
-	rm -rf build dist outputs *.egg-info
+	rm -rf build dist outputs *.egg-info policies/zoo/build policies/zoo/*.egg-info
