@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+ROBOT := deploy envs eval $(patsubst %,policies/%.py,backports chunking errors step_table streams types)
 export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 
@@ -25,6 +26,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/vermin --quiet --target=3.10- --violations --no-tips --eval-annotations $(ROBOT)
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	mkdir -p build/types/vivace
@@ -35,4 +37,4 @@ bench: $(STAMP)
 	$(BIN)/vivace bench
 
 clean:
-	rm -rf build dist outputs *.egg-info
+	rm -rf build dist outputs *.egg-info policies/zoo/build policies/zoo/*.egg-info

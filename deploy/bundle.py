@@ -10,16 +10,16 @@
 proposals share; everything else is in its section "vivace".
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.program import Origin, Program, ScheduledStep
 from vivace.deploy.token_decoding import TokenProgram
+from vivace.policies.backports import Self, sha256
 from vivace.policies.errors import BadBundle
 from vivace.policies.step_table import StepTable
 from vivace.policies.types import ActionKind, ActionRange, BlockInfo, PolicySpec
@@ -253,7 +253,7 @@ class Bundle:
 def file_hash(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(file)
 
 
 def _spec(data: Mapping[str, Any]) -> PolicySpec:

@@ -283,7 +283,7 @@ def _prompt(loaded: LoadedPolicy, folder: Path) -> dict[str, Any]:
     pipeline: Any = loaded.preprocess
     for step in pipeline.steps:
         if type(step).__name__ == "PromptStep":
-            (folder / TOKENIZER).write_text(step.tokenizer.to_str())
+            (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
             settings |= {
                 "tokenizer": TOKENIZER,
                 "template": step.template,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,6 +17,7 @@ from vivace.deploy.bundle import Bundle, Graph
 from vivace.deploy.ort_graph import type_of
 from vivace.deploy.precision import reduced
 from vivace.deploy.program import FRESH, Origin
+from vivace.policies.backports import Self
 
 OPSET = 20
 _ALIGNMENT = 4096

@@ -1,10 +1,11 @@
 """Times of a run of any length in fixed memory, with percentiles to one per cent."""
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 
 PERCENTILES = (50, 90, 95, 99, 99.9)

@@ -26,7 +26,6 @@ actions bring it from there by no more than the limits' step or the chunk's own 
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
@@ -40,6 +39,7 @@ from vivace.deploy.pace import Beat, Pace
 from vivace.deploy.robot import Robot
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting, ObservationMismatch, VivaceError
 from vivace.policies.types import ActionKind, Observation, PolicySpec
 

@@ -1,10 +1,10 @@
 """How the loop executes chunks: modes, and the choices that go with them."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting
 
 

@@ -1,9 +1,11 @@
 """From the robot's units to the policy's and back, without torch."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+
+from vivace.policies.backports import Self
 
 
 @dataclass(frozen=True)

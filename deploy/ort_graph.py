@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from vivace.deploy.bundle import Bundle, Graph
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadBundle, BadSetting
 
 PROVIDERS = {

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -37,6 +36,7 @@ from vivace.deploy.guard import Limits
 from vivace.deploy.output_relay import OutputRelay
 from vivace.deploy.realtime import RealtimeSettings, realtime
 from vivace.deploy.shared_observation import SharedObservation
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import RobotFailed
 from vivace.policies.types import ActionKind
 

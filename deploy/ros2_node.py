@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vivace.deploy.ros2_process import run
     except ImportError as error:
         print(
-            f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for Python 3.12 (Jazzy "
-            "or later), or pip install 'vivace[ros]'",
+            f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for this Python "
+            "(Humble 3.10, Jazzy 3.12), or pip install 'vivace[ros]'",
             file=sys.stderr,
         )
         return 2

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from vivace.deploy.action_range import NONE, choose_limits
 from vivace.deploy.guard import Limits
@@ -25,6 +25,7 @@ from vivace.deploy.ros2_parameters import (
 from vivace.deploy.ros2_pose import SIZES, check_layout
 from vivace.deploy.watchdog import WatchdogSettings
 from vivace.policies.action_kinds import KNOWN
+from vivace.policies.backports import Self
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import PolicySpec

@@ -4,7 +4,8 @@ import os
 import threading
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+
+from vivace.policies.backports import Self
 
 _STREAMS = (1, 2)
 _BLOCK = 1 << 16

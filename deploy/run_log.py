@@ -43,7 +43,7 @@ class JsonLines:
 
     def __init__(self, path: Path, most_bytes: float = math.inf, files: int = 1) -> None:
         self._path, self._most_bytes, self._files = path, most_bytes, files
-        self._file = path.open("x")
+        self._file = path.open("x", encoding="utf-8")
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines."""

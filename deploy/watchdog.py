@@ -20,10 +20,10 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import Observation
 

@@ -2,10 +2,12 @@
 
 import importlib
 import os
+import sys
 
 from vivace.envs.registry import make, task_names
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported: renders without a display
+if sys.platform == "linux":  # elsewhere mujoco refuses it
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported: renders without a display
 _LAZY = {
     "dynamic": ("MovingReach", "DisturbedPush"),
     "metaworld": ("MetaWorld",),

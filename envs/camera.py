@@ -2,10 +2,11 @@
 
 import weakref
 from types import TracebackType
-from typing import Self
 
 import mujoco
 import numpy as np
+
+from vivace.policies.backports import Self
 
 _UPSIDE_DOWN = frozenset({"corner2"})
 """Meta-World's cameras whose image has to be turned by 180 degrees."""

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vivace.policies.errors import BadSetting, VivaceError
+
 VERBS: dict[str, tuple[str, str]] = {
     "eval": ("vivace.eval.evaluate:run", "vivace.eval.settings:EvalCommand"),
     "bench": ("vivace.eval.bench:run", "vivace.eval.settings:BenchCommand"),
@@ -34,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the last line on stdout is its summary as JSON. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _write_what_can_be_written()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -41,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"vivace: unknown verb {verb!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    if sys.platform == "linux":  # elsewhere mujoco refuses it
+        os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
     from vivace.deploy.interrupts import outlive
-    from vivace.policies.errors import VivaceError
 
     function, settings_class = VERBS[verb]
     try:
@@ -73,11 +76,8 @@ def _tell(line: str) -> None:
 
 
 def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
-    import draccus
-
-    from vivace.policies.errors import BadSetting
-
     config_class = _load(settings_class)
+    draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
         _check_file(arguments)
@@ -121,15 +121,38 @@ def _last_line(text: str) -> str:
 
 
 def _load(place: str) -> Any:
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
+    """Import "module" or "module:name".
+
+    Raises:
+        BadSetting: a package that it needs is not installed.
+    """
+    module, _, name = place.partition(":")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        raise BadSetting(
+            f"no package {error.name!r} in {sys.executable}; vivace run needs pip install 'vivace[run]', the "
+            "other verbs 'vivace[all]' and Python 3.12 or newer"
+        ) from error
+    return getattr(found, name) if name else found
+
+
+def _write_what_can_be_written() -> None:
+    """Let no arrow or dash end a run where the terminal's encoding, such as Windows's own, lacks it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _usage() -> str:
     """One line a verb: the first line of its settings' docstring."""
     lines = ["usage: vivace <verb> [--dotted.flag=value …]      vivace <verb> --help", ""]
     for verb, (_, settings_class) in VERBS.items():
-        lines.append(f"  {verb:<10} {(_load(settings_class).__doc__ or '').splitlines()[0]}")
+        try:
+            told = (_load(settings_class).__doc__ or "").splitlines()[0]
+        except BadSetting:
+            told = "Needs pip install 'vivace[all]'."
+        lines.append(f"  {verb:<10} {told}")
     return "\n".join(lines)
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import dropwhile, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from vivace.deploy.loop import Source, TickRecord
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 
 
@@ -101,7 +102,7 @@ _STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")
 def append_result(path: Path, result: EpisodeResult) -> None:
     """Append one result to a JSON-lines file, on a line of its own even after an interrupted write."""
     is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write("\n" * is_cut + json.dumps(result.to_json()) + "\n")
 
 
@@ -114,7 +115,7 @@ def load_results(path: Path) -> list[EpisodeResult]:
         BadSetting: a line is whole, but no episode result.
     """
     results = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             data = json.loads(line)
         except json.JSONDecodeError:

@@ -233,7 +233,7 @@ def _read_trace(path: Path, column: str) -> list[float]:
     if not path.is_file():
         raise BadSetting(f"no latency trace at {str(path)!r}; give a JSON, CSV or text file of seconds")
     try:
-        values = _parse_trace(path.read_text(), column)
+        values = _parse_trace(path.read_text(encoding="utf-8"), column)
         times = [float(value) for value in values]
     except KeyError as error:
         raise BadSetting(

@@ -60,14 +60,14 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; numpy scalars and arrays become numbers and lists."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def read_json(path: Path, what: str) -> Any:
     """Read JSON; raises `BadSetting` naming what was expected there."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadSetting(f"no {what} at {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.train import Batches
+
+Policy = TypeVar("Policy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Recipe:
     postprocess: Any
 
 
-def begun[Policy](path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:
+def begun(path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:
     """A trained policy to go on from, with its processors."""
     loaded = load_policy(path)
     if not isinstance(loaded.policy, kind):

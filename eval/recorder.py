@@ -6,6 +6,7 @@ The loop's thread adds numbers up and hands lines over; other threads write them
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -153,4 +154,4 @@ def resident_mb() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
         return 0.0
-    return float(np.round(pages * 4096 / 1e6, 2))
+    return float(np.round(pages * PAGESIZE / 1e6, 2))  # 4 KiB; 16 or 64 on some aarch64 systems

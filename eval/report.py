@@ -46,7 +46,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
         ) from error
     target = folder / "report.html"
     partial = target.with_suffix(".html.partial")
-    partial.write_text(page(title, body, results))
+    partial.write_text(page(title, body, results), encoding="utf-8")
     os.replace(partial, target)
     return target
 

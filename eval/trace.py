@@ -54,7 +54,7 @@ def write_run_trace(path: Path, log: Path, control_hz: float) -> None:
     """
     lines: deque[str] = deque(maxlen=_SHOWN_TICKS)
     for part in log_parts(log):
-        with part.open() as file:
+        with part.open(encoding="utf-8") as file:
             lines.extend(file)
     events = [_label("process_name", 1, 0, "vivace run")]
     for thread, name in ((_LOOP, "executed"), (_POLICY, "policy"), (_TICKS, "ticks")):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,16 @@ OURS = {
 }
 """Policy types that lerobot lacks -> the module that registers them."""
 
-ZOO = Path(__file__).parent / "zoo"
-"""Trained checkpoints that ship with the package."""
+
+def _zoo() -> Path:
+    """Folder of the trained checkpoints: beside this file in a checkout, else where vivace-zoo put it."""
+    beside = Path(__file__).parent / "zoo"
+    installed = None if beside.is_dir() else find_spec("vivace.zoo")
+    return Path(next(iter(installed.submodule_search_locations or ()))) if installed else beside
+
+
+ZOO = _zoo()
+"""Trained checkpoints; the distribution vivace-zoo holds them."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,9 @@ def resolve(path: str | Path) -> Path:
     if (folder / "pretrained_model").is_dir():
         folder = folder / "pretrained_model"
     if not folder.is_dir():
-        names = ", ".join(f"zoo/{entry.name}" for entry in sorted(ZOO.glob("*")) if entry.is_dir())
-        raise PolicyNotFound(f"no checkpoint folder at {path}; give a lerobot checkpoint or one of: {names}")
+        names = ", ".join(f"zoo/{config.parent.name}" for config in sorted(ZOO.glob("*/config.json")))
+        ours = f"one of: {names}" if names else "install ours: pip install 'vivace[zoo]'"
+        raise PolicyNotFound(f"no checkpoint folder at {path}; give a lerobot checkpoint or {ours}")
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise PolicyNotFound(f"{folder} has no {name}; a lerobot checkpoint (save_pretrained) is needed")

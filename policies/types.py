@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from vivace.policies.backports import StrEnum
 from vivace.policies.errors import NonFiniteActions, ObservationMismatch
 
 PREVIOUS = "action.previous"

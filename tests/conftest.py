@@ -45,3 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20,
         help="ticks over which the cost of a robot in a process of its own is measured",
     )
+    parser.addoption(
+        "--every-python",
+        action="store_true",
+        help="try the robot side on Python 3.10 to 3.13, those that this machine has",
+    )

@@ -47,6 +47,17 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle(checkpoint, tmp_path_factory) -> Path:
+    """That checkpoint and its plan, exported."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    asked = ["export", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--accel.episodes=1",
+             "--accel.samples=2", "--accel.judged_episodes=1",
+             "--accel.judged_samples=2", f"--output_dir={folder}"]  # fmt: skip
+    assert main(asked) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vla_checkpoint(tmp_path_factory) -> Path:
     """A miniature CogACT that looks through Meta-World's close-up camera, with an EfficientVLA plan."""
     policy = tiny_cogact(

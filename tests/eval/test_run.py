@@ -21,16 +21,6 @@ from vivace.policies.types import Observation
 pytestmark = pytest.mark.sim
 
 
-@pytest.fixture(scope="session")
-def bundle(checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    asked = ["export", f"--policy.path={checkpoint}", "--env.task=reach-moving", "--accel.episodes=1",
-             "--accel.samples=2", "--accel.judged_episodes=1",
-             "--accel.judged_samples=2", f"--output_dir={folder}"]  # fmt: skip
-    assert main(asked) == 0
-    return folder
-
-
 @pytest.fixture
 def arm(monkeypatch):
     """A user's robot; returns what it was told."""

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import field, make_dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vivace.accel.apply import calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.policies import load as loading
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.errors import (
     NonFiniteActions,
@@ -206,8 +208,23 @@ def test_paths(folder, tmp_path):
     assert resolve(tmp_path / "run") == tmp_path / "run" / "pretrained_model"
     with pytest.raises(PolicyNotFound, match="no checkpoint folder at zoo/none; give a lerobot checkpoint"):
         resolve("zoo/none")
-    for entry in ZOO.iterdir():
-        assert resolve(f"zoo/{entry.name}") == entry
+    for config in ZOO.glob("*/config.json"):
+        assert resolve(f"zoo/{config.parent.name}") == config.parent
+
+
+def test_the_zoo_is_found_in_a_checkout_and_where_it_was_installed(tmp_path, monkeypatch):
+    assert loading._zoo() == ZOO == Path(loading.__file__).parent / "zoo"
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "site" / "policies" / "load.py"))
+    monkeypatch.setattr(loading, "ZOO", loading._zoo())
+    with pytest.raises(
+        PolicyNotFound, match=r"no checkpoint folder at zoo/reach; .* pip install 'vivace\[zoo\]'"
+    ):
+        resolve("zoo/reach")
+    (tmp_path / "other" / "vivace").mkdir(parents=True)
+    (tmp_path / "other" / "vivace" / "zoo").symlink_to(ZOO)
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    monkeypatch.setattr(loading, "ZOO", loading._zoo())
+    assert resolve("zoo/reach") == tmp_path / "other" / "vivace" / "zoo" / "reach"
 
 
 def test_a_policy_without_adapter_runs_but_has_no_blocks():
