@@ -201,7 +201,7 @@ class Bundle:
         if not file.is_file():
             raise BadBundle(f"no {MANIFEST} in {folder}; make a bundle: vivace export --policy.path=…")
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BadBundle(f"{file} is not JSON ({error}); copy or export it again") from error
         bundle = replace(cls._from_json(folder, data), plan=plan)

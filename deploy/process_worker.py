@@ -266,8 +266,9 @@ def _unsignalled() -> Iterator[None]:
         yield
         return
     resource_tracker.ensure_running()  # multiprocessing does so when it starts one, and unblocks SIGINT
-    terminals = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, terminals)
+    names = ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP")
+    of_terminals = {getattr(signal, name) for name in names if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, of_terminals)
     try:
         yield
     finally:

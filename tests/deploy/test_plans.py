@@ -44,7 +44,7 @@ PLANS = {
     "fused": [("hoist", {}), ("forecast", {"method": "uniform", "updates": 5, "rule": "fused"})],
 }
 LATER = {
-    "retuned": [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 5})],
+    "tuned anew": [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 5})],
     "fewer": [
         ("step_schedule", {"sampler": "dpmsolver++", "n_steps": 6, "spacing": "linspace"}),
         ("hoist", {}),
