@@ -257,22 +257,31 @@ def test_what_the_system_does_not_grant_is_told_and_a_driver_that_quits_is_an_er
 def test_what_a_broken_pipe_leaves_behind_does_not_crash_the_garbage_collector():
     code = """
 import gc, multiprocessing
+from contextlib import contextmanager
 from vivace.deploy.robot_server import send
+
+@contextmanager
+def linked():
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError("gone") from error
+
+def tell(pipe):
+    with linked():
+        send(pipe, ("act", 1, bytes(8)))
 
 def once():
     ours, theirs = multiprocessing.Pipe()
     theirs.close()
     held = []
     try:
-        try:
-            send(ours, ("act", 1, bytes(8)))
-        except OSError as error:
-            raise RuntimeError("gone") from error
+        tell(ours)
     except RuntimeError as error:
         held += [error, held]
 
 gc.disable()
-for number in range(100):
+for number in range(300):
     once()
     if number % 7 == 0:
         gc.collect()
