@@ -5,7 +5,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from vivace.deploy.robot_server import CLOSE_S, REST_S, Answer, Post, serve
+from vivace.deploy.robot_server import CLOSE_S, REST_S, Answer, Post, receive, send, serve
 from vivace.deploy.shared_observation import SharedObservation
 from vivace.policies import errors
 from vivace.policies.errors import RobotFailed, VivaceError
@@ -50,7 +50,7 @@ class RobotLink:
         if not self.n_open(kind):
             self._since_s[kind] = time.monotonic()
         self._asked[kind] = self._asked.get(kind, 0) + 1
-        self._pipe.send((kind, self._asked[kind], *content))
+        send(self._pipe, (kind, self._asked[kind], *content))
 
     def n_open(self, kind: str) -> int:
         """How many questions of a kind are not answered."""
@@ -66,7 +66,7 @@ class RobotLink:
         while self.n_open(kind):
             if not self._pipe.poll(max(0.0, end_s - time.monotonic())):
                 return None
-            self._take(self._pipe.recv())
+            self._take(receive(self._pipe))
         return self._answers.pop(kind)
 
     def drop(self, kind: str) -> None:

@@ -16,6 +16,7 @@ A driver that keeps Python's interpreter to itself while it waits blocks all of 
 """
 
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -111,11 +112,25 @@ def serve(post: Post, eyes: SharedObservation, pipe: Connection) -> None:
         server = RobotServer(robot, post, eyes, pipe)
     except Exception as error:  # whatever it is, the loop's side must know
         with suppress(OSError):
-            pipe.send(Answer("start", 1, None, described(error), (False, False), 0))
+            send(pipe, Answer("start", 1, None, described(error), (False, False), 0))
     else:
         with realtime(post.realtime) as grants:
             server.run(tuple(f"{grant.what} was refused: {grant.why}" for grant in grants if grant.why))
     relay.flush(patience_s=0.2)
+
+
+def send(pipe: Connection, message: Any) -> None:
+    """Send a small message.
+
+    `Connection.send` would leave a view of a BytesIO in the traceback of a broken pipe, on which the garbage
+    collector of Python 3.12 crashes.
+    """
+    pipe.send_bytes(pickle.dumps(message, protocol=5))
+
+
+def receive(pipe: Connection) -> Any:
+    """Receive a message of `send`; the other side is a process of ours."""
+    return pickle.loads(pipe.recv_bytes())
 
 
 def described(error: BaseException) -> tuple[str, str]:
@@ -185,9 +200,9 @@ class RobotServer:
 
     def _listen(self) -> None:
         """Do what was asked for; of several actions, which came while the robot was busy, the newest."""
-        messages = [self._pipe.recv()]
+        messages = [receive(self._pipe)]
         while self._pipe.poll(0):
-            messages.append(self._pipe.recv())
+            messages.append(receive(self._pipe))
         acts = [message for message in messages if message[0] == "act"]
         for kind, *content in [*acts[-1:], *(message for message in messages if message[0] != "act")]:
             getattr(self, f"_on_{kind}")(*content)
@@ -272,7 +287,7 @@ class RobotServer:
 
     def _say(self, kind: str, number: int, value: Any = None, failure: tuple[str, str] | None = None) -> None:
         with self._speaks, suppress(OSError):  # nobody is there: `run` will see it
-            self._pipe.send(Answer(kind, number, value, failure, self._flags, self._deadman.fired))
+            send(self._pipe, Answer(kind, number, value, failure, self._flags, self._deadman.fired))
 
     def _watch(self) -> None:
         """Command the standstill if it is due; what the robot refuses is tried again a period later."""

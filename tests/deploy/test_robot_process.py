@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -257,6 +258,43 @@ def test_what_the_system_does_not_grant_is_told_and_a_driver_that_quits_is_an_er
     made.act(go())
     assert made.restarts == 0
     made.close()
+
+
+def test_what_a_broken_pipe_leaves_behind_does_not_crash_the_garbage_collector():
+    code = """
+import gc, multiprocessing
+from contextlib import contextmanager
+from vivace.deploy.robot_server import send
+
+@contextmanager
+def linked():
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError("gone") from error
+
+def tell(pipe):
+    with linked():
+        send(pipe, ("act", 1, bytes(8)))
+
+def once():
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    held = []
+    try:
+        tell(ours)
+    except RuntimeError as error:
+        held += [error, held]
+
+gc.disable()
+for number in range(300):
+    once()
+    if number % 7 == 0:
+        gc.collect()
+print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_robots_that_cannot_be_made(tmp_path):
