@@ -20,7 +20,7 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.action_range import learned_range
 from vivace.deploy.bundle import MANIFEST, PLANS, Bundle, file_hash
-from vivace.deploy.export_onnx import export_denoising
+from vivace.deploy.export_onnx import check_steps, export_denoising
 from vivace.deploy.export_tokens import export_tokens
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
@@ -97,6 +97,9 @@ def export(
         _check_techniques(plan)
         check_apart(fitted_seeds(plan), data.seeds)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
+    for run in runs.values():
+        if not run.writes_tokens:
+            check_steps(run)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     if into:

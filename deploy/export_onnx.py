@@ -60,7 +60,7 @@ def export_denoising(
         UnsupportedPolicy: it is opaque, or decides at run time what to compute.
     """
     for execution in executions.values():
-        _check(execution)
+        check_steps(execution)
     timesteps = _timesteps(executions.values())
     subjects = {name: _Subject.of(run, timesteps, batch, writer) for name, run in executions.items()}
     wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
@@ -179,7 +179,7 @@ class _Subject:
         return rows.index(float(step.t)) if rows else 0
 
 
-def _check(execution: Execution) -> None:
+def check_steps(execution: Execution) -> None:
     """Raise `UnsupportedPolicy` unless its steps can be graphs."""
     policy = execution.policy
     if not policy.blocks:

@@ -14,7 +14,10 @@ SOURCE = Path(__file__).parents[2]
 OURS = ".".join(map(str, sys.version_info[:2]))
 NUMPY = {"3.10": "1.26.*", "3.11": "2.*", "3.12": "2.*", "3.13": "2.*"}
 """Python -> the numpy it is tried with; JetPack 6 and ROS 2 Humble have the first pair."""
-WITH_ROS = {f"vivace.deploy.ros2_{name}" for name in ("lifecycle", "process", "topics")}
+WITH_ROS = {
+    f"vivace.deploy.ros2_{name}"
+    for name in ("deadman", "inputs", "lifecycle", "outputs", "process", "topics")
+}
 """Modules that import ROS 2 when they are imported."""
 
 

@@ -63,6 +63,8 @@ def emulate(system: str) -> None:
     absent = {name: set(" ".join(part[name] for part in lacks).split()) for name in LINUX_ONLY}
     seen = {module.__name__: Reduced(module, absent[module.__name__]) for module in (os, signal, time)}
     seen["sys"] = Reduced(sys, set(), platform=system)
+    has = {number for number in signal.valid_signals() if getattr(number, "name", "") not in absent["signal"]}
+    seen["signal"].valid_signals = lambda: {number for number in has if isinstance(number, signal.Signals)}
     gone = POSIX_MODULES if system == "win32" else set()
     real = builtins.__import__
 

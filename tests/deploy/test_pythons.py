@@ -25,7 +25,6 @@ SYSTEMS = {
 def test_the_wheel_holds_no_checkpoint_and_is_small(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "vivace/deploy/loop.py" in names
-    assert "vivace/deploy/ros2_example.yaml" in names
     assert "vivace/policies/py.typed" in names
     assert not [name for name in names if "zoo" in name or name.endswith((".safetensors", ".onnx", ".bin"))]
     assert wheel.stat().st_size < 2e6

@@ -22,7 +22,7 @@ from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.deploy.ros2_sources import make_sensors, sources
 from vivace.deploy.worker import BatchedInference, SimulatedWorker
 from vivace.policies.errors import VivaceError
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ros2_mutations import STRIDES, Mutator  # noqa: E402
@@ -39,6 +39,9 @@ SPEC = PolicySpec(
     observation_shapes={STATE: (2,)},
     action_kinds=(ActionKind.ABSOLUTE,) * 2,
     blocks=(),
+    action_range=ActionRange(
+        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
+    ),
 )
 
 

@@ -11,7 +11,7 @@ from vivace.deploy.ros2_fit import fit
 from vivace.deploy.ros2_sensors import Sensors
 from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.ros2_sources import make_sensors, sources
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 STATE, ENVIRONMENT, IMAGE = "observation.state", "observation.environment_state", "observation.image"
 SPEC = PolicySpec(
@@ -23,6 +23,9 @@ SPEC = PolicySpec(
     observation_shapes={STATE: (11,), IMAGE: (3, 2, 4), ENVIRONMENT: (2,)},
     action_kinds=(ActionKind.ABSOLUTE,) * 8,
     blocks=(),
+    action_range=ActionRange(
+        low=(-1e6,) * 8, high=(1e6,) * 8, step=(1e6,) * 8, bounds_from="the data", step_from="the data"
+    ),
 )
 SETTINGS = RosSettings(
     control_hz=10.0,

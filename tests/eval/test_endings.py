@@ -240,7 +240,7 @@ def test_the_last_command_is_a_standstill(outcomes):
 
 def test_these_robots_did_move(outcomes):
     moved = [outcome.told.any() for outcome in outcomes if not outcome.ending.before_it_moves]
-    assert np.mean(moved) > 0.9
+    assert np.mean(moved) >= 0.8
 
 
 def test_every_run_that_moved_left_its_results_and_no_traceback(outcomes):

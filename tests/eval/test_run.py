@@ -333,7 +333,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(capsys, bundle, arm, folder
 
 
 def test_a_full_disk_is_one_line_once_the_robot_is_closed(capsys, bundle, tmp_path, arm, monkeypatch):
-    def full(path, text, *more):
+    def full(path, text, **options):
         assert arm[-1] == "closed"
         raise OSError(errno.ENOSPC, "No space left on device")
 

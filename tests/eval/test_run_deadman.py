@@ -13,13 +13,12 @@ import pytest
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "eval"), str(TESTS / "deploy")]
 from recorded_robot import acts, told  # noqa: E402
-from test_run import bundle  # noqa: E402, F401
 
 pytestmark = pytest.mark.sim
 
 
 @pytest.fixture
-def drive(bundle, tmp_path):  # noqa: F811
+def drive(bundle, tmp_path):
     running = []
 
     def start(*flags):
