@@ -1,148 +1,72 @@
 """The bundle: a folder that holds a policy as ONNX graphs, and all else it takes to run it without torch.
 
-    manifest.json        what is below, and how it fits together
+    manifest.json        what is below, and how it fits together (`bundle_form`)
+    manifest.sha256      digest of manifest.json, as sha256sum writes it
+    manifest.sig         signature of manifest.json, if it was signed (`signature`)
     graphs/*.onnx        encode, one per distinct step program, finish; or encode and extend
     graphs/weights.bin   the tensors of all graphs, each kept once
+    golden.safetensors   an observation and the chunk that was made of it (`golden`)
     acceleration.json    the plan, for the record
     tokenizer.json       of a policy that reads an instruction
 
 `manifest.json` has the fields of the `policy_package` format, version 1.0, that lerobot's and physicalai's
 proposals share; everything else is in its section "vivace".
+
+Nothing is taken on trust. The manifest holds the digest of every file that is used, and its own digest is in
+a file beside it: over its bytes as they are, so that it is known to be whole before anything reads it, and no
+second writer has to agree with us on how numbers are spelled; `sha256sum -c manifest.sha256` checks it too.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vivace.deploy.normalization import Normalization
-from vivace.deploy.token_decoding import TokenProgram
-from vivace.policies.errors import BadBundle
-from vivace.policies.step_table import StepTable
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec
+import numpy as np
 
-FORMAT, VERSION = "policy_package", "1.0"
-MANIFEST = "manifest.json"
-LAYOUT = 1
-"""Version of the section "vivace"."""
+from vivace.deploy.bundle_checks import check_contents
+from vivace.deploy.bundle_form import FORMAT, LAYOUT, VERSION, Contents, manifest
+from vivace.deploy.golden import Golden
+from vivace.deploy.onnx_file import external_data, inside
+from vivace.deploy.signature import check_signature
+from vivace.policies.errors import BadBundle, BadSetting
+from vivace.policies.plain_data import build, parse_json, shown
+from vivace.policies.types import Text
 
+MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+MAX_BYTES = 16 * 2**20
+"""Of a manifest; a policy of 63 step graphs has 2 MB."""
+_NOT_HASHED = (MANIFEST, DIGEST, "manifest.sig")
 
-@dataclass(frozen=True)
-class Graph:
-    """One ONNX graph."""
-
-    file: str
-    """Path inside the folder."""
-    inputs: Mapping[str, tuple[int, ...]]
-    """Name -> shape; -1: any."""
-    outputs: Mapping[str, tuple[int, ...]]
+Told = Callable[[str, str], None]
+"""Is told what was checked, and what was found."""
 
 
-@dataclass(frozen=True)
-class StepProgram:
-    """One step of the sampler: a call of a graph, and what is done with its answer."""
-
-    graph: int
-    """Index of the graph; it returns "out" and new cache entries."""
-    table: StepTable
-    carried: Mapping[str, str]
-    """Cache entry of the next step -> entry of this one that it is, unchanged."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What manifest.json says."""
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Contents):
+    """What a bundle's folder holds."""
 
     folder: Path
     name: str
-    spec: PolicySpec
-    graphs: tuple[Graph, ...]
-    encode: int
-    """Graph from normalised observations to the context."""
-    steps: tuple[StepProgram, ...]
-    finish: int | None
-    """Graph from the last x to normalised actions; None: x is those."""
-    observations: Mapping[str, Normalization]
-    actions: Normalization
-    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Instruction -> token ids, without padding; empty of a policy that reads none."""
-    prompt: Mapping[str, Any] = field(default_factory=dict)
-    """How others are tokenised: "tokenizer" (file), "template", "bos", "suffix"; always "pad", "length"."""
-    receipt: Mapping[str, Any] = field(default_factory=dict)
-    """Parity with torch, fingerprint, plan: for the record."""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """File -> sha256."""
-    tokens: TokenProgram | None = None
-    """How chunks are written, by a policy that writes tokens; it has no steps."""
+    recorded: Golden | None = None
+    """The golden chunk; None only while a bundle is made."""
 
     @property
     def usual_task(self) -> str:
         """First instruction it was exported with; "" of a policy that reads none."""
         return next(iter(self.prompts), "")
 
-    def path(self, name: str) -> Path:
-        """Return the path of one of its files.
+    @property
+    def example(self) -> Mapping[str, np.ndarray] | None:
+        """An observation that the policy was exported with, key -> (To, ...); None while it is made."""
+        return None if self.recorded is None else self.recorded.observations
 
-        Raises:
-            BadBundle: it would be outside the folder, or is not there.
-        """
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            raise BadBundle(
-                f"{self.folder}: the manifest names {name!r}, outside the folder; export it again"
-            )
-        if not path.is_file():
-            raise BadBundle(f"{self.folder} has no {name}; copy the whole folder, or export it again")
-        return path
-
-    def check_files(self) -> None:
-        """Raise `BadBundle` if a file is missing or is not the one that was exported."""
-        for name, digest in self.files.items():
-            if file_hash(self.path(name)) != digest:
-                raise BadBundle(f"{self.path(name)} was changed or is truncated; copy or export it again")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data of manifest.json."""
-        spec = asdict(self.spec)
-        cameras = [
-            {"name": key.removeprefix("observation.images."), "shape": list(shape)}
-            for key, shape in self.spec.observation_shapes.items()
-            if key.startswith("observation.image")
-        ]
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "policy": {"name": self.name, "source": {"type": self.spec.type}},
-            "model": {
-                "n_obs_steps": self.spec.n_obs_steps,
-                "artifacts": {"onnx": [graph.file for graph in self.graphs]},
-                "runner": {
-                    "type": "action_chunking",
-                    "chunk_size": self.spec.horizon,
-                    "n_action_steps": self.spec.n_action_steps,
-                },
-                "preprocessors": [],
-                "postprocessors": [],
-            },
-            "hardware": {"robots": [], "cameras": cameras},
-            "vivace": {
-                "layout": LAYOUT,
-                "spec": spec,
-                "graphs": [asdict(graph) for graph in self.graphs],
-                "encode": self.encode,
-                "steps": [asdict(step) for step in self.steps],
-                "finish": self.finish,
-                "tokens": None if self.tokens is None else asdict(self.tokens),
-                "observations": {key: value.to_json() for key, value in self.observations.items()},
-                "actions": self.actions.to_json(),
-                "prompts": {text: list(ids) for text, ids in self.prompts.items()},
-                "prompt": dict(self.prompt),
-                "receipt": dict(self.receipt),
-                "files": dict(self.files),
-            },
-        }
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it chooses from; 0 of a policy that denoises."""
+        return 0 if self.tokens is None else self.graphs[self.encode].outputs["logits"][-1]
 
     @property
     def megabytes(self) -> float:
@@ -150,69 +74,120 @@ class Bundle:
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         return round(size / 1e6, 2)
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read and check a bundle's manifest and files.
+    def path(self, name: str) -> Path:
+        """Return the path of one of its files.
 
         Raises:
-            BadBundle: something is missing, truncated, of a newer version, or outside the folder.
+            BadBundle: it would be outside the folder, or is not there.
+        """
+        path = (self.folder / inside(name)).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise BadBundle(
+                f"{self.folder}: {name} is a link to a place outside the folder; copy the file into it"
+            )
+        if not path.is_file():
+            raise BadBundle(f"{self.folder} has no {name}; copy the whole folder, or export it again")
+        return path
+
+    def write(self) -> Self:
+        """Write manifest and digest; returns the bundle with the digests of all files.
+
+        Everything else must be in the folder already, and nothing that does not belong to it.
+        """
+        names = sorted(p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file())
+        files = {name: file_hash(self.folder / name) for name in names if name not in _NOT_HASHED}
+        whole = replace(self, files=files)
+        data = (json.dumps(manifest(whole.name, whole), indent=1) + "\n").encode()
+        (self.folder / MANIFEST).write_bytes(data)
+        (self.folder / DIGEST).write_text(f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n")
+        return whole
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, public_key: str | Path = "", told: Told = lambda what, found: None
+    ) -> Self:
+        """Read a bundle and check that it is whole and fits together; ONNX Runtime opens nothing of it.
+
+        Args:
+            folder: that `vivace export` wrote.
+            public_key: PEM file; the bundle must be signed with the key that belongs to it. Empty: it need
+                not be signed.
+            told: is told every check that was passed.
+
+        Raises:
+            BadBundle: something is missing, changed, damaged, of another version, outside the folder, or does
+                not fit.
+            BadSetting: the public key cannot be read.
         """
         folder = Path(folder)
-        file = folder / MANIFEST
-        if not file.is_file():
-            raise BadBundle(f"no {MANIFEST} in {folder}; make a bundle: vivace export --policy.path=…")
+        data = _manifest_bytes(folder)
+        bundle = cls._from_json(folder, _checked(folder, data, public_key, told))
         try:
-            data = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise BadBundle(f"{file} is not JSON ({error}); copy or export it again") from error
-        bundle = cls._from_json(folder, data)
-        for graph in bundle.graphs:
-            bundle.path(graph.file)
-        bundle.check_files()
-        return bundle
+            check_contents(bundle)
+        except BadBundle as error:
+            raise BadBundle(f"{folder / MANIFEST}: {error}") from error
+        told("contents", f"{bundle.spec.type}, {len(bundle.graphs)} graphs, {len(bundle.steps)} steps fit")
+        return replace(bundle, recorded=bundle._read_files(told))
 
     @classmethod
     def _from_json(cls, folder: Path, data: Any) -> Self:
+        section = {key: value for key, value in data["vivace"].items() if key != "layout"}
         try:
-            if data["format"] != FORMAT or str(data["version"]).split(".")[0] != VERSION.split(".")[0]:
-                raise BadBundle(
-                    f"{folder / MANIFEST} is {data['format']!r} version {data['version']}; this vivace reads "
-                    f"{FORMAT!r} version {VERSION}"
-                )
-            if "vivace" not in data:
-                raise BadBundle(
-                    f"{folder / MANIFEST} is a policy package of another tool: it lacks our section; run "
-                    "vivace export on the checkpoint"
-                )
-            ours = data["vivace"]
-            if ours["layout"] > LAYOUT:
-                raise BadBundle(
-                    f"{folder / MANIFEST} has layout {ours['layout']}, this vivace reads up to {LAYOUT}; "
-                    "update vivace on this machine"
-                )
-            return cls(
-                folder=folder,
-                name=data["policy"]["name"],
-                spec=_spec(ours["spec"]),
-                graphs=tuple(_graph(entry) for entry in ours["graphs"]),
-                encode=ours["encode"],
-                steps=tuple(
-                    StepProgram(entry["graph"], _table(entry["table"]), entry["carried"])
-                    for entry in ours["steps"]
-                ),
-                finish=ours["finish"],
-                tokens=None if ours["tokens"] is None else TokenProgram(**ours["tokens"]),
-                observations={k: Normalization.from_json(v) for k, v in ours["observations"].items()},
-                actions=Normalization.from_json(ours["actions"]),
-                prompts={text: tuple(ids) for text, ids in ours["prompts"].items()},
-                prompt=ours["prompt"],
-                receipt=ours["receipt"],
-                files=ours["files"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            contents = build(Contents, "section 'vivace'", section)
+            name = build(_Head, "section 'policy'", data.get("policy")).name
+        except BadSetting as error:
+            raise BadBundle(f"{folder / MANIFEST} is malformed: {error}; export it again") from error
+        different = _difference(data, json.loads(json.dumps(manifest(name, contents))))
+        if different:
+            raise BadBundle(f"{folder / MANIFEST} contradicts itself: {different}; export it again")
+        return cls(folder=folder, name=name, **vars(contents))
+
+    def _read_files(self, told: Told) -> Golden:
+        """Check every file; returns the golden chunk."""
+        used = {graph.file for graph in self.graphs}
+        if self.prompt is not None and self.prompt.tokenizer:
+            used.add(self.prompt.tokenizer)
+        if self.golden is None:
+            raise BadBundle(f"{self.folder / MANIFEST} names no golden chunk; export it again")
+        used.add(self.golden.file)
+        for name, digest in self.files.items():
+            if file_hash(self.path(name)) != digest:
+                raise BadBundle(f"{self.path(name)} was changed or is truncated; copy or export it again")
+        used |= self._external_files()
+        missing = sorted(used - set(self.files))
+        if missing:
             raise BadBundle(
-                f"{folder / MANIFEST} is incomplete ({type(error).__name__}: {error}); export it again"
-            ) from error
+                f"{self.folder / MANIFEST} has no digest of {shown(missing[0])}, which is used; export it "
+                "again"
+            )
+        told("files", f"{len(self.files)} as they were exported, {len(used)} used, none outside the folder")
+        try:
+            return Golden.from_bytes(
+                self.path(self.golden.file).read_bytes(), self.golden.file, self.spec, self.vocabulary
+            )
+        except BadSetting as error:
+            raise BadBundle(f"{self.folder}: {error}; export it again") from error
+
+    def _external_files(self) -> set[str]:
+        """Files that hold tensors of the graphs; raises `BadBundle` where they lack them."""
+        found: dict[str, int] = {}
+        for graph in self.graphs:
+            for part in external_data(self.path(graph.file).read_bytes(), graph.file):
+                found[part.file] = max(found.get(part.file, 0), part.offset + part.length)
+        for name, end in found.items():
+            if self.path(name).stat().st_size < end:
+                raise BadBundle(
+                    f"{self.folder} has tensors at {end} of {name}, which is shorter; export it again"
+                )
+        return set(found)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The section "policy" of a manifest."""
+
+    name: Text
+    source: Mapping[str, Any]
 
 
 def file_hash(path: Path) -> str:
@@ -221,25 +196,75 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _spec(data: Mapping[str, Any]) -> PolicySpec:
-    return PolicySpec(
-        **{
-            **data,
-            "observation_shapes": {key: tuple(s) for key, s in data["observation_shapes"].items()},
-            "action_kinds": tuple(ActionKind(kind) for kind in data["action_kinds"]),
-            "blocks": tuple(BlockInfo(**block) for block in data["blocks"]),
-        }
-    )
+def _manifest_bytes(folder: Path) -> bytes:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BadBundle(f"no {MANIFEST} in {folder}; make a bundle: vivace export --policy.path=…")
+    if file.stat().st_size > MAX_BYTES:
+        raise BadBundle(f"{file} has {file.stat().st_size} bytes; at most {MAX_BYTES} are read")
+    return file.read_bytes()
 
 
-def _graph(data: Mapping[str, Any]) -> Graph:
-    return Graph(
-        data["file"],
-        {name: tuple(shape) for name, shape in data["inputs"].items()},
-        {name: tuple(shape) for name, shape in data["outputs"].items()},
-    )
+def _checked(folder: Path, data: bytes, public_key: str | Path, told: Told) -> dict[str, Any]:
+    """Return what the manifest says, if its digest, signature and versions are right."""
+    file, digest = folder / MANIFEST, folder / DIGEST
+    found = hashlib.sha256(data).hexdigest()
+    has_digest = digest.is_file()
+    if has_digest and digest.read_bytes()[:64] != found.encode():
+        raise BadBundle(
+            f"{file} was changed: its sha256 is {found[:12]}…, {DIGEST} says another; copy or export it again"
+        )
+    try:
+        parsed: dict[str, Any] = parse_json(data, str(file))
+    except BadSetting as error:
+        raise BadBundle(f"{error}; copy or export it again") from error
+    _check_versions(file, parsed)
+    if not has_digest:
+        raise BadBundle(f"{folder} has no {DIGEST}; copy the whole folder, or export it again")
+    told("manifest", f"sha256 {found[:12]}…, layout {LAYOUT}")
+    if public_key:
+        check_signature(folder, data, public_key)
+        told("signature", f"made with the key of {public_key}")
+    return parsed
 
 
-def _table(data: Mapping[str, Any]) -> StepTable:
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-    return StepTable(**values)
+def _check_versions(file: Path, data: Any) -> None:
+    if not isinstance(data, dict):
+        raise BadBundle(f"{file} is {shown(data)}; needed is an object; export it again")
+    kind, version = data.get("format"), str(data.get("version"))
+    if kind != FORMAT or version.split(".")[0] != VERSION.split(".")[0]:
+        raise BadBundle(
+            f"{file} is {shown(kind)} version {shown(version)}; this vivace reads {FORMAT!r} version "
+            f"{VERSION}"
+        )
+    ours = data.get("vivace")
+    if not isinstance(ours, dict):
+        raise BadBundle(
+            f"{file} is a policy package of another tool: it lacks our section; run vivace export on the "
+            "checkpoint"
+        )
+    layout = ours.get("layout")
+    if layout != LAYOUT or isinstance(layout, bool):
+        is_newer = isinstance(layout, int) and layout > LAYOUT
+        what = (
+            "update vivace on this machine"
+            if is_newer
+            else "it was written by an older vivace; export it again"
+        )
+        raise BadBundle(f"{file} has layout {shown(layout)}, this vivace reads {LAYOUT}; {what}")
+
+
+def _difference(found: Any, wanted: Any, where: str = "it") -> str:
+    """Where plain data differ first; "" if they do not."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            if key not in found or key not in wanted:
+                return f"{where} {'lacks' if key in wanted else 'has'} {shown(key)}"
+            told = _difference(found[key], wanted[key], f"{where}.{key}" if len(key) < 60 else where)
+            if told:
+                return told
+        return ""
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        return next(filter(None, (_difference(*both, where) for both in zip(found, wanted, strict=True))), "")
+    is_same = found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+    return "" if is_same else f"{where} is {shown(found)}, the rest means {shown(wanted)}"

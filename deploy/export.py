@@ -1,6 +1,5 @@
 """`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +17,24 @@ from vivace.accel.greedy import executed_tokens
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.bundle import MANIFEST, Bundle, file_hash
+from vivace.deploy.bundle import MANIFEST, Bundle
+from vivace.deploy.bundle_form import MASK, TOKENS, GoldenSettings, PromptSettings
 from vivace.deploy.export_onnx import export_denoising, export_tokens
+from vivace.deploy.golden import FILE_NAME
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.precision import check_precision
-from vivace.deploy.prompt import MASK, TOKENS
-from vivace.deploy.token_decoding import TokenProgram
+from vivace.deploy.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, check_golden, recorded, training_ranges
+from vivace.deploy.signature import FILE_NAME as SIGNATURE
+from vivace.deploy.signature import private_key, signature
+from vivace.deploy.token_decoding import Decoder, TokenProgram
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, ParityError, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
+from vivace.policies.plain_data import build
+from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 from vivace.policies.streams import Streams
 from vivace.policies.token_vla_staged import StagedTokenVLA
@@ -65,6 +71,7 @@ def export(
     instructions: Sequence[str] = (),
     on_step: Callable[[int, int], None] = lambda done, total: None,
     precision: str = "fp32",
+    sign_key: str | Path = "",
 ) -> Bundle:
     """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
 
@@ -78,13 +85,16 @@ def export(
         on_step: told how many of how many steps are exported.
         precision: fp32, fp16 or int8; of the latter two the graphs are proven before they are reduced, and
             the error of the actions is in the receipt.
+        sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed.
 
     Raises:
-        BadSetting: the plan was calibrated on episodes that the observations are of.
+        BadSetting: the key cannot be read, or the plan was calibrated on episodes that the observations are
+            of.
         UnsupportedPolicy: the policy or its plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
+    key = private_key(sign_key) if sign_key else None
     _check_techniques(plan)
     check_apart(fitted_seeds(plan), data.seeds)
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
@@ -102,20 +112,34 @@ def export(
         spec=execution.policy.spec,
         graphs=tuple(writer.graphs),
         observations=observations,
-        actions=_normalization(loaded.postprocess, "action") or identity(),
+        actions=_actions(loaded),
+        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
         prompts=prompts,
         prompt=_prompt(loaded, partial),
         **parts,
     )
-    _write(bundle)
-    receipt = _receipt(bundle, plan, execution, data, writer)
+    policy = OrtPolicy(bundle)
+    receipt = _receipt(policy, plan, execution, data, writer)
     _check_parity(receipt, folder, partial)
-    names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-    files = {name: file_hash(partial / name) for name in names if name != MANIFEST}
-    _write(replace(bundle, receipt=receipt, files=files))
+    golden = _record(policy, Session(loaded, execution, bundle.usual_task), data, precision)
+    whole = replace(bundle, receipt=receipt, golden=golden).write()
+    if key is not None:
+        (partial / SIGNATURE).write_bytes(signature((whole.folder / MANIFEST).read_bytes(), key))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return Bundle.load(folder)
+
+
+def _record(policy: OrtPolicy, session: Session, data: CalibrationData, precision: str) -> GoldenSettings:
+    """Write the golden chunk; returns how it was made."""
+    settings = GoldenSettings(
+        file=FILE_NAME, noise_key=GOLDEN_KEY, task=session.task, tolerance=GOLDEN_TOLERANCE[precision]
+    )
+    golden = recorded(policy, {key: value.cpu().float().numpy() for key, value in data.one.items()}, settings)
+    (policy.bundle.folder / settings.file).write_bytes(golden.to_bytes())
+    if precision == "fp32":
+        check_golden(session, policy.bundle, golden, settings)
+    return settings
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:
@@ -128,10 +152,13 @@ def _check_techniques(plan: AccelerationPlan) -> None:
 
 
 def _receipt(
-    bundle: Bundle, plan: AccelerationPlan, execution: Execution, data: CalibrationData, writer: GraphWriter
+    policy: OrtPolicy,
+    plan: AccelerationPlan,
+    execution: Execution,
+    data: CalibrationData,
+    writer: GraphWriter,
 ) -> dict[str, Any]:
     """What was exported, and how far it is from torch."""
-    policy = OrtPolicy(bundle)
     errors = [_chunk_error(policy, execution, one) for one in data.ones()]
     means = [mean for _, mean in errors]
     return {
@@ -175,19 +202,15 @@ def _graphs(
             f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
         )
     decoder = execution.decoder
-    settings = {"kind": getattr(decoder, "kind", "greedy")}
-    if settings["kind"] == "jacobi":
-        settings |= asdict(decoder)  # type: ignore[call-overload]
+    kind = getattr(decoder, "kind", "greedy")
+    fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
+    settings = build(Decoder, "decoder", {"kind": kind, **fields})
     graphs = export_tokens(writer, execution, data.one)
     bins = policy.policy.config.bins
     program = TokenProgram(
         graphs.extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings
     )
     return {"encode": graphs.encode, "steps": (), "finish": None, "tokens": program}
-
-
-def _write(bundle: Bundle) -> None:
-    (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
 
 
 def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
@@ -204,9 +227,9 @@ def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> tup
     return float(difference.max()), float(difference.mean())
 
 
-def identity() -> Normalization:
+def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
     """Leave values as they are."""
-    return Normalization(np.zeros(1, np.float32), np.ones(1, np.float32), 1.0, 0.0)
+    return Normalization(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0, 0.0)
 
 
 def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
@@ -219,14 +242,22 @@ def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
                     f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
                     f"{', '.join(sorted(_KNOWN_STEPS))}, without renaming"
                 )
-    for key in loaded.staged.spec.observation_shapes:
-        found = _normalization(loaded.preprocess, key)
-        if found is not None:
-            yield key, found
+    for key, shape in loaded.staged.spec.observation_shapes.items():
+        yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
 
 
-def _normalization(pipeline: Any, key: str) -> Normalization | None:
-    """Read how a pipeline (un)normalises a feature; None if it leaves it as it is."""
+def _actions(loaded: LoadedPolicy) -> Normalization:
+    return _normalization(loaded.postprocess, "action", (loaded.staged.spec.action_dim,))
+
+
+def _normalization(pipeline: Any, key: str, shape: tuple[int, ...]) -> Normalization:
+    """Read how a pipeline (un)normalises a feature, number by number."""
+    found = _known_normalization(pipeline, key) or identity(shape)
+    low, span = (np.broadcast_to(values, shape) for values in (found.low, found.span))
+    return replace(found, low=low, span=span)
+
+
+def _known_normalization(pipeline: Any, key: str) -> Normalization | None:
     for step in pipeline.steps:
         if key not in getattr(step, "features", {}):
             continue
@@ -272,20 +303,21 @@ def _prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _prompt(loaded: LoadedPolicy, folder: Path) -> dict[str, Any]:
+def _prompt(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
     """How instructions that come later are tokenised; writes the tokenizer's file."""
     if not _reads_text(loaded):
-        return {}
+        return None
     ids, mask = _tokens(loaded, "a")
-    settings: dict[str, Any] = {"length": len(ids), "pad": int(ids[~mask][0]) if not mask.all() else 0}
+    settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
     pipeline: Any = loaded.preprocess
     for step in pipeline.steps:
         if type(step).__name__ == "PromptStep":
             (folder / TOKENIZER).write_text(step.tokenizer.to_str())
-            settings |= {
-                "tokenizer": TOKENIZER,
-                "template": step.template,
-                "bos": step.bos,
-                "suffix": list(step.suffix),
-            }
+            settings = replace(
+                settings,
+                tokenizer=TOKENIZER,
+                template=step.template,
+                bos=step.bos,
+                suffix=tuple(step.suffix),
+            )
     return settings

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.rows import Rows
-from vivace.deploy.bundle import Graph, StepProgram
+from vivace.deploy.bundle_form import CACHE, CONTEXT, NEXT, PAST, Graph, StepProgram
 from vivace.deploy.graph_writer import GraphWriter
-from vivace.deploy.ort_sampler import CACHE, CONTEXT, NEXT, PAST
 from vivace.policies.decoding import chain
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.noise import Noise

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from vivace.deploy.bundle import Graph
+from vivace.deploy.bundle_form import Graph
 from vivace.deploy.precision import reduced
 
 OPSET = 20

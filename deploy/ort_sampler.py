@@ -5,22 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle_form import MASK, NEXT, PAST, TOKENS
 from vivace.deploy.deadline import Deadline
 from vivace.deploy.ort_graph import Buffer, Call, OrtGraph
-from vivace.deploy.prompt import MASK, TOKENS
 from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
 from vivace.policies.chunking import Continuation
 from vivace.policies.step_table import Memory
 from vivace.policies.streams import Streams
-
-CACHE = "cache"
-"""Prefix of the names of what one step leaves to the next."""
-NEXT = "next."
-"""Before the name of a cache entry: it is the one of the next step."""
-PAST = "past."
-"""Before the names of what a token policy has read."""
-CONTEXT = "context"
-"""Prefix of the names of what `encode` makes of an observation."""
 
 
 class Denoiser:

@@ -196,9 +196,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
         self._errors = 0
         task = settings.task or bundle.usual_task
-        took = warm_up(worker, spec, task, settings.warmup, settings.stall_s)
+        took = warm_up(worker, spec, task, settings.warmup, settings.stall_s, observations=bundle.example)
         names = tuple(plans) if settings.ladder else ()
-        self._ready.ladder = measure_rungs(worker, spec, names, task)
+        self._ready.ladder = measure_rungs(worker, spec, names, task, observations=bundle.example)
         self._open(self._ready)
         self.get_logger().info(
             f"{bundle.name} is ready; {len(took)} chunks took {', '.join(f'{s * 1e3:.1f}' for s in took)} ms"

@@ -5,6 +5,7 @@ from typing import Any
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.export import export
+from vivace.deploy.signature import private_key
 from vivace.envs.registry import instruction
 from vivace.eval.gather import JUDGEMENT_SEED
 from vivace.eval.plans import load, load_plan, observe
@@ -20,6 +21,8 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
     folder = Path(command.output_dir)
     if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
         raise BadSetting(f"{folder} holds something that is no bundle; give another --output_dir")
+    if command.export.sign_key:
+        private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command)
     has_plan = command.export.plan and (command.accel.path or (loaded.path / FILE_NAME).is_file())
     plan = load_plan(command, loaded) if has_plan else AccelerationPlan(loaded.fingerprint)
@@ -31,7 +34,8 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         def on_step(done: int, total: int) -> None:
             bars.update(bar, completed=done, total=total)
 
-        bundle = export(loaded, plan, data, folder, texts, on_step, command.export.precision)
+        options = command.export
+        bundle = export(loaded, plan, data, folder, texts, on_step, options.precision, options.sign_key)
     summary = {
         "bundle": str(folder),
         "graphs": len(bundle.graphs),

@@ -62,7 +62,7 @@ class Parts:
 def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     """Drive the robot until the run is over; write results.json, the report, the trace and the film."""
     requirements = read_requirements(command.require, ("run",), REQUIRED)
-    plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode)
+    plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode, command.public_key)
     bundle = plans[command.bundle]
     command = replace(command, control_hz=_control_hz(command, bundle.spec))
     settings = _loop_settings(command, bundle.spec)
@@ -73,7 +73,8 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
         stack.callback(worker.close)
         worker.start()
         names = tuple(plans) if command.loop.ladder else ()
-        ladder = measure_rungs(worker, bundle.spec, names, command.instruction or bundle.usual_task)
+        task = command.instruction or bundle.usual_task
+        ladder = measure_rungs(worker, bundle.spec, names, task, observations=bundle.example)
         folder = output_folder("run", command.output_dir, command.job_name)
         with _recorder(command, folder) as recorder:
             parts = Parts(
@@ -149,7 +150,9 @@ def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
     options = command.loop
     chunking = options.rtc if options.mode == Mode.RTC else None
     folders = {name: bundle.folder for name, bundle in plans.items()}
-    load = bundles(folders, options.providers, options.threads, chunking)
+    load = bundles(
+        folders, options.providers, options.threads, chunking, command.public_key, options.plausible_spans
+    )
     return ProcessWorker(load, plans[command.bundle].spec, stall_s=options.stall_s)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vivace.deploy.loop import Mode
+from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.watchdog import WatchdogSettings
 from vivace.policies.chunking import RealTimeChunking
@@ -51,6 +52,8 @@ class LoopOptions:
     """Of one inference; ONNX Runtime's own choice when not given."""
     stall_s: float = 5.0
     """An inference that takes longer is given up and its process replaced [s]."""
+    plausible_spans: float = PLAUSIBLE_SPANS
+    """An observation with a number further outside of what training saw is refused, in spans of that."""
 
 
 @dataclass(kw_only=True)
@@ -73,6 +76,9 @@ class RunCommand:
     loop: LoopOptions = field(default_factory=LoopOptions)
     instruction: str = ""
     """What a language-conditioned policy is told."""
+    public_key: str = ""
+    """PEM file: bundles must be signed with the private key that belongs to it (vivace export
+    --export.sign_key)."""
     limits: str = ""
     """YAML file or URDF with the limits of the action's dimensions."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

@@ -3,17 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from vivace.policies.errors import NonFiniteActions, ObservationMismatch
+from vivace.policies.errors import NonFiniteActions
+from vivace.policies.plain_data import AtMost, Between
 
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
 the robot's units, NaN where they say nothing; left out if none says anything."""
 DELAY = "action.delay"
 """Key beside it: ticks (B,) until the chunks that are asked for will be there."""
+
+
+Count = Annotated[int, Between(1, 4096)]
+Text = Annotated[str, AtMost(500)]
+Shape = Annotated[tuple[Annotated[int, Between(1, 2**16)], ...], AtMost(4)]
 
 
 class ActionKind(StrEnum):
@@ -31,7 +37,7 @@ class ActionKind(StrEnum):
 class BlockInfo:
     """What is known of a block without running it."""
 
-    id: str
+    id: Text
     """`stage.index.branch`, e.g. "action.3.mlp"."""
     additive: bool = True
     """Its output is added to the residual stream, or replaces it."""
@@ -41,20 +47,20 @@ class BlockInfo:
 class PolicySpec:
     """Shapes and meaning of a policy's inputs and outputs."""
 
-    type: str
+    type: Text
     """lerobot's policy type, e.g. "dp_transformer"."""
-    action_dim: int
-    horizon: int
+    action_dim: Count
+    horizon: Count
     """Actions predicted at once (H)."""
-    n_obs_steps: int
-    n_action_steps: int
+    n_obs_steps: Annotated[int, Between(1, 64)]
+    n_action_steps: Count
     """Actions executed of a chunk before the next one is asked for."""
-    observation_shapes: Mapping[str, tuple[int, ...]]
+    observation_shapes: Annotated[Mapping[Text, Shape], AtMost(64)]
     """Input key -> shape of one observation, e.g. {"observation.state": (39,)}."""
-    action_kinds: tuple[ActionKind, ...]
-    blocks: tuple[BlockInfo, ...]
+    action_kinds: Annotated[tuple[ActionKind, ...], AtMost(4096)]
+    blocks: Annotated[tuple[BlockInfo, ...], AtMost(2**16)]
     """Blocks in the order they run; empty for an opaque policy."""
-    control_hz: float | None = None
+    control_hz: Annotated[float, Between(1e-3, 1e5)] | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
 
     @property
@@ -89,29 +95,6 @@ class Chunk:
     """Tick of the observation the chunk was computed from."""
     ready_s: float
     """When it became available [s]."""
-
-
-def check_observation(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check keys, shapes and finiteness of an observation, of arrays or of tensors on the CPU.
-
-    Raises:
-        ObservationMismatch: a key is missing, a shape differs or a value is not finite.
-    """
-    for key, shape in shapes.items():
-        if key not in values:
-            raise ObservationMismatch(
-                f"observation has keys {sorted(values)}, but the policy needs {key!r} of shape {shape}; "
-                "map your names onto lerobot's keys"
-            )
-        value = np.asarray(values[key])
-        if value.shape != tuple(shape):
-            raise ObservationMismatch(
-                f"observation {key!r} has shape {value.shape}, the policy needs {shape}"
-            )
-        if not np.isfinite(value).all():
-            raise ObservationMismatch(
-                f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"
-            )
 
 
 def check_actions(actions: Any, policy_type: str) -> None:

@@ -9,6 +9,8 @@ MODULES = [
     "vivace.policies.types", "vivace.policies.errors", "vivace.deploy.clock", "vivace.deploy.budget",
     "vivace.deploy.chunk_queue", "vivace.deploy.guard", "vivace.deploy.worker", "vivace.deploy.loop",
     "vivace.policies.step_table", "vivace.policies.streams", "vivace.deploy.normalization",
+    "vivace.policies.arrays", "vivace.policies.plain_data", "vivace.deploy.bundle_checks",
+    "vivace.deploy.golden", "vivace.deploy.onnx_file", "vivace.deploy.recording", "vivace.deploy.signature",
     "vivace.deploy.bundle", "vivace.deploy.ort_policy", "vivace.deploy.process_worker",
     "vivace.deploy.histogram", "vivace.deploy.limits", "vivace.deploy.loop_statistics",
     "vivace.deploy.realtime", "vivace.deploy.rerun_stream", "vivace.deploy.robots",
@@ -41,7 +43,7 @@ def test_the_control_loop_needs_numpy_only():
 
 def test_the_verb_that_drives_a_robot_needs_little_more():
     _run(
-        "import vivace.eval.cli, vivace.eval.run, vivace.eval.run_settings",
+        "import vivace.eval.cli, vivace.eval.run, vivace.eval.run_settings, vivace.eval.check",
         needed=("draccus", "rich", "yaml"),
     )
 

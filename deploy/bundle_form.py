@@ -1,0 +1,146 @@
+"""What manifest.json holds: dataclasses whose annotations are its schema.
+
+It is read field by field as they say (`policies.plain_data`); what they cannot say, `bundle_checks` does. To
+write something new into a bundle, add a field to `Contents`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from vivace.deploy.normalization import Normalization, Range
+from vivace.deploy.token_decoding import TokenProgram
+from vivace.policies.plain_data import AtMost, Between, plain
+from vivace.policies.step_table import StepTable
+from vivace.policies.types import PolicySpec
+
+FORMAT, VERSION = "policy_package", "1.0"
+LAYOUT = 2
+"""Version of the section "vivace"."""
+TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+"""Of the instruction, as `encode` reads them."""
+CACHE = "cache"
+"""Prefix of the names of what one step leaves to the next."""
+NEXT = "next."
+"""Before the name of a cache entry: it is the one of the next step."""
+PAST = "past."
+"""Before the names of what a token policy has read."""
+CONTEXT = "context"
+"""Prefix of the names of what `encode` makes of an observation."""
+INSTRUCTION = "{instruction}"
+"""Where the instruction stands in a template; nothing else in it is special."""
+
+Index = Annotated[int, Between(0, 4095)]
+"""Of a graph."""
+Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], AtMost(8)]
+"""Of a graph's input or output; -1: any."""
+Name = Annotated[str, AtMost(2000)]
+"""Of a tensor; sums of blocks have long ones."""
+Tokens = Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], AtMost(2**16)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph."""
+
+    file: Annotated[str, AtMost(200)]
+    """Path inside the folder."""
+    inputs: Mapping[Name, Shape]
+    """Name -> shape."""
+    outputs: Mapping[Name, Shape]
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """One step of the sampler: a call of a graph, and what is done with its answer."""
+
+    graph: Index
+    """Index of the graph; it returns "out" and new cache entries."""
+    table: StepTable
+    carried: Mapping[Name, Name]
+    """Cache entry of the next step -> entry of this one that it is, unchanged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """How instructions are tokenised."""
+
+    length: Annotated[int, Between(1, 2**16)]
+    """Tokens the policy reads, padding among them."""
+    pad: Annotated[int, Between(0, 2**31)] = 0
+    tokenizer: Annotated[str, AtMost(200)] = ""
+    """Its file; empty: only the instructions that were tokenised at export are known."""
+    template: Annotated[str, AtMost(10_000)] = ""
+    """Text with {instruction} in it."""
+    bos: Annotated[int, Between(0, 2**31)] = 0
+    suffix: Tokens = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenSettings:
+    """What a chunk was recorded under at export, see `golden`."""
+
+    file: Annotated[str, AtMost(200)]
+    noise_key: Annotated[tuple[Annotated[int, Between(0, 2**62)], ...], AtMost(8)]
+    task: Annotated[str, AtMost(10_000)]
+    tolerance: Annotated[float, Between(0.0, 0.1)]
+    """How far a chunk may be from the recorded one, in units of what 1 is to the policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The section "vivace" of a manifest."""
+
+    spec: PolicySpec
+    graphs: Annotated[tuple[Graph, ...], AtMost(4096)]
+    encode: Index
+    """Graph from normalised observations to the context."""
+    steps: Annotated[tuple[StepProgram, ...], AtMost(10_000)]
+    finish: Index | None
+    """Graph from the last x to normalised actions; None: x is those."""
+    observations: Mapping[str, Normalization]
+    """One for every observation."""
+    actions: Normalization
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """What the observations were trained on, as far as its statistics say."""
+    prompts: Mapping[Annotated[str, AtMost(10_000)], Tokens] = field(default_factory=dict)
+    """Instruction -> token ids, without padding; empty of a policy that reads none."""
+    prompt: PromptSettings | None = None
+    """How others are tokenised."""
+    golden: GoldenSettings | None = None
+    """None only while a bundle is made."""
+    receipt: Mapping[str, Any] = field(default_factory=dict)
+    """Parity with torch, fingerprint, plan: for the record."""
+    files: Mapping[Annotated[str, AtMost(200)], Annotated[str, AtMost(64)]] = field(default_factory=dict)
+    """File -> sha256, of all that is used."""
+    tokens: TokenProgram | None = None
+    """How chunks are written, by a policy that writes tokens; it has no steps."""
+
+
+def manifest(name: str, contents: Contents) -> dict[str, Any]:
+    """Plain data of manifest.json, which has the fields of the `policy_package` format and our section."""
+    spec = contents.spec
+    cameras = [
+        {"name": key.removeprefix("observation.images."), "shape": list(shape)}
+        for key, shape in spec.observation_shapes.items()
+        if key.startswith("observation.image")
+    ]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "policy": {"name": name, "source": {"type": spec.type}},
+        "model": {
+            "n_obs_steps": spec.n_obs_steps,
+            "artifacts": {"onnx": [graph.file for graph in contents.graphs]},
+            "runner": {
+                "type": "action_chunking",
+                "chunk_size": spec.horizon,
+                "n_action_steps": spec.n_action_steps,
+            },
+            "preprocessors": [],
+            "postprocessors": [],
+        },
+        "hardware": {"robots": [], "cameras": cameras},
+        "vivace": {"layout": LAYOUT}
+        | {part.name: plain(getattr(contents, part.name)) for part in fields(Contents)},
+    }
