@@ -8,6 +8,7 @@ LinearAG: at every other step the unconditional prediction is a linear combinati
 with coefficients fitted by least squares on calibration samples.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -134,7 +135,7 @@ class Guidance:
         twin = _guided(execution).with_guidance(tuple(step == FULL for step in self.steps))
         if LINEAR not in self.steps:
             return replace(execution, policy=twin)
-        return replace(execution, policy=twin, evaluate=_Linear(self.coefficients))
+        return replace(execution, policy=twin, evaluate=Linear(self.coefficients))
 
 
 def _guided(execution: Execution) -> GuidedPolicy:
@@ -165,15 +166,31 @@ class _Record:
         return policy.guide(conditional, unconditional), run.cache
 
 
-class _Linear:
-    """Evaluates a step, the unconditional branch estimated where it is not run."""
+class Linear:
+    """Evaluates a step, the unconditional branch estimated where it is not run.
 
-    def __init__(self, coefficients: tuple[tuple[float, ...], ...]):
-        self._coefficients = coefficients
+    Args:
+        coefficients: of each step, by its index: for eps_c now, then eps_c and eps_u of earlier steps, newest
+            first; none at a step that runs both branches. Numbers, or tensors of a graph.
+    """
+
+    def __init__(self, coefficients: Any) -> None:
+        self.coefficients = coefficients
+
+    @staticmethod
+    def history(pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
+        """Return the cache that holds earlier predictions, with a condition and without, newest first."""
+        return {_KEY: tuple(pairs)}
+
+    @staticmethod
+    def newest(cache: Cache) -> tuple[Tensor, Tensor]:
+        """Return the newest predictions that a cache holds, with a condition and without."""
+        return cache[_KEY][0]
 
     def __call__(
         self, execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
+        """Evaluate."""
         policy = cast(GuidedPolicy, execution.policy)
         run = execution.action(step.index, cache)
         predicted = policy.branches(x, policy.condition(step, context), run)
@@ -182,7 +199,7 @@ class _Linear:
             unconditional = predicted[1]
         else:
             terms = _terms(conditional, history)
-            weights = self._coefficients[step.index]
+            weights = self.coefficients[step.index]
             unconditional = torch.stack(
                 [weight * term for weight, term in zip(weights, terms, strict=False)]
             ).sum(0)

@@ -3,10 +3,10 @@
     manifest.json        what is below, and how it fits together (`bundle_form`)
     manifest.sha256      digest of manifest.json, as sha256sum writes it
     manifest.sig         signature of manifest.json, if it was signed (`signature`)
-    graphs/*.onnx        encode, one per distinct step program, finish; or encode and extend
+    graphs/*.onnx        encode, step, finish; or prompt and extend; plans share what is made of the same
     graphs/weights.bin   the tensors of all graphs, each kept once
-    golden.safetensors   an observation and the chunk that was made of it (`golden`)
-    acceleration.json    the plan, for the record
+    golden/*             of every plan an observation and the chunk that it made of it (`golden`)
+    plans/*.json         the plans, for the record
     tokenizer.json       of a policy that reads an instruction
 
 `manifest.json` has the fields of the `policy_package` format, version 1.0, that lerobot's and physicalai's
@@ -20,7 +20,7 @@ second writer has to agree with us on how numbers are spelled; `sha256sum -c man
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,12 +30,17 @@ from vivace.deploy.bundle_checks import check_contents
 from vivace.deploy.bundle_form import FORMAT, LAYOUT, VERSION, Contents, manifest
 from vivace.deploy.golden import Golden
 from vivace.deploy.onnx_file import external_data, inside
+from vivace.deploy.program import Program
 from vivace.deploy.signature import check_signature
 from vivace.policies.errors import BadBundle, BadSetting
 from vivace.policies.plain_data import build, parse_json, shown
 from vivace.policies.types import Text
 
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+PLANS = "plans"
+"""Folder of the plans as they were calibrated."""
+PLAN = "#"
+"""Between a bundle's folder and the name of one of its plans."""
 MAX_BYTES = 16 * 2**20
 """Of a manifest; a policy of 63 step graphs has 2 MB."""
 _NOT_HASHED = (MANIFEST, DIGEST, "manifest.sig")
@@ -50,8 +55,39 @@ class Bundle(Contents):
 
     folder: Path
     name: str
-    recorded: Golden | None = None
-    """The golden chunk; None only while a bundle is made."""
+    goldens: Mapping[str, Golden] = field(default_factory=dict)
+    """Plan -> its golden chunk; one of every plan, but while a bundle is made."""
+    plan: str = ""
+    """The plan that is meant; the usual one when ""."""
+
+    @property
+    def plan_name(self) -> str:
+        """Name of the plan that is meant."""
+        return self.plan or next(iter(self.plans))
+
+    @property
+    def program(self) -> Program:
+        """How chunks are made under the plan that is meant."""
+        return self.plans[self.plan_name]
+
+    @property
+    def receipt(self) -> Mapping[str, Any]:
+        """Parity with torch, fingerprint, techniques of the plan that is meant."""
+        return self.program.receipt
+
+    @property
+    def recorded(self) -> Golden | None:
+        """The golden chunk of the plan that is meant; None only while a bundle is made."""
+        return self.goldens.get(self.plan_name)
+
+    @property
+    def reference(self) -> str:
+        """What `load` finds it by again: the folder, and behind "#" the plan."""
+        return f"{self.folder}{PLAN}{self.plan}" if self.plan else str(self.folder)
+
+    def record(self, plan: str) -> Path:
+        """File of a plan as it was calibrated, for the record; its tensors are beside it, if it has any."""
+        return self.folder / PLANS / f"{plan}.json"
 
     @property
     def usual_task(self) -> str:
@@ -62,11 +98,6 @@ class Bundle(Contents):
     def example(self) -> Mapping[str, np.ndarray] | None:
         """An observation that the policy was exported with, key -> (To, ...); None while it is made."""
         return None if self.recorded is None else self.recorded.observations
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens that it chooses from; 0 of a policy that denoises."""
-        return 0 if self.tokens is None else self.graphs[self.encode].outputs["logits"][-1]
 
     @property
     def megabytes(self) -> float:
@@ -104,30 +135,34 @@ class Bundle(Contents):
 
     @classmethod
     def load(
-        cls, folder: str | Path, public_key: str | Path = "", told: Told = lambda what, found: None
+        cls, reference: str | Path, public_key: str | Path = "", told: Told = lambda what, found: None
     ) -> Self:
         """Read a bundle and check that it is whole and fits together; ONNX Runtime opens nothing of it.
 
         Args:
-            folder: that `vivace export` wrote.
+            reference: the folder that `vivace export` wrote; "folder#plan" means one of its plans, else its
+                first.
             public_key: PEM file; the bundle must be signed with the key that belongs to it. Empty: it need
                 not be signed.
             told: is told every check that was passed.
 
         Raises:
             BadBundle: something is missing, changed, damaged, of another version, outside the folder, or does
-                not fit.
+                not fit; or it has no such plan.
             BadSetting: the public key cannot be read.
         """
-        folder = Path(folder)
+        place, _, plan = str(reference).partition(PLAN)
+        folder = Path(place)
         data = _manifest_bytes(folder)
         bundle = cls._from_json(folder, _checked(folder, data, public_key, told))
         try:
             check_contents(bundle)
         except BadBundle as error:
             raise BadBundle(f"{folder / MANIFEST}: {error}") from error
-        told("contents", f"{bundle.spec.type}, {len(bundle.graphs)} graphs, {len(bundle.steps)} steps fit")
-        return replace(bundle, recorded=bundle._read_files(told))
+        if plan and plan not in bundle.plans:
+            raise BadBundle(f"{folder} has no plan {shown(plan)}; its plans: {', '.join(bundle.plans)}")
+        told("contents", f"{bundle.spec.type}, {len(bundle.graphs)} graphs, plans {', '.join(bundle.plans)}")
+        return replace(bundle, plan=plan, goldens=bundle._read_files(told))
 
     @classmethod
     def _from_json(cls, folder: Path, data: Any) -> Self:
@@ -142,14 +177,17 @@ class Bundle(Contents):
             raise BadBundle(f"{folder / MANIFEST} contradicts itself: {different}; export it again")
         return cls(folder=folder, name=name, **vars(contents))
 
-    def _read_files(self, told: Told) -> Golden:
-        """Check every file; returns the golden chunk."""
+    def _read_files(self, told: Told) -> dict[str, Golden]:
+        """Check every file; returns the golden chunks."""
         used = {graph.file for graph in self.graphs}
         if self.prompt is not None and self.prompt.tokenizer:
             used.add(self.prompt.tokenizer)
-        if self.golden is None:
-            raise BadBundle(f"{self.folder / MANIFEST} names no golden chunk; export it again")
-        used.add(self.golden.file)
+        for name, program in self.plans.items():
+            if program.golden is None:
+                raise BadBundle(
+                    f"{self.folder / MANIFEST} names no golden chunk of plan {name!r}; export it again"
+                )
+            used.add(program.golden.file)
         for name, digest in self.files.items():
             if file_hash(self.path(name)) != digest:
                 raise BadBundle(f"{self.path(name)} was changed or is truncated; copy or export it again")
@@ -161,10 +199,15 @@ class Bundle(Contents):
                 "again"
             )
         told("files", f"{len(self.files)} as they were exported, {len(used)} used, none outside the folder")
+        return {name: self._golden(program) for name, program in self.plans.items()}
+
+    def _golden(self, program: Program) -> Golden:
+        assert program.golden is not None
+        file, vocabulary = program.golden.file, 0
+        if program.tokens is not None:
+            vocabulary = self.graphs[program.encode].outputs["logits"][-1]
         try:
-            return Golden.from_bytes(
-                self.path(self.golden.file).read_bytes(), self.golden.file, self.spec, self.vocabulary
-            )
+            return Golden.from_bytes(self.path(file).read_bytes(), file, self.spec, vocabulary)
         except BadSetting as error:
             raise BadBundle(f"{self.folder}: {error}; export it again") from error
 

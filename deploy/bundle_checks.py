@@ -4,22 +4,13 @@ Every check compares two things that were written apart: the policy's shapes, th
 the sizes of the normalisations, the chain of the steps.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vivace.deploy.bundle_form import (
-    CACHE,
-    CONTEXT,
-    INSTRUCTION,
-    MASK,
-    NEXT,
-    PAST,
-    TOKENS,
-    Contents,
-    Graph,
-    Shape,
-)
+from vivace.deploy.bundle_form import INSTRUCTION, MASK, NEXT, PAST, TOKENS, Contents, Graph, Shape
+from vivace.deploy.program import CACHE, CONTEXT, FRESH, NEW, WEIGHT, Program
 from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle
@@ -28,6 +19,7 @@ from vivace.policies.types import PolicySpec
 
 _MAX_NUMBERS = 2**28
 """Of one tensor between two graphs."""
+_PLAN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Shapes = Mapping[str, Shape]
 
 
@@ -37,10 +29,7 @@ def check_contents(contents: Contents) -> None:
     check_normalizations(contents)
     check_prompts(contents)
     check_graphs(contents)
-    if contents.tokens is None:
-        check_steps(contents)
-    else:
-        check_tokens(contents, contents.tokens)
+    check_plans(contents)
 
 
 def need(is_so: bool, found: str, needed: str) -> None:
@@ -114,82 +103,105 @@ def check_prompts(contents: Contents) -> None:
 
 
 def check_graphs(contents: Contents) -> None:
-    """Raise `BadBundle` unless the graphs are there and `encode` reads what a robot gives."""
-    graphs, has_steps = contents.graphs, bool(contents.steps)
-    need(has_steps or contents.tokens is not None, "no steps", "one or more, of a policy that denoises")
-    files = [graph.file for graph in graphs]
+    """Raise `BadBundle` unless the graphs have names and shapes that can be."""
+    files = [graph.file for graph in contents.graphs]
     need(len(set(files)) == len(files), "a graph's file twice", "each once")
-    for graph in graphs:
+    for graph in contents.graphs:
         need(graph.file.endswith(".onnx"), f"the graph {shown(graph.file)}", "a name that ends in .onnx")
         for name, shape in [*graph.inputs.items(), *graph.outputs.items()]:
             need(_numbers(shape) <= _MAX_NUMBERS, f"{shown(name)} of shape {shape}", "fewer numbers")
-    tokens = contents.tokens
-    for index, graph in enumerate(graphs):
-        is_fixed = all(
-            min(shape, default=0) >= 0 for shape in [*graph.inputs.values(), *graph.outputs.values()]
-        )
-        may_vary = tokens is not None and tokens.extend == index != contents.encode
-        need(is_fixed or may_vary, f"{shown(graph.file)} with a shape that varies", "fixed ones")
-    used = [contents.encode, *(step.graph for step in contents.steps)]
-    used += [] if contents.finish is None else [contents.finish]
-    used += [] if tokens is None else [tokens.extend]
-    need(max(used) < len(graphs), f"{len(graphs)} graphs and calls graph {max(used)}", "one of them")
-    need(
-        set(used) == set(range(len(graphs))), f"{len(graphs)} graphs and calls {len(set(used))}", "all called"
-    )
-    spec, prompt = contents.spec, contents.prompt
+
+
+def check_plans(contents: Contents) -> None:
+    """Raise `BadBundle` unless every plan has something to do, by graphs that are there and fit it."""
+    need(bool(contents.plans), "no plan", "one or more")
+    for name, program in contents.plans.items():
+        where = f"plan {shown(name)}"
+        is_name = bool(_PLAN.fullmatch(name))
+        need(is_name, f"a plan called {shown(name)}", "a name of letters, digits, '-', '_' and '.'")
+        wrong = [index for index in program.graphs if index >= len(contents.graphs)]
+        need(not wrong, f"{len(contents.graphs)} graphs and a call of {wrong} in {where}", "one of them")
+        has_one = bool(program.steps) != (program.tokens is not None)
+        need(has_one, f"{where} with {len(program.steps)} steps", "steps, or tokens to write")
+        check_encode(contents, program)
+        if program.tokens is None:
+            check_steps(contents, program, where)
+        else:
+            check_tokens(contents, program, program.tokens)
+
+
+def check_encode(contents: Contents, program: Program) -> None:
+    """Raise `BadBundle` unless `encode` reads what a robot gives."""
+    spec, prompt, graph = contents.spec, contents.prompt, contents.graphs[program.encode]
     given: dict[str, Shape] = {
         key: (1, spec.n_obs_steps, *shape) for key, shape in spec.observation_shapes.items()
     }
     if prompt is not None:
         given |= {TOKENS: (1, prompt.length), MASK: (1, prompt.length)}
-    _check_reads(graphs[contents.encode], given)
+    _check_reads(graph, given)
+    _check_fixed(graph.outputs, shown(graph.file))
 
 
-def check_steps(contents: Contents) -> None:
-    """Raise `BadBundle` unless every step reads what the ones before wrote, and the last leaves actions."""
-    spec, graphs, steps = contents.spec, contents.graphs, contents.steps
+def check_steps(contents: Contents, program: Program, where: str) -> None:
+    """Raise `BadBundle` unless every step reads what is there and leaves what the next one needs.
+
+    Whether enough is kept of each block is checked when the steps are bound (`kept`).
+    """
+    spec, graphs = contents.spec, contents.graphs
     chunk: Shape = (1, spec.horizon, spec.action_dim)
-    context = graphs[contents.encode].outputs
+    context = graphs[program.encode].outputs
     _check_names(context, lambda name: name.startswith(CONTEXT), "encode")
-    cache: dict[str, Shape] = {}
+    made: dict[str, Shape] = {}
     kept = 0
-    for index, step in enumerate(steps):
-        graph, table, where = graphs[step.graph], step.table, f"step {index}"
-        _check_reads(graph, {"x": chunk, "t": (), "at": (), **context, **cache})
-        need(
-            graph.outputs.get("out") == chunk,
-            f"out of {where} of shape {graph.outputs.get('out')}",
-            f"{chunk}",
-        )
-        fresh = {name.removeprefix(NEXT): shape for name, shape in graph.outputs.items() if name != "out"}
-        _check_names(graph.outputs, lambda name: name == "out" or name.startswith(NEXT + CACHE), where)
-        missing = [old for old in step.carried.values() if old not in cache]
-        need(not missing, f"{where} carrying {shown(missing[:1])}", "what the step before left")
-        cache = fresh | {new: cache[old] for new, old in step.carried.items()}
-        need(len(table.memory) == kept, f"{where} with {len(table.memory)} weights of its memory", f"{kept}")
+    for index, step in enumerate(program.steps):
+        graph, table, which = graphs[step.graph], step.table, f"step {index} of {where}"
+        made |= {name.removeprefix(NEW): shape for name, shape in graph.outputs.items() if name != "out"}
+        _check_names(graph.outputs, lambda name: name == "out" or name.startswith(NEW), which)
+        _check_reads(graph, {"x": chunk, "t": (), "at": (), **context, **_blocks(graph, made)})
+        found = graph.outputs.get("out")
+        need(found == chunk, f"out of {which} of shape {found}", f"{chunk}")
+        rows = graph.origin.timesteps or (table.t,)
+        is_row = step.at < len(rows) and rows[step.at] == table.t
+        need(is_row, f"{which} looking up row {step.at} of {len(rows)}", f"the row of timestep {table.t}")
+        need(len(table.memory) == kept, f"{which} with {len(table.memory)} weights of its memory", f"{kept}")
         known = {"x", "out", "clean", *(f"m{i}" for i in range(kept))}
-        need(set(table.keep) <= known, f"{where} keeping {shown(table.keep)}", f"some of {sorted(known)}")
+        need(set(table.keep) <= known, f"{which} keeping {shown(table.keep)}", f"some of {sorted(known)}")
         kept = len(table.keep)
         is_mix = table.alpha >= 0 and table.sigma >= 0 and table.alpha + table.sigma > 0
-        need(is_mix, f"{where} with alpha={table.alpha:g}, sigma={table.sigma:g}", "0 or more, not both 0")
-        need(table.clip is None or table.clip > 0, f"{where} with clip={table.clip}", "above 0")
-    if contents.finish is not None:
-        graph = graphs[contents.finish]
+        need(is_mix, f"{which} with alpha={table.alpha:g}, sigma={table.sigma:g}", "0 or more, not both 0")
+        need(table.clip is None or table.clip > 0, f"{which} with clip={table.clip}", "above 0")
+    if program.finish is not None:
+        graph = graphs[program.finish]
         _check_reads(graph, {"x": chunk, **context})
         need(
             graph.outputs == {"actions": chunk}, f"finish with {shown(graph.outputs)}", f"actions of {chunk}"
         )
 
 
-def check_tokens(contents: Contents, program: TokenProgram) -> None:
+def _blocks(graph: Graph, made: Shapes) -> dict[str, Shape]:
+    """What a step's graph may read of its blocks: whether they are computed, what was kept, its weights.
+
+    Outputs of a block may have any first dimension, since none are written when it is not computed.
+    """
+    found: dict[str, Shape] = {}
+    for name, shape in graph.inputs.items():
+        block, _, place = name.partition(".")[2].rpartition(".")
+        if name.startswith(FRESH) or name.startswith(WEIGHT) and place.isdecimal():
+            found[name] = ()
+        elif name.startswith(CACHE) and place.isdecimal() and block in made:
+            is_same = bool(shape) and shape[0] >= 0 and shape[1:] == made[block][1:]
+            found[name] = shape if is_same else made[block]
+    return found
+
+
+def check_tokens(contents: Contents, plan: Program, program: TokenProgram) -> None:
     """Raise `BadBundle` unless the graphs can write a chunk of the policy's size token by token."""
     spec, first, graph = (
         contents.spec,
-        contents.graphs[contents.encode].outputs,
+        contents.graphs[plan.encode].outputs,
         contents.graphs[program.extend],
     )
-    need(not contents.steps and contents.finish is None, "steps and tokens", "one of both")
+    need(plan.finish is None, "tokens to write and a graph that finishes", "one of both")
     n = spec.horizon * spec.action_dim
     need(
         program.n == n >= program.executed, f"{program.executed} of {program.n} tokens", f"at most {n} of {n}"
@@ -228,6 +240,12 @@ def _check_reads(graph: Graph, given: Shapes) -> None:
             f"{shown(name)} of shape {shape} read by {shown(graph.file)}",
             f"{given[name]}" if name in given else f"one of {shown(sorted(given))}",
         )
+
+
+def _check_fixed(shapes: Shapes, where: str) -> None:
+    """No dimension may have any length."""
+    is_fixed = all(min(shape, default=0) >= 0 for shape in shapes.values())
+    need(is_fixed, f"{where} with a shape that varies", "fixed ones")
 
 
 def _check_names(outputs: Shapes, is_known: Callable[[str], bool], where: str) -> None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 from vivace.deploy.normalization import Normalization, Range
-from vivace.deploy.token_decoding import TokenProgram
+from vivace.deploy.program import Name, Origin, Program
 from vivace.policies.plain_data import AtMost, Between, plain
-from vivace.policies.step_table import StepTable
 from vivace.policies.types import PolicySpec
 
 FORMAT, VERSION = "policy_package", "1.0"
@@ -19,23 +18,15 @@ LAYOUT = 2
 """Version of the section "vivace"."""
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 """Of the instruction, as `encode` reads them."""
-CACHE = "cache"
-"""Prefix of the names of what one step leaves to the next."""
 NEXT = "next."
-"""Before the name of a cache entry: it is the one of the next step."""
+"""Before the name of what a token policy has read: it is the one behind the tokens read now."""
 PAST = "past."
 """Before the names of what a token policy has read."""
-CONTEXT = "context"
-"""Prefix of the names of what `encode` makes of an observation."""
 INSTRUCTION = "{instruction}"
 """Where the instruction stands in a template; nothing else in it is special."""
 
-Index = Annotated[int, Between(0, 4095)]
-"""Of a graph."""
 Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], AtMost(8)]
 """Of a graph's input or output; -1: any."""
-Name = Annotated[str, AtMost(2000)]
-"""Of a tensor; sums of blocks have long ones."""
 Tokens = Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], AtMost(2**16)]
 
 
@@ -48,17 +39,9 @@ class Graph:
     inputs: Mapping[Name, Shape]
     """Name -> shape."""
     outputs: Mapping[Name, Shape]
-
-
-@dataclass(frozen=True)
-class StepProgram:
-    """One step of the sampler: a call of a graph, and what is done with its answer."""
-
-    graph: Index
-    """Index of the graph; it returns "out" and new cache entries."""
-    table: StepTable
-    carried: Mapping[Name, Name]
-    """Cache entry of the next step -> entry of this one that it is, unchanged."""
+    origin: Origin
+    error: Annotated[float, Between(0.0, 1e30)]
+    """Largest difference of its outputs from torch's, in units of their size, when it was exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,27 +60,13 @@ class PromptSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoldenSettings:
-    """What a chunk was recorded under at export, see `golden`."""
-
-    file: Annotated[str, AtMost(200)]
-    noise_key: Annotated[tuple[Annotated[int, Between(0, 2**62)], ...], AtMost(8)]
-    task: Annotated[str, AtMost(10_000)]
-    tolerance: Annotated[float, Between(0.0, 0.1)]
-    """How far a chunk may be from the recorded one, in units of what 1 is to the policy."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Contents:
     """The section "vivace" of a manifest."""
 
     spec: PolicySpec
     graphs: Annotated[tuple[Graph, ...], AtMost(4096)]
-    encode: Index
-    """Graph from normalised observations to the context."""
-    steps: Annotated[tuple[StepProgram, ...], AtMost(10_000)]
-    finish: Index | None
-    """Graph from the last x to normalised actions; None: x is those."""
+    plans: Annotated[Mapping[Annotated[str, AtMost(100)], Program], AtMost(256)]
+    """Name -> how chunks are made under this plan; the usual one first."""
     observations: Mapping[str, Normalization]
     """One for every observation."""
     actions: Normalization
@@ -107,14 +76,8 @@ class Contents:
     """Instruction -> token ids, without padding; empty of a policy that reads none."""
     prompt: PromptSettings | None = None
     """How others are tokenised."""
-    golden: GoldenSettings | None = None
-    """None only while a bundle is made."""
-    receipt: Mapping[str, Any] = field(default_factory=dict)
-    """Parity with torch, fingerprint, plan: for the record."""
     files: Mapping[Annotated[str, AtMost(200)], Annotated[str, AtMost(64)]] = field(default_factory=dict)
     """File -> sha256, of all that is used."""
-    tokens: TokenProgram | None = None
-    """How chunks are written, by a policy that writes tokens; it has no steps."""
 
 
 def manifest(name: str, contents: Contents) -> dict[str, Any]:

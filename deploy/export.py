@@ -1,9 +1,10 @@
 """`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,35 @@ from lerobot.configs.types import FeatureType
 from torch import Tensor
 
 from vivace.accel.apply import accelerate
-from vivace.accel.greedy import executed_tokens
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.bundle import MANIFEST, Bundle
-from vivace.deploy.bundle_form import MASK, TOKENS, GoldenSettings, PromptSettings
-from vivace.deploy.export_onnx import export_denoising, export_tokens
-from vivace.deploy.golden import FILE_NAME
+from vivace.deploy.bundle import MANIFEST, PLANS, Bundle
+from vivace.deploy.bundle_form import MASK, TOKENS, PromptSettings
+from vivace.deploy.export_onnx import export_denoising
+from vivace.deploy.export_tokens import export_tokens
+from vivace.deploy.golden import FOLDER, GoldenSettings
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
+from vivace.deploy.ort_graph import Graphs, Runtime
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.parity import check_parity, prove
 from vivace.deploy.precision import check_precision
+from vivace.deploy.program import Program
 from vivace.deploy.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, check_golden, recorded, training_ranges
 from vivace.deploy.signature import FILE_NAME as SIGNATURE
 from vivace.deploy.signature import private_key, signature
-from vivace.deploy.token_decoding import Decoder, TokenProgram
 from vivace.policies.arrays import is_image
-from vivace.policies.errors import BadSetting, ParityError, UnsupportedPolicy
+from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.plain_data import build
+from vivace.policies.plain_data import plain
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution, sample
-from vivace.policies.streams import Streams
-from vivace.policies.token_vla_staged import StagedTokenVLA
+from vivace.policies.staged import Execution
 
-TOLERANCE = 1e-5
-"""Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
 TOKENIZER = "tokenizer.json"
+PLAIN_NAME = "plan"
+"""Of a plan that was given without a name."""
 DECODERS = ("greedy_executed", "jacobi")
 """Decoders that run in numpy, around the graphs."""
 
@@ -65,81 +66,154 @@ _KNOWN_STEPS = {
 
 def export(
     loaded: LoadedPolicy,
-    plan: AccelerationPlan,
+    plans: AccelerationPlan | Mapping[str, AccelerationPlan],
     data: CalibrationData,
     folder: Path,
     instructions: Sequence[str] = (),
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_graph: Callable[[str], None] = lambda name: None,
     precision: str = "fp32",
+    into: bool = False,
     sign_key: str | Path = "",
 ) -> Bundle:
     """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
 
     Args:
         loaded: the checkpoint.
-        plan: how it is run; of this checkpoint.
-        data: observations to prove parity on, of other episodes than the plan was calibrated on; the first
+        plans: how it is run; name -> plan of this checkpoint, the usual one first. They share graphs.
+        data: observations to prove parity on, of other episodes than the plans were calibrated on; the first
             one gives the graphs their shapes.
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
-        on_step: told how many of how many steps are exported.
+        on_graph: told the name of every graph that is about to be exported.
         precision: fp32, fp16 or int8; of the latter two the graphs are proven before they are reduced, and
             the error of the actions is in the receipt.
+        into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
+            plan of the same name is replaced.
         sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed.
 
     Raises:
-        BadSetting: the key cannot be read, or the plan was calibrated on episodes that the observations are
-            of.
-        UnsupportedPolicy: the policy or its plan cannot be exported.
+        BadSetting: the key cannot be read, a plan was calibrated on episodes that the observations are of, or
+            has no name.
+        BadBundle: `into` what is no bundle of this policy.
+        UnsupportedPolicy: the policy or a plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
     key = private_key(sign_key) if sign_key else None
-    _check_techniques(plan)
-    check_apart(fitted_seeds(plan), data.seeds)
-    execution = accelerate(loaded.staged, plan, loaded.fingerprint)
-    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+    named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
+    check_names(named)
+    for plan in named.values():
+        _check_techniques(plan)
+        check_apart(fitted_seeds(plan), data.seeds)
+    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    writer = GraphWriter(partial, precision)
+    if into:
+        _check_same(Bundle.load(folder), loaded)
+        shutil.copytree(folder, partial)
+        bundle = Bundle.load(partial)
+    else:
+        observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+        (partial / PLANS).mkdir(parents=True)
+        bundle = Bundle(
+            folder=partial,
+            name=loaded.path.name,
+            spec=loaded.staged.spec,
+            graphs=(),
+            plans={},
+            observations=observations,
+            actions=_actions(loaded),
+            ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
+            prompts=prompts,
+            prompt=_prompt(loaded, partial),
+        )
     with torch.no_grad():
-        parts = _graphs(writer, execution, data, on_step)
-    plan.save(partial)
-    bundle = Bundle(
-        folder=partial,
-        name=loaded.path.name,
-        spec=execution.policy.spec,
-        graphs=tuple(writer.graphs),
-        observations=observations,
-        actions=_actions(loaded),
-        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
-        prompts=prompts,
-        prompt=_prompt(loaded, partial),
-        **parts,
-    )
-    policy = OrtPolicy(bundle)
-    receipt = _receipt(policy, plan, execution, data, writer)
-    _check_parity(receipt, folder, partial)
-    golden = _record(policy, Session(loaded, execution, bundle.usual_task), data, precision)
-    whole = replace(bundle, receipt=receipt, golden=golden).write()
+        bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
+    for name, plan in named.items():
+        plan.save(bundle.record(name))
+    for name in named:
+        check_parity(name, bundle.plans[name].receipt)
+    bundle = _with_golden(bundle, loaded, runs, data, precision)
+    (partial / SIGNATURE).unlink(missing_ok=True)  # of what was there before
+    bundle.write()
     if key is not None:
-        (partial / SIGNATURE).write_bytes(signature((whole.folder / MANIFEST).read_bytes(), key))
+        (partial / SIGNATURE).write_bytes(signature((partial / MANIFEST).read_bytes(), key))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return Bundle.load(folder)
 
 
-def _record(policy: OrtPolicy, session: Session, data: CalibrationData, precision: str) -> GoldenSettings:
-    """Write the golden chunk; returns how it was made."""
-    settings = GoldenSettings(
-        file=FILE_NAME, noise_key=GOLDEN_KEY, task=session.task, tolerance=GOLDEN_TOLERANCE[precision]
-    )
-    golden = recorded(policy, {key: value.cpu().float().numpy() for key, value in data.one.items()}, settings)
-    (policy.bundle.folder / settings.file).write_bytes(golden.to_bytes())
-    if precision == "fp32":
-        check_golden(session, policy.bundle, golden, settings)
-    return settings
+def check_names(names: Iterable[str]) -> None:
+    """Raise `BadSetting` unless names of plans can stand in a path, and there are some."""
+    found = list(names)
+    bad = [name for name in found if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]
+    if bad or not found:
+        raise BadSetting(
+            f"plans are named {found}; at least one is needed, of letters, digits, '-', '_' and '.'"
+        )
+
+
+def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
+    """Raise `BadBundle` unless a bundle holds this policy."""
+    held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
+    other = [name for name, value in needed.items() if held.get(name) != value]
+    if other or bundle.spec != loaded.staged.spec:
+        raise BadBundle(
+            f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
+            "differs; give the bundle of this one, or export a new one"
+        )
+
+
+def _with_plans(
+    bundle: Bundle,
+    loaded: LoadedPolicy,
+    runs: Mapping[str, Execution],
+    data: CalibrationData,
+    precision: str,
+    on_graph: Callable[[str], None],
+) -> Bundle:
+    """Export what plans need and is not there, and prove them."""
+    writer = GraphWriter.of(bundle, precision, on_graph)
+    if any(run.writes_tokens for run in runs.values()):
+        made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
+    else:
+        made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
+    goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
+    bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
+    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    receipts = {
+        name: prove(OrtPolicy(replace(bundle, plan=name), graphs=shared), loaded, run, data, precision)
+        for name, run in runs.items()
+    }
+    proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
+    return replace(bundle, plans={**bundle.plans, **proven})
+
+
+def _with_golden(
+    bundle: Bundle,
+    loaded: LoadedPolicy,
+    runs: Mapping[str, Execution],
+    data: CalibrationData,
+    precision: str,
+) -> Bundle:
+    """Record the golden chunks of plans."""
+    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    (bundle.folder / FOLDER).mkdir(exist_ok=True)
+    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    plans: dict[str, Program] = dict(bundle.plans)
+    for name, run in runs.items():
+        settings = GoldenSettings(
+            file=f"{FOLDER}/{name}.safetensors",
+            noise_key=GOLDEN_KEY,
+            task=bundle.usual_task,
+            tolerance=GOLDEN_TOLERANCE[precision],
+        )
+        golden = recorded(OrtPolicy(replace(bundle, plan=name), graphs=shared), batch, settings)
+        (bundle.folder / settings.file).write_bytes(golden.to_bytes())
+        if precision == "fp32":
+            check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
+        plans[name] = replace(plans[name], golden=settings)
+    return replace(bundle, plans=plans)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:
@@ -149,82 +223,6 @@ def _check_techniques(plan: AccelerationPlan) -> None:
                 f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
                 "out of the plan: vivace calibrate --accel.techniques=…"
             )
-
-
-def _receipt(
-    policy: OrtPolicy,
-    plan: AccelerationPlan,
-    execution: Execution,
-    data: CalibrationData,
-    writer: GraphWriter,
-) -> dict[str, Any]:
-    """What was exported, and how far it is from torch."""
-    errors = [_chunk_error(policy, execution, one) for one in data.ones()]
-    means = [mean for _, mean in errors]
-    return {
-        "fingerprint": asdict(plan.fingerprint),
-        "techniques": [technique.kind for technique in plan.techniques],
-        "torch": torch.__version__,
-        "observations": len(errors),
-        "seeds": sorted(data.seeds),
-        "precision": writer.precision,
-        "chunk_error": max(largest for largest, _ in errors),
-        "action_error": float(np.mean(means)),
-        "action_error_spread": np.percentile(means, [10, 90]).tolist(),
-        "graph_error": max(writer.errors),
-        "tolerance": TOLERANCE,
-    }
-
-
-def _check_parity(receipt: Mapping[str, Any], folder: Path, partial: Path) -> None:
-    """Raise `ParityError` if a graph, or at fp32 a chunk, differs from torch's."""
-    worst, chunk = receipt["graph_error"], receipt["chunk_error"]
-    if receipt["precision"] == "fp32":
-        worst = max(chunk, worst)
-    if not worst <= TOLERANCE or not np.isfinite(chunk):
-        raise ParityError(
-            f"ONNX Runtime differs from torch by {worst:.2g} on {receipt['observations']} observations, "
-            f"{TOLERANCE:g} is allowed; nothing was written to {folder}; what was made is in {partial}"
-        )
-
-
-def _graphs(
-    writer: GraphWriter, execution: Execution, data: CalibrationData, on_step: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Write the graphs; returns the bundle's fields that say how they fit together."""
-    policy = execution.policy
-    if not execution.writes_tokens:
-        noise = EpisodeNoise(data.noise_keys[:1])
-        made = export_denoising(writer, execution, data.one, noise, on_step)
-        return {"encode": made.encode, "steps": made.steps, "finish": made.finish}
-    if not isinstance(policy, StagedTokenVLA):
-        raise UnsupportedPolicy(
-            f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
-        )
-    decoder = execution.decoder
-    kind = getattr(decoder, "kind", "greedy")
-    fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
-    settings = build(Decoder, "decoder", {"kind": kind, **fields})
-    graphs = export_tokens(writer, execution, data.one)
-    bins = policy.policy.config.bins
-    program = TokenProgram(
-        graphs.extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings
-    )
-    return {"encode": graphs.encode, "steps": (), "finish": None, "tokens": program}
-
-
-def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
-    """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
-    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
-    draft = None if one.draft is None else one.draft[0].numpy()
-    return policy.sample(batch, Streams(one.noise_keys), draft)
-
-
-def _chunk_error(policy: OrtPolicy, execution: Any, one: CalibrationData) -> tuple[float, float]:
-    """Largest and mean difference of normalised actions of one observation."""
-    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
-    difference = np.abs(sample_bundle(policy, one) - wanted)
-    return float(difference.max()), float(difference.mean())
 
 
 def identity(shape: tuple[int, ...] = (1,)) -> Normalization:

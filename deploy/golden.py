@@ -1,25 +1,26 @@
 """The golden chunk: what a bundle's policy did at export with one observation, to be done again at load.
 
-`golden.safetensors` holds the observation as a robot gives it, what the chunk before it meant, the chunk, the
-chunk cut short at once, and the chunk that continues the one before, or of a policy that writes tokens the
-first token's logits, which show what an action's bin hides; noise key, instruction and tolerance are in the
-manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy only: names,
-shapes and dtypes are known before it is opened, and nothing else is taken.
+`golden/<plan>.safetensors` holds the observation as a robot gives it, what the chunk before it meant, the
+chunk, the chunk cut short at once, and the chunk that continues the one before, or of a policy that writes
+tokens the first token's logits, which show what an action's bin hides; noise key, instruction and tolerance
+are in the manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy only:
+names, shapes and dtypes are known before it is opened, and nothing else is taken.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from vivace.policies.arrays import observation_layout
 from vivace.policies.errors import BadSetting
-from vivace.policies.plain_data import build, parse_json, shown
+from vivace.policies.plain_data import AtMost, Between, build, parse_json, shown
 from vivace.policies.types import DELAY, PREVIOUS, PolicySpec
 
-FILE_NAME = "golden.safetensors"
+FOLDER = "golden"
 CHUNK, CUT, CONTINUED, LOGITS = "action", "action.cut", "action.continued", "logits"
 _PREVIOUS = 4
 """Actions of the chunk before, at most."""
@@ -28,6 +29,17 @@ _DTYPES = {"uint8": "U8", "float32": "F32"}
 _HEADER = 8
 """Bytes that say how long the header is."""
 _MAX_HEADER = 2**16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenSettings:
+    """What a chunk was recorded under at export, see `Golden`."""
+
+    file: Annotated[str, AtMost(200)]
+    noise_key: Annotated[tuple[Annotated[int, Between(0, 2**62)], ...], AtMost(8)]
+    task: Annotated[str, AtMost(10_000)]
+    tolerance: Annotated[float, Between(0.0, 0.1)]
+    """How far a chunk may be from the recorded one, in units of what 1 is to the policy."""
 
 
 @dataclass(frozen=True)

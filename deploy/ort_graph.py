@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import onnxruntime as ort
 
+from vivace.deploy.bundle import Bundle
 from vivace.deploy.bundle_form import Graph
 from vivace.policies.errors import BadBundle, BadSetting
 
@@ -139,6 +140,13 @@ class Buffer:
         array = np.require(array, requirements="C")
         return cls(ort.OrtValue.ortvalue_from_numpy(array), array)
 
+    @classmethod
+    def on(cls, device: str, array: np.ndarray) -> Self:
+        """Buffer on a device, with an array's values; the host's is the array's own memory."""
+        if device == "cpu":
+            return cls.of(array)
+        return cls(ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"), device, 0), None)
+
     @property
     def host(self) -> np.ndarray:
         """The array; the buffer must be the host's."""
@@ -196,7 +204,7 @@ class OrtGraph:
 
     def __init__(self, path: Path, declared: Graph, runtime: Runtime) -> None:
         self._path = path
-        self._session, self._device = runtime.session(path), runtime.device
+        self._session, self.device = runtime.session(path), runtime.device
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
         for kind, wanted, found in (
@@ -249,13 +257,33 @@ class OrtGraph:
 
     def _buffer(self, name: str, value: Any, length: int | None) -> Buffer:
         """Return a buffer for an output."""
-        if self._device == "cpu" or name in READ:
+        if self.device == "cpu" or name in READ:
             return self._host(value, length)
         shape = _shape(value, length)
-        return Buffer(ort.OrtValue.ortvalue_from_shape_and_type(shape, _type(value), self._device), None)
+        return Buffer(ort.OrtValue.ortvalue_from_shape_and_type(shape, type_of(value), self.device), None)
 
     def _host(self, value: Any, length: int | None) -> Buffer:
-        return Buffer.of(np.zeros(_shape(value, length), _type(value)))
+        return Buffer.of(np.zeros(_shape(value, length), type_of(value)))
+
+
+class Graphs:
+    """Graphs that were loaded, each once, however many plans call it.
+
+    Args:
+        runtime: where they run.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._loaded: dict[Path, OrtGraph] = {}
+
+    def load(self, bundle: Bundle, index: int) -> OrtGraph:
+        """Return a graph of a bundle; raises as `OrtGraph`."""
+        declared = bundle.graphs[index]
+        path = bundle.path(declared.file)
+        if path not in self._loaded:
+            self._loaded[path] = OrtGraph(path, declared, self.runtime)
+        return self._loaded[path]
 
 
 def _shape(value: Any, length: int | None) -> tuple[int, ...]:
@@ -263,7 +291,7 @@ def _shape(value: Any, length: int | None) -> tuple[int, ...]:
     return tuple(n if isinstance(n, int) else length for n in value.shape)  # type: ignore[misc]
 
 
-def _type(value: Any) -> type:
+def type_of(value: Any) -> type:
     """Numpy's type of "tensor(…)"."""
     return _TYPES[_plain_type(value)]
 

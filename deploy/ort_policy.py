@@ -1,7 +1,6 @@
 """Run a bundle with numpy and ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from vivace.deploy.bundle import Bundle
 from vivace.deploy.deadline import Deadline
 from vivace.deploy.golden import Golden
 from vivace.deploy.normalization import PLAUSIBLE_SPANS
-from vivace.deploy.ort_graph import OrtGraph, Runtime
+from vivace.deploy.ort_graph import Graphs, OrtGraph, Runtime
 from vivace.deploy.ort_sampler import Denoiser, Writer
 from vivace.deploy.prompt import Prompt
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
@@ -27,16 +26,16 @@ class OrtPolicy:
     """An exported policy, ready to run; takes what `policies.session.Session` takes.
 
     Args:
-        bundle: the bundle, or its folder.
+        bundle: the bundle, or its folder; "folder#plan" for one of its plans.
         providers: execution providers to try, first one first: cpu, cuda, tensorrt, openvino; those that this
             installation lacks are an error.
-        threads: of one inference; ONNX Runtime's own choice when None. Every graph has a pool of its own, so
-            for a schedule of many graphs 1 is best, or `shares_threads`, as inference processes do.
+        threads: of one inference; ONNX Runtime's own choice when None.
         task: instruction, for policies that read one; `task` may be set anew between two chunks.
         chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
         shares_threads: its graphs use the process's one pool of threads (`share_threads`), not one each.
         plausible_spans: an observation with a number further outside of what training saw is refused, in
             spans of that (`Bundle.ranges`).
+        graphs: where graphs are loaded, for plans that share them; with it providers and threads are its own.
 
     Raises:
         BadBundle: it cannot be read, or does not do here what it did at export (`replay`).
@@ -51,6 +50,7 @@ class OrtPolicy:
         chunking: RealTimeChunking | None = None,
         shares_threads: bool = False,
         plausible_spans: float = PLAUSIBLE_SPANS,
+        graphs: Graphs | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self.spec, self.task, self.chunking = self.bundle.spec, task, chunking
@@ -65,14 +65,12 @@ class OrtPolicy:
         self.implausible = 0
         """Observations that were refused for it."""
         self._prompt = Prompt(self.bundle)
-        runtime = Runtime.of(providers, threads, shares_threads)
-        self._is_exact = runtime.is_exact
-        with ThreadPoolExecutor() as pool:  # a schedule may have a hundred of them
-            graphs = list(
-                pool.map(lambda g: OrtGraph(self.bundle.path(g.file), g, runtime), self.bundle.graphs)
-            )
-        self._encode = graphs[self.bundle.encode].bind({})
-        self._sampler = self._bound(graphs)
+        graphs = graphs or Graphs(Runtime.of(providers, threads, shares_threads))
+        self._is_exact = graphs.runtime.is_exact
+        program = self.bundle.program
+        loaded = {index: graphs.load(self.bundle, index) for index in program.graphs}
+        self._encode = loaded[program.encode].bind({})
+        self._sampler = self._bound(loaded)
         self.golden_error = 0.0 if self.bundle.recorded is None else self.replay(self.bundle.recorded)
         """How far its golden chunk is from the recorded one, see `replay`."""
 
@@ -135,7 +133,7 @@ class OrtPolicy:
         Raises:
             BadBundle: they differ by more than the bundle's tolerance.
         """
-        settings, unit = self.bundle.golden, self.bundle.actions.span / self.bundle.actions.gain
+        settings, unit = self.bundle.program.golden, self.bundle.actions.span / self.bundle.actions.gain
         if settings is None:
             raise BadBundle(
                 f"{self.bundle.folder} does not say how its golden chunk was made; export it again"
@@ -214,15 +212,15 @@ class OrtPolicy:
             return self._sampler.sample(batch, noise, draft, deadline)
         return self._sampler.sample(noise, follow, deadline)
 
-    def _bound(self, graphs: Sequence[OrtGraph]) -> Denoiser | Writer:
-        context, program = self._encode.outputs, self.bundle.tokens
+    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer:
+        context, program = self._encode.outputs, self.bundle.program.tokens
         if program is None:
             return Denoiser(self.bundle, graphs, context)
         return Writer(program, graphs[program.extend], context, self.spec.action_dim)
 
     def _draft(self, observations: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """Tokens (n,) of what the chunk before means; None if nothing is known or no tokens are written."""
-        program, previous = self.bundle.tokens, observations.get(PREVIOUS)
+        program, previous = self.bundle.program.tokens, observations.get(PREVIOUS)
         if program is None or previous is None:
             return None
         actions = np.full((self.spec.horizon, self.spec.action_dim), np.nan, np.float32)
@@ -233,7 +231,7 @@ class OrtPolicy:
     def _check_chunking(self) -> None:
         if self.chunking is None:
             return
-        if self.bundle.tokens is not None:
+        if self.bundle.program.tokens is not None:
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
         if self.chunking.jacobian == "exact":
             raise BadSetting(

@@ -1,12 +1,13 @@
 """Sample chunks with the graphs of a bundle: by denoising, or token by token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.bundle_form import MASK, NEXT, PAST, TOKENS
 from vivace.deploy.deadline import Deadline
+from vivace.deploy.kept import Kept
 from vivace.deploy.ort_graph import Buffer, Call, OrtGraph
 from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
 from vivace.policies.chunking import Continuation
@@ -15,33 +16,41 @@ from vivace.policies.streams import Streams
 
 
 class Denoiser:
-    """The steps of a bundle, bound to each other: a step writes where the later ones read.
+    """The steps of a plan, bound to each other: a step writes where the later ones read.
 
     Args:
         bundle: of a policy that denoises.
-        graphs: of the bundle, loaded.
+        graphs: those that the plan calls, loaded, by their index.
         context: what `encode` writes.
+
+    Raises:
+        BadBundle: a step reuses what no earlier one kept.
     """
 
-    def __init__(self, bundle: Bundle, graphs: Sequence[OrtGraph], context: Mapping[str, Buffer]) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, graphs: Mapping[int, OrtGraph], context: Mapping[str, Buffer]) -> None:
+        program = bundle.program
+        self._spec, self._schedule = bundle.spec, program.steps
         self._steps: list[Call] = []
-        cache: dict[str, Buffer] = {}
-        for index, step in enumerate(bundle.steps):
-            now = {"t": Buffer.of(np.array(step.table.t, np.float32)), "at": Buffer.of(np.array(index))}
-            call = graphs[step.graph].bind({**now, **context, **cache})
-            fresh = {name.removeprefix(NEXT): value for name, value in call.outputs.items() if name != "out"}
-            cache = fresh | {new: cache[old] for new, old in step.carried.items()}
+        kept = Kept([bundle.graphs[step.graph] for step in program.steps], graphs[program.encode].device)
+        shared: dict[str, Buffer] = {}  # x and out are the same for all steps
+        for step in program.steps:
+            declared = bundle.graphs[step.graph]
+            now = {
+                "t": Buffer.of(np.array(step.table.t, np.float32)),
+                "at": Buffer.of(np.array(step.at, np.int64)),
+            }
+            given, into = kept.step(declared, step.weights)
+            call = graphs[step.graph].bind({**now, **shared, **context, **given}, {**shared, **into})
+            shared = {"x": call.inputs["x"], "out": call.outputs["out"]}
             self._steps.append(call)
-        self._finish = None if bundle.finish is None else graphs[bundle.finish].bind(context)
+        self._finish = None if program.finish is None else graphs[program.finish].bind(context)
 
     def sample(self, noise: Streams, follow: Continuation | None, deadline: Deadline) -> np.ndarray:
         """Return a chunk of normalised actions (1, H, A); arguments as of `OrtPolicy.sample`."""
-        spec = self._bundle.spec
-        shape = (spec.horizon, spec.action_dim)
+        shape = (self._spec.horizon, self._spec.action_dim)
         x = noise(shape)
         memory: Memory = ()
-        for index, (step, call) in enumerate(zip(self._bundle.steps, self._steps, strict=True)):
+        for index, (step, call) in enumerate(zip(self._schedule, self._steps, strict=True)):
             out = call({"x": x})["out"].host.copy()
             if follow is not None:
                 out = follow.correct(step.table, out, follow.error(step.table, x, out))

@@ -21,7 +21,7 @@ import numpy as np
 
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.normalization import PLAUSIBLE_SPANS
-from vivace.deploy.ort_graph import share_threads
+from vivace.deploy.ort_graph import Graphs, Runtime, share_threads
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
@@ -50,7 +50,7 @@ class Bundles:
 
     def __init__(
         self,
-        folders: Mapping[str, Path],
+        references: Mapping[str, str | Path],
         providers: Sequence[str] = ("cpu",),
         threads: int | None = None,
         chunking: RealTimeChunking | None = None,
@@ -58,16 +58,15 @@ class Bundles:
         plausible_spans: float = PLAUSIBLE_SPANS,
     ) -> None:
         share_threads(threads)
+        graphs = Graphs(Runtime.of(providers, threads, shares_threads=True))
         self._policies = {
             name: OrtPolicy(
-                Bundle.load(folder, public_key),
-                providers,
-                threads,
+                Bundle.load(reference, public_key),
                 chunking=chunking,
-                shares_threads=True,
                 plausible_spans=plausible_spans,
+                graphs=graphs,
             )
-            for name, folder in folders.items()
+            for name, reference in references.items()
         }
 
     def __call__(self, request: Request) -> np.ndarray:
@@ -80,7 +79,7 @@ class Bundles:
 
 
 def bundles(
-    folders: Mapping[str, Path],
+    references: Mapping[str, str | Path],
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
     chunking: RealTimeChunking | None = None,
@@ -88,7 +87,8 @@ def bundles(
     plausible_spans: float = PLAUSIBLE_SPANS,
 ) -> Callable[[], Inference]:
     """Return what loads bundles in the process, checks and replays them; see `Bundles` and `OrtPolicy`."""
-    return partial(Bundles, dict(folders), tuple(providers), threads, chunking, public_key, plausible_spans)
+    options = (tuple(providers), threads, chunking, public_key, plausible_spans)
+    return partial(Bundles, dict(references), *options)
 
 
 class ProcessWorker:

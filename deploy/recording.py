@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from vivace.deploy.bundle import Bundle
-from vivace.deploy.bundle_form import GoldenSettings
-from vivace.deploy.golden import Golden, n_previous
+from vivace.deploy.golden import Golden, GoldenSettings, n_previous
 from vivace.deploy.normalization import Normalization, Range
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.policies.arrays import is_image
@@ -46,7 +45,7 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
     chunk, cut = policy.predict(batch, keys)[0], policy.predict(batch, keys, deadline_s=0.0)[0]
     wish = random.uniform(-_JITTER, _JITTER, (n_previous(spec), spec.action_dim)).astype(np.float32)
     golden = Golden(seen, bundle.actions.restore(wish), chunk, cut)
-    if bundle.tokens is not None:
+    if bundle.program.tokens is not None:
         return replace(golden, logits=policy.logits.copy())
     policy.chunking = RealTimeChunking()
     continued = policy.predict(golden.batch | golden.before, keys)[0]

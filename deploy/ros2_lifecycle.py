@@ -188,7 +188,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         plans = load_plans(settings.bundle, settings.ladder, settings.mode)
         bundle = plans[settings.bundle]
         spec = settings.for_policy(bundle.spec)
-        folders = {name: plan.folder for name, plan in plans.items()}
+        folders = {name: plan.reference for name, plan in plans.items()}
         load = bundles(folders, (settings.provider,), settings.threads, settings.chunking)
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()

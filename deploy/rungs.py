@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vivace.deploy.budget import Rung
-from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle import PLAN, Bundle
 from vivace.deploy.loop import Mode
 from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.warm_up import warm_up
@@ -17,11 +17,11 @@ _WARM_UP = 2
 
 
 def load_plans(best: str, ladder: Sequence[str], mode: str, public_key: str = "") -> dict[str, Bundle]:
-    """Load every plan of a policy, best first; folder -> bundle.
+    """Load every plan of a policy, best first; what it was called by -> bundle.
 
     Args:
-        best: folder of the bundle.
-        ladder: folders of faster bundles of the same policy.
+        best: the bundle; "folder#plan" means one of its plans.
+        ladder: faster bundles of the same policy; "#plan" is a plan of the best one's bundle.
         mode: of the loop.
         public_key: PEM file of the key they must be signed with, see `Bundle.load`.
 
@@ -29,7 +29,7 @@ def load_plans(best: str, ladder: Sequence[str], mode: str, public_key: str = ""
         BadBundle: one cannot be read.
         BadSetting: the mode has no time to choose by, a bundle is there twice or of another policy.
     """
-    folders = [best, *ladder]
+    folders = [best, *(best.partition(PLAN)[0] + name if name.startswith(PLAN) else name for name in ladder)]
     if ladder and mode == Mode.SYNC:
         raise BadSetting("a ladder needs time to choose by, which sync mode has not; use mode async or rtc")
     if len(set(folders)) < len(folders):

@@ -9,8 +9,8 @@ import torch
 
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.export import sample_bundle
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.parity import sample_bundle
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.warm_up import warm_up
 from vivace.eval.action_error import row_errors
@@ -26,8 +26,9 @@ class BundleRun:
     def __init__(self, folder: str, loaded: LoadedPolicy, threads: int | None) -> None:
         self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
         self.name = f"ort:{folder}"
-        receipt = self.policy.bundle.receipt
-        self.plan = AccelerationPlan.load(self.policy.bundle.folder)
+        bundle = self.policy.bundle
+        receipt = bundle.receipt
+        self.plan = AccelerationPlan.load(bundle.record(bundle.plan_name))
         held, needed = receipt["fingerprint"], vars(loaded.fingerprint)
         other = [name for name in ("weights", "processors") if held.get(name) != needed[name]]
         if other:
@@ -46,7 +47,7 @@ class BundleRun:
     def cold_start_s(self) -> float:
         """From starting an inference process, as `vivace run` does, to its first chunk [s]."""
         bundle = self.policy.bundle
-        worker = ProcessWorker(bundles({self.name: bundle.folder}, threads=self._threads), bundle.spec)
+        worker = ProcessWorker(bundles({self.name: bundle.reference}, threads=self._threads), bundle.spec)
         began = time.monotonic()
         try:
             worker.start()
@@ -73,7 +74,7 @@ class BundleRun:
             **spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu())),
             "gflop": None,
             "bundle": {
-                "graphs": len(bundle.graphs),
+                "graphs": len(bundle.program.graphs),
                 "megabytes": bundle.megabytes,
                 "cold_start_s": self.cold_start_s(),
                 "chunk_error": bundle.receipt["chunk_error"],

@@ -149,7 +149,7 @@ def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
 def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
     options = command.loop
     chunking = options.rtc if options.mode == Mode.RTC else None
-    folders = {name: bundle.folder for name, bundle in plans.items()}
+    folders = {name: bundle.reference for name, bundle in plans.items()}
     load = bundles(
         folders, options.providers, options.threads, chunking, command.public_key, options.plausible_spans
     )

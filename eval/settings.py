@@ -262,6 +262,11 @@ class ExportOptions:
 
     plan: bool = True
     """The plan that --accel.path names, else the one beside the checkpoint, if there is one; false: none."""
+    plans: list[str] = field(default_factory=list)
+    """Several plans in the place of one, the usual one first: files or folders, "own" for the one beside the
+    checkpoint, "plain" for none. A plan has the name of its folder, and is run as bundle#name."""
+    into: str = ""
+    """Bundle that the plans are added to; graphs that it has already are not exported again."""
     precision: str = "fp32"
     """fp32, proven equal to torch; fp16, or int8 (matrix products, quantised as they come): the error of the
     actions is reported."""
@@ -279,6 +284,8 @@ class ExportCommand(CommonOptions):
     """Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.
 
     Example: vivace export --policy.path=zoo/reach --env.task=reach-v3 --output_dir=outputs/bundles/reach
+    Another plan of the same policy: vivace export --policy.path=zoo/reach --env.task=reach-v3
+    --accel.path=outputs/plans/faster --export.into=outputs/bundles/reach
     """
 
     export: ExportOptions = field(default_factory=ExportOptions)

@@ -8,10 +8,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vivace.deploy.bundle import Bundle
-from vivace.deploy.bundle_form import Contents, GoldenSettings, Graph, PromptSettings, StepProgram
-from vivace.deploy.golden import FILE_NAME
+from vivace.deploy.bundle_form import Contents, Graph, PromptSettings
+from vivace.deploy.golden import FOLDER, GoldenSettings
 from vivace.deploy.normalization import Normalization, Range
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.program import Origin, Program, ScheduledStep
 from vivace.deploy.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, recorded
 from vivace.deploy.token_decoding import Decoder, TokenProgram
 from vivace.policies.step_table import StepTable
@@ -56,28 +57,28 @@ def denoiser(folder: Path) -> Path:
     first = [
         helper.make_node("MatMul", ["x", writer.weight("wx", random, (ACTIONS, WIDTH))], ["hx"]),
         helper.make_node("Add", ["hx", "context.0"], ["hc"]),
-        helper.make_node("Tanh", ["hc"], ["next.cache.action.0.mlp"]),
-        *_head(writer, random, "next.cache.action.0.mlp"),
+        helper.make_node("Tanh", ["hc"], ["new.action.0.mlp"]),
+        *_head(writer, random, "new.action.0.mlp"),
     ]
-    later = _head(writer, random, "cache.action.0.mlp")
-    step, cache = {"x": CHUNK, "t": (), "context.0": CONTEXT}, {"cache.action.0.mlp": CACHE}
-    fresh = {f"next.{name}": shape for name, shape in cache.items()}
+    later = _head(writer, random, "cache.action.0.mlp.0")
+    step, cache = {"x": CHUNK, "t": (), "context.0": CONTEXT}, {"cache.action.0.mlp.0": CACHE}
     graphs = (
         writer.graph("encode", encode, seen, {"context.0": CONTEXT}),
-        writer.graph("step-000", first, step, {"out": CHUNK} | fresh),
+        writer.graph("step-000", first, step, {"out": CHUNK, "new.action.0.mlp": CACHE}),
         writer.graph("step-001", later, {"x": CHUNK, "t": (), **cache}, {"out": CHUNK}),
     )
-    carried = {name: name for name in cache}
     contents = Contents(
         spec=_spec("small", {STATE: (STATES,), CAMERA: (3, 4, 4)}, N_OBS),
         graphs=graphs,
-        encode=0,
-        steps=(
-            StepProgram(1, TABLES[0], {}),
-            StepProgram(2, TABLES[1], carried),
-            StepProgram(2, TABLES[2], carried),
-        ),
-        finish=None,
+        plans={
+            "plan": Program(
+                encode=0,
+                steps=(
+                    ScheduledStep(1, TABLES[0], 0),
+                    *(ScheduledStep(2, table, 0, {"action.0.mlp": (1.0,)}) for table in TABLES[1:]),
+                ),
+            )
+        },
         observations={STATE: _norm(random, STATES), CAMERA: _mean_std((3, 1, 1))},
         actions=_norm(random, ACTIONS),
         ranges={STATE: Range(np.full(STATES, -2, np.float32), np.full(STATES, 2, np.float32))},
@@ -125,13 +126,12 @@ def writer(folder: Path) -> Path:
         files.graph("encode", encode, seen, {"logits": (1, vocabulary), **past}),
         files.graph("extend", extend, reads, {"logits": (1, -1, vocabulary), **fresh}),
     )
+    decoder = Decoder(kind="jacobi", init="marginal", table=(25,) * n)
+    tokens = TokenProgram(1, n, n, 16, 38, decoder)
     contents = Contents(
         spec=_spec("writer", {CAMERA: (3, 4, 4)}, 1),
         graphs=graphs,
-        encode=0,
-        steps=(),
-        finish=None,
-        tokens=TokenProgram(1, n, n, 16, 38, Decoder(kind="jacobi", init="marginal", table=(25,) * n)),
+        plans={"plan": Program(encode=0, tokens=tokens)},
         observations={CAMERA: _mean_std((3, 1, 1))},
         actions=_norm(random, ACTIONS),
         prompts={"open the drawer": (1, 5, 7)},
@@ -188,7 +188,8 @@ class _Writer:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
         file = f"graphs/{name}.onnx"
         (self.folder / file).write_bytes(model.SerializeToString())
-        return Graph(file, inputs, outputs)
+        part = {"step-000": "step", "step-001": "step"}.get(name, name)
+        return Graph(file, inputs, outputs, Origin(part, name), 0.0)
 
 
 def _head(writer: _Writer, random: np.random.Generator, hidden: str) -> list:
@@ -238,12 +239,17 @@ def _finished(folder: Path, contents: Contents, random: np.random.Generator) -> 
     """Record the golden chunk, write the manifest."""
     bundle = Bundle(folder=folder, name="small", **vars(contents))
     settings = GoldenSettings(
-        file=FILE_NAME, noise_key=GOLDEN_KEY, task=bundle.usual_task, tolerance=GOLDEN_TOLERANCE["fp32"]
+        file=f"{FOLDER}/plan.safetensors",
+        noise_key=GOLDEN_KEY,
+        task=bundle.usual_task,
+        tolerance=GOLDEN_TOLERANCE["fp32"],
     )
     batch = {
         key: random.uniform(-1, 1, (1, bundle.spec.n_obs_steps, *shape)).astype(np.float32)
         for key, shape in bundle.spec.observation_shapes.items()
     }
-    (folder / FILE_NAME).write_bytes(recorded(OrtPolicy(bundle), batch, settings).to_bytes())
-    replace(bundle, golden=settings, receipt={"precision": "fp32", "seeds": [1, 2]}).write()
+    (folder / FOLDER).mkdir()
+    (folder / settings.file).write_bytes(recorded(OrtPolicy(bundle), batch, settings).to_bytes())
+    receipt = {"precision": "fp32", "seeds": [1, 2]}
+    replace(bundle, plans={"plan": replace(bundle.program, golden=settings, receipt=receipt)}).write()
     return folder

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from vivace.deploy.bundle import DIGEST, MANIFEST, Bundle
-from vivace.deploy.golden import FILE_NAME, Golden
+from vivace.deploy.golden import Golden
 from vivace.deploy.normalization import Range
 from vivace.deploy.onnx_file import external_data
 from vivace.deploy.ort_graph import check_version, share_threads
@@ -27,6 +27,8 @@ from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
 sys.path.insert(0, str(Path(__file__).parent))
 import small_bundles  # noqa: E402
 from small_bundles import CAMERA, STATE  # noqa: E402
+
+FILE_NAME = "golden/plan.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,30 @@ def spec(**fields):
     return lambda data: data["vivace"]["spec"].update(fields)
 
 
+def plan(**fields):
+    return lambda data: data["vivace"]["plans"]["plan"].update(fields)
+
+
+def step(number, **fields):
+    return lambda data: data["vivace"]["plans"]["plan"]["steps"][number].update(fields)
+
+
+def table(number, **fields):
+    return lambda data: data["vivace"]["plans"]["plan"]["steps"][number]["table"].update(fields)
+
+
+def tokens(**fields):
+    return lambda data: data["vivace"]["plans"]["plan"]["tokens"].update(fields)
+
+
+def decoder(**fields):
+    return lambda data: data["vivace"]["plans"]["plan"]["tokens"]["decoder"].update(fields)
+
+
+def golden(**fields):
+    return lambda data: data["vivace"]["plans"]["plan"]["golden"].update(fields)
+
+
 def graph_1(**outputs):
     return lambda data: data["vivace"]["graphs"][1]["outputs"].update(outputs)
 
@@ -112,9 +138,15 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (ours(layout=99), "layout 99, this vivace reads 2; update vivace"),
     (ours(layout=1), "layout 1, this vivace reads 2; it was written by an older vivace; export"),
     (ours(layout=True), "layout True"),
-    (lambda d: d["vivace"].pop("steps"), "section 'vivace' lacks 'steps'"),
+    (lambda d: d["vivace"].pop("plans"), "section 'vivace' lacks 'plans'"),
+    (ours(plans={}), "has no plan; needed: one or more"),
+    (lambda d: d["vivace"]["plans"].update({"a/b": d["vivace"]["plans"].pop("plan")}), "a plan called 'a/b'"),
+    (step(1, at=1), "step 1 of plan 'plan' looking up row 1 of 1"),
+    (step(1, at=-1), "at is -1; needed: 0..10000"),
+    (step(1, weights={"action.0.mlp": [1.0, 1.0]}), "can take 1, without weights, and 1 were kept"),
+    (step(0, weights={"action.9.mlp": [1.0]}), "of what was kept of 'action.9.mlp'; .* can take 0"),
     (ours(extra=1), "section 'vivace' has no option 'extra'"),
-    (ours(steps=[]), "the manifest has no steps; needed: one or more"),
+    (plan(steps=[]), "plan 'plan' with 0 steps; needed: steps, or tokens to write"),
     (lambda d: d["vivace"]["actions"].update(span=[1] * 2), "of shape .2,.; needed: .3,"),
     (spec(n_obs_steps=2**64), "n_obs_steps is 18446744073709551616; needed"),
     (spec(n_obs_steps=1), "contradicts itself: it.model.n_obs_steps is 2"),
@@ -123,14 +155,13 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (lambda d: d["vivace"]["actions"].update(span=[2**64] * 3), "span.0 is 18446744073709551616; whole"),
     (lambda d: d["vivace"]["actions"].update(span=[0, 1, 1]), "span of 'the actions' of 0; needed: above 0"),
     (lambda d: d["vivace"]["observations"].pop(STATE), "normalisations of .*; needed: one for each"),
-    (lambda d: d["vivace"]["steps"][1].update(graph=7), "3 graphs and calls graph 7"),
-    (lambda d: d["vivace"]["steps"][1].update(graph=0), "of shape .* read by 'graphs/encode"),
-    (lambda d: d["vivace"]["steps"][1]["table"].update(keep=["m3"]), r"keeping \('m3',\); needed: some of"),
-    (lambda d: d["vivace"]["steps"][2]["table"].update(memory=[]), "step 2 with 0 weights of its memory"),
-    (lambda d: d["vivace"]["steps"][1]["carried"].update(a="b"), "step 1 carrying"),
-    (lambda d: d["vivace"]["steps"][0]["table"].update(alpha=0, sigma=0), "needed: 0 or more, not both 0"),
-    (graph_1(out=[1, 6, 4]), r"out of step 0 of shape \(1, 6, 4\)"),
-    (ours(golden=None), "names no golden chunk"),
+    (step(1, graph=7), "3 graphs and a call of .7. in plan"),
+    (step(1, graph=0), "step 1 of plan 'plan' writing"),
+    (table(1, keep=["m3"]), r"keeping \('m3',\); needed: some of"),
+    (table(2, memory=[]), "step 2 of .* with 0 weights of its memory"),
+    (table(0, alpha=0, sigma=0), "needed: 0 or more, not both 0"),
+    (graph_1(out=[1, 6, 4]), r"out of step 0 of .* of shape \(1, 6, 4\)"),
+    (plan(golden=None), "names no golden chunk of plan .plan."),
     (ours(files={}), "has no digest of '.*', which is used"),
     (lambda d: d["vivace"]["files"].pop("graphs/weights.bin"), "has no digest of 'graphs/weights.bin'"),
     (files("../x"), "the file name '../x' may be outside the folder"),
@@ -138,7 +169,7 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (files("a\0b"), "may be outside the folder"),
     (files("none"), "has no none; copy the whole folder"),
     (ours(ranges={STATE: {"low": [2] * 5, "high": [1] * 5}}), "an empty range of 'observation.state'"),
-    (lambda d: d["vivace"]["golden"].update(tolerance=0.5), "tolerance is 0.5; needed: 0..0.1"),
+    (golden(tolerance=0.5), "tolerance is 0.5; needed: 0..0.1"),
 ])  # fmt: skip
 def test_a_manifest_that_does_not_fit_is_named(folder, how, message):
     change(folder, how)
@@ -151,11 +182,11 @@ def test_a_manifest_that_does_not_fit_is_named(folder, how, message):
     (prompt(template="{instruction}{0}", tokenizer=FILE_NAME), "no other braces"),
     (prompt(length=2), "tokens for 'open the drawer'; needed: 1..2"),
     (ours(prompt=None), "instructions and no prompt"),
-    (lambda d: d["vivace"]["tokens"].update(n=17), "18 of 17 tokens; needed: at most 18 of 18"),
-    (lambda d: d["vivace"]["tokens"].update(end=10), "ids up to 10 and 16 bins"),
-    (lambda d: d["vivace"]["tokens"]["decoder"].update(kind="sjd"), "needed is one of 'greedy'"),
-    (lambda d: d["vivace"]["tokens"]["decoder"].update(table=[1]), "a table of 1 tokens; needed: 18 ids"),
-    (ours(finish=0), "steps and tokens; needed: one of both"),
+    (tokens(n=17), "18 of 17 tokens; needed: at most 18 of 18"),
+    (tokens(end=10), "ids up to 10 and 16 bins"),
+    (decoder(kind="sjd"), "needed is one of 'greedy'"),
+    (decoder(table=[1]), "a table of 1 tokens; needed: 18 ids"),
+    (plan(finish=0), "tokens to write and a graph that finishes; needed: one of both"),
     (lambda d: d["vivace"]["prompts"].update({"open the drawer": [1, 2**31 - 1]}), "failed .*indices"),
     (lambda d: d["vivace"]["prompts"].update({"open the drawer": [1, 9, 9]}), "its golden chunk is off by"),
 ])  # fmt: skip
@@ -184,7 +215,7 @@ def test_depth_and_size_inside_are_bounded(folder):
     deep = []
     for _ in range(40):
         deep = [deep]
-    change(folder, ours(receipt={"a": deep}))
+    change(folder, plan(receipt={"a": deep}))
     with pytest.raises(BadBundle, match="is nested too deeply"):
         Bundle.load(folder)
 
@@ -388,7 +419,7 @@ def test_a_runtime_that_knows_less_runs_bundles_too(whole, monkeypatch):
 def test_replaying_leaves_nothing_behind(whole):
     bundle = Bundle.load(whole)
     seen = small_bundles.observation(bundle)
-    policy, plain = OrtPolicy(bundle), OrtPolicy(replace(bundle, recorded=None))
+    policy, plain = OrtPolicy(bundle), OrtPolicy(replace(bundle, goldens={}))
     assert np.array_equal(policy.predict(seen, [(1, 0)]), plain.predict(seen, [(1, 0)]))
     assert (policy.cut_short, policy.outside, policy.implausible, policy.chunking) == (0, 0, 0, None)
 

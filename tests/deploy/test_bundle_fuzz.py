@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 from vivace.deploy.bundle import DIGEST, MANIFEST, Bundle
-from vivace.deploy.golden import FILE_NAME
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import VivaceError
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small_bundles  # noqa: E402
 
 KINDS = ("denoiser", "writer")
+FILE_NAME = "golden/plan.safetensors"
 STRANGE = (
     None, True, False, -1, 0, 1, 2, 3, 1.5, -0.5, 1e300, 1e-300, math.nan, math.inf, 2**31, 2**63, 2**64,
     10**400, "", "graphs/encode.onnx", "../../etc/passwd", "/etc/passwd", "a\0b", "{0}", "x" * 5000, [], {},
@@ -79,7 +79,7 @@ def acted(policy: OrtPolicy) -> list[np.ndarray]:
         seen, keys = small_bundles.observation(policy.bundle, seed), [(seed, 1)]
         wish = np.full((1, 3, spec.action_dim), 0.3, np.float32)
         found += [policy.predict(seen, keys)[0], policy.predict(seen, keys, deadline_s=0.0)[0]]
-        if policy.bundle.tokens is None:
+        if policy.bundle.program.tokens is None:
             policy.chunking = RealTimeChunking()
             found.append(policy.predict(seen | {PREVIOUS: wish, DELAY: np.array([1])}, keys)[0])
             policy.chunking = None

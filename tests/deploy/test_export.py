@@ -18,15 +18,15 @@ from safetensors.numpy import load_file
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.deploy import export as exporting
+from vivace.deploy import parity
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.bundle_checks import check_steps
 from vivace.deploy.bundle_form import MASK, TOKENS
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
-from vivace.deploy.golden import FILE_NAME
 from vivace.deploy.graph_writer import GraphWriter, _error
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.token_decoding import Decoder
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
@@ -258,8 +258,8 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     )
     bundle = Bundle.load(folder)
     settings = Decoder(kind=kind, **(asdict(extra[0]) if kind == "jacobi" else {}))
-    tokens = replace(bundle.tokens, decoder=settings)
-    policy = OrtPolicy(replace(bundle, tokens=tokens, recorded=None), task="Open the drawer")
+    program = replace(bundle.program, tokens=replace(bundle.program.tokens, decoder=settings))
+    policy = OrtPolicy(replace(bundle, plans={"plan": program}, goldens={}), task="Open the drawer")
     seen = raw(loaded)
     seen[PREVIOUS] = (
         np.random.default_rng(4).uniform(-1, 1, (2, 1, session.spec.action_dim)).astype(np.float32)
@@ -274,12 +274,12 @@ def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
         export(loaded, plan, data, tmp_path / "bundle", ["Open the drawer"])
 
 
-def test_steps_that_compute_the_same_share_a_graph_and_tensors_are_kept_once(diffusion):
+def test_every_step_of_a_schedule_calls_one_graph_and_tensors_are_kept_once(diffusion):
     loaded, plan, _, folder = diffusion
     bundle = Bundle.load(folder)
-    rows = accelerate(loaded.staged, plan).action
-    assert len({step.graph for step in bundle.steps}) == rows.programs < len(bundle.steps)
-    assert len(bundle.graphs) == rows.programs + 1, "one more encodes"
+    assert accelerate(loaded.staged, plan).action.programs > 1
+    assert [graph.origin.part for graph in bundle.graphs] == ["encode", "step"]
+    assert {step.graph for step in bundle.program.steps} == {1}
     stored = (folder / "graphs" / "weights.bin").stat().st_size
     weights = sum(p.numel() * 4 for p in loaded.policy.parameters())
     assert stored < 3 * weights + 4096 * 100
@@ -308,23 +308,21 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     execution = accelerate(staged, calibrate(staged, mark, data, CACHED))
     graphs = GraphWriter(tmp_path)
     with torch.no_grad():
-        made = export_denoising(graphs, execution, batch, EpisodeNoise(data.noise_keys))
+        made = export_denoising(graphs, {"plan": execution}, batch, EpisodeNoise(data.noise_keys))
     bundle = Bundle(
         folder=tmp_path,
         name=kind,
         spec=spec,
         graphs=tuple(graphs.graphs),
-        encode=made.encode,
-        steps=made.steps,
-        finish=made.finish,
+        plans=made,
         observations={},
         actions=identity(),
     )
-    check_steps(bundle)
+    check_steps(bundle, made["plan"], "plan")
     found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert max(graphs.errors) <= 1e-5
+    assert max(graph.error for graph in graphs.graphs) <= 1e-5
     wish = torch.full_like(torch.from_numpy(wanted), 0.3)
     weights = (torch.arange(wish.shape[1]) < 3).float()[None, :, None]
     freeze = RealTimeChunking(method="freeze")
@@ -340,7 +338,8 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
 def test_a_plain_policy_needs_one_step_graph(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "plain")
-    assert {step.graph for step in bundle.steps} == {1}
+    assert {step.graph for step in bundle.program.steps} == {1}
+    assert not [name for name in bundle.graphs[1].inputs if name.startswith(FRESH)]
     assert bundle.receipt["chunk_error"] <= 1e-5
 
 
@@ -399,7 +398,7 @@ def test_the_wheel_alone_replays_what_torch_did(subject, robots_python, request,
 def test_actions_that_are_not_finite_are_neither_exported_nor_predicted(diffusion, tmp_path):
     loaded, _, data, folder = diffusion
     bundle = Bundle.load(folder)
-    broken = OrtPolicy(replace(bundle, actions=replace(bundle.actions, gain=np.nan), recorded=None))
+    broken = OrtPolicy(replace(bundle, actions=replace(bundle.actions, gain=np.nan), goldens={}))
     seen = raw(loaded, rows=2)
     with pytest.raises(NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row 0 first"):
         broken.predict(seen, [(1, 0), (2, 0)])
@@ -419,7 +418,7 @@ def test_export_fails_above_the_tolerance_and_leaves_what_was_there(diffusion, t
     loaded, _, data, _ = diffusion
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "precious").write_text("kept")
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(ParityError, match="differs from torch by"):
         export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
     assert (tmp_path / "bundle" / "precious").read_text() == "kept"
@@ -439,9 +438,9 @@ def test_graphs_are_judged_by_the_size_of_what_they_give(tmp_path):
             return (self.gain * (x @ self.weight),)
 
     for gain in (1.0, 1000.0):
-        graphs.add(f"times{gain:.0f}", Scaled(gain, weight), {"x": x}, ["y"])
-    assert 0 <= max(graphs.errors) < 1e-6
-    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x}, Scaled(1001.0, weight)(x))
+        graphs.add(Origin("times", str(gain)), Scaled(gain, weight), {"x": x}, ["y"])
+    assert 0 <= max(graph.error for graph in graphs.graphs) < 1e-6
+    wrong = _error(str(tmp_path / graphs.graphs[1].file), {"x": x.numpy()}, Scaled(1001.0, weight)(x))
     assert wrong == pytest.approx(1e-3, rel=0.01)
 
 
@@ -461,13 +460,13 @@ def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
 def test_the_golden_chunk_is_torchs_too(subject, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
     bundle = Bundle.load(folder)
-    task = bundle.golden.task
+    task = bundle.program.golden.task
     assert task == ("" if subject == "diffusion" else "open the drawer")
     session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task)
-    golden, keys = bundle.recorded, [bundle.golden.noise_key]
+    golden, keys = bundle.recorded, [bundle.program.golden.noise_key]
     np.testing.assert_allclose(golden.chunk, session.predict(golden.batch, keys)[0], atol=1e-4)
     assert OrtPolicy(bundle).golden_error <= 1e-5
-    theirs = load_file(folder / FILE_NAME)  # anybody's safetensors reads it
+    theirs = load_file(folder / bundle.program.golden.file)  # anybody's safetensors reads it
     assert all(np.array_equal(theirs[key], value) for key, value in golden.observations.items())
     assert np.array_equal(theirs["action"], golden.chunk)
     if golden.continued is not None:

@@ -1,0 +1,74 @@
+"""Modules that a policy's stages are traced as, and what tells graphs of the same stage apart."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from vivace.accel.technique import Seam
+from vivace.policies.staged import Execution
+
+
+class Traced(nn.Module):
+    """A module that holds a policy's weights, so that they become tensors of the graph."""
+
+    def __init__(self, execution: Execution):
+        super().__init__()
+        self.weights = getattr(execution.policy, "policy", None)
+        self.execution = execution
+
+
+class Observing(Traced):
+    """A module that is given normalised observations."""
+
+    def __init__(self, execution: Execution, keys: list[str]):
+        super().__init__(execution)
+        self.keys = keys
+
+    def encoded(self, values: tuple[Tensor, ...]) -> Any:
+        """What the policy makes of them."""
+        run = self.execution
+        return run.policy.encode(dict(zip(self.keys, values, strict=True)), run.language, run.select)
+
+
+class Encode(Observing):
+    """Normalised observations -> leaves of the context."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        return tuple(pytree.tree_leaves(self.encoded(values)))
+
+
+class Finish(Traced):
+    """Last x, context -> normalised actions."""
+
+    def __init__(self, execution: Execution, context_tree: Any):
+        super().__init__(execution)
+        self.context_tree = context_tree
+
+    def forward(self, x: Tensor, *leaves: Tensor) -> tuple[Tensor]:
+        """Finish."""
+        context = pytree.tree_unflatten(list(leaves), self.context_tree)
+        return (self.execution.policy.finish(x, context),)
+
+
+def made_of(execution: Execution, seams: Sequence[Seam], *others: Any) -> str:
+    """Digest of what a graph is made of: the policy, what a plan does on these seams, and plain data."""
+    plan = execution.plan
+    techniques = [technique for technique in plan.techniques if technique.seam in seams]
+    settings = [
+        {
+            "kind": technique.kind,
+            **{k: v for k, v in vars(technique).items() if k not in ("tensors", "options")},
+        }
+        for technique in techniques
+    ]
+    found = hashlib.sha256(json.dumps([asdict(plan.fingerprint), settings, others], default=str).encode())
+    for technique in techniques:
+        for name, tensor in sorted(getattr(technique, "tensors", {}).items()):
+            found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
