@@ -3,8 +3,8 @@
 `golden/<plan>.safetensors` holds the observation as a robot gives it, what the chunk before it meant, the
 chunk, the chunk cut short at once, and the chunk that continues the one before, or of a policy that writes
 tokens the first token's logits, which show what an action's bin hides; noise key, instruction and tolerance
-are in the manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy only:
-names, shapes and dtypes are known before it is opened, and nothing else is taken.
+are in the manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy
+only: names, shapes and dtypes are known before it is opened, and nothing else is taken.
 """
 
 import json
