@@ -6,6 +6,7 @@ from enum import IntEnum
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,9 @@ class CalibrationData:
     """The same observations as the control loop gives them to `Session.predict`: keys -> (B, To, ...) in the
     robot's units, images HWC uint8, "action.previous" (B, n, A), and "task", one text a row; empty where only
     prepared ones are known."""
+    largest_step: np.ndarray | None = None
+    """Largest change of the executed action between two ticks of the episodes they are of (A,), in the
+    robot's units; None where that was not looked at."""
 
     @property
     def seeds(self) -> frozenset[int]:

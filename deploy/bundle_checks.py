@@ -15,7 +15,7 @@ from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle
 from vivace.policies.plain_data import shown
-from vivace.policies.types import PolicySpec
+from vivace.policies.types import ActionRange, PolicySpec
 
 _MAX_NUMBERS = 2**28
 """Of one tensor between two graphs."""
@@ -51,8 +51,22 @@ def check_spec(spec: PolicySpec) -> None:
         fits = len(shape) == 3 if is_image(key) else bool(shape)
         need(fits, f"{shown(key)} of shape {shape}", "three numbers for a picture, one or more for others")
         need(_numbers(shape) * spec.n_obs_steps <= _MAX_NUMBERS, f"{shown(key)} of shape {shape}", "less")
+    if spec.action_range is not None:
+        check_action_range(spec.action_range, spec.action_dim)
     ids = spec.block_ids
     need(len(set(ids)) == len(ids), "a block twice", "each once")
+
+
+def check_action_range(known: ActionRange, action_dim: int) -> None:
+    """Raise `BadBundle` unless what the actions were in training has a number for every dimension."""
+    sizes = (len(known.low), len(known.high), len(known.step))
+    need(set(sizes) == {action_dim}, f"an action_range of {sizes} numbers", f"{action_dim} each")
+    is_range = all(low <= high for low, high in zip(known.low, known.high, strict=True))
+    need(
+        is_range and min(known.step) > 0,
+        "an empty action_range, or a step of 0",
+        "low <= high, steps above 0",
+    )
 
 
 def check_normalizations(contents: Contents) -> None:

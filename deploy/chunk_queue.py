@@ -28,9 +28,16 @@ class ChunkQueue:
     Ticks ascend, so no action is executed twice or after a later one: (chunk_id, index) of what `pop`
     returns ascends strictly.
 
+    A chunk is a way through space, and a robot that stands goes no part of it. So ticks in which it stood
+    (`stand`) between a chunk's observation and its first action do not count, in either mode: a chunk that
+    was computed from a standstill and finds the robot there still begins with its first action, and one that
+    was asked for before the last one ran dry goes on where that ended. A chunk that has begun and is
+    interrupted by a standstill is forgotten: what it was computed from is past.
+
     Args:
-        drop_late: execute action i at tick `chunk.tick + i` and drop it if that has passed (async); else
-            execute from the first action on when the chunk arrives, one action a tick (sync).
+        drop_late: execute action i at tick `chunk.tick + i`, standstills left out, and drop it if that has
+            passed (async); else execute from the first action on when the chunk arrives, one action a tick
+            (sync).
         limit: how many actions of a chunk may be executed, all when None.
         blend_ticks: ticks over which a newer chunk is blended linearly with what the older one meant for the
             same ticks; 0 switches at once. Only with `drop_late`.
@@ -47,7 +54,12 @@ class ChunkQueue:
         self.drop_late, self._limit, self._blend_ticks = drop_late, limit, blend_ticks
         self._chunk: Chunk | None = None
         self._previous: Chunk | None = None
-        self._start = 0
+        self._start = self._previous_start = 0
+        """Tick of action 0; of a chunk that has not begun, before what the robot stands is added."""
+        self._has_begun = False
+        self._stands_since: int | None = None
+        self._stood: list[tuple[int, int]] = []
+        """Standstills that are over and may matter still: first tick, tick after the last one."""
         self._switched = 0
         self._popped = -1
         self._oldest = 0
@@ -77,11 +89,31 @@ class ChunkQueue:
         if chunk.tick < self._oldest or (self._chunk is not None and chunk.tick <= self._chunk.tick):
             return False
         self._previous = self._chunk if self._blend_ticks else None
-        self._chunk, self._switched = chunk, tick
+        self._previous_start = self._first(tick)
+        self._chunk, self._switched, self._has_begun = chunk, tick, False
         self._start = chunk.tick if self.drop_late else tick
+        self._stood = [stand for stand in self._stood if stand[1] > chunk.tick]
         self.accepted += 1
-        self.dropped += min(tick - self._start, len(chunk.actions))
+        self.dropped += min(tick - self._first(tick), len(chunk.actions))
         return True
+
+    def stand(self, tick: int) -> None:
+        """Note that the robot stood at `tick`: nothing was popped, and what was commanded moved nothing.
+
+        It stands until an action is popped.
+        """
+        if self._stands_since is None:
+            self._stands_since = tick
+        if self._chunk is not None and self._has_begun and self.remaining(tick):
+            self.clear(self._chunk.tick + 1)
+
+    def _first(self, tick: int) -> int:
+        """Tick of action 0, if the chunk goes on or begins at `tick`."""
+        if self._has_begun:
+            return self._start
+        stood = self._stood if self._stands_since is None else [*self._stood, (self._stands_since, tick)]
+        since = self._start
+        return since + sum(max(0, min(end, tick) - max(begin, since)) for begin, end in stood)
 
     def clear(self, tick: int) -> None:
         """Forget all that was computed from observations before `tick`, also what is still to come."""
@@ -96,13 +128,13 @@ class ChunkQueue:
         usable = len(self._chunk.actions)
         if self._limit is not None:
             usable = min(self._limit, usable)
-        return max(0, usable - (tick - self._start))
+        return max(0, usable - (tick - self._first(tick)))
 
     def ahead(self, tick: int) -> np.ndarray | None:
         """What the current chunk means for `tick` and later (m, A), executed or not; None if nothing."""
         if self._chunk is None:
             return None
-        actions = self._chunk.actions[tick - self._start :]
+        actions = self._chunk.actions[tick - self._first(tick) :]
         return actions if len(actions) else None
 
     def pop(self, tick: int) -> Queued | None:
@@ -119,6 +151,10 @@ class ChunkQueue:
         chunk = self._chunk
         if chunk is None or self.remaining(tick) == 0:
             return None
+        self._start, self._has_begun = self._first(tick), True
+        if self._stands_since is not None:
+            self._stood.append((self._stands_since, tick))
+            self._stands_since = None
         index = tick - self._start
         return Queued(self._blended(chunk.actions[index], tick), self.accepted - 1, index, tick - chunk.tick)
 
@@ -127,7 +163,7 @@ class ChunkQueue:
         since = tick - self._switched
         if self._previous is None or since >= self._blend_ticks:
             return action
-        index = tick - self._previous.tick
+        index = tick - self._previous_start
         if index >= len(self._previous.actions) or not np.isfinite(self._previous.actions[index]).all():
             return action
         share = (since + 1) / (self._blend_ticks + 1)

@@ -17,6 +17,7 @@ from vivace.accel.apply import accelerate
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.action_range import learned_range
 from vivace.deploy.bundle import MANIFEST, PLANS, Bundle
 from vivace.deploy.bundle_form import MASK, TOKENS, PromptSettings
 from vivace.deploy.export_onnx import export_denoising
@@ -38,7 +39,8 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.plain_data import plain
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution
+from vivace.policies.staged import Execution, sample
+from vivace.policies.types import ActionRange
 
 TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"
@@ -115,10 +117,11 @@ def export(
     else:
         observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
         (partial / PLANS).mkdir(parents=True)
+        usual = next(iter(runs.values()))
         bundle = Bundle(
             folder=partial,
             name=loaded.path.name,
-            spec=loaded.staged.spec,
+            spec=replace(loaded.staged.spec, action_range=_action_range(loaded, usual, data)),
             graphs=(),
             plans={},
             observations=observations,
@@ -157,7 +160,7 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or bundle.spec != loaded.staged.spec:
+    if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"
@@ -214,6 +217,20 @@ def _with_golden(
             check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
         plans[name] = replace(plans[name], golden=settings)
     return replace(bundle, plans=plans)
+
+
+def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationData) -> ActionRange | None:
+    """What the actions were that the policy learned from; None if its processors do not say."""
+    pipeline: Any = loaded.postprocess
+    stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
+    if not stats:
+        return None
+    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
+    if steps is None:
+        chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+        actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
+        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
+    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

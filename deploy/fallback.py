@@ -27,3 +27,9 @@ def fallback_action(
     ramp = max(0.0, 1.0 - n_ticks / ramp_ticks)
     shares = {ActionKind.ABSOLUTE: 1.0, ActionKind.DELTA: 0.0, ActionKind.VELOCITY: ramp}
     return np.asarray(last * np.array([shares[kind] for kind in kinds]), dtype=last.dtype)
+
+
+def is_standstill(action: np.ndarray, before: np.ndarray, kinds: Sequence[ActionKind]) -> bool:
+    """Whether an action (A,) executed after another moves nothing: targets stay, all others are zero."""
+    is_absolute = np.array([kind == ActionKind.ABSOLUTE for kind in kinds])
+    return bool(np.array_equal(np.where(is_absolute, action - before, action), np.zeros(len(kinds))))

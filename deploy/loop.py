@@ -16,6 +16,11 @@ Each tick says what it executed. The age of an action is the ticks since the obs
               of a chunk that arrived late
     fallback  no action of a chunk: the queue was empty or the guard refused a non-finite action
 
+A robot that stands (before the first chunk, in a hold, or because the queue ran dry) goes no part of a chunk:
+what it stood through is left out of "its own tick", so that a chunk from a standstill begins with its first
+action, whatever it took to compute. Where it is known what the robot holds (`initial_action`), the first
+actions bring it from there by no more than the limits' step or the chunk's own (`ActionGuard.ramp`).
+
 `LatencyBudget` says when a chunk is due and a deadline missed.
 """
 
@@ -26,16 +31,16 @@ from enum import StrEnum
 import numpy as np
 
 from vivace.deploy.budget import LatencyBudget
-from vivace.deploy.chunk_queue import ChunkQueue
+from vivace.deploy.chunk_queue import ChunkQueue, Queued
 from vivace.deploy.clock import Clock
-from vivace.deploy.fallback import fallback_action
+from vivace.deploy.fallback import fallback_action, is_standstill
 from vivace.deploy.guard import ActionGuard
 from vivace.deploy.pace import Beat, Pace
 from vivace.deploy.robot import Robot
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import Observation, PolicySpec
+from vivace.policies.types import ActionKind, Observation, PolicySpec
 
 
 class Mode(StrEnum):
@@ -192,8 +197,10 @@ class ControlLoop:
         self._latency_s: float | None = None
         self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
         start = settings.initial_action or (0.0,) * spec.action_dim
-        self._last = np.array(start, dtype=np.float32)
+        self._last = self._told = np.array(start, dtype=np.float32)
+        """What the policy did last, and what the robot was told last."""
         self._fallback_ticks = 0
+        self._stands = True
         self._has_asked = self._has_accepted = False
 
     def tick(self) -> TickRecord:
@@ -225,16 +232,20 @@ class ControlLoop:
             self.budget.wait(tick)
         interventions = self._guard.interventions
         state = self._judge()
-        queued = self.queue.pop(tick) if state == State.RUN else None
+        queued = self._pop() if state == State.RUN else None
         action = None if queued is None else self._guard.check(queued.action)
         if queued is None or action is None:
             self._fallback_ticks += 1
             source, chunk_id, age = Source.FALLBACK, None, None
             action = self._guard.limit(self._fallback())
+            self._stands = is_standstill(action, self._told, self._spec.action_kinds)
+            if self._stands and queued is None:
+                self.queue.stand(tick)
         else:
-            self._last, self._fallback_ticks = action, 0
+            self._last, self._fallback_ticks, self._stands = action, 0, False
             chunk_id, age = queued.chunk_id, queued.age_ticks
             source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
+        self._told = action
         self._robot.act(action)
         ended_s = self._clock.now()
         if self._watchdog is not None:
@@ -257,6 +268,14 @@ class ControlLoop:
             self.budget.misses > misses,
             state,
         )
+
+    def _pop(self) -> Queued | None:
+        """Take the action of this tick; a chunk that begins from a known posture is ramped to."""
+        queued = self.queue.pop(self.tick_count)
+        ahead = self.queue.ahead(self.tick_count)
+        if queued is not None and ahead is not None and self._stands and self._settings.initial_action:
+            self._guard.ramp(ahead)
+        return queued
 
     def _judge(self) -> State:
         """Ask the watchdog who acts; what was observed while it did not trust its eyes is forgotten."""
@@ -338,6 +357,11 @@ def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, 
         raise BadSetting(
             f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
             "build it with make_queue(settings)"
+        )
+    if ActionKind.UNKNOWN in spec.action_kinds:
+        raise BadSetting(
+            f"what the actions mean is not known of all dimensions: {', '.join(spec.action_kinds)}; say it "
+            "when loading the policy (action_kinds)"
         )
     sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
     if settings.initial_action is not None:

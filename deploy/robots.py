@@ -3,7 +3,9 @@
 A robot is any object with `observe()` and `act(action)`. It may also have
 
     action_names     names of the action's dimensions, in order; limits files use them
+    action_kinds     what each dimension means: absolute, delta, velocity, unknown; else the names may say it
     initial_action   what to hold before the first action, such as the present posture; a sequence
+    is_simulated     nothing moves in the world, so that it may do without limits
     reset(seed)      called before each episode
     is_over          the episode has ended
     close()          called at the end, whatever happened
@@ -14,7 +16,7 @@ those that it names among its parameters.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from vivace.deploy.robot import Robot
+from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.arrays import enter_observations, observation_layout
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, Observation, PolicySpec
@@ -87,6 +90,7 @@ def action_names(robot: Robot, spec: PolicySpec) -> tuple[str, ...]:
 
     Raises:
         BadBundle: the robot has another number of dimensions than the policy.
+        BadSetting: it has a name twice.
     """
     names = getattr(robot, "action_names", None)
     if names is None:
@@ -96,11 +100,30 @@ def action_names(robot: Robot, spec: PolicySpec) -> tuple[str, ...]:
             f"the robot's actions have {len(names)} dimensions ({', '.join(names)}), the bundle's "
             f"{spec.action_dim}; take a bundle of a policy that was trained for this robot"
         )
+    if len(set(names)) < len(names):
+        raise BadSetting(f"the robot's action_names are {', '.join(names)}; each may be there once")
     return tuple(names)
 
 
+def action_kinds(
+    robot: Robot, names: Sequence[str], spec: PolicySpec, given: Sequence[str] = ()
+) -> tuple[ActionKind, ...]:
+    """What the dimensions of a robot's actions mean, from the user, the robot and the bundle.
+
+    Raises:
+        BadSetting: nobody says it of all dimensions, or the user contradicts the robot.
+        BadBundle: bundle and robot contradict each other.
+    """
+    said = read_kinds(given, spec.action_dim, "--robot.action_kinds")
+    own = getattr(robot, "action_kinds", None)
+    its = kinds_of_names(names)
+    if own is not None:
+        its = read_kinds(tuple(own), spec.action_dim, "the robot's action_kinds", (ActionKind.UNKNOWN,))
+    return settle_kinds(names, spec.action_kinds, its, said)
+
+
 def initial_action(robot: Robot, spec: PolicySpec, given: tuple[float, ...] = ()) -> tuple[float, ...]:
-    """What is held before the first action: given, else the robot's, else zeros where these are safe.
+    """What is held before the first action: given, else the robot's targets, else zeros where these are safe.
 
     Raises:
         BadSetting: nobody says it and some dimensions are absolute targets, or it has another size.
@@ -114,6 +137,9 @@ def initial_action(robot: Robot, spec: PolicySpec, given: tuple[float, ...] = ()
             )
         return (0.0,) * spec.action_dim
     action = tuple(float(value) for value in found)
+    if not given and len(action) == spec.action_dim:  # a speed that is measured is none to hold
+        is_held = (kind == ActionKind.ABSOLUTE for kind in spec.action_kinds)
+        action = tuple(value * held for value, held in zip(action, is_held, strict=True))
     if len(action) != spec.action_dim or not np.isfinite(action).all():
         raise BadSetting(
             f"initial_action {list(action)} has {len(action)} numbers; {spec.action_dim} finite ones are "

@@ -188,7 +188,8 @@ class Driver:
         measured = measured_positions(self._settings, self._sensors, self._spec.action_dim)
         posture = np.array(given) if given else np.where(is_absolute, measured, 0.0)
         if np.isfinite(posture).all():
-            self._last = self._guard.limit(posture.astype(np.float32))  # the first step is measured from it
+            self._last = posture.astype(np.float32)
+            self._guard.start(self._last)
 
     def _act(self, action: np.ndarray) -> None:
         """Send what the loop acts, and what it means to do after it."""

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+from vivace.deploy.action_range import NONE, choose_limits
 from vivace.deploy.guard import Limits
-from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import LoopSettings, Mode, executed_actions
 from vivace.deploy.ort_graph import PROVIDERS
 from vivace.deploy.ros2_messages import FIELDS
 from vivace.deploy.watchdog import WatchdogSettings
+from vivace.policies.action_kinds import KNOWN, kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
@@ -95,7 +96,11 @@ class RosSettings:
     action_kinds: tuple[str, ...] = _list(
         str, "What each action dimension (or all) means: absolute, delta, velocity; empty: as exported."
     )
-    limits_file: str = _text("", "Limits as YAML or URDF (vivace run's format) instead of the lists below.")
+    limits_file: str = _text(
+        "",
+        "Limits as YAML or URDF (vivace run's format) instead of the lists below; with neither those of the "
+        "training data, as the bundle has them; none: no limits.",
+    )
     limits_low: tuple[float, ...] = _list(float, "Smallest value of each action dimension.")
     limits_high: tuple[float, ...] = _list(float, "Largest value of each action dimension.")
     limits_max_step: tuple[float, ...] = _list(float, "Largest change of each between two ticks.")
@@ -126,7 +131,7 @@ class RosSettings:
         _one_of("command.type", self.command_type, COMMANDS)
         _one_of("provider", self.provider, tuple(PROVIDERS))
         for kind in self.action_kinds:
-            _one_of("action_kinds", kind, tuple(k.value for k in ActionKind))
+            _one_of("action_kinds", kind, KNOWN)
         for name in self.joint_fields:
             _one_of("joint_fields", name, FIELDS)
         self.camera_topics  # noqa: B018 - it checks the map
@@ -164,20 +169,21 @@ class RosSettings:
         """Check the parameters that must fit the policy.
 
         Returns:
-            The policy's spec, its actions meaning what `action_kinds` says.
+            The policy's spec, its actions meaning what `action_kinds`, names and bundle say.
 
         Raises:
-            BadSetting: sizes or names do not fit.
+            BadSetting: sizes or names do not fit, or nobody says what the actions mean.
+            BadBundle: bundle and names contradict each other.
             ObservationMismatch: the policy sees what this node cannot give it.
         """
         _check_inputs(self, spec)
-        if self.action_kinds:
-            kinds = self.action_kinds * (spec.action_dim if len(self.action_kinds) == 1 else 1)
-            _check_length("action_kinds", kinds, spec.action_dim)
-            spec = replace(spec, action_kinds=tuple(ActionKind(kind) for kind in kinds))
         for name in ("command_names", "fallback_initial_action"):
             if getattr(self, name):
                 _check_length(_ros(name), getattr(self, name), spec.action_dim)
+        names = self.command_names or tuple(map(str, range(spec.action_dim)))
+        said = read_kinds(self.action_kinds, spec.action_dim, "action_kinds")
+        kinds = settle_kinds(names, spec.action_kinds, kinds_of_names(names), said, "action_kinds")
+        spec = replace(spec, action_kinds=kinds)
         limits = self.limits(spec)
         if limits.action_dim not in (None, spec.action_dim):
             raise BadSetting(
@@ -193,14 +199,15 @@ class RosSettings:
         """What the guard allows of a policy's actions."""
         names = ("low", "high", "max_step", "max_velocity", "max_acceleration")
         given = {name: getattr(self, f"limits_{name}") or None for name in names}
-        if not self.limits_file:
+        if any(given.values()) and not self.limits_file:
             return Limits(**given)
-        if any(given.values()) or not self.command_names:
+        needs_names = self.limits_file not in ("", NONE) and not self.command_names
+        if any(given.values()) or needs_names:
             raise BadSetting(
                 f"limits.file={self.limits_file!r} needs command.names, and no limits besides it; "
                 "put them into the file"
             )
-        return load_limits(self.limits_file, self.command_names, spec.action_kinds)
+        return choose_limits(self.limits_file, self.command_names, spec)[0]
 
     @property
     def chunking(self) -> RealTimeChunking | None:
@@ -334,7 +341,8 @@ def _check_inputs(settings: RosSettings, spec: PolicySpec) -> None:
 
 def _check_posture(settings: RosSettings, spec: PolicySpec, limits: Limits) -> None:
     """Limits of change need to know what the first change is measured from."""
-    if settings.fallback_initial_action or not (limits.max_step or limits.has_rates):
+    is_learned = limits.max_step and not (settings.limits_max_step or settings.limits_file)
+    if settings.fallback_initial_action or is_learned or not (limits.max_step or limits.has_rates):
         return
     known = settings.joint_names if "position" in settings.joint_fields else ()
     names = settings.command_names or ("",) * spec.action_dim

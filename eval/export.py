@@ -25,7 +25,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
     folder = _folder(command)
     if command.export.sign_key:
         private_key(command.export.sign_key)  # before a minute's work
-    loaded = load(command)
+    loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)

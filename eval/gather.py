@@ -23,8 +23,8 @@ NoiseKey = tuple[int, ...]
 
 def observe_episodes(
     session: Session, make_env: MakeEnv, episodes: int, seed: int, max_steps: int | None = None
-) -> list[tuple[NoiseKey, dict[str, np.ndarray]]]:
-    """Run episodes side by side in a frozen world and keep what the policy was shown at each inference.
+) -> tuple[list[tuple[NoiseKey, dict[str, np.ndarray]]], np.ndarray]:
+    """Run episodes side by side in a frozen world; keep what the policy was shown, and how far it stepped.
 
     Args:
         session: runs the policy.
@@ -35,7 +35,7 @@ def observe_episodes(
 
     Returns:
         One entry per inference of an episode: its noise key, and what was shown: key -> (To, ...), and what
-        the chunk before means (H, A).
+        the chunk before means (H, A). And the largest change of the executed action between two ticks (A,).
     """
     seen: list[tuple[NoiseKey, dict[str, np.ndarray]]] = []
 
@@ -49,8 +49,10 @@ def observe_episodes(
         return session.predict(observations, noise_keys)
 
     settings = RolloutSettings(n_episodes=episodes, batch_size=episodes, seed=seed, max_steps=max_steps)
-    rollout(make_env, predict, session.spec, settings)
-    return seen
+    results = rollout(make_env, predict, session.spec, settings)
+    actions = [np.array([record.action for record in result.records]) for result in results]
+    steps = [np.abs(np.diff(one, axis=0)).max(axis=0, initial=0.0) for one in actions]
+    return seen, np.max(steps, axis=0)
 
 
 def calibration_data(
@@ -62,7 +64,7 @@ def calibration_data(
     max_steps: int | None = None,
 ) -> CalibrationData:
     """Pick `samples` observations, evenly spread over a handful of episodes; they keep their noise keys."""
-    seen = observe_episodes(session, make_env, episodes, seed, max_steps)
+    seen, largest_step = observe_episodes(session, make_env, episodes, seed, max_steps)
     picks = np.linspace(0, len(seen) - 1, min(samples, len(seen))).astype(int)
     keys, shown = zip(*(seen[i] for i in picks), strict=True)
     batch = {
@@ -70,7 +72,7 @@ def calibration_data(
     }
     raw: dict[str, Any] = batch | {"task": [session.task] * len(picks)}
     inputs = session.inputs(raw)
-    return CalibrationData(inputs.batch, keys, inputs.draft, raw)
+    return CalibrationData(inputs.batch, keys, inputs.draft, raw, largest_step)
 
 
 def _padded(previous: np.ndarray | None, rows: int, spec: PolicySpec) -> np.ndarray:

@@ -33,6 +33,7 @@ from vivace.eval.settings import (
 )
 from vivace.eval.statistics import spread_of
 from vivace.eval.terminal import console
+from vivace.policies.action_kinds import read_kinds
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.session import Session
@@ -42,9 +43,16 @@ from vivace.policies.types import PolicySpec
 IMAGE = "observation.images."
 
 
-def load(command: CommonOptions) -> LoadedPolicy:
-    """Load the policy a command names, its actions understood as the environment's; settle the rate."""
+def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPolicy:
+    """Load the policy a command names, its actions understood as the environment's; settle the rate.
+
+    Args:
+        command: names policy and environment.
+        action_kinds: how its actions are to be understood instead, by name.
+    """
     kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
+    if action_kinds:
+        kinds = read_kinds(action_kinds, len(kinds), "--export.action_kinds")
     loaded = load_policy(command.policy.path, command.policy.device, kinds)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
@@ -160,7 +168,9 @@ def _shuffled(parts: Sequence[CalibrationData], seed: int) -> CalibrationData:
         key: np.concatenate([part.raw[key] for part in parts])[order] for key in parts[0].raw
     }
     draft = torch.cat(drafts)[order] if drafts else None
-    return CalibrationData(batch, tuple(keys[i] for i in order), draft, raw)
+    steps = [part.largest_step for part in parts if part.largest_step is not None]
+    largest_step = np.max(steps, axis=0) if steps else None
+    return CalibrationData(batch, tuple(keys[i] for i in order), draft, raw, largest_step)
 
 
 def run_calibrate(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

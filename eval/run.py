@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from vivace.deploy.action_range import choose_limits
 from vivace.deploy.budget import LatencyBudget, Rung
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.clock import WallClock
 from vivace.deploy.guard import ActionGuard, Limits
-from vivace.deploy.limits import load_limits
 from vivace.deploy.loop import ControlLoop, LoopSettings, Mode, executed_actions, make_queue
 from vivace.deploy.process_worker import ProcessWorker, bundles
 from vivace.deploy.realtime import Grant, realtime
-from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot
+from vivace.deploy.robots import action_kinds, action_names, check_robot, initial_action, make_robot
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.eval.cpu_load import cpu_load
@@ -47,6 +47,8 @@ class Parts:
     robot: Any
     settings: LoopSettings
     limits: Limits
+    limits_from: str
+    """Where they are from, in words."""
     worker: ProcessWorker
     ladder: tuple[Rung, ...]
     recorder: Recorder
@@ -68,7 +70,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     settings = _loop_settings(command, bundle.spec)
     with ExitStack() as stack:
         robot = _robot(command, bundle.spec, stack)
-        settings, limits = _fit(command, robot, bundle.spec, settings)
+        bundle, settings, limits, limits_from = _fit(command, robot, bundle, settings)
         worker = _worker(command, plans)
         stack.callback(worker.close)
         worker.start()
@@ -83,6 +85,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
                 robot=robot,
                 settings=settings,
                 limits=limits,
+                limits_from=limits_from,
                 worker=worker,
                 ladder=ladder,
                 recorder=recorder,
@@ -126,14 +129,27 @@ def _robot(command: RunCommand, spec: PolicySpec, stack: ExitStack) -> Any:
 
 
 def _fit(
-    command: RunCommand, robot: Any, spec: PolicySpec, settings: LoopSettings
-) -> tuple[LoopSettings, Limits]:
+    command: RunCommand, robot: Any, bundle: Bundle, settings: LoopSettings
+) -> tuple[Bundle, LoopSettings, Limits, str]:
     """Check that robot, policy and limits fit; returns what depends on the robot."""
-    names = action_names(robot, spec)
-    limits = load_limits(command.limits, names, spec.action_kinds) if command.limits else Limits()
+    names = action_names(robot, bundle.spec)
+    kinds = action_kinds(robot, names, bundle.spec, command.robot.action_kinds)
+    spec = replace(bundle.spec, action_kinds=kinds)
+    is_simulated = getattr(robot, "is_simulated", False)
+    limits, limits_from = choose_limits(command.limits, names, spec, may_lack=is_simulated)
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
-    return LoopSettings(**{**vars(settings), "initial_action": start}), limits
+    _guard(limits, spec, command.rate_hz, start)  # refuses a posture that cannot be
+    return replace(bundle, spec=spec), replace(settings, initial_action=start), limits, limits_from
+
+
+def _guard(
+    limits: Limits, spec: PolicySpec, control_hz: float, posture: tuple[float, ...] | None
+) -> ActionGuard:
+    """Build a guard that knows where the robot is."""
+    guard = ActionGuard(limits, spec.action_kinds, 1.0 / control_hz)
+    guard.start(np.array(posture, np.float32))
+    return guard
 
 
 def _loop_settings(command: RunCommand, spec: PolicySpec) -> LoopSettings:
@@ -211,18 +227,16 @@ def _episode(parts: Parts, seed: int, end_s: float, interrupts: Interrupts) -> N
 
 
 def _loop(parts: Parts, seed: int) -> ControlLoop:
-    """Build the loop of one episode; its guard knows where the robot is."""
-    spec, period_s = parts.bundle.spec, 1.0 / parts.command.rate_hz
-    guard = ActionGuard(parts.limits, spec.action_kinds, period_s)
-    guard.limit(np.array(parts.settings.initial_action, np.float32))
+    """Build the loop of one episode."""
+    spec, settings = parts.bundle.spec, parts.settings
     return ControlLoop(
         parts.robot,
         parts.worker,
-        make_queue(parts.settings),
-        guard,
+        make_queue(settings),
+        _guard(parts.limits, spec, parts.command.rate_hz, settings.initial_action),
         LatencyBudget(parts.command.rate_hz, parts.ladder),
         parts.clock,
-        parts.settings,
+        settings,
         spec=spec,
         episode_seed=seed,
         watchdog=parts.watchdog,

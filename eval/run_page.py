@@ -1,5 +1,6 @@
 """The report of `vivace run`."""
 
+import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def run_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
             figure(times_figure(results["histograms"], 1 / settings["control_hz"])),
         )
     )
-    parts.append(section("What was executed", _sources_text(run), _sources_table(run)))
+    parts.append(section("What was executed", _sources_text(results), _sources_table(run)))
     parts.append(section("What happened", _events_text(results), _events_table(results)))
     if results["realtime"]:
         rows = [
@@ -97,13 +98,14 @@ def _times_table(run: Mapping[str, Any]) -> str:
     return table(("", *(f"{key.removesuffix('_s')} [ms]" for key in _PERCENTILES), "n"), rows)
 
 
-def _sources_text(run: Mapping[str, Any]) -> str:
+def _sources_text(results: Mapping[str, Any]) -> str:
+    run, limits = results["run"], results["settings"].get("limits", "not known")
     depth = run["queue_depth"]
     return (
         "Fresh: an action as young as in a world that waits; stale: an older one; fallback: none was there, "
         f"or the watchdog held the robot. Actions left for later ticks: {depth['p50']} (median), "
         f"{'–' if depth['p1'] is None else depth['p1']} (1st percentile). "
-        f"{run['guarded']} actions were changed or refused by the guard."
+        f"{run['guarded']} actions were changed or refused by the guard. Limits: {html.escape(limits)}."
     )
 
 

@@ -44,6 +44,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             "mode": command.loop.mode,
             "n_action_steps": parts.settings.n_action_steps,
             "cpu_load": command.cpu_load,
+            "limits": parts.limits_from,
         },
         "realtime": [
             {"what": grant.what, "is_granted": grant.is_granted, "why": grant.why} for grant in parts.grants
@@ -99,6 +100,7 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "undecided_ticks": run["undecided_ticks"],
         "deadline_misses": run["deadline_misses"],
         "sources": run["sources"],
+        "guarded": run["guarded"],
         "effective_hz": round(run["effective_hz"], 2),
         "latency_p50_ms": _ms(run["latency"]["p50_s"]),
         "latency_p99_ms": _ms(run["latency"]["p99_s"]),

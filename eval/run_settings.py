@@ -23,6 +23,9 @@ class RobotOptions:
     """Of a simulation, e.g. reach-v3."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the robot, e.g. '{robot: so101_follower, port: /dev/ttyACM0}' for lerobot."""
+    action_kinds: list[str] = field(default_factory=list)
+    """What each dimension of its actions means, or all of them: absolute, delta, velocity. Robot and bundle
+    say it where they can."""
     initial_action: tuple[float, ...] = ()
     """What to hold before the first action; the robot's own when not given."""
 
@@ -80,7 +83,8 @@ class RunCommand:
     """PEM file: bundles must be signed with the private key that belongs to it (vivace export
     --export.sign_key)."""
     limits: str = ""
-    """YAML file or URDF with the limits of the action's dimensions."""
+    """YAML file or URDF with the limits of the action's dimensions; when not given the range and largest step
+    of the training data, as the bundle has them; none: no limits."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     viewer: bool = False

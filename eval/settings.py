@@ -277,6 +277,9 @@ class ExportOptions:
     sign_key: str = ""
     """PEM file of an ed25519 private key to sign the bundle with (openssl genpkey -algorithm ed25519); robots
     check it with --public_key."""
+    action_kinds: list[str] = field(default_factory=list)
+    """What each dimension of the actions means, or all of them: absolute, delta, velocity; the environment's
+    when empty."""
 
 
 @dataclass(kw_only=True)

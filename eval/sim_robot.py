@@ -31,10 +31,12 @@ class SimRobot(EnvRobot):
     """
 
     action_names = ("x", "y", "z", "gripper")
+    is_simulated = True
 
     def __init__(self, env: Any, control_hz: float, instruction: str, *, viewer: bool = False) -> None:
         super().__init__(env, control_hz)
         self._instruction, self._control_hz = instruction, control_hz
+        self.action_kinds = env.action_kinds
         self.initial_action = (0.0,) * len(self.action_names)
         self._replay = Replay(env)
         self._stride = max(1, round(control_hz / _FILM_FPS))

@@ -39,6 +39,8 @@ class DPTransformerConfig(PreTrainedConfig):
     n_action_steps: int = 8
     control_hz: float | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: not known."""
+    action_kinds: tuple[str, ...] = ()
+    """What each action dimension means: absolute, delta, velocity; none: not known."""
     n_layer: int = 8
     n_head: int = 4
     n_emb: int = 256

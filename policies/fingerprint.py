@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vivace.policies.types import Fingerprint
 
 _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
-            "control_hz"}  # fmt: skip
+            "control_hz", "action_kinds"}  # fmt: skip
 """Config fields that do not change what the policy computes."""
 
 

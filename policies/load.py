@@ -69,7 +69,7 @@ def load_policy(
     Args:
         path: folder with config.json, model.safetensors and the processor files, or `zoo/<name>`.
         device: where it runs.
-        action_kinds: meaning of each action dimension; absolute targets when empty.
+        action_kinds: meaning of each action dimension; as the checkpoint says, or unknown, when empty.
 
     Raises:
         PolicyNotFound: the folder is missing, is not a lerobot checkpoint, or is damaged.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
 from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.errors import UnsupportedPolicy
@@ -43,7 +44,7 @@ class OpaquePolicy:
             n_obs_steps=1,
             n_action_steps=getattr(config, "n_action_steps", 1),
             observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
+            action_kinds=kinds_of_config(config, action_kinds, action_dim),
             blocks=(),
         )
 

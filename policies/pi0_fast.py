@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
 from vivace.policies.decoding import Prompt
 from vivace.policies.language import StagedLlama
@@ -48,7 +49,7 @@ class StagedPI0Fast:
             n_obs_steps=config.n_obs_steps,
             n_action_steps=config.n_action_steps,
             observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * dim,
+            action_kinds=kinds_of_config(config, action_kinds, dim),
             blocks=(),
         )
 

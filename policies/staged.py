@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
 from vivace.policies.chunking import NO_DENOISING, Continuation
 from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
@@ -153,7 +154,7 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
 def policy_spec(
     config: Any, blocks: Sequence[Block], action_kinds: tuple[ActionKind, ...] = ()
 ) -> PolicySpec:
-    """Read a policy's spec from its lerobot config; actions are absolute targets unless said otherwise."""
+    """Read a policy's spec from its lerobot config; what its actions mean as of `kinds_of_config`."""
     action_dim = config.action_feature.shape[0]
     return PolicySpec(
         type=config.type,
@@ -162,7 +163,7 @@ def policy_spec(
         n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-        action_kinds=action_kinds or (ActionKind.ABSOLUTE,) * action_dim,
+        action_kinds=kinds_of_config(config, action_kinds, action_dim),
         blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
         control_hz=getattr(config, "control_hz", None),
     )

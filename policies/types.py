@@ -31,6 +31,8 @@ class ActionKind(StrEnum):
     """A displacement per control period: the fallback is zero."""
     VELOCITY = "velocity"
     """A rate: the fallback ramps down to zero."""
+    UNKNOWN = "unknown"
+    """Nobody said. No control loop runs with it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,20 @@ class BlockInfo:
     """`stage.index.branch`, e.g. "action.3.mlp"."""
     additive: bool = True
     """Its output is added to the residual stream, or replaces it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionRange:
+    """What the actions were that a policy learned from: one number a dimension, in the robot's units."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    step: tuple[float, ...]
+    """Largest change between two control periods, above 0."""
+    bounds_from: str
+    """Where low and high are from, in words."""
+    step_from: str
+    """Where the step is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +78,8 @@ class PolicySpec:
     """Blocks in the order they run; empty for an opaque policy."""
     control_hz: Annotated[float, Between(1e-3, 1e5)] | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
+    action_range: ActionRange | None = None
+    """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
 
     @property
     def first_action(self) -> int:

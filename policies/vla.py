@@ -30,6 +30,8 @@ class VisionLanguageConfig(PreTrainedConfig):
     n_action_steps: int = 16
     control_hz: float | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: not known."""
+    action_kinds: tuple[str, ...] = ()
+    """What each action dimension means: absolute, delta, velocity; none: not known."""
 
     image_size: int = 224
     dino_model: str = "vit_large_patch14_reg4_dinov2.lvd142m"

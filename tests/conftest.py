@@ -21,3 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=20_000,
         help="length of the soak in virtual time; a million takes a few minutes",
     )
+    parser.addoption(
+        "--limits-mutations",
+        type=int,
+        default=1500,
+        help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
+    )

@@ -27,6 +27,7 @@ from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processo
 from vivace.policies.load import load_policy
 from vivace.policies.session import Session
 from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.types import ActionKind
 
 NODE = "/vivace"
 TRANSITIONS = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}
@@ -66,7 +67,8 @@ def tiny_bundle(base, images=False):
         blank = np.zeros((1, 2, 64, 64, 3), np.uint8) if is_image else np.zeros((1, 2, *shape), np.float32)
         seen |= {} if key == "action" else {key: blank}
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), base / "dp")
-    return bundled(load_policy(base / "dp"), seen, base / "bundle")
+    kinds = (ActionKind.ABSOLUTE,) * 3
+    return bundled(load_policy(base / "dp", action_kinds=kinds), seen, base / "bundle")
 
 
 class Bench:

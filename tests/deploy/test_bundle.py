@@ -161,6 +161,7 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (table(2, memory=[]), "step 2 of .* with 0 weights of its memory"),
     (table(0, alpha=0, sigma=0), "needed: 0 or more, not both 0"),
     (graph_1(out=[1, 6, 4]), r"out of step 0 of .* of shape \(1, 6, 4\)"),
+    (spec(action_range={"low": [0], "high": [1], "step": [1]}), "action_range lacks .bounds_from."),
     (plan(golden=None), "names no golden chunk of plan .plan."),
     (ours(files={}), "has no digest of '.*', which is used"),
     (lambda d: d["vivace"]["files"].pop("graphs/weights.bin"), "has no digest of 'graphs/weights.bin'"),

@@ -534,3 +534,19 @@ def test_noise_is_the_same_with_and_without_torch():
     with_torch, without = EpisodeNoise(KEYS), Streams(KEYS)
     for _ in range(2):
         assert np.array_equal(with_torch((2, 3, 4), torch.zeros(1)).numpy(), without((3, 4)))
+
+
+@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+def test_a_bundle_says_what_its_actions_were_and_that_nobody_said_what_they_mean(subject, request):
+    loaded, *_, folder = request.getfixturevalue(subject)
+    spec, chunks = (
+        Bundle.load(folder).spec,
+        Session(loaded, task="Open the drawer").predict(raw(loaded), KEYS),
+    )
+    known = spec.action_range
+    assert known.bounds_from == "min and max of the training data"
+    assert known.low == pytest.approx([-1] * spec.action_dim, abs=0.1)
+    assert known.step_from == "2 times the largest in 2 of its own chunks, else 0.1 of the range"
+    assert 0 < min(known.step) <= max(known.step) <= max(np.subtract(known.high, known.low))
+    assert chunks.shape[-1] == len(known.step)
+    assert set(spec.action_kinds) == {"unknown"}

@@ -66,7 +66,7 @@ def test_errors():
         Limits(low=(1.0,), high=(0.0,))
     with pytest.raises(BadSetting, match="above 0"):
         Limits(max_step=(0.0,))
-    with pytest.raises(BadSetting, match="limits are for 2 dimensions, an action has 3"):
+    with pytest.raises(BadSetting, match=r"limits are for 2 dimensions, an action has shape \(3,\)"):
         ActionGuard(LIMITS).check(np.zeros(3))
 
 

@@ -138,8 +138,11 @@ def test_async_with_latency_shorter_than_the_lead_never_falls_back_again(latency
     loop = make_loop(latency_ticks, mode=Mode.ASYNC, request_at=3)
     records, timeline = run(loop, 40)
     assert timeline == "f" * latency_ticks + "c" * (40 - latency_ticks)
-    assert first_column(records)[latency_ticks:] == list(range(latency_ticks + 1, 41))  # each at its own tick
-    assert loop.queue.dropped == latency_ticks * loop.queue.accepted
+    second = next(record.tick for record in records if record.chunk_id == 1)
+    first = first_column(records)[latency_ticks:second]
+    assert first == list(range(1, len(first) + 1)), "the robot stood: nothing of the first chunk is skipped"
+    assert first_column(records)[second:] == list(range(second + 1, 41))  # each at its own tick
+    assert loop.queue.dropped == latency_ticks * (loop.queue.accepted - 1)
     assert loop.budget.misses == (latency_ticks > 0)  # the first chunk is due at tick 0
 
 
@@ -152,7 +155,7 @@ def test_async_learns_its_lead_from_the_first_chunk(latency_ticks):
 def test_async_is_stale_but_aligned_where_one_worker_cannot_keep_up():
     records, timeline = run(make_loop(latency_ticks=3, mode=Mode.ASYNC), 12)
     assert timeline == "fff" + 3 * "css"  # a chunk every 3 ticks, of age 3, 4 and 5; 4 is not fresh
-    assert first_column(records)[3:] == list(range(4, 13))
+    assert first_column(records)[3:] == [1, 2, 3, *range(7, 13)]  # the first chunk began at tick 3
 
 
 def test_async_that_asks_too_late_executes_stale_actions_and_misses_every_deadline():
@@ -161,7 +164,7 @@ def test_async_that_asks_too_late_executes_stale_actions_and_misses_every_deadli
     assert timeline == "ffccssccssccss"
     assert [record.tick for record in records if record.has_asked] == [0, 4, 8, 12]
     assert loop.budget.misses == 4
-    assert first_column(records)[2:] == list(range(3, 15))
+    assert first_column(records)[2:] == [1, 2, 3, 4, *range(7, 15)]
 
 
 def test_a_deadline_is_not_missed_while_fresh_actions_are_left():
@@ -225,11 +228,18 @@ def test_for_any_latencies_actions_are_aligned_and_sources_honest(latencies, mod
     options = {} if mode == Mode.SYNC else {"request_at": request_at}
     loop = make_loop(lambda request: latencies[request % len(latencies)], mode=mode, **options)
     records, timeline = run(loop, 60)
+    still, before = [], np.zeros(3)
+    for record in records:
+        is_still = record.action[0] == before[0] and not record.action[1:].any()
+        still.append(record.chunk_id is None and is_still)
+        before = record.action
     executed = [record for record in records if record.chunk_id is not None]
     for record in executed:
         assert (record.source == "chunk") == (record.age_ticks < 4)
         if mode == Mode.ASYNC:
-            assert record.action[0] == record.tick + 1
+            observed = record.tick - record.age_ticks
+            moved = sum(not is_still for is_still in still[observed : record.tick])
+            assert record.action[0] == observed + 1 + moved, "what it stood through is no part of the way"
     assert all(record.age_ticks is None for record in records if record.source == "fallback")
     numbers = [record.action[0] for record in executed]
     assert numbers == sorted(set(numbers))
@@ -275,7 +285,7 @@ def test_rtc_says_how_long_a_chunk_will_take_and_what_it_continues():
     assert [request.delay_ticks for request in requests[:2]] == [0, 2]
     assert requests[0].previous is None
     now = requests[1].tick
-    assert np.array_equal(requests[1].previous[:, 0], np.arange(now + 1, 9))  # action i is for tick i - 1
+    assert np.array_equal(requests[1].previous[:, 0], np.arange(now - 1, 9))  # action i is for tick i + 1
 
 
 def continue_ones(observations, keys):
@@ -405,7 +415,7 @@ def test_a_stopped_robot_is_held_until_the_reset_and_old_chunks_are_forgotten():
     assert "".join(record.source[0] for record in held + after) == "ffffff" + "cccc"
     assert {record.state for record in held} == {State.STOP}
     assert not any(record.has_asked for record in held)
-    assert [record.action[0] for record in after[1:]] == [13, 14, 15, 16]  # asked for at tick 11
+    assert [record.action[0] for record in after[1:]] == [12, 13, 14, 16]  # asked for at tick 11, then at 13
 
 
 def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from vivace.deploy import robots
-from vivace.deploy.robots import action_names, check_robot, initial_action, make_robot, robot_names
+from vivace.deploy.robots import (
+    action_kinds,
+    action_names,
+    check_robot,
+    initial_action,
+    make_robot,
+    robot_names,
+)
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, Observation, PolicySpec
 
@@ -105,6 +112,37 @@ def test_nothing_is_invented_for_absolute_targets():
     for wrong in ((1.0,), (1.0, float("nan"))):
         with pytest.raises(BadSetting, match="2 finite ones are needed"):
             initial_action(robot, targets, wrong)
+
+
+def test_what_its_dimensions_mean_is_said_by_the_robot_or_its_names():
+    robot, silent = Arm(), spec((ActionKind.UNKNOWN,) * 2)
+    absolute, velocity = ActionKind.ABSOLUTE, ActionKind.VELOCITY
+    assert action_kinds(robot, ("arm_pan.pos", "x.vel"), silent) == (absolute, velocity)
+    with pytest.raises(BadSetting, match="nobody says what the actions lift mean"):
+        action_kinds(robot, ("lift", "x.vel"), silent)
+    assert action_kinds(robot, ("lift", "x.vel"), silent, ["delta", "velocity"])[0] == ActionKind.DELTA
+    with pytest.raises(BadBundle, match="the bundle says that 'x.vel' is absolute, the robot says velocity"):
+        action_kinds(robot, ("lift", "x.vel"), spec((absolute, absolute)))
+    robot.action_kinds = ["velocity", "unknown"]
+    with pytest.raises(BadSetting, match="nobody says what the actions b mean"):
+        action_kinds(robot, ("a", "b"), silent)
+    assert action_kinds(robot, ("a", "b"), spec((ActionKind.UNKNOWN, absolute))) == (velocity, absolute)
+    robot.action_kinds = ["velocity"] * 3
+    with pytest.raises(BadSetting, match="the robot's action_kinds has 3 entries, an action 2 dimensions"):
+        action_kinds(robot, ("a", "b"), silent)
+
+
+def test_a_name_that_is_there_twice_is_refused():
+    robot = Arm()
+    robot.action_names = ("lift", "lift")
+    with pytest.raises(BadSetting, match="action_names are lift, lift; each may be there once"):
+        action_names(robot, spec())
+
+
+def test_a_speed_that_is_measured_is_none_to_hold():
+    robot = Arm()
+    robot.initial_action = (0.25, 0.7)
+    assert initial_action(robot, spec((ActionKind.ABSOLUTE, ActionKind.VELOCITY))) == (0.25, 0)
 
 
 def test_what_is_seen_is_checked_before_the_first_tick():

@@ -9,6 +9,7 @@ import pytest
 
 from vivace.deploy.budget import Rung
 from vivace.deploy.clock import VirtualClock
+from vivace.deploy.guard import Limits
 from vivace.deploy.ros2_command import ArrayCommand, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import loop_status, percentiles, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
@@ -18,7 +19,7 @@ from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
 ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY
@@ -31,6 +32,9 @@ SPEC = PolicySpec(
     observation_shapes={KEY: (2,)},
     action_kinds=(ABSOLUTE, ABSOLUTE),
     blocks=(),
+    action_range=ActionRange(
+        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
+    ),
 )
 NAMES = ("a", "b")
 
@@ -48,7 +52,8 @@ class World:
 
         def predict(observations, keys):
             self.asked += keys
-            return np.tile(100.0 * len(self.asked) + np.arange(6, dtype=np.float32)[None, :, None], (1, 1, 2))
+            leap = np.array([0, 1, 2, 3, 4, 1000], np.float32)  # a step so large that nothing else is ramped
+            return np.tile(100.0 * len(self.asked) + leap[None, :, None], (1, 1, 2))
 
         def latency_s(n, request):
             self.requests.append(request)
@@ -186,15 +191,29 @@ def test_limits_hold_from_the_measured_posture_on():
 def test_real_time_chunking_is_a_mode():
     world = World(mode="rtc", latency_ticks=1, request_at=2).run(6)
     assert world.settings.chunking == RealTimeChunking()
-    assert world.first == [101, 102, 201, 202, 301], "as async: late actions are dropped"
+    assert world.first == [100, 101, 201, 202, 301], "as async: late actions are dropped, but for the first"
     assert RosSettings().chunking is None
 
 
 def test_limits_come_from_a_file(tmp_path):
     file = tmp_path / "arm.yaml"
-    file.write_text("limits: {a: {high: 101.0}, b: {low: 102.0}}")
+    file.write_text("limits: {a: {high: 101.0}, b: {high: 100.5}}")
     world = World(command_names=NAMES, limits_file=str(file)).run(3)
-    assert world.sent == [[100, 102], [101, 102], [101, 102]]
+    assert world.sent == [[100, 100], [101, 100.5], [101, 100.5]]
+
+
+def test_limits_are_those_of_the_training_data_unless_others_are_given():
+    narrow = ActionRange(low=(0,) * 2, high=(50,) * 2, step=(30,) * 2, bounds_from="data", step_from="data")
+    spec, known = replace(SPEC, action_range=narrow), RosSettings(joint_names=NAMES)
+    limits = known.limits(spec)
+    assert (limits.low, limits.max_step) == (pytest.approx((0, 0), abs=1e-3), (30, 30))
+    assert known.limits(spec).high == pytest.approx((50, 50), abs=1e-3)
+    assert replace(known, limits_file="none").limits(spec) == Limits()
+    assert replace(known, limits_high=(70.0, 70.0)).limits(spec) == Limits(high=(70, 70))
+    with pytest.raises(
+        BadSetting, match="the bundle does not say what the actions of its training data were"
+    ):
+        known.for_policy(replace(SPEC, action_range=None))
 
 
 def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
@@ -270,11 +289,13 @@ def test_a_chunk_is_one_trajectory_that_begins_at_its_observation():
 
 def test_a_late_chunk_keeps_the_time_of_its_observation():
     sent = trajectories(latency_ticks=2, n_ticks=3, mode="async", n_action_steps=4)
-    assert [len(t.times_s) for t in sent] == [1, 4]
+    assert [len(t.times_s) for t in sent] == [1, 6]
     assert sent[0].positions.tolist() == [[5, 7]], "the posture, while the policy thinks"
-    assert sent[1].positions[:, 0].tolist() == [102, 103, 104, 105], "the late ones are dropped"
+    assert sent[1].positions[:, 0].tolist() == [100, 101, 102, 103, 104, 1100], (
+        "the robot has stood meanwhile"
+    )
     assert sent[1].stamp_s == pytest.approx(0.0, abs=1e-6)
-    assert sent[1].times_s == pytest.approx((0.3, 0.4, 0.5, 0.6))
+    assert sent[1].times_s == pytest.approx((0.3, 0.4, 0.5, 0.6, 0.7, 0.8))
 
 
 def test_displacements_start_from_the_measured_joints():
@@ -360,7 +381,7 @@ def test_bad_parameters_are_refused(given, message):
     [
         ({"joint_names": ("a",)}, "joint_names has 1 joints with 1 fields, the policy's .* has 2 numbers"),
         ({"cameras": ("front=x",)}, "cameras names observation.images.front, which the policy does not look"),
-        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, the policy's actions have 2"),
+        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, an action 2 dimensions"),
         ({"command_names": ("a",)}, "command.names has 1 entries"),
         ({"fallback_initial_action": (1.0,)}, "fallback.initial_action has 1 entries"),
         ({"limits_low": (1.0,)}, "limits have 1 numbers, the policy's actions 2"),

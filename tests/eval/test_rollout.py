@@ -165,9 +165,9 @@ def test_nothing_is_left_to_do():
             (0, 4, 8),
             3,
         ),
-        (  # there at age 6, hence stale at once; eight actions last to age 7, and the next comes at tick 12
+        (  # there at age 6, hence stale at once; it begins with its first action, since the robot has stood
             {"latency": ConstantLatency(seconds=0.3), "mode": Mode.ASYNC, "request_at": 0},
-            "ffffffssff",
+            "ffffffssss",
             (0, 6),
             2,
         ),

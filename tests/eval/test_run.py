@@ -108,6 +108,55 @@ def test_a_users_robot_with_limits_keeps_them_and_is_closed(capsys, bundle, tmp_
     assert found["settings"]["cpu_load"] == 1
 
 
+def test_limits_are_those_of_the_training_data_unless_loosened_by_name(capsys, bundle, tmp_path, arm):
+    """Its actions are uniform in [-1, 1]: nothing else reaches the robot, whatever the policy says."""
+    wild = shutil.copytree(bundle, tmp_path / "wild")
+    manifest = json.loads((wild / "manifest.json").read_text())
+    known = manifest["vivace"]["spec"]["action_range"]
+    assert np.array(known["low"]) == pytest.approx([-1] * 4, abs=0.1)
+    assert known["bounds_from"] == "min and max of the training data"
+    assert known["step_from"].startswith("2 times the largest executed in the episodes [2")
+    manifest["vivace"]["actions"]["span"] = [1e30] * 4
+    (wild / "manifest.json").write_text(json.dumps(manifest))
+    flags = ["--robot.type=users_robot:arm", "--duration_s=0.5", "--control_hz=50"]
+    code, line, found = run(capsys, wild, tmp_path / "out", *flags)
+    actions, low, high = np.array(arm[:-1]), np.array(known["low"]) - 1e-4, np.array(known["high"]) + 1e-4
+    assert (code, found["settings"]["limits"][:11]) == (0, "min and max")
+    assert found["run"]["sources"]["chunk"] + found["run"]["sources"]["stale"] > 0
+    assert np.all((low <= actions) & (actions <= high))
+    assert np.all(np.abs(np.diff([0.5, *actions[:, 3]])) <= known["step"][3] + 1e-6)
+    assert line["guarded"] == found["run"]["guarded"] > 0
+    del manifest["vivace"]["spec"]["action_range"]
+    (wild / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["run", f"--bundle={wild}", *flags]) == 2
+    assert "does not say what the actions of its training data were" in capsys.readouterr().err
+
+
+def test_a_posture_in_other_units_is_refused(capsys, bundle, arm):
+    sys.modules["users_robot"].Arm.initial_action = (0, 0, 0, 90.0)
+    assert main(["run", f"--bundle={bundle}", "--robot.type=users_robot:arm"]) == 2
+    assert (
+        "the robot holds 90 in dimension 3 of its actions, far outside its limits" in capsys.readouterr().err
+    )
+
+
+def test_a_base_does_not_go_on_with_its_last_velocity(capsys, bundle, tmp_path, arm):
+    """Its names say that it has velocities; the bundle's word for another robot is refused, or overruled."""
+    base = sys.modules["users_robot"].Arm
+    base.action_names, base.initial_action = ("x.vel", "y.vel", "theta.vel", "grip.pos"), (0.4, 0, 0, 0.5)
+    flags = ["--robot.type=users_robot:arm", "--duration_s=1", "--control_hz=50", "--limits=none"]
+    assert main(["run", f"--bundle={bundle}", *flags]) == 2
+    assert "the bundle says that 'x.vel' is delta, the robot says velocity" in capsys.readouterr().err
+    kinds = "--robot.action_kinds=[velocity,velocity,velocity,absolute]"
+    arm.clear()
+    code, _, found = run(capsys, bundle, tmp_path / "out", *flags, kinds)
+    assert (code, arm[-1]) == (0, "closed")
+    actions = np.array(arm[:-1])
+    assert found["run"]["sources"]["chunk"] > 0
+    assert np.abs(actions[:, :3]).max() > 0.01, "it moved"
+    assert actions[-1, :3].tolist() == [0, 0, 0]
+
+
 def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, tmp_path, arm):
     class Frozen(sys.modules["users_robot"].Arm):
         def observe(self):
