@@ -108,28 +108,10 @@ def export(
         _check_techniques(plan)
         check_apart(fitted_seeds(plan), data.seeds)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if into:
-        _check_same(Bundle.load(folder), loaded)
-        shutil.copytree(folder, partial)
-        bundle = Bundle.load(partial)
-    else:
-        observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
-        (partial / PLANS).mkdir(parents=True)
-        usual = next(iter(runs.values()))
-        bundle = Bundle(
-            folder=partial,
-            name=loaded.path.name,
-            spec=replace(loaded.staged.spec, action_range=_action_range(loaded, usual, data)),
-            graphs=(),
-            plans={},
-            observations=observations,
-            actions=_actions(loaded),
-            ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
-            prompts=prompts,
-            prompt=_prompt(loaded, partial),
-        )
+    bundle = _begun(loaded, folder, instructions, into)
+    if not into:
+        known = _action_range(loaded, next(iter(runs.values())), data)
+        bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
     with torch.no_grad():
         bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
     for name, plan in named.items():
@@ -137,6 +119,36 @@ def export(
     for name in named:
         check_parity(name, bundle.plans[name].receipt)
     bundle = _with_golden(bundle, loaded, runs, data, precision)
+    return _finish(bundle, folder, key)
+
+
+def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], into: bool) -> Bundle:
+    """A bundle without plans beside `folder`, or a copy of the one that is there."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if into:
+        _check_same(Bundle.load(folder), loaded)
+        shutil.copytree(folder, partial)
+        return Bundle.load(partial)
+    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+    (partial / PLANS).mkdir(parents=True)
+    return Bundle(
+        folder=partial,
+        name=loaded.path.name,
+        spec=loaded.staged.spec,
+        graphs=(),
+        plans={},
+        observations=observations,
+        actions=_actions(loaded),
+        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
+        prompts=prompts,
+        prompt=_prompt(loaded, partial),
+    )
+
+
+def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
+    """Write the manifest, sign it if there is a key, and put the bundle in its place."""
+    partial = bundle.folder
     (partial / SIGNATURE).unlink(missing_ok=True)  # of what was there before
     bundle.write()
     if key is not None:

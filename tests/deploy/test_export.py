@@ -34,6 +34,7 @@ from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.cogact import make_cogact_pre_post_processors
 from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
 from vivace.policies.errors import (
+    BadBundle,
     BadSetting,
     NonFiniteActions,
     ObservationMismatch,
@@ -474,6 +475,28 @@ def test_the_golden_chunk_is_torchs_too(subject, request):
         continued = session.predict(golden.batch | golden.before, keys)[0]
         np.testing.assert_allclose(golden.continued, continued, atol=1e-4)
         assert np.abs(golden.continued - golden.chunk).max() > 0.01
+
+
+def test_a_bundle_is_signed_as_it_is_exported(diffusion, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    loaded, _, data, _ = diffusion
+    key, form = ed25519.Ed25519PrivateKey.generate(), serialization.Encoding.PEM
+    private, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    private.write_bytes(
+        key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(key.public_key().public_bytes(form, serialization.PublicFormat.SubjectPublicKeyInfo))
+    plain = AccelerationPlan(loaded.fingerprint)
+    with pytest.raises(BadSetting, match="is no ed25519 private key"):
+        export(loaded, plain, data, tmp_path / "bundle", sign_key=public)
+    assert not (tmp_path / "bundle.partial").exists()
+    export(loaded, plain, data, tmp_path / "bundle", sign_key=private)
+    assert Bundle.load(tmp_path / "bundle", public).name == loaded.path.name
+    export(loaded, plain, data, tmp_path / "bundle")
+    with pytest.raises(BadBundle, match="has no signature"):
+        Bundle.load(tmp_path / "bundle", public)
 
 
 def test_what_training_saw_is_in_the_bundle(diffusion):
