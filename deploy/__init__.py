@@ -12,7 +12,10 @@ _LAZY = {
     "loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
     "ort_policy": ("OrtPolicy",),
     "process_worker": ("ProcessWorker", "bundles"),
+    "deadman": ("Deadman", "DeadmanSettings"),
     "robot": ("Robot",),
+    "robot_access": ("open_robot",),
+    "robot_process": ("RobotProcess",),
     "watchdog": ("Watchdog", "WatchdogSettings"),
     "worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
 }

@@ -70,7 +70,7 @@ class _Result:
         kept = next(value for value in graph.outputs if value.name == NEW + branch.block)
         maker, value = kept.producer(), kept
         if maker is not None and maker.op_type in ("Cast", "Identity") and not kept.uses():
-            value = maker.inputs[0]
+            value = maker.inputs[0] or kept
         readers = [use.node for use in value.uses() if use.node is not maker]
         if len(readers) == 1 and readers[0].op_type == "Add" and not readers[0].outputs[0].is_graph_output():
             return cls(kept, value, readers[0].outputs[0])
@@ -125,7 +125,8 @@ def _replace(graph: ir.Graph, branch: Branch, result: _Result, nodes: Sequence[i
 
 def _computing(branch: Branch, used: ir.Value, kept: ir.Value, nodes: Sequence[ir.Node]) -> ir.Graph:
     """What computes a block: its nodes; two outputs of a branch must be two values of its own."""
-    nodes, ends = list(nodes), []
+    nodes = list(nodes)
+    ends: list[ir.Value] = []
     for value in (used, kept):
         if value.producer() not in nodes or any(value is end for end in ends):
             nodes.append(ir.node("Identity", [value]))
@@ -193,6 +194,8 @@ def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int |
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Return a new constant of a graph."""
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value

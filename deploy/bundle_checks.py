@@ -19,6 +19,8 @@ from vivace.policies.types import ActionRange, PolicySpec
 
 _MAX_NUMBERS = 2**28
 """Of one tensor between two graphs."""
+_SAME_TIMESTEP = 1e-6
+"""Policies take float32."""
 _PLAN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Shapes = Mapping[str, Shape]
 
@@ -175,7 +177,7 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
         found = graph.outputs.get("out")
         need(found == chunk, f"out of {which} of shape {found}", f"{chunk}")
         rows = graph.origin.timesteps or (table.t,)
-        is_row = step.at < len(rows) and rows[step.at] == table.t
+        is_row = step.at < len(rows) and abs(rows[step.at] - table.t) <= _SAME_TIMESTEP
         need(is_row, f"{which} looking up row {step.at} of {len(rows)}", f"the row of timestep {table.t}")
         need(len(table.memory) == kept, f"{which} with {len(table.memory)} weights of its memory", f"{kept}")
         known = {"x", "out", "clean", *(f"m{i}" for i in range(kept))}

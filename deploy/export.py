@@ -28,7 +28,7 @@ from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_graph import Graphs, Runtime
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.parity import check_parity, prove
-from vivace.deploy.precision import check_precision
+from vivace.deploy.precision import check_precision, stored
 from vivace.deploy.program import Program
 from vivace.deploy.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, check_golden, recorded, training_ranges
 from vivace.deploy.signature import FILE_NAME as SIGNATURE
@@ -87,8 +87,8 @@ def export(
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
         on_graph: told the name of every graph that is about to be exported.
-        precision: fp32, fp16 or int8; of the latter two the graphs are proven before they are reduced, and
-            the error of the actions is in the receipt.
+        precision: fp32, or one of `precision.PRECISIONS`; of the others the graphs are proven before they
+            are reduced, and the error of the actions is in the receipt.
         into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
             plan of the same name is replaced.
         sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed.
@@ -158,6 +158,21 @@ def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
     return Bundle.load(folder)
 
 
+@torch.no_grad()
+def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationData) -> ActionRange | None:
+    """What the actions were that the policy learned from; None if its processors do not say."""
+    pipeline: Any = loaded.postprocess
+    stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
+    if not stats:
+        return None
+    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
+    if steps is None:
+        chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+        actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
+        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
+    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raise `BadSetting` unless names of plans can stand in a path, and there are some."""
     found = list(names)
@@ -188,7 +203,7 @@ def _with_plans(
     on_graph: Callable[[str], None],
 ) -> Bundle:
     """Export what plans need and is not there, and prove them."""
-    writer = GraphWriter.of(bundle, precision, on_graph)
+    writer = GraphWriter.of(bundle, stored(precision), on_graph)
     if any(run.writes_tokens for run in runs.values()):
         made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
     else:
@@ -196,10 +211,11 @@ def _with_plans(
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
-    receipts = {
-        name: prove(OrtPolicy(replace(bundle, plan=name), graphs=shared), loaded, run, data, precision)
-        for name, run in runs.items()
-    }
+    receipts = {}
+    for name, run in runs.items():
+        plans = {name: replace(made[name], receipt={"precision": precision})}
+        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
+        receipts[name] = prove(policy, loaded, run, data, precision)
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
 
@@ -229,20 +245,6 @@ def _with_golden(
             check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
         plans[name] = replace(plans[name], golden=settings)
     return replace(bundle, plans=plans)
-
-
-def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationData) -> ActionRange | None:
-    """What the actions were that the policy learned from; None if its processors do not say."""
-    pipeline: Any = loaded.postprocess
-    stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
-    if not stats:
-        return None
-    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
-    if steps is None:
-        chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
-        actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
-        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
-    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

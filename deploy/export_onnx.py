@@ -8,6 +8,7 @@ runs a graph without any.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class _Subject:
             tuple(_weights(execution, step.index) for step in steps),
         )
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[_Kind, ...]:
         """Kind of every step."""
         guided = getattr(self.execution.policy, "guided", ())
@@ -337,10 +338,11 @@ class _Step(Traced):
         """Examples of weights and of earlier predictions."""
         if self._window < 0:
             return {}
-        n, one = self._window, torch.ones((), dtype=like.dtype)
+        n = self._window
         names = [*weighed(NOW, 1), *weighed(WITH, n), *weighed(WITHOUT, n)]
         kept = [*cached(WITH, n), *cached(WITHOUT, n)]
-        return dict.fromkeys(names, one) | {name: torch.randn_like(like) for name in kept}
+        weights = {name: like.new_tensor(0.5) for name in names}  # one tensor for all would be one input
+        return weights | {name: like.roll(shift, -1) for shift, name in enumerate(kept)}
 
     def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Evaluate."""

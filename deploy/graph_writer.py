@@ -128,8 +128,8 @@ class GraphWriter:
             error = _error(str(target), used, found)
         if "at" not in used:
             origin = replace(origin, timesteps=())
-        shapes = (_shapes(values) for values in (model.graph.input, model.graph.output))
-        self.graphs.append(Graph(file.as_posix(), *shapes, origin, error))
+        inputs_of, outputs_of = _shapes(model.graph.input), _shapes(model.graph.output)
+        self.graphs.append(Graph(file.as_posix(), inputs_of, outputs_of, origin, error))
         return len(self.graphs) - 1
 
     def _share(self, tensors: Any, file: Path) -> None:

@@ -13,94 +13,70 @@ from typing import Any
 
 import numpy as np
 
-from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.errors import BadSetting
 from vivace.policies.types import Observation
-
-_KEPT = 100
-"""Errors that are remembered."""
 
 
 class LerobotRobot:
-    """Adapts `get_observation` and `send_action`.
-
-    A camera or a bus that does not answer (an `OSError`: lerobot's are such) leaves the last observation with
-    its time, which then stands still: the watchdog decides. Before the first observation it is an error.
+    """Adapts `get_observation` and `send_action`; their errors are for `PatientRobot`.
 
     Args:
         robot: connected, of lerobot's interface.
         instruction: for policies that read one.
         now: time of observations [s].
+        is_shareable: actions may be sent by one thread while another observes; not so over one serial bus.
     """
 
-    def __init__(self, robot: Any, instruction: str = "", now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        robot: Any,
+        instruction: str = "",
+        now: Callable[[], float] = time.monotonic,
+        *,
+        is_shareable: bool = False,
+    ) -> None:
+        self.is_shareable = is_shareable
         self.robot, self._instruction, self._now = robot, instruction, now
         features: Mapping[str, Any] = robot.observation_features
         self._numbers = [name for name, kind in features.items() if kind is float]
         self._cameras = [name for name, kind in features.items() if isinstance(kind, tuple)]
         self.action_names = tuple(robot.action_features)
-        self._last: Observation | None = None
         self._count = 0
-        self.errors: list[str] = []
-        """What the robot's last failures were, newest last."""
 
     @property
     def initial_action(self) -> tuple[float, ...] | None:
-        """The present posture, if what is commanded is also observed; else nobody knows.
-
-        Raises:
-            ObservationMismatch: the robot does not answer.
-        """
-        try:
-            values = self.robot.get_observation()
-        except OSError as error:
-            raise _silent(error) from error
+        """The present posture, if what is commanded is also observed; else nobody knows."""
+        values = self.robot.get_observation()
         if not set(self.action_names) <= set(values):
             return None
         return tuple(float(values[name]) for name in self.action_names)
 
     def observe(self) -> Observation:
-        """Read the robot.
-
-        Raises:
-            ObservationMismatch: it does not answer, and never has.
-        """
-        try:
-            raw = self.robot.get_observation()
-        except OSError as error:
-            self._note("observing", error)
-            if self._last is None:
-                raise _silent(error) from error
-            return self._last
+        """Read the robot."""
+        raw = self.robot.get_observation()
         values = {f"observation.images.{name}": np.asarray(raw[name]) for name in self._cameras}
         if self._numbers:
             values["observation.state"] = np.array([raw[name] for name in self._numbers], np.float32)
-        self._last = Observation(values, self._count, self._now(), self._instruction)
         self._count += 1
-        return self._last
+        return Observation(values, self._count - 1, self._now(), self._instruction)
 
     def act(self, action: np.ndarray) -> None:
-        """Command the robot; a failure is noted, and the next tick tries again."""
-        try:
-            self.robot.send_action(dict(zip(self.action_names, action.tolist(), strict=True)))
-        except OSError as error:
-            self._note("acting", error)
+        """Command the robot."""
+        self.robot.send_action(dict(zip(self.action_names, action.tolist(), strict=True)))
 
     def close(self) -> None:
         """Disconnect."""
         if self.robot.is_connected:
             self.robot.disconnect()
 
-    def _note(self, what: str, error: OSError) -> None:
-        self.errors.append(f"{what}: {type(error).__name__}: {error}")
-        del self.errors[:-_KEPT]
 
-
-def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
+def lerobot(robot: str, instruction: str = "", is_shareable: bool = False, **config: Any) -> LerobotRobot:
     """Make and connect one of lerobot's robots, or of a plug-in's.
 
     Args:
         robot: lerobot's type, e.g. "so101_follower".
         instruction: for policies that read one.
+        is_shareable: it can act while it observes, as one over a network may (`robots`).
         config: fields of the robot's config, e.g. port and cameras.
 
     Raises:
@@ -127,15 +103,11 @@ def lerobot(robot: str, instruction: str = "", **config: Any) -> LerobotRobot:
         ) from error
     try:
         made.connect()
-    except OSError as error:
+    except Exception as error:  # lerobot's robots raise all kinds, an OSError or a RuntimeError most often
         raise BadSetting(
             f"lerobot's robot {robot!r} does not connect ({error}); check port and power"
         ) from error
-    return LerobotRobot(made, instruction)
-
-
-def _silent(error: OSError) -> ObservationMismatch:
-    return ObservationMismatch(f"the robot does not answer ({error}); check its cables and cameras")
+    return LerobotRobot(made, instruction, is_shareable=is_shareable)
 
 
 def _register_own() -> None:

@@ -35,20 +35,16 @@ from vivace.deploy.chunk_queue import ChunkQueue, Queued
 from vivace.deploy.clock import Clock
 from vivace.deploy.fallback import fallback_action, is_standstill
 from vivace.deploy.guard import ActionGuard
+from vivace.deploy.loop_settings import LoopSettings, Mode
 from vivace.deploy.pace import Beat, Pace
 from vivace.deploy.robot import Robot
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.deploy.worker import Request, Worker
-from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.errors import BadSetting, ObservationMismatch, VivaceError
 from vivace.policies.types import ActionKind, Observation, PolicySpec
 
-
-class Mode(StrEnum):
-    """How thinking and acting overlap."""
-
-    SYNC = "sync"
-    ASYNC = "async"
-    RTC = "rtc"
+_KEPT = 100
+"""Errors that are remembered; all are counted."""
 
 
 class Source(StrEnum):
@@ -91,47 +87,6 @@ class TickRecord:
     """What the watchdog decided; run if there is none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """How the loop executes chunks."""
-
-    mode: Mode = Mode.SYNC
-    n_action_steps: int = 8
-    """Actions of a chunk that are fresh; in sync mode the ones that are executed."""
-    request_at: int | None = None
-    """Async: ask for the next chunk when at most this many fresh actions are left, 0..n_action_steps;
-    None: as many as the expected latency takes, or the best plan of a ladder."""
-    anytime: bool = False
-    """Async, rtc: a chunk that would be late is cut short between two of its steps, if the worker can."""
-    blend_ticks: int = 0
-    """Async: ticks over which a newer chunk is blended in; 0 switches at once."""
-    ramp_ticks: int = 5
-    """Ticks in which the fallback brings velocities to zero."""
-    initial_action: tuple[float, ...] | None = None
-    """What the fallback holds before the first action, such as the robot's posture; zeros when None."""
-
-    def __post_init__(self) -> None:
-        """Check the choices."""
-        if self.mode not in list(Mode):
-            raise BadSetting(f"mode={self.mode!r} is unknown; the modes: {', '.join(Mode)}")
-        if self.n_action_steps < 1:
-            raise BadSetting(f"n_action_steps={self.n_action_steps}; at least 1 is needed")
-        if self.request_at is not None and not 0 <= self.request_at <= self.n_action_steps:
-            raise BadSetting(
-                f"request_at={self.request_at}; needed: 0..{self.n_action_steps} (n_action_steps), or None"
-            )
-        if self.mode == Mode.SYNC and (self.request_at is not None or self.blend_ticks or self.anytime):
-            raise BadSetting(
-                "request_at, blend_ticks and anytime do nothing in mode sync; leave them out or use async"
-            )
-        if self.blend_ticks < 0 or self.ramp_ticks < 1:
-            raise BadSetting(
-                f"blend_ticks={self.blend_ticks}, ramp_ticks={self.ramp_ticks}; needed: >= 0 and >= 1"
-            )
-        if self.initial_action is not None and not np.isfinite(self.initial_action).all():
-            raise BadSetting(f"initial_action={self.initial_action} holds NaN or infinity")
-
-
 def executed_actions(asked: int | None, spec: PolicySpec) -> int:
     """Actions of a chunk to execute: so many as are asked for, or the policy's own number.
 
@@ -167,7 +122,8 @@ class ControlLoop:
         settings: how chunks are executed.
         spec: of the policy.
         episode_seed: names this episode's noise, together with the tick.
-        watchdog: may take the robot away from the policy.
+        watchdog: may take the robot away from the policy; it also judges inferences that come to nothing, of
+            which chunks of a wrong shape are raised where there is none.
     """
 
     def __init__(
@@ -190,6 +146,10 @@ class ControlLoop:
         self.queue, self.budget = queue, budget
         self.tick_count = 0
         """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
+        self.failures = 0
+        """Inferences so far that gave no chunk."""
+        self.errors: deque[str] = deque(maxlen=_KEPT)
+        """What failed on the loop's side of them, newest last."""
         self.pace = Pace(clock, budget.period_s)
         self._watchdog = watchdog
         self._beat = Beat(0, clock.now(), 0.0, 0)
@@ -201,7 +161,7 @@ class ControlLoop:
         """What the policy did last, and what the robot was told last."""
         self._fallback_ticks = 0
         self._stands = True
-        self._has_asked = self._has_accepted = False
+        self._has_asked = self._has_accepted = self._waits = False
 
     def tick(self) -> TickRecord:
         """Run one control period."""
@@ -250,7 +210,9 @@ class ControlLoop:
         ended_s = self._clock.now()
         if self._watchdog is not None:
             alive = (Source.CHUNK, Source.STALE) if self._settings.mode == Mode.SYNC else (Source.CHUNK,)
-            self._watchdog.acted(ended_s, is_fresh=source in alive)  # in sync mode late actions are usual
+            has_reached = getattr(self._robot, "has_reached", True)
+            # In sync mode late actions are usual.
+            self._watchdog.acted(ended_s, is_fresh=source in alive, has_reached=has_reached)
         self.tick_count = tick + 1
         return TickRecord(
             tick,
@@ -283,7 +245,14 @@ class ControlLoop:
             return State.RUN
         now, restarts = self._clock.now(), getattr(self._worker, "restarts", 0)
         misses = 0 if self._settings.mode == Mode.SYNC else self.budget.misses  # there, every one is missed
-        state = self._watchdog.judge(now, misses, restarts, has_accepted=self._has_accepted)
+        state = self._watchdog.judge(
+            now,
+            misses,
+            restarts,
+            has_accepted=self._has_accepted,
+            failures=self.failures,
+            late_s=now - self._beat.due_s - self.budget.period_s,
+        )
         if not self._watchdog.is_trusted:
             self.queue.clear(self.tick_count + 1)
         return state
@@ -300,14 +269,26 @@ class ControlLoop:
     def _accept(self) -> None:
         chunk = self._worker.poll(self._clock.now())
         if chunk is None:
+            if self._waits and not self._worker.is_busy:
+                self._fail()
             return
-        if chunk.actions.ndim != 2 or chunk.actions.shape[1] != self._spec.action_dim:
-            raise BadSetting(
-                f"a chunk has shape {chunk.actions.shape}; (actions, {self._spec.action_dim}) is needed"
-            )
+        self._waits = False
         self._latency_s = max(0.0, chunk.ready_s - self._asked_s)  # a clock may have been set back
         self.budget.arrive(self._latency_s)
+        shape = chunk.actions.shape
+        if len(shape) != 2 or shape[1] != self._spec.action_dim:
+            self._fail(BadSetting(f"a chunk has shape {shape}; (actions, {self._spec.action_dim}) is needed"))
+            return
         self._has_accepted = self.queue.push(chunk, self.tick_count) or self._has_accepted
+
+    def _fail(self, error: VivaceError | None = None) -> None:
+        """Count an inference that gave no chunk; where nobody judges it, what we know of it is raised."""
+        if error is not None:
+            if self._watchdog is None:
+                raise error
+            self.errors.append(str(error))
+        self.failures += 1
+        self._waits = False
 
     def _fresh_left(self) -> int:
         """Actions in the queue that will still be fresh when their tick comes."""
@@ -324,8 +305,21 @@ class ControlLoop:
         return fresh <= (self.budget.lead_ticks if lead is None else lead)
 
     def _ask(self, fresh: int) -> None:
-        self._asked_s, self._has_asked = self._clock.now(), True
+        self._asked_s = self._clock.now()
+        try:
+            self._worker.submit(self._request(fresh))
+        except VivaceError as error:
+            self._fail(error)
+            return
+        self._has_asked = self._waits = True
         self.budget.ask(self.tick_count + fresh)
+
+    def _request(self, fresh: int) -> Request:
+        """What the next inference starts from.
+
+        Raises:
+            ObservationMismatch: what was observed does not fit the policy.
+        """
         try:
             keys = self._spec.observation_shapes
             observations = {key: np.stack([seen.values[key] for seen in self._history]) for key in keys}
@@ -334,17 +328,19 @@ class ControlLoop:
                 f"observation has keys {sorted(self._history[-1].values)}, but the policy needs {error}; "
                 "map your names onto lerobot's keys"
             ) from error
+        except ValueError as error:
+            raise ObservationMismatch(f"observations do not fit one another ({error})") from error
         left_s = fresh * self.budget.period_s
-        plan = self.budget.choose(left_s)
-        key = (self._seed, self.tick_count)
-        previous = self.queue.ahead(self.tick_count)
-        task = self._history[-1].task
-        delay = self.budget.expected_ticks
-        deadline_s = self._asked_s + left_s if self._settings.anytime and fresh else None
-        self._worker.submit(
-            Request(
-                observations, self.tick_count, self._asked_s, key, plan, previous, task, delay, deadline_s
-            )
+        return Request(
+            observations,
+            self.tick_count,
+            self._asked_s,
+            noise_key=(self._seed, self.tick_count),
+            plan=self.budget.choose(left_s),
+            previous=self.queue.ahead(self.tick_count),
+            task=self._history[-1].task,
+            delay_ticks=self.budget.expected_ticks,
+            deadline_s=self._asked_s + left_s if self._settings.anytime and fresh else None,
         )
 
     def _fallback(self) -> np.ndarray:

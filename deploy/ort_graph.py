@@ -1,8 +1,9 @@
 """One ONNX graph, loaded, and calls of it that are bound to their buffers once."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 """Name -> ONNX Runtime's."""
+BF16 = "bf16"
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 READ = ("out", "actions", "logits")
 """Outputs that numpy reads; all others stay on the device."""
 _TYPES = {
@@ -75,6 +78,15 @@ class Runtime:
     """Of one inference; ONNX Runtime's own choice when None."""
     shares_threads: bool = False
     """Graphs use the process's one pool of threads (`share_threads`), not one each."""
+    precision: str = ""
+    """"bf16": the arithmetic of OpenVINO; else that of the graphs."""
+
+    def at(self, precision: str) -> Self:
+        """Runtime for graphs of a precision; raises as `check_bf16`."""
+        if precision != BF16:
+            return self
+        check_bf16()
+        return replace(self, providers=(PROVIDERS["openvino"], PROVIDERS["cpu"]), precision=BF16)
 
     @classmethod
     def of(cls, providers: Sequence[str], threads: int | None, shares_threads: bool) -> Self:
@@ -110,6 +122,8 @@ class Runtime:
 
         Raises:
             BadBundle: ONNX Runtime cannot.
+            BadSetting: the provider that was asked for is not there after all; ONNX Runtime would go on
+                without.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -121,9 +135,42 @@ class Runtime:
         if self.threads and not shares_threads:
             options.intra_op_num_threads = self.threads
         try:
-            return ort.InferenceSession(str(path), options, providers=list(self.providers))
+            session = ort.InferenceSession(str(path), options, providers=self._providers())
         except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
             raise BadBundle(f"{path} cannot be loaded ({_first_line(error)}); export it again") from error
+        if self.providers[0] not in session.get_providers():
+            raise BadSetting(
+                f"execution provider {self.providers[0]} could not be started, ONNX Runtime took "
+                f"{', '.join(session.get_providers())}; see its messages above, or ask for another provider"
+            )
+        return session
+
+    def _providers(self) -> list[Any]:
+        """Providers as ONNX Runtime takes them."""
+        if self.precision != BF16:
+            return list(self.providers)
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": BF16, "PERFORMANCE_HINT": "LATENCY"}
+        settings |= {"INFERENCE_NUM_THREADS": str(self.threads)} if self.threads else {}
+        first = {"device_type": "CPU", "load_config": json.dumps({"CPU": settings})}
+        return [(self.providers[0], first), *self.providers[1:]]
+
+
+def check_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:
+    """Raise `BadSetting` unless this ONNX Runtime and this processor compute in bfloat16.
+
+    Its own CPU provider has no bfloat16 kernels for matrix products, OpenVINO's has.
+    """
+    if PROVIDERS["openvino"] not in ort.get_available_providers():
+        raise BadSetting(
+            f"bf16 needs OpenVINO, which this ONNX Runtime ({ort.__version__}) is built without; install "
+            "onnxruntime-openvino in the place of onnxruntime, or choose fp32"
+        )
+    found = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    if not any(flag in found.split() for flag in _BF16_FLAGS):
+        raise BadSetting(
+            f"bf16 needs a processor with {' or '.join(_BF16_FLAGS)}, which {cpuinfo} does not name; choose "
+            "fp32"
+        )
 
 
 @dataclass(frozen=True)
@@ -275,15 +322,16 @@ class Graphs:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._loaded: dict[Path, OrtGraph] = {}
+        self._loaded: dict[tuple[Path, str], OrtGraph] = {}
 
     def load(self, bundle: Bundle, index: int) -> OrtGraph:
         """Return a graph of a bundle; raises as `OrtGraph`."""
         declared = bundle.graphs[index]
         path = bundle.path(declared.file)
-        if path not in self._loaded:
-            self._loaded[path] = OrtGraph(path, declared, self.runtime)
-        return self._loaded[path]
+        runtime = self.runtime.at(bundle.receipt.get("precision", ""))
+        if (path, runtime.precision) not in self._loaded:
+            self._loaded[path, runtime.precision] = OrtGraph(path, declared, runtime)
+        return self._loaded[path, runtime.precision]
 
 
 def _shape(value: Any, length: int | None) -> tuple[int, ...]:

@@ -21,6 +21,11 @@ class Beat:
     skipped: int
     """Deadlines before it that passed without a tick."""
 
+    @property
+    def due_s(self) -> float:
+        """Deadline of the tick asked for [s]."""
+        return self.time_s - self.late_s
+
 
 class Pace:
     """Tick k begins at `began + k * period`, whatever the ticks before it took.

@@ -8,11 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -216,7 +216,8 @@ class ProcessWorker:
         process = _CONTEXT.Process(
             target=_serve, args=(self._load, self._shared, self._spec, theirs, self._cpus), daemon=True
         )
-        process.start()
+        with _unsignalled():
+            process.start()
         theirs.close()
         self._process, self._pipe = process, ours
 
@@ -281,6 +282,24 @@ class ProcessWorker:
     def _note(self, error: str) -> None:
         self.errors.append(error)
         del self.errors[:-_KEPT]
+
+
+@contextmanager
+def _unsignalled() -> Iterator[None]:
+    """Meanwhile start processes that Ctrl-C or a terminal's end does not reach: the loop decides when to end.
+
+    They inherit which signals are blocked, from their first instruction on.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing does so when it starts one, and unblocks SIGINT
+    terminals = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, terminals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cpus() -> set[int]:

@@ -15,7 +15,7 @@ from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.errors import ParityError
 from vivace.policies.types import PolicySpec
 
-GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2}
+GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "bf16": 5e-2}
 """Precision -> how far a chunk may be from the golden one on another machine, in units of what 1 is to the
 policy. Another order of sums moves fp32 by 1e-6 to 1e-5; int8 products saturate on CPUs without VNNI."""
 GOLDEN_KEY = (0, 0)

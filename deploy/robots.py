@@ -9,6 +9,9 @@ A robot is any object with `observe()` and `act(action)`. It may also have
     reset(seed)      called before each episode
     is_over          the episode has ended
     close()          called at the end, whatever happened
+    is_shareable     act() may be called by one thread while another is in observe()
+    standstill_connection()   returns another way to the motors, an object with act(action) and, if it wants,
+                     close(); the dead man's switch commands the standstill over it
 
 A package offers robots as entry points of the group "vivace.robots": name -> a function that takes keyword
 options and returns a robot. Of `spec` (a `PolicySpec`), `control_hz`, `instruction` and `task` it is given

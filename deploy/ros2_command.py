@@ -1,4 +1,4 @@
-"""Actions as commands: one array a tick, or a chunk as a trajectory aligned in time; needs no ROS."""
+"""Actions as commands: an array, a twist or a pose a tick, or chunks as trajectories; needs no ROS."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -6,8 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
+from vivace.deploy.ros2_pose import TWIST_SIZES, others, pose_of, twist_of
 from vivace.policies.types import ActionKind
 
+TWISTS = ("twist", "twist_stamped")
+COMMANDS = ("array", "trajectory", *TWISTS, "pose")
 _SAME = 1e-6
 """Actions that differ by less are the same."""
 
@@ -63,6 +66,73 @@ class ArrayCommand:
     def __call__(self, intent: Intent) -> None:
         """Send the action of this tick."""
         self._send(intent.action)
+
+
+class TwistCommand:
+    """Sends every action as a twist, and what is no part of it as an array.
+
+    A displacement a control period is sent as the velocity that covers it in that period: exact for positions
+    and rotation vectors, to first order for roll, pitch and yaw. Unlike a displacement, a velocity goes on if
+    nothing follows it; controllers of twists stop after a time of silence, which should be set.
+
+    Args:
+        layout: what the dimensions are, of `TWIST_SIZES` and `OTHER`.
+        kinds: velocities or displacements (A).
+        period_s: control period [s].
+        send: takes a twist (6,), linear and angular.
+        send_rest: takes the dimensions that are no part of it, if there are any.
+    """
+
+    def __init__(
+        self,
+        layout: Sequence[str],
+        kinds: Sequence[ActionKind],
+        period_s: float,
+        send: Callable[[np.ndarray], None],
+        send_rest: Callable[[np.ndarray], None],
+    ) -> None:
+        self._layout, self._rest = tuple(layout), others(layout, TWIST_SIZES)
+        self._scale = np.array([1.0 / period_s if kind == ActionKind.DELTA else 1.0 for kind in kinds])
+        self._send, self._send_rest = send, send_rest
+
+    def __call__(self, intent: Intent) -> None:
+        """Send the action of this tick."""
+        self._send(twist_of(intent.action * self._scale, self._layout))
+        if self._rest:
+            self._send_rest(intent.action[self._rest])
+
+
+class PoseCommand:
+    """Sends every action as a pose, and what is no part of it as an array.
+
+    Numbers that are no rotation, such as a quaternion of length 0, hold the pose sent last.
+
+    Args:
+        layout: what the dimensions are, as in `ros2_pose`.
+        fixed: pose (7,) for what the layout leaves out.
+        send: takes a pose (7,).
+        send_rest: takes the dimensions that are no part of it, if there are any.
+    """
+
+    def __init__(
+        self,
+        layout: Sequence[str],
+        fixed: Sequence[float],
+        send: Callable[[np.ndarray], None],
+        send_rest: Callable[[np.ndarray], None],
+    ) -> None:
+        self._layout, self._fixed, self._rest = tuple(layout), tuple(fixed), others(layout)
+        self._send, self._send_rest = send, send_rest
+        self._sent: np.ndarray | None = None
+
+    def __call__(self, intent: Intent) -> None:
+        """Send the action of this tick."""
+        pose = pose_of(intent.action.astype(np.float64), self._layout, self._fixed)
+        self._sent = self._sent if pose is None else pose
+        if self._sent is not None:
+            self._send(self._sent)
+        if self._rest:
+            self._send_rest(intent.action[self._rest])
 
 
 class TrajectoryCommand:

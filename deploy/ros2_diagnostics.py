@@ -1,6 +1,6 @@
 """What the node says of itself: three lines and the numbers behind them; needs no ROS."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -78,12 +78,23 @@ def sensor_status(sensors: Sensors, now: float, problems: Iterable[str]) -> Stat
     for key, sensor in sensors.sensors.items():
         age = "never seen" if sensor.value is None else f"age {(now - sensor.stamp_s) * 1e3:.0f} ms"
         line = f"{sensor.taken} taken, {age}, {sensor.refused} refused"
+        line += f", {sensor.foreign} of other joints" if sensor.foreign else ""
         line += f" (last: {sensor.reason})" if sensor.reason else ""
         line += f", {sensor.unstamped} unstamped" if sensor.unstamped else ""
         line += f", {sensor.deadline_misses} deadline misses" if sensor.deadline_misses else ""
         values[key] = line
     level = Level.WARN if news or lack else Level.OK
     return Status("observations", level, "; ".join([*([lack] if lack else []), *news]) or "fresh", values)
+
+
+def command_status(rivals: Sequence[str]) -> Status:
+    """Say who else sends commands.
+
+    Args:
+        rivals: a line for each.
+    """
+    level = Level.WARN if rivals else Level.OK
+    return Status("commands", level, "; ".join(rivals) or "nobody else publishes where commands go")
 
 
 def inference_status(worker: ProcessWorker, times: RetimedWorker, errors_before: int) -> tuple[Status, int]:

@@ -17,9 +17,11 @@ from vivace.deploy.fallback import fallback_action
 from vivace.deploy.guard import ActionGuard
 from vivace.deploy.loop import ControlLoop, make_queue
 from vivace.deploy.ros2_command import Command, Intent
+from vivace.deploy.ros2_fit import STATE
+from vivace.deploy.ros2_pose import numbers
 from vivace.deploy.ros2_robot import RetimedWorker, RosRobot, TimerClock
-from vivace.deploy.ros2_sensors import Sensors
-from vivace.deploy.ros2_settings import STATE, RosSettings
+from vivace.deploy.ros2_sensors import POSE, Sensors, joint_part
+from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.watchdog import State, Watchdog
 from vivace.policies.types import ActionKind, PolicySpec
 
@@ -61,7 +63,7 @@ class Driver:
         self._settings, self._spec, self._worker, self._sensors = settings, spec, worker, sensors
         self._command, self._now, self._clock = command, now, TimerClock(pace)
         self._period_s, self._ladder = 1.0 / settings.control_hz, ladder
-        self._guard = ActionGuard(settings.limits(spec), spec.action_kinds, self._period_s)
+        self._guard = self._new_guard()
         self._watchdog = Watchdog(settings.watchdog)
         self._episode: _Episode | None = None
         self._last: np.ndarray | None = None
@@ -69,11 +71,14 @@ class Driver:
         self._held: np.ndarray | None = None
         """What was executed last before the hold."""
         self._hold_ticks = 0
-        self._ended_misses = self._ended_chunks = 0
+        self._ended_misses = self._ended_chunks = self._ended_interventions = 0
         self._ended_choices: Counter[str] = Counter()
         self.task = settings.task
         self.is_held = False
         """Somebody asked for a hold."""
+        self.rival = ""
+        """Who else commands the robot, if we are to be silent then."""
+        self._is_silent = False
         self.reason = "not begun"
         """Why the robot is held; "" while the loop runs."""
         self.episode = -1
@@ -88,6 +93,10 @@ class Driver:
 
     def tick(self) -> None:
         """Run one control period."""
+        if self.rival:
+            self._yield()
+            return
+        self._is_silent = False
         self.reason = "asked to hold" if self.is_held else self._sensors.why_not(self._now())
         if self.reason:
             self._hold()
@@ -142,7 +151,7 @@ class Driver:
     @property
     def interventions(self) -> int:
         """Actions the guard refused or changed so far."""
-        return self._guard.interventions
+        return self._ended_interventions + self._guard.interventions
 
     def _drop(self) -> None:
         """Forget the chunk, the observations before now and the request in flight."""
@@ -234,6 +243,20 @@ class Driver:
         self._last = self._guard.limit(action)
         self._send(self._last)
 
+    def _yield(self) -> None:
+        """Stop, be silent, and forget where the robot was: another moves it now."""
+        self.reason = f"{self.rival}, and command.exclusive is set"
+        self.ticks[HOLD] += 1
+        if self._is_silent:
+            return
+        self.stop()
+        self._is_silent, self._last, self._held, self._hold_ticks = True, None, None, 0
+        self._ended_interventions += self._guard.interventions
+        self._guard = self._new_guard()
+
+    def _new_guard(self) -> ActionGuard:
+        return ActionGuard(self._settings.limits(self._spec), self._spec.action_kinds, self._period_s)
+
     def _send(self, action: np.ndarray) -> None:
         """Send an action that is of no chunk."""
         none = np.empty((0, self._spec.action_dim), np.float32)
@@ -241,13 +264,18 @@ class Driver:
 
 
 def measured_positions(settings: RosSettings, sensors: Sensors, size: int) -> np.ndarray:
-    """Return the newest measured position of each action dimension's joint (A,), NaN where unknown."""
+    """Return the newest measured value of each action dimension (A,), NaN where unknown.
+
+    Of a dimension that command.names names, its joint's position; of a commanded pose, the measured one.
+    """
     found = np.full(size, np.nan)
-    state = sensors.sensors[STATE].value if STATE in sensors.sensors else None
-    if state is None or "position" not in settings.joint_fields:
-        return found
-    start = settings.joint_fields.index("position") * len(settings.joint_names)
-    for i, name in enumerate(settings.command_names):
-        if name in settings.joint_names:
-            found[i] = state[start + settings.joint_names.index(name)]
+    seen = sensors.sensors[STATE].seen if STATE in sensors.sensors else {}
+    if "position" in settings.joint_fields:
+        index = settings.joint_fields.index("position")
+        for i, name in enumerate(settings.command_names):
+            if (part := joint_part(name)) in seen:
+                found[i] = seen[part][index]
+    if settings.sees_commanded_pose and POSE in seen:
+        at = numbers(seen[POSE], settings.command_layout, settings.command_fixed)
+        return np.where(np.isnan(at), found, at)
     return found

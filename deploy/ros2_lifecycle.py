@@ -8,14 +8,14 @@
     error        a fault while active deactivates, cleans up and leaves the node unconfigured; /diagnostics
                  says why
 
-Only conversions of messages and the tick run in the executor (one thread); inference does not.
+Only conversions of messages and the tick run in the executor (one thread); inference does not. A message can
+do no more than be refused, an exception in a tick no more than bring the robot to a standstill.
 `rclpy.lifecycle` of the PyPI wheels is complete, `launch` is not among them.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import rclpy
@@ -23,33 +23,34 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from vivace.deploy.budget import Rung
 from vivace.deploy.process_worker import ProcessWorker, bundles
-from vivace.deploy.ros2_command import ArrayCommand, Command, TrajectoryCommand
-from vivace.deploy.ros2_diagnostics import inference_status, loop_status, sensor_status
+from vivace.deploy.ros2_deadman import NodeDeadman
+from vivace.deploy.ros2_diagnostics import command_status, inference_status, loop_status, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
+from vivace.deploy.ros2_fit import check_rate, fit
+from vivace.deploy.ros2_inputs import Inputs
+from vivace.deploy.ros2_outputs import Outputs
+from vivace.deploy.ros2_parameters import check, check_names
 from vivace.deploy.ros2_robot import RetimedWorker
 from vivace.deploy.ros2_sensors import Sensors
-from vivace.deploy.ros2_settings import RosSettings, check, parameters
-from vivace.deploy.ros2_topics import (
-    descriptor,
-    diagnostic_message,
-    make_sensors,
-    topic_of,
-    trajectory_message,
-    with_deadline,
-)
+from vivace.deploy.ros2_settings import RosSettings, parameters
+from vivace.deploy.ros2_sources import Source, make_sensors, sources
+from vivace.deploy.ros2_topics import descriptor, diagnostic_message
 from vivace.deploy.rungs import load_plans, measure_rungs
 from vivace.deploy.warm_up import warm_up
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.types import PolicySpec
+
+_RIVALS_S = 0.2
+"""How often the node looks who else sends commands [s]."""
+_LONGEST_TASK = 4096
+_PATIENCE_S = 0.5
+"""How long the node waits for the standstill to arrive before it ends [s]."""
 
 
 @dataclass
@@ -62,7 +63,9 @@ class _Configured:
     times: RetimedWorker
     sensors: Sensors
     ladder: tuple[Rung, ...] = ()
-    publisher: Any = None
+    inputs: Inputs | None = None
+    outputs: Outputs | None = None
+    deadman: NodeDeadman | None = None
     entities: list[tuple[Callable[[Any], Any], Any]] = field(default_factory=list)
     """(what destroys it, what was made)."""
 
@@ -76,12 +79,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._ready: _Configured | None = None
         self._driver: Driver | None = None
         self._fault = ""
-        self._problems: list[str] = []
         self._errors = 0
+        self._rivals: list[str] = []
         self._timer: Any = None
         self.add_on_set_parameters_callback(self._check_parameters)
         for parameter in parameters():
             self.declare_parameter(parameter.name, parameter.default, descriptor(parameter))
+        declared = self.list_parameters([], 0).names  # rclpy's own among them
+        check_names(self._parameter_overrides, declared)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_timer(1.0 / self._get("diagnostics_hz"), self.report, clock=self._steady)
@@ -101,27 +106,38 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             self.get_logger().error(self._fault)
             self._close()
             return TransitionCallbackReturn.FAILURE
-        except Exception as error:  # rclpy drops it without a word
+        except Exception as error:  # the outermost frame of a callback: rclpy drops it without a word
             self._fault = f"{type(error).__name__}: {error}"
             self.get_logger().error(self._fault)
-            raise
+            self._close()
+            return TransitionCallbackReturn.FAILURE
         self._fault = ""
         self.report()
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin to act."""
-        done = super().on_activate(state)
-        if self._ready is None:
+        """Begin to act; not while another node does, if the commands are to be exclusive."""
+        if self._ready is None or (outputs := self._ready.outputs) is None:
             return TransitionCallbackReturn.FAILURE
+        self._look_for_rivals()
+        self._fault = ""
+        if self._rivals and self._ready.settings.command_exclusive:
+            self._fault = f"{self._rivals[0]}, and command.exclusive is set; end it first"
+            self.get_logger().error(self._fault)
+            self.report()
+            return TransitionCallbackReturn.FAILURE
+        done = super().on_activate(state)
         ready, is_simulated = self._ready, bool(self.get_parameter("use_sim_time").value)
         pace = self._now if is_simulated else time.monotonic
+        command = outputs.command(
+            lambda: measured_positions(ready.settings, ready.sensors, ready.spec.action_dim)
+        )
         self._driver = Driver(
             ready.settings,
             ready.spec,
             ready.times,
             ready.sensors,
-            self._command(ready),
+            command if ready.deadman is None else ready.deadman.watch(command),
             self._now,
             pace,
             ready.ladder,
@@ -147,9 +163,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop if active, then clean up."""
-        self._stop()
-        if self._ready is not None and self._ready.publisher is not None:
-            self._ready.publisher.wait_for_all_acked(Duration(seconds=0.5))
+        self.rest()
         done = super().on_shutdown(state)
         self._close()
         return done
@@ -161,6 +175,19 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self.report()
         return TransitionCallbackReturn.SUCCESS
 
+    def rest(self) -> None:
+        """Command a standstill and tick no more; returns when the command has arrived, or after a while."""
+        self._stop()
+        if self._ready is not None and self._ready.outputs is not None:
+            self._ready.outputs.wait(_PATIENCE_S)
+
+    def end(self) -> None:
+        """Command a standstill, then close everything, whatever state the node is in."""
+        self.rest()
+        if self.state_name in ("unconfigured", "inactive", "active"):
+            self.trigger_shutdown()
+        self._close()
+
     @property
     def state_name(self) -> str:
         """Of the lifecycle: unconfigured, inactive, active or finalized, or a transition's."""
@@ -171,10 +198,11 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         found = [loop_status(self.state_name, self._fault, self._driver)]
         if self._ready is not None:
             ready = self._ready
-            found.append(sensor_status(ready.sensors, self._now(), self._problems))
+            problems = [] if ready.inputs is None else ready.inputs.problems
+            found.append(sensor_status(ready.sensors, self._now(), problems))
+            problems.clear()
             status, self._errors = inference_status(ready.worker, ready.times, self._errors)
-            found.append(status)
-            self._problems.clear()
+            found += [status, command_status(self._rivals)]
         message = DiagnosticArray(
             status=[diagnostic_message(self.get_fully_qualified_name(), s) for s in found]
         )
@@ -187,46 +215,43 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
         plans = load_plans(settings.bundle, settings.ladder, settings.mode)
         bundle = plans[settings.bundle]
-        spec = settings.for_policy(bundle.spec)
+        settings = settings.at_rate_of(bundle.spec)
+        spec = fit(settings, bundle.spec)
         folders = {name: plan.reference for name, plan in plans.items()}
         load = bundles(folders, (settings.provider,), settings.threads, settings.chunking)
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()
-        sensors = Sensors(make_sensors(settings, spec, self.resolve_topic_name), settings.staleness_s)
+        given = sources(settings, spec)
+        sensors = Sensors(make_sensors(settings, spec, given, self.resolve_topic_name), settings.staleness_s)
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
         self._errors = 0
         task = settings.task or bundle.usual_task
         took = warm_up(worker, spec, task, settings.warmup, settings.stall_s, observations=bundle.example)
         names = tuple(plans) if settings.ladder else ()
         self._ready.ladder = measure_rungs(worker, spec, names, task, observations=bundle.example)
-        self._open(self._ready)
+        check_rate(settings, spec, [rung.p99_s for rung in self._ready.ladder] or took)
+        self._open(self._ready, given)
+        if settings.deadman_s and self._ready.outputs is not None:
+            self._ready.deadman = NodeDeadman(self, self._ready.outputs.topic, settings, spec)
         self.get_logger().info(
             f"{bundle.name} is ready; {len(took)} chunks took {', '.join(f'{s * 1e3:.1f}' for s in took)} ms"
         )
+        trained_hz = bundle.spec.control_hz
+        if trained_hz and abs(settings.control_hz - trained_hz) > 0.01 * trained_hz:
+            self.get_logger().warning(
+                f"control_hz={settings.control_hz:g}, the demonstrations were at {trained_hz:g} Hz: the "
+                f"robot moves {settings.control_hz / trained_hz:.2f} times as fast as in them"
+            )
 
-    def _open(self, ready: _Configured) -> None:
+    def _open(self, ready: _Configured, given: Sequence[Source]) -> None:
         """Make topics and services."""
         settings, entities = ready.settings, ready.entities
-        is_trajectory = settings.command_type == "trajectory"
-        ready.publisher = self.create_lifecycle_publisher(
-            JointTrajectory if is_trajectory else Float64MultiArray,
-            settings.command_topic,
-            with_deadline(QoSProfile(depth=10), settings.deadline_command_s),
-            event_callbacks=PublisherEventCallbacks(deadline=self._miss_command),
+        ready.outputs = Outputs(self, settings, ready.spec, self._miss_command)
+        ready.inputs = Inputs(
+            self, given, ready.sensors, settings.deadline_sensors_s, settings.pose_frame, self._now
         )
-        entities.append((self.destroy_lifecycle_publisher, ready.publisher))
-        sensor_qos = QoSProfile(
-            depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
-        )
-        sensor_qos = with_deadline(sensor_qos, settings.deadline_sensors_s)
-        for key in ready.spec.observation_shapes:
-            kind, topic = topic_of(settings, key)
-            events = SubscriptionEventCallbacks(
-                deadline=partial(self._miss_sensor, key), incompatible_qos=partial(self._mismatch, topic)
-            )
-            take = partial(self._take, key)
-            made = self.create_subscription(kind, topic, take, sensor_qos, event_callbacks=events)
-            entities.append((self.destroy_subscription, made))
+        rivals = self.create_timer(_RIVALS_S, self._look_for_rivals, clock=self._steady)
+        entities.append((self.destroy_timer, rivals))
         task = self.create_subscription(String, "task", self._on_task, 1)
         entities.append((self.destroy_subscription, task))
         for kind, name, answer in ((Trigger, "~/reset", self._on_reset), (SetBool, "~/hold", self._on_hold)):
@@ -239,33 +264,24 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             return
         for destroy, made in ready.entities:
             destroy(made)
+        for topics in (ready.inputs, ready.outputs):
+            if topics is not None:
+                topics.close()
+        if ready.deadman is not None:
+            ready.deadman.close()
         ready.worker.close()
-
-    def _command(self, ready: _Configured) -> Command:
-        settings, spec = ready.settings, ready.spec
-        if settings.command_type == "array":
-            return ArrayCommand(
-                lambda action: ready.publisher.publish(Float64MultiArray(data=action.tolist()))
-            )
-        return TrajectoryCommand(
-            settings.command_names,
-            spec.action_kinds,
-            1.0 / settings.control_hz,
-            settings.command_horizon,
-            lambda: measured_positions(settings, ready.sensors, spec.action_dim),
-            lambda trajectory: ready.publisher.publish(trajectory_message(trajectory)),
-        )
 
     def _tick(self) -> None:
         """One control period."""
         driver, ready = self._driver, self._ready
-        if driver is None or ready is None:
+        if driver is None or ready is None or ready.inputs is None:
             return
         before = _kind(driver.reason)
         try:
+            ready.inputs.look()
             driver.tick()
-        except VivaceError as error:
-            self._fault = str(error)
+        except Exception as error:  # the outermost frame of a callback: the robot must stand still
+            self._fault = str(error) if isinstance(error, VivaceError) else f"{type(error).__name__}: {error}"
             self.get_logger().error(self._fault)
             self.trigger_deactivate()
             return
@@ -275,11 +291,17 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _stop(self) -> None:
         """End ticking; the last command is a standstill."""
-        if self._timer is not None:
-            self.destroy_timer(self._timer)
-        if self._driver is not None:
-            self._driver.stop()
+        timer, driver = self._timer, self._driver
         self._timer = self._driver = None
+        if driver is not None:
+            try:
+                driver.stop()
+            except Exception as error:  # whatever it is, the rest must end too
+                self.get_logger().error(f"the standstill was not sent: {type(error).__name__}: {error}")
+        if self._ready is not None and self._ready.deadman is not None:
+            self._ready.deadman.disarm()
+        if timer is not None:
+            self.destroy_timer(timer)
 
     def _start(self) -> None:
         """Configure and activate, once."""
@@ -294,17 +316,23 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if self._driver is not None:
             self._driver.reset()
 
-    def _take(self, key: str, message: Any) -> None:
-        if self._ready is None:
+    def _look_for_rivals(self) -> None:
+        """See who else sends commands, and give way if the commands are to be exclusive."""
+        if self._ready is None or self._ready.outputs is None:
             return
-        sensor = self._ready.sensors.sensors[key]
-        before = sensor.reason
-        reason = self._ready.sensors.take(key, message, self._now())
-        if reason and (reason != before or sensor.refused == 1):
-            self.get_logger().warning(f"{key} refused: {reason}", throttle_duration_sec=1.0)
+        before, self._rivals = self._rivals, self._ready.outputs.rivals()
+        for rival in set(self._rivals) - set(before):
+            self.get_logger().warning(rival)
+        if self._driver is not None and self._ready.settings.command_exclusive:
+            self._driver.rival = self._rivals[0] if self._rivals else ""
 
     def _on_task(self, message: Any) -> None:
-        self.set_parameters([rclpy.Parameter("task", value=str(message.data))])
+        try:
+            if len(message.data) > _LONGEST_TASK:
+                raise BadSetting(f"it has {len(message.data)} characters; at most {_LONGEST_TASK} are taken")
+            self.set_parameters([rclpy.Parameter("task", value=str(message.data))])
+        except Exception as error:  # the outermost frame of what others send
+            self.get_logger().warning(f"an instruction was refused: {error}", throttle_duration_sec=1.0)
 
     def _on_reset(self, _: Any, answer: Any) -> Any:
         if self._driver is None:
@@ -322,20 +350,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         answer.success, answer.message = True, "holding" if wanted.data else "going on"
         return answer
 
-    def _miss_sensor(self, key: str, event: Any) -> None:
-        if self._ready is not None:
-            self._ready.sensors.sensors[key].deadline_misses += event.total_count_change
-            self._problems.append(f"{key} missed its QoS deadline")
-
     def _miss_command(self, event: Any) -> None:
         if self._driver is not None:
             self._driver.late_commands += event.total_count_change
-
-    def _mismatch(self, topic: str, event: Any) -> None:
-        policy = event.last_policy_kind.name.removeprefix("RMW_QOS_POLICY_").lower()
-        self._problems.append(
-            f"a publisher on {topic} offers other QoS ({policy}); nothing of it is received"
-        )
 
     def _check_parameters(self, given: Sequence[Any]) -> SetParametersResult:
         """Refuse values that do not fit, and changes that could not have an effect."""

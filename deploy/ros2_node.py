@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-EXAMPLE = _FOLDER / "ros2_example.yaml"
-"""Parameter file to start from."""
 LAUNCH_FILE = _FOLDER / "ros2_launch.py"
 """For `ros2 launch`."""
 _USAGE = """usage: vivace-ros [--ros-args --params-file robot.yaml …]   run the policy node
@@ -25,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until it is told to end; returns the exit code, 2 for bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--example"]:
-        print(EXAMPLE.read_text(), end="")
+        from vivace.deploy.ros2_example import example
+
+        print(example(), end="")
         return 0
     if arguments[:1] == ["--launch-file"]:
         print(LAUNCH_FILE)

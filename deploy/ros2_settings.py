@@ -1,199 +1,250 @@
-"""The ROS 2 node's parameters: names, defaults, what they mean, and what is checked; needs no ROS."""
+"""The ROS 2 node's parameters: defaults, what they mean, and what they make; needs no ROS."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from vivace.deploy.action_range import NONE, choose_limits
 from vivace.deploy.guard import Limits
 from vivace.deploy.loop import LoopSettings, Mode, executed_actions
 from vivace.deploy.ort_graph import PROVIDERS
+from vivace.deploy.ros2_command import COMMANDS
+from vivace.deploy.ros2_images import FITS, ORDERS
 from vivace.deploy.ros2_messages import FIELDS
+from vivace.deploy.ros2_parameters import (
+    Parameter,
+    check,
+    field_name,
+    number,
+    one_of,
+    parameters_of,
+    read,
+    several,
+    text,
+)
+from vivace.deploy.ros2_pose import SIZES, check_layout
 from vivace.deploy.watchdog import WatchdogSettings
-from vivace.policies.action_kinds import KNOWN, kinds_of_names, read_kinds, settle_kinds
+from vivace.policies.action_kinds import KNOWN
 from vivace.policies.chunking import RealTimeChunking
-from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, PolicySpec
+from vivace.policies.errors import BadSetting
+from vivace.policies.types import PolicySpec
 
-STATE, IMAGES = "observation.state", "observation.images."
-COMMANDS = ("array", "trajectory")
-_GROUPS = ("command", "limits", "fallback", "watchdog", "deadline")
-"""Parameters whose names begin so have a dot after it."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter as ROS knows it."""
-
-    name: str
-    default: Any
-    """A list where the field holds a tuple."""
-    description: str
-    low: float | None = None
-    """Smallest value."""
-    high: float | None = None
-    """Largest value."""
-    is_live: bool = False
-    """May be set while the node is configured; the others are read when it is configured."""
-
-
-def _number(default: float, low: float, high: float, description: str, is_live: bool = False) -> Any:
-    is_whole = isinstance(default, int)
-    low, high = (int(low), int(high)) if is_whole else (float(low), float(high))
-    meta = {"description": description, "low": low, "high": high, "is_live": is_live}
-    return field(default=default, metadata=meta)
-
-
-def _text(default: str | bool, description: str, is_live: bool = False) -> Any:
-    return field(default=default, metadata={"description": description, "is_live": is_live})
-
-
-def _list(of: type, description: str, default: tuple[Any, ...] = ()) -> Any:
-    return field(default=default, metadata={"description": description, "of": of})
+IMAGES = "observation.images."
+POSES = ("pose", "transform", "tf")
+PARTS = ("joints", "pose")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RosSettings:
-    """The parameters, checked as far as that is possible without the policy; see `for_policy`."""
+    """The parameters, checked as far as that is possible without the policy; `ros2_fit` does the rest."""
 
-    bundle: str = _text("", "Folder of the exported policy (vivace export).")
-    task: str = _text("", "Instruction, for a policy that reads one; the topic task sets it too.", True)
-    autostart: bool = _text(False, "Configure and activate without being told.")
-    control_hz: float = _number(20.0, 0.1, 1000, "Control rate [Hz], that of the demonstrations.")
-    mode: str = _text(
-        "sync", "sync: act, then think; async: think while acting; rtc: and continue the chunk."
+    bundle: str = text("", "Folder of the exported policy (vivace export).")
+    task: str = text("", "Instruction, for a policy that reads one; the topic task sets it too.", True)
+    autostart: bool = text(False, "Configure and activate without being told.")
+    control_hz: float = number(
+        0.0,
+        0,
+        1000,
+        "Control rate [Hz]; 0: that of the demonstrations, which the bundle says if it is known.",
     )
-    n_action_steps: int = _number(0, 0, 10_000, "Actions of a chunk that are fresh; 0: as trained.")
-    request_at: int = _number(-1, -1, 10_000, "async, rtc: ask when so many are left; -1: by the latency.")
-    ladder: tuple[str, ...] = _list(
+    mode: str = text("sync", "sync: act, then think; async: think while acting; rtc: and continue the chunk.")
+    n_action_steps: int = number(0, 0, 10_000, "Actions of a chunk that are fresh; 0: as trained.")
+    request_at: int = number(-1, -1, 10_000, "async, rtc: ask when so many are left; -1: by the latency.")
+    ladder: tuple[str, ...] = several(
         str,
         "async, rtc: folders of faster bundles of the same policy, best first; before every chunk the best "
         "plan is chosen that will be there in time.",
     )
-    anytime: bool = _text(False, "async, rtc: cut a chunk short between two steps rather than be late.")
-    blend_ticks: int = _number(0, 0, 1000, "async, rtc: ticks in which a newer chunk is blended in.")
-    seed: int = _number(0, 0, 2**31 - 1, "Names the policy's noise, with the episode and the tick.")
-    provider: str = _text("cpu", f"ONNX Runtime's execution provider: {', '.join(PROVIDERS)}.")
-    threads: int = _number(1, 1, 1024, "Threads of one inference.")
-    warmup: int = _number(3, 1, 1000, "Chunks computed while configuring.")
-    stall_s: float = _number(5.0, 0.001, 3600, "An inference that takes longer is given up [s].")
-    staleness_s: float = _number(
+    anytime: bool = text(False, "async, rtc: cut a chunk short between two steps rather than be late.")
+    blend_ticks: int = number(0, 0, 1000, "async, rtc: ticks in which a newer chunk is blended in.")
+    seed: int = number(0, 0, 2**31 - 1, "Names the policy's noise, with the episode and the tick.")
+    provider: str = text("cpu", f"ONNX Runtime's execution provider: {', '.join(PROVIDERS)}.")
+    threads: int = number(1, 1, 1024, "Threads of one inference.")
+    warmup: int = number(3, 1, 1000, "Chunks computed while configuring.")
+    stall_s: float = number(5.0, 0.001, 3600, "An inference that takes longer is given up [s].")
+    staleness_s: float = number(
         0.2, 0.001, 3600, "The robot holds while a sensor's newest stamp is older than this [s].", True
     )
-    joint_states: str = _text("joint_states", "Topic of the robot's state (sensor_msgs/JointState).")
-    joint_names: tuple[str, ...] = _list(str, "Joints of observation.state, in the policy's order.")
-    joint_fields: tuple[str, ...] = _list(str, f"What of each joint: {', '.join(FIELDS)}.", ("position",))
-    cameras: tuple[str, ...] = _list(
+    joint_states: tuple[str, ...] = several(
         str,
-        "Camera map: 'front=camera/image_raw' is observation.images.front; a topic that ends in /compressed "
-        "is sensor_msgs/CompressedImage, any other sensor_msgs/Image.",
+        "Topics of the robot's joints (sensor_msgs/JointState). Each message may hold some of the joints, in "
+        "any order; they are merged by name, and an observation is as old as its oldest joint.",
+        ("joint_states",),
     )
-    command_type: str = _text("array", "array: std_msgs/Float64MultiArray; trajectory: JointTrajectory.")
-    command_topic: str = _text("command", "Topic of the commands.")
-    command_names: tuple[str, ...] = _list(str, "Joint of each action dimension; a trajectory needs them.")
-    command_horizon: int = _number(0, 0, 10_000, "trajectory: most points; 0: all that may be executed.")
-    action_kinds: tuple[str, ...] = _list(
+    joint_names: tuple[str, ...] = several(str, "Joints of observation.state, in the policy's order.")
+    joint_fields: tuple[str, ...] = several(str, f"What of each joint: {', '.join(FIELDS)}.", ("position",))
+    state_parts: tuple[str, ...] = several(
+        str, f"What observation.state is made of, in its order: {', '.join(PARTS)}.", ("joints",)
+    )
+    pose_topic: str = text(
+        "", "Topic of the end effector's pose, if observation.state has it; tf: the frame whose pose it is."
+    )
+    pose_type: str = text(
+        "pose",
+        "pose: geometry_msgs/PoseStamped; transform: TransformStamped; tf: looked up by tf2_ros.",
+    )
+    pose_frame: str = text("", "Frame the poses are in (header.frame_id); others are refused.")
+    pose_layout: tuple[str, ...] = several(
+        str,
+        "Numbers of a pose in the policy's order: x, y, z or xyz [m], and quaternion (x y z w), "
+        "quaternion_wxyz, rpy, rotvec [rad], rot6d_rows, rot6d_columns or yaw.",
+    )
+    environment_topic: str = text(
+        "", "Topic of observation.environment_state (std_msgs/Float64MultiArray, whose arrival is its time)."
+    )
+    cameras: tuple[str, ...] = several(
+        str,
+        "Camera map: 'front=camera/image_raw' is observation.images.front, 'observation.image=…' that key "
+        "itself; topics that end in /compressed are of sensor_msgs/CompressedImage, others of "
+        "sensor_msgs/Image.",
+    )
+    camera_fit: tuple[str, ...] = several(
+        str,
+        "Pictures larger or of another shape than the policy's, as in the demonstrations: scale (same shape "
+        "only, the default), crop (the middle), pad (black) or stretch; one for all, or 'front=crop'.",
+    )
+    camera_unnamed_order: str = text(
+        "bgr", "Colours of the encodings 8UC3 and 8UC4, which do not say: bgr, as OpenCV's arrays, or rgb."
+    )
+    command_type: str = text(
+        "array",
+        "array: std_msgs/Float64MultiArray; trajectory: JointTrajectory; twist, twist_stamped: velocities of "
+        "the end effector or base, also from displacements a control period; pose: PoseStamped.",
+    )
+    command_topic: str = text("command", "Topic of the commands.")
+    command_names: tuple[str, ...] = several(str, "Joint of each action dimension; a trajectory needs them.")
+    command_horizon: int = number(0, 0, 10_000, "trajectory: most points; 0: all that may be executed.")
+    command_layout: tuple[str, ...] = several(
+        str,
+        "twist, pose: what the action's dimensions are, in order. Of a twist: linear, angular (3 each) or "
+        "linear.x to angular.z; of a pose: as pose.layout; other: none of these, such as a gripper.",
+    )
+    command_frame: str = text("", "twist_stamped, pose: frame the commands are in (header.frame_id).")
+    command_fixed: tuple[float, ...] = several(
+        float, "pose: x y z qx qy qz qw, for what command.layout leaves out."
+    )
+    command_rest_topic: str = text(
+        "command_rest", "twist, pose: topic of the dimensions that are other (std_msgs/Float64MultiArray)."
+    )
+    command_exclusive: bool = text(
+        False,
+        "Refuse to begin while another node publishes on the topic of the commands, and stop and be silent "
+        "while one does; false: say so only.",
+    )
+    action_kinds: tuple[str, ...] = several(
         str, "What each action dimension (or all) means: absolute, delta, velocity; empty: as exported."
     )
-    limits_file: str = _text(
+    limits_file: str = text(
         "",
         "Limits as YAML or URDF (vivace run's format) instead of the lists below; with neither those of the "
         "training data, as the bundle has them; none: no limits.",
     )
-    limits_low: tuple[float, ...] = _list(float, "Smallest value of each action dimension.")
-    limits_high: tuple[float, ...] = _list(float, "Largest value of each action dimension.")
-    limits_max_step: tuple[float, ...] = _list(float, "Largest change of each between two ticks.")
-    limits_max_velocity: tuple[float, ...] = _list(float, "Largest speed of what each commands [units/s].")
-    limits_max_acceleration: tuple[float, ...] = _list(float, "Largest change of speed [units/s^2].")
-    fallback_ramp_ticks: int = _number(5, 1, 10_000, "Ticks in which the fallback stops velocities.")
-    fallback_initial_action: tuple[float, ...] = _list(
+    limits_low: tuple[float, ...] = several(float, "Smallest value of each action dimension.")
+    limits_high: tuple[float, ...] = several(float, "Largest value of each action dimension.")
+    limits_max_step: tuple[float, ...] = several(float, "Largest change of each between two ticks.")
+    limits_max_velocity: tuple[float, ...] = several(float, "Largest speed of what each commands [units/s].")
+    limits_max_acceleration: tuple[float, ...] = several(float, "Largest change of speed [units/s^2].")
+    fallback_ramp_ticks: int = number(5, 1, 10_000, "Ticks in which the fallback stops velocities.")
+    fallback_initial_action: tuple[float, ...] = several(
         float,
-        "What is held before the first action; empty: the measured joints that command.names names. Where an "
-        "absolute target is unknown, nothing is commanded before the first chunk.",
+        "What is held before the first action; empty: the measured joints that command.names names, and the "
+        "measured pose. Where an absolute target is unknown, nothing is commanded before the first chunk.",
     )
-    watchdog_frozen_s: float = _number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
-    watchdog_misses: int = _number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
-    watchdog_hold_s: float = _number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
-    watchdog_starved_s: float = _number(10.0, 0, 3600, "Stop after so long without fresh actions; 0: never.")
-    watchdog_restarts: int = _number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
-    deadline_sensors_s: float = _number(
+    watchdog_frozen_s: float = number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
+    watchdog_misses: int = number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
+    watchdog_hold_s: float = number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
+    watchdog_starved_s: float = number(10.0, 0, 3600, "Stop after so long without fresh actions; 0: never.")
+    watchdog_restarts: int = number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
+    deadline_sensors_s: float = number(
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
     )
-    deadline_command_s: float = _number(0.0, 0, 3600, "QoS deadline offered for commands; 0: none [s].")
-    diagnostics_hz: float = _number(1.0, 0.01, 100, "Rate of /diagnostics [Hz].")
+    deadline_command_s: float = number(0.0, 0, 3600, "QoS deadline offered for commands; 0: none [s].")
+    deadman_s: float = number(
+        0.0,
+        0,
+        3600,
+        "Another process commands the standstill after so long without a tick of the node, 5 control periods "
+        "at least; 0: there is none [s].",
+    )
+    diagnostics_hz: float = number(1.0, 0.01, 100, "Rate of /diagnostics [Hz].")
 
     def __post_init__(self) -> None:
         """Check every value by itself, then those that belong together."""
         for parameter in parameters():
-            check(parameter, getattr(self, _field(parameter.name)))
-        _one_of("mode", self.mode, tuple(mode.value for mode in Mode))
-        _one_of("command.type", self.command_type, COMMANDS)
-        _one_of("provider", self.provider, tuple(PROVIDERS))
-        for kind in self.action_kinds:
-            _one_of("action_kinds", kind, KNOWN)
-        for name in self.joint_fields:
-            _one_of("joint_fields", name, FIELDS)
+            check(parameter, getattr(self, field_name(parameter.name)))
+        one_of("mode", self.mode, (mode.value for mode in Mode))
+        one_of("command.type", self.command_type, COMMANDS)
+        one_of("provider", self.provider, PROVIDERS)
+        one_of("pose.type", self.pose_type, POSES)
+        one_of("camera.unnamed_order", self.camera_unnamed_order, ORDERS)
+        for name, values, known in (
+            ("action_kinds", self.action_kinds, KNOWN),
+            ("joint_fields", self.joint_fields, FIELDS),
+            ("state_parts", self.state_parts, PARTS),
+        ):
+            for value in values:
+                one_of(name, value, known)
+        for name, values in (("joint_names", self.joint_names), ("state_parts", self.state_parts)):
+            if len(set(values)) < len(values):
+                raise BadSetting(f"{name} {list(values)} says something twice; say it once")
+        check_layout("pose.layout", self.pose_layout, SIZES)
         self.camera_topics  # noqa: B018 - it checks the map
+        self.camera_fits  # noqa: B018 - likewise
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """Make settings of parameter names and values.
 
         Raises:
-            BadSetting: a value is outside its range or of another type, or several contradict each other.
+            BadSetting: a name is unknown, a value is outside its range or of another type, or several
+                contradict each other.
         """
-        known: dict[str, Any] = {p.name: p for p in parameters()}
-        values = {}
-        for name, value in given.items():
-            check(known[name], value)
-            values[_field(name)] = _plain(known[name], value)
-        return cls(**values)
+        return cls(**read(parameters(), given))
+
+    def at_rate_of(self, spec: PolicySpec) -> Self:
+        """Return these settings with the control rate of a policy's demonstrations, unless one was given.
+
+        Raises:
+            BadSetting: neither is known.
+        """
+        if self.control_hz:
+            return self
+        if not spec.control_hz:
+            raise BadSetting(
+                "the bundle does not say at which rate its policy was trained; set control_hz to that of the "
+                "demonstrations [Hz]"
+            )
+        return replace(self, control_hz=float(spec.control_hz))
 
     @property
     def camera_topics(self) -> dict[str, str]:
         """Key of an observation -> topic of its camera."""
         found: dict[str, str] = {}
         for entry in self.cameras:
-            name, equals, topic = entry.partition("=")
-            if not (name.strip() and equals and topic.strip()):
+            name, equals, topic = (part.strip() for part in entry.partition("="))
+            if not (name and equals and topic):
                 raise BadSetting(
                     f"cameras has {entry!r}; needed: 'front=camera/image_raw', one for each camera"
                 )
-            found[IMAGES + name.strip()] = topic.strip()
+            found[_camera_key(name)] = topic
         if len(found) < len(self.cameras):
             raise BadSetting(f"cameras {list(self.cameras)} names one camera twice; give each its own topic")
         return found
 
-    def for_policy(self, spec: PolicySpec) -> PolicySpec:
-        """Check the parameters that must fit the policy.
-
-        Returns:
-            The policy's spec, its actions meaning what `action_kinds`, names and bundle say.
-
-        Raises:
-            BadSetting: sizes or names do not fit, or nobody says what the actions mean.
-            BadBundle: bundle and names contradict each other.
-            ObservationMismatch: the policy sees what this node cannot give it.
-        """
-        _check_inputs(self, spec)
-        for name in ("command_names", "fallback_initial_action"):
-            if getattr(self, name):
-                _check_length(_ros(name), getattr(self, name), spec.action_dim)
-        names = self.command_names or tuple(map(str, range(spec.action_dim)))
-        said = read_kinds(self.action_kinds, spec.action_dim, "action_kinds")
-        kinds = settle_kinds(names, spec.action_kinds, kinds_of_names(names), said, "action_kinds")
-        spec = replace(spec, action_kinds=kinds)
-        limits = self.limits(spec)
-        if limits.action_dim not in (None, spec.action_dim):
-            raise BadSetting(
-                f"limits have {limits.action_dim} numbers, the policy's actions {spec.action_dim}"
-            )
-        _check_posture(self, spec, limits)
-        if self.command_type == "trajectory":
-            _check_trajectory(self, spec)
-        self.loop(spec)
-        return spec
+    @property
+    def camera_fits(self) -> dict[str, str]:
+        """Key of an observation -> how its pictures are made to fit."""
+        found = dict.fromkeys(self.camera_topics, "scale")
+        for entry in self.camera_fit:
+            name, equals, fit = (part.strip() for part in entry.rpartition("="))
+            keys = [_camera_key(name)] if equals else list(found)
+            if unknown := [key for key in keys if key not in found]:
+                raise BadSetting(
+                    f"camera.fit has {entry!r}, but cameras has no {unknown[0]!r}; {_some(found)}"
+                )
+            one_of("camera.fit", fit, FITS)
+            found |= dict.fromkeys(keys, fit)
+        return found
 
     def limits(self, spec: PolicySpec) -> Limits:
         """What the guard allows of a policy's actions."""
@@ -208,6 +259,12 @@ class RosSettings:
                 "put them into the file"
             )
         return choose_limits(self.limits_file, self.command_names, spec)[0]
+
+    @property
+    def sees_commanded_pose(self) -> bool:
+        """Whether the pose that is commanded is measured, in the same frame."""
+        is_seen = "pose" in self.state_parts and bool(self.pose_topic)
+        return self.command_type == "pose" and is_seen and self.pose_frame == self.command_frame
 
     @property
     def chunking(self) -> RealTimeChunking | None:
@@ -241,136 +298,12 @@ class RosSettings:
 
 def parameters() -> tuple[Parameter, ...]:
     """Return every parameter, for declaring them."""
-    return tuple(
-        Parameter(
-            _ros(f.name),
-            list(f.default) if isinstance(f.default, tuple) else f.default,
-            f.metadata["description"],
-            f.metadata.get("low"),
-            f.metadata.get("high"),
-            f.metadata.get("is_live", False),
-        )
-        for f in fields(RosSettings)
-    )
+    return parameters_of(RosSettings)
 
 
-def check(parameter: Parameter, value: Any) -> None:
-    """Check one value by itself; whole numbers pass for others.
-
-    Raises:
-        BadSetting: it is of another type or outside its range.
-    """
-    wanted = _element(parameter)
-    is_list = isinstance(parameter.default, list)
-    if is_list and (isinstance(value, str | bytes) or not hasattr(value, "__iter__")):
-        raise BadSetting(f"{parameter.name}={value!r}; a list is needed: {parameter.description}")
-    for element in value if is_list else [value]:
-        is_number = wanted is float and isinstance(element, int | float) and not isinstance(element, bool)
-        if not is_number and type(element) is not wanted:
-            needed = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}[wanted]
-            raise BadSetting(f"{parameter.name} has {element!r}; {needed} is needed: {parameter.description}")
-        if wanted is float and not math.isfinite(element) and not parameter.name.startswith("limits."):
-            raise BadSetting(f"{parameter.name} has {element}; a finite number is needed")
-        if parameter.low is not None and not parameter.low <= element <= (parameter.high or 0.0):
-            raise BadSetting(
-                f"{parameter.name}={element}; needed: {parameter.low:g} to {parameter.high:g}. "
-                f"{parameter.description}"
-            )
+def _camera_key(name: str) -> str:
+    return name if name.startswith("observation.") else IMAGES + name
 
 
-def _element(parameter: Parameter) -> type:
-    """Type of a value, or of what a list holds."""
-    if not isinstance(parameter.default, list):
-        return type(parameter.default)
-    of = next(f.metadata["of"] for f in fields(RosSettings) if _ros(f.name) == parameter.name)
-    return of if isinstance(of, type) else str
-
-
-def _plain(parameter: Parameter, value: Any) -> Any:
-    wanted = _element(parameter)
-    return tuple(map(wanted, value)) if isinstance(parameter.default, list) else wanted(value)
-
-
-def _ros(name: str) -> str:
-    """Name of a field as a parameter."""
-    group, _, rest = name.partition("_")
-    return f"{group}.{rest}" if group in _GROUPS else name
-
-
-def _field(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise BadSetting(f"{name}={value!r} is unknown; needed: {', '.join(known)}")
-
-
-def _check_length(name: str, values: tuple[Any, ...], size: int) -> None:
-    if len(values) != size:
-        raise BadSetting(f"{name} has {len(values)} entries, the policy's actions have {size} dimensions")
-
-
-def _check_inputs(settings: RosSettings, spec: PolicySpec) -> None:
-    cameras = settings.camera_topics
-    for key, shape in spec.observation_shapes.items():
-        if key == STATE:
-            found = len(settings.joint_names) * len(settings.joint_fields)
-            if found != shape[0]:
-                raise BadSetting(
-                    f"joint_names has {len(settings.joint_names)} joints with {len(settings.joint_fields)} "
-                    f"fields, the policy's {STATE} has {shape[0]} numbers; name them in its order"
-                )
-        elif key.startswith(IMAGES):
-            if key not in cameras:
-                raise BadSetting(
-                    f"the policy looks through {key}, but cameras has {list(settings.cameras)}; add "
-                    f"'{key.removeprefix(IMAGES)}=<topic>'"
-                )
-        else:
-            raise ObservationMismatch(
-                f"the policy needs {key!r}; this node gives {STATE} and {IMAGES}<camera> only"
-            )
-    unused = [key for key in cameras if key not in spec.observation_shapes]
-    if unused:
-        raise BadSetting(
-            f"cameras names {', '.join(unused)}, which the policy does not look through; it sees "
-            f"{', '.join(spec.observation_shapes)}"
-        )
-
-
-def _check_posture(settings: RosSettings, spec: PolicySpec, limits: Limits) -> None:
-    """Limits of change need to know what the first change is measured from."""
-    is_learned = limits.max_step and not (settings.limits_max_step or settings.limits_file)
-    if settings.fallback_initial_action or is_learned or not (limits.max_step or limits.has_rates):
-        return
-    known = settings.joint_names if "position" in settings.joint_fields else ()
-    names = settings.command_names or ("",) * spec.action_dim
-    if any(
-        k == ActionKind.ABSOLUTE and n not in known for n, k in zip(names, spec.action_kinds, strict=True)
-    ):
-        raise BadSetting(
-            "limits of step, speed or acceleration of absolute targets need to know where the robot is; name "
-            "its joints in command.names and joint_names, or give fallback.initial_action"
-        )
-
-
-def _check_trajectory(settings: RosSettings, spec: PolicySpec) -> None:
-    kinds = set(spec.action_kinds)
-    if not settings.command_names:
-        raise BadSetting("command.type=trajectory needs command.names: the joint of each action dimension")
-    if ActionKind.VELOCITY in kinds and len(kinds) > 1:
-        raise BadSetting(
-            f"a trajectory holds positions or velocities, but the actions are {', '.join(sorted(kinds))}; "
-            "use command.type=array"
-        )
-    unknown = [
-        name
-        for name, kind in zip(settings.command_names, spec.action_kinds, strict=True)
-        if kind == ActionKind.DELTA and name not in settings.joint_names
-    ]
-    if unknown or (ActionKind.DELTA in kinds and "position" not in settings.joint_fields):
-        raise BadSetting(
-            f"displacements of {', '.join(unknown or settings.command_names)} need the measured positions to "
-            "start from; add them to joint_names, or use command.type=array"
-        )
+def _some(known: Mapping[str, Any]) -> str:
+    return f"it has {', '.join(known) or 'none'}"

@@ -1,53 +1,25 @@
 """What goes over ROS 2 topics: message types, QoS, parameter descriptors, messages from plain values."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, TransformStamped, Twist, Vector3
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from vivace.deploy import ros2_messages as messages
 from vivace.deploy.ros2_command import Trajectory
 from vivace.deploy.ros2_diagnostics import Status
-from vivace.deploy.ros2_sensors import Sensor
-from vivace.deploy.ros2_settings import STATE, Parameter, RosSettings
-from vivace.policies.types import PolicySpec
+from vivace.deploy.ros2_parameters import Parameter
 
-
-def topic_of(settings: RosSettings, key: str) -> tuple[type, str]:
-    """Message type and topic of an observation's key."""
-    if key == STATE:
-        return JointState, settings.joint_states
-    topic = settings.camera_topics[key]
-    return (CompressedImage if topic.endswith("/compressed") else Image), topic
-
-
-def make_sensors(settings: RosSettings, spec: PolicySpec, resolve: Callable[[str], str]) -> dict[str, Sensor]:
-    """Make what reads each of the policy's inputs.
-
-    Args:
-        settings: of the node.
-        spec: of the policy.
-        resolve: topic -> its full name, remapped.
-    """
-    found = {}
-    for key, shape in spec.observation_shapes.items():
-        kind, topic = topic_of(settings, key)
-        read: Callable[[Any], np.ndarray]
-        if kind is JointState:
-            read = partial(messages.joints, names=settings.joint_names, fields=settings.joint_fields)
-        else:
-            convert = messages.image if kind is Image else messages.compressed_image
-            read = partial(convert, shape=shape)
-        found[key] = Sensor(f"{resolve(topic)} ({kind.__name__})", read)
-    return found
+KINDS = {
+    kind.__name__: kind
+    for kind in (JointState, PoseStamped, TransformStamped, Float64MultiArray, Image, CompressedImage)
+}
+"""Name -> type of the messages that sensors send."""
 
 
 def descriptor(parameter: Parameter) -> ParameterDescriptor:
@@ -80,6 +52,18 @@ def trajectory_message(trajectory: Trajectory) -> JointTrajectory:
             point.velocities = trajectory.velocities[i].tolist()
         message.points.append(point)
     return message
+
+
+def twist_message(twist: np.ndarray) -> Twist:
+    """A twist (6,) as a message."""
+    x, y, z, roll, pitch, yaw = map(float, twist)
+    return Twist(linear=Vector3(x=x, y=y, z=z), angular=Vector3(x=roll, y=pitch, z=yaw))
+
+
+def pose_message(pose: np.ndarray) -> Pose:
+    """A pose (7,) as a message."""
+    x, y, z, qx, qy, qz, qw = map(float, pose)
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
 
 
 def diagnostic_message(node: str, status: Status) -> DiagnosticStatus:

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,19 +28,47 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """A file with one JSON object a line; each batch is on the disk's side before the next is taken."""
+    """A file with one JSON object a line; each batch is on the disk's side before the next is taken.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w")
+    A file that is full becomes `<name>.1`, the one before `<name>.2` and so on; the oldest go.
+
+    Args:
+        path: of the newest file; there must be none yet.
+        most_bytes: of one file, about.
+        files: kept, the newest among them; at least 1.
+
+    Raises:
+        FileExistsError: somebody else's file is there.
+    """
+
+    def __init__(self, path: Path, most_bytes: float = math.inf, files: int = 1) -> None:
+        self._path, self._most_bytes, self._files = path, most_bytes, files
+        self._file = path.open("x")
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append lines."""
         self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
+        if self._file.tell() >= self._most_bytes:
+            self._rotate()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _rotate(self) -> None:
+        self._file.close()
+        parts = [self._path.with_name(f"{self._path.name}.{n}") for n in range(self._files - 1, 0, -1)]
+        for older, newer in pairwise([*parts, self._path]):
+            if newer.exists():
+                os.replace(newer, older)
+        self._file = self._path.open("w")
+
+
+def log_parts(path: Path) -> list[Path]:
+    """What there is of a log: its parts, oldest first, and the newest at `path` last."""
+    older = [part for part in path.parent.glob(f"{path.name}.*") if part.suffix[1:].isdecimal()]
+    return [*sorted(older, key=lambda part: -int(part.suffix[1:])), *([path] if path.is_file() else [])]
 
 
 class RunLog:
@@ -60,6 +91,7 @@ class RunLog:
         """Lines that found the queue full."""
         self.errors: list[str] = []
         """Why a sink was left out."""
+        self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="run log", daemon=True)
         self._thread.start()
 
@@ -70,20 +102,26 @@ class RunLog:
         except queue.Full:
             self.dropped += 1
 
-    def close(self) -> None:
-        """Write what waits, then end."""
+    def close(self, patience_s: float = 5.0) -> None:
+        """Write what waits, then end; what is not written in time is given up, and `errors` says so.
+
+        Args:
+            patience_s: how long a disk that does not answer is waited for [s].
+        """
+        self._is_closing.set()
+        with suppress(queue.Full):  # then there is enough to wake up for
+            self._waiting.put_nowait(None)
+        self._thread.join(patience_s)
         if self._thread.is_alive():
-            self._waiting.put(None)
-            self._thread.join()
+            self.dropped += self._waiting.qsize()
+            self.errors.append(f"the log was not written within {patience_s:g} s")
 
     def _serve(self) -> None:
-        is_open = True
-        while is_open:
+        while not (self._is_closing.is_set() and self._waiting.empty()):
             batch = [self._waiting.get()]
             while len(batch) < _BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get())
             lines = [line for line in batch if line is not None]
-            is_open = len(lines) == len(batch)
             for sink in list(self._sinks):
                 self._try(sink, lambda sink=sink, lines=lines: sink.write(lines))
         for sink in list(self._sinks):

@@ -1,4 +1,7 @@
-"""Run a policy before the robot moves: the first real chunk must not be a slow one."""
+"""Run a policy before the robot moves: the first real chunk must not be a slow one.
+
+What that takes also says whether the control rate can be met at all.
+"""
 
 import math
 import time
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vivace.deploy.loop_settings import LoopSettings, Mode
 from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.worker import Request
 from vivace.policies.arrays import observation_layout
@@ -13,6 +17,8 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.types import PolicySpec
 
 _PAUSE_S = 0.0005
+_SLACK_TICKS = 1e-6
+"""Rounding of tick times is not lateness."""
 
 
 def warm_up(
@@ -23,6 +29,8 @@ def warm_up(
     patience_s: float = math.inf,
     plan: str | None = None,
     observations: Mapping[str, np.ndarray] | None = None,
+    *,
+    anytime: bool = False,
 ) -> list[float]:
     """Compute chunks of an observation that was seen before, or of a blank one.
 
@@ -35,6 +43,7 @@ def warm_up(
         plan: of a ladder; the policy's only one when None.
         observations: key -> (To, ...), a bundle's recorded ones; when None blank ones, which may be far from
             what a policy was trained on.
+        anytime: cut every chunk as short as it can be.
 
     Returns:
         How long each took [s].
@@ -48,7 +57,8 @@ def warm_up(
     took = []
     for number in range(count):
         began, errors = time.monotonic(), len(worker.errors)
-        worker.submit(Request(seen, number, began, (0, number), plan, task=task))
+        deadline_s = began if anytime else None
+        worker.submit(Request(seen, number, began, (0, number), plan, task=task, deadline_s=deadline_s))
         while (chunk := worker.poll(time.monotonic())) is None:
             if len(worker.errors) > errors:
                 raise BadSetting(f"{who} failed before the robot moved: {worker.errors[-1]}")
@@ -59,3 +69,34 @@ def warm_up(
             time.sleep(_PAUSE_S)
         took.append(chunk.ready_s - began)
     return took
+
+
+def check_rate(fastest_s: float, control_hz: float, settings: LoopSettings, spec: PolicySpec) -> None:
+    """Refuse a control rate at which a policy cannot act.
+
+    A chunk that takes l control periods is l ticks old when it arrives, and the next one, asked for at that
+    moment, comes when it is 2 l ticks old. So deadlines are met if 2 l <= n_action_steps. Mode sync waits
+    for each chunk and can act at any rate.
+
+    Args:
+        fastest_s: the shortest time in which a chunk was there [s].
+        control_hz: control rate [Hz].
+        settings: how chunks are executed.
+        spec: of the policy.
+
+    Raises:
+        BadSetting: even the fastest chunk would miss its deadline every time.
+    """
+    if settings.mode == Mode.SYNC:
+        return
+    ticks = max(1, math.ceil(fastest_s * control_hz - _SLACK_TICKS))
+    if 2 * ticks <= settings.n_action_steps:
+        return
+    highest_hz = settings.n_action_steps // 2 / fastest_s
+    slower = f"{highest_hz:.3g} Hz at most, " if highest_hz else ""
+    raise BadSetting(
+        f"{control_hz:g} Hz cannot be met: a chunk takes {ticks} ticks ({1e3 * fastest_s:.1f} ms at best), "
+        f"so its {settings.n_action_steps} fresh actions are used up before the next one can be there; take "
+        f"{slower}more actions of a chunk (n_action_steps, up to {spec.horizon - spec.first_action}), a "
+        "faster bundle or mode sync; or set watchdog.misses to 0 and act on stale ones"
+    )

@@ -4,8 +4,9 @@
     hold   the fallback acts, until what was wrong is right again
     stop   the fallback acts, until somebody calls `reset`
 
-    run → hold    the observation's time stands still, or a sensor says bit for bit the same, or so many
-                  deadlines in a row were missed
+    run → hold    the observation's time does not go on, or a sensor says bit for bit the same, or so many
+                  deadlines in a row were missed or inferences failed, or a tick was late, or no action has
+                  reached the robot
     hold → run    none of these any more
     hold → stop   a hold lasted too long
     any  → stop   the worker was replaced too often, or no fresh action was executed for too long
@@ -14,6 +15,7 @@
 The loop goes on in every state: it observes, and in a hold whose observations are trusted it also thinks.
 """
 
+import math
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable
@@ -44,12 +46,20 @@ class WatchdogSettings:
     """What is watched; 0: not at all."""
 
     stale_s: float = 0.5
-    """Longest time the observation's time may stand still [s]."""
+    """Longest time in which the observation's time may not go on [s]: it stands still, goes back or is no
+    number. So long is a robot waited for that does not answer."""
     frozen_s: float = 0.0
     """Longest time a picture may be bit for bit the same [s], or a robot's state if it has no cameras. Real
     cameras have noise, so a picture that stays the same is an old one; simulated ones need not."""
     misses: int = 20
     """Deadlines missed in a row; not watched in sync mode, where every one is."""
+    failures: int = 3
+    """Inferences in a row that gave no chunk."""
+    late_s: float = 0.5
+    """Longest time a tick may act after its control period is over [s], as after a robot's call that blocks;
+    the hold lasts until ticks have been on time for as long."""
+    act_s: float = 0.5
+    """Longest time in which no action reaches the robot [s]: every one failed. It is told on."""
     hold_s: float = 3.0
     """Longest hold [s]; after it the robot is stopped."""
     starved_s: float = 10.0
@@ -98,8 +108,13 @@ class Watchdog:
         """The newest last."""
         self._sensors: dict[str, tuple[object, float]] = {}
         self._unseen = ""
+        self._newest_s = -math.inf
+        self._newer_s: float | None = None
         self._missed = self._row = 0
         self._is_late = False
+        self._failed = self._failed_row = 0
+        self._late_s = self._delay_s = 0.0
+        self._unheard_s: float | None = None
         self._replaced: deque[float] = deque(maxlen=_KEPT)
         self._restarts = 0
         self._held_s = 0.0
@@ -114,8 +129,8 @@ class Watchdog:
         """Take the observation of a tick."""
         self._unseen = ""
         limits = self.settings
-        if limits.stale_s and (still_s := self._same_for("time", observation.time_s, now)) > limits.stale_s:
-            self._unseen = f"the observation's time has stood still for {still_s:.2f} s"
+        if limits.stale_s and (still_s := self._still_for(observation.time_s, now)) > limits.stale_s:
+            self._unseen = f"the observation's time has not gone on for {still_s:.2f} s"
         if not limits.frozen_s:
             return
         keys = [key for key in observation.values if key.startswith("observation.image")]
@@ -124,7 +139,16 @@ class Watchdog:
             if still_s > limits.frozen_s:
                 self._unseen = f"{key} has been the same for {still_s:.2f} s"
 
-    def judge(self, now: float, misses: int, restarts: int, *, has_accepted: bool) -> State:
+    def judge(
+        self,
+        now: float,
+        misses: int,
+        restarts: int,
+        *,
+        has_accepted: bool,
+        failures: int = 0,
+        late_s: float = 0.0,
+    ) -> State:
         """Return who acts at this tick.
 
         Args:
@@ -132,15 +156,20 @@ class Watchdog:
             misses: deadlines missed so far.
             restarts: replacements of the worker so far.
             has_accepted: a chunk was there for the first time.
+            failures: inferences that gave no chunk so far.
+            late_s: time since this tick's control period was over [s]; not above 0 if it is on time.
         """
         self._count_misses(misses, has_accepted)
+        self._count_failures(failures, has_accepted)
+        if self.settings.late_s and late_s > self.settings.late_s:
+            self._late_s, self._delay_s = now, late_s
         self._replaced.extend([now] * min(restarts - self._restarts, _KEPT))
         self._restarts = restarts
         if self.state == State.STOP:
             return self.state
         if why := self._broken(now):
             self._enter(State.STOP, why, now)
-        elif why := self._unseen or self._too_slow():
+        elif why := self._unseen or self._too_slow() or self._too_late(now) or self._unheard(now):
             if self.state == State.RUN:
                 self._held_s = now
                 self._enter(State.HOLD, why, now)
@@ -150,21 +179,30 @@ class Watchdog:
             self._enter(State.RUN, "", now)
         return self.state
 
-    def acted(self, now: float, *, is_fresh: bool) -> None:
-        """Note whether a tick executed a fresh action."""
+    def acted(self, now: float, *, is_fresh: bool, has_reached: bool = True) -> None:
+        """Note whether a tick executed a fresh action, and whether the robot took it."""
         if is_fresh or self._fresh_s is None or now < self._fresh_s:
             self._fresh_s = now
+        if has_reached:
+            self._unheard_s = None
+        elif self._unheard_s is None or now < self._unheard_s:
+            self._unheard_s = now
 
     def stop(self, why: str, now: float) -> None:
         """Stop the robot until `reset`."""
         if self.state != State.STOP:
             self._enter(State.STOP, why, now)
 
+    def begin(self) -> None:
+        """An episode begins: its times are others than those of the one before; a stop stays."""
+        self._row, self._is_late, self._fresh_s, self._unheard_s = 0, False, None, None
+        self._failed_row, self._delay_s, self._newer_s = 0, 0.0, None
+        self._sensors.clear()
+
     def reset(self, now: float) -> None:
         """Let a stopped robot run again; what was missed or replaced before does not count any more."""
-        self._row, self._is_late, self._fresh_s = 0, False, None
+        self.begin()
         self._replaced.clear()
-        self._sensors.clear()
         if self.state == State.STOP:
             self._enter(State.RUN, "reset", now)
 
@@ -175,6 +213,20 @@ class Watchdog:
             self._sensors[sensor] = (value, now)
             return 0.0
         return now - since_s
+
+    def _still_for(self, time_s: float, now: float) -> float:
+        """Seconds since the observation's time was newer than ever before."""
+        is_newer = self._newest_s < time_s < math.inf
+        if is_newer or self._newer_s is None or now < self._newer_s:
+            self._newest_s = time_s if math.isfinite(time_s) else -math.inf
+            self._newer_s = now
+        return now - self._newer_s
+
+    def _count_failures(self, failures: int, has_accepted: bool) -> None:
+        """Count inferences that failed in a row: a chunk ends it."""
+        new = max(0, failures - self._failed)  # another loop counts from 0
+        self._failed_row = new + (0 if has_accepted else self._failed_row)
+        self._failed = failures
 
     def _count_misses(self, misses: int, has_accepted: bool) -> None:
         """Count deadlines missed in a row: a chunk in time ends the row, one that comes late does not."""
@@ -189,6 +241,19 @@ class Watchdog:
     def _too_slow(self) -> str:
         if self.settings.misses and self._row >= self.settings.misses:
             return f"{self._row} deadlines in a row were missed"
+        if self.settings.failures and self._failed_row >= self.settings.failures:
+            return f"{self._failed_row} inferences in a row failed"
+        return ""
+
+    def _too_late(self, now: float) -> str:
+        if self._delay_s and 0 <= now - self._late_s <= self.settings.late_s:
+            return f"a tick acted {self._delay_s:.2f} s late"
+        self._delay_s = 0.0
+        return ""
+
+    def _unheard(self, now: float) -> str:
+        if self._unheard_s is not None and 0 < self.settings.act_s < now - self._unheard_s:
+            return f"no action has reached the robot for {now - self._unheard_s:.2f} s"
         return ""
 
     def _broken(self, now: float) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -37,26 +38,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
-    if arguments[0] not in VERBS:
-        print(f"vivace: unknown verb {arguments[0]!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"vivace: unknown verb {verb!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
+    from vivace.deploy.interrupts import outlive
     from vivace.policies.errors import VivaceError
 
-    function, settings_class = VERBS[arguments[0]]
+    function, settings_class = VERBS[verb]
     try:
-        settings = _parse(settings_class, arguments[0], arguments[1:])
+        settings = _parse(settings_class, verb, arguments[1:])
         summary, is_met = _load(function)(settings)
     except VivaceError as error:
-        print(f"vivace {arguments[0]}: {error}", file=sys.stderr)
+        print(f"vivace {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command with the same --output_dir to continue", file=sys.stderr)
+        goes_on = "run the same command with the same --output_dir to continue"
+        print(f"interrupted; {'nothing was commanded' if verb == 'run' else goes_on}", file=sys.stderr)
         return 130
-    print(json.dumps(summary, default=str))
+    if argv is None and verb == "run":
+        outlive()
+    _tell(json.dumps(summary, default=str))
     return 0 if is_met else 1
+
+
+def _tell(line: str) -> None:
+    """Print the last line; nobody may be there to read it."""
+    try:
+        print(line, flush=True)
+    except OSError:  # the terminal is gone; Python would try again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
@@ -70,6 +84,7 @@ def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
         arguments = [f"--{first}={arguments[0]}", *arguments[1:]]
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
+        _check_file(arguments)
         with redirect_stderr(said):
             return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
@@ -79,6 +94,30 @@ def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
             raise
         message = _last_line(said.getvalue()).partition("error: ")[2]
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
+
+
+def _check_file(arguments: list[str]) -> None:
+    """Raise `BadSetting` unless --config_path, if it is given, is a file of settings by name."""
+    from draccus.cfgparsing import load_config
+
+    from vivace.policies.errors import BadSetting
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, is_joined, path = argument.partition("=")
+        if name != "--config_path":
+            continue
+        file = Path(path if is_joined else following)
+        if not file.is_file():
+            raise BadSetting(f"there is no file of settings at config_path={file}")
+        try:
+            with file.open(encoding="utf-8") as opened:
+                found = load_config(opened, file=str(file))
+        except OSError as error:
+            raise BadSetting(f"config_path={file} cannot be read ({error.strerror})") from error
+        if not isinstance(found, dict):
+            raise BadSetting(
+                f"{file} holds no settings but {type(found).__name__}; needed is YAML such as control_hz: 20"
+            )
 
 
 def _last_line(text: str) -> str:

@@ -62,11 +62,13 @@ class EnvRobot:
         return Observation(self._values, self._tick, self._tick * self._period_s)
 
     def act(self, action: np.ndarray) -> None:
-        """Advance the world by one control period.
+        """Advance the world by one control period; one that is over stands still.
 
         Raises:
             UnknownEnvironment: the environment does not say whether it succeeded.
         """
+        if self.is_over:
+            return
         values, _, terminated, truncated, info = self.env.step(action)
         self._see(values)
         self._tick += 1

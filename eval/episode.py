@@ -41,6 +41,8 @@ class EpisodeResult:
     """Plan of the ladder -> requests it was chosen for; empty without a ladder."""
     timeline: str = ""
     """Source of every tick by its first letter, e.g. "ffccccs"."""
+    errors: tuple[str, ...] = ()
+    """What inferences failed of; they gave no chunk."""
     records: tuple[TickRecord, ...] = field(default=(), repr=False, compare=False)
     """Every tick; not stored in files."""
 

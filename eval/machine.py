@@ -35,15 +35,16 @@ def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
 
     Args:
         device: torch's name of it.
-        dtype: torch's, that a policy computes in; float32 when None.
+        dtype: torch's, that a policy computes in; not said when None.
     """
     import torch  # a robot that runs an exported policy may lack it, and wants the rest
 
+    said = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
     return {
         "cpu": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        "dtype": str(dtype or torch.float32).removeprefix("torch."),
+        **said,
     }
 
 

@@ -18,6 +18,9 @@ def output_folder(verb: str, output_dir: str | None, job_name: str) -> Path:
         verb: e.g. "eval".
         output_dir: chosen by the user; outputs/<verb>/<date>/<time>_<job> when None.
         job_name: part of the default name.
+
+    Raises:
+        BadSetting: it is a file, or cannot be made.
     """
     if output_dir is None:
         now = datetime.now()
@@ -26,7 +29,12 @@ def output_folder(verb: str, output_dir: str | None, job_name: str) -> Path:
         folder = Path(output_dir)
     if folder.is_file():
         raise BadSetting(f"output_dir={folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSetting(
+            f"the folder {folder} cannot be made ({error.strerror}); give another --output_dir"
+        ) from error
     return folder
 
 

@@ -1,12 +1,16 @@
-"""What is kept of a run while it lasts: statistics, a log line a tick, figures in the terminal, memory."""
+"""What is kept of a run while it lasts: statistics, a log line a tick, figures in the terminal, memory.
+
+The loop's thread adds numbers up and hands lines over; other threads write them.
+"""
 
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,7 +19,8 @@ from vivace.deploy.loop_statistics import LoopStatistics
 from vivace.deploy.rerun_stream import RerunStream
 from vivace.deploy.run_log import JsonLines, RunLog, Sink, event_line, tick_line
 from vivace.deploy.watchdog import State, Transition
-from vivace.eval.terminal import console, milliseconds
+from vivace.eval.screen import Screen
+from vivace.eval.terminal import milliseconds
 
 LOG = "run.jsonl"
 _MEMORY_EVERY_S = 1.0
@@ -27,31 +32,47 @@ class Recorder:
     """Takes ticks and events.
 
     Args:
-        folder: where the log goes.
+        folder: where the log goes; there must be none yet.
         control_hz: control rate [Hz].
         rerun: "" for none, "viewer", or a file in the folder.
         live: show figures in the terminal, if there is one.
+        file_mb: size at which a new file of the log begins [MB].
+        files: of the log that are kept.
+        console: what is shown goes there; to standard error when None.
+
+    Raises:
+        FileExistsError: the folder has a log.
+        OSError: it cannot be written to.
     """
 
-    def __init__(self, folder: Path, control_hz: float, rerun: str = "", *, live: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        control_hz: float,
+        rerun: str = "",
+        *,
+        live: bool = True,
+        file_mb: float = 32.0,
+        files: int = 8,
+        console: Console | None = None,
+    ) -> None:
         target = rerun if rerun in ("", "viewer") else str(folder / rerun)
         sinks: list[Sink] = [RerunStream(target)] if rerun else []
-        sinks.append(JsonLines(folder / LOG))
+        memory = Memory()
+        sinks += [JsonLines(folder / LOG, 1e6 * file_mb, files), memory]
+        self.folder = folder
         self.statistics = LoopStatistics(control_hz)
         self.log = RunLog(sinks)
         self.events: deque[dict[str, Any]] = deque(maxlen=1000)
         """The newest last; all are in the log."""
         self.film: deque[tuple[Source, State]] = deque(maxlen=100_000)
-        """What the last ticks executed."""
-        self.memory_mb: list[float] = []
-        """Resident memory: at the beginning, the largest and the last."""
+        """What the last commands were."""
+        self.memory_mb = memory.resident_mb
         self.began_s = time.monotonic()
-        self._next_memory_s = 0.0
+        self.duration_s = 0.0
+        """Of the run, known once it is closed [s]."""
         self._state, self._why = State.RUN, ""
-        self._live: Live | None = None
-        if live and console.is_terminal:
-            self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2)
-            self._live.start()
+        self.screen = Screen(self._table if live else None, console)
 
     def tick(self, record: TickRecord) -> None:
         """Take one tick."""
@@ -59,9 +80,11 @@ class Recorder:
         self.log.write(tick_line(record, self.began_s))
         self.film.append((record.source, record.state))
         self._state = record.state
-        if record.ended_s >= self._next_memory_s:
-            self._next_memory_s = record.ended_s + _MEMORY_EVERY_S
-            self._note_memory()
+
+    def rested(self, commands: int, *, is_at_rest: bool) -> None:
+        """Take so many commands of a standstill, which are no ticks, and whether the robot took the last."""
+        self.film.extend([(Source.FALLBACK, State.STOP)] * commands)
+        self.event("standstill", commands=commands, is_at_rest=is_at_rest)
 
     def event(self, what: str, **details: Any) -> None:
         """Take something that happened beside the ticks."""
@@ -78,20 +101,13 @@ class Recorder:
         text = f"{transition.before} → {transition.after}: {transition.why or 'all is well again'}"
         if transition.after == State.STOP:
             text += "; Enter or SIGUSR1 releases the robot, Ctrl-C ends the run"
-        console.print(text, style=_STYLES[transition.after], highlight=False)
+        self.screen.say(text, _STYLES[transition.after])
 
     def close(self) -> None:
-        """Write what waits and leave the terminal."""
-        self._note_memory()
-        if self._live is not None:
-            self._live.stop()
+        """Write what waits and leave the terminal; neither is waited for long."""
+        self.duration_s = time.monotonic() - self.began_s
         self.log.close()
-
-    def _note_memory(self) -> None:
-        now_mb = resident_mb()
-        if not self.memory_mb:
-            self.memory_mb = [now_mb] * 3
-        self.memory_mb[1:] = [max(self.memory_mb[1], now_mb), now_mb]
+        self.screen.close()
 
     def _table(self) -> Table:
         found = self.statistics
@@ -108,6 +124,27 @@ class Recorder:
             f"{found.guarded} guarded, queue {found.depth_p50}"
         )
         return table
+
+
+class Memory:
+    """A sink of `RunLog` that looks at this process's memory now and then."""
+
+    def __init__(self) -> None:
+        self.resident_mb: list[float] = []
+        """At the beginning, the largest and the last [MB]."""
+        self._next_s = 0.0
+
+    def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Look, if the last time is long ago."""
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + _MEMORY_EVERY_S
+            self.close()
+
+    def close(self) -> None:
+        """Look once more."""
+        now_mb = resident_mb()
+        first_mb, largest_mb, _ = self.resident_mb or [now_mb] * 3
+        self.resident_mb[:] = [first_mb, max(largest_mb, now_mb), now_mb]
 
 
 def resident_mb() -> float:

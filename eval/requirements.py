@@ -1,6 +1,7 @@
 """Targets a user states with `--require`: read before anything runs, judged at the end."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -50,8 +51,8 @@ def read_requirements(
 def are_met(requirements: Sequence[Requirement], summary: Mapping[str, Mapping[str, float]]) -> bool:
     """Say which targets were missed; True if none was."""
     missed = [r for r in requirements if not summary[r.run][r.value] >= r.bound]
-    for r in missed:
-        Console(stderr=True).print(
-            f"missed: {r.run}.{r.value}>={r.bound:g} (got {summary[r.run][r.value]:.3f})", style="red"
-        )
+    with suppress(OSError):  # the terminal may be gone
+        for r in missed:
+            got = summary[r.run][r.value]
+            Console(stderr=True).print(f"missed: {r.run}.{r.value}>={r.bound:g} (got {got:.3f})", style="red")
     return not missed

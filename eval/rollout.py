@@ -202,6 +202,7 @@ class _Episode:
             inner_jumps=inner_jumps,
             choices=dict(self.loop.budget.choices),
             timeline="".join(record.source.value[0] for record in self.records),
+            errors=tuple(self.worker.errors),
             records=tuple(self.records),
         )
 

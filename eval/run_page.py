@@ -117,7 +117,13 @@ def _sources_table(run: Mapping[str, Any]) -> str:
 
 def _events_text(results: Mapping[str, Any]) -> str:
     memory, log, worker = results["memory_mb"], results["log"], results["worker"]
-    text = f"The worker was replaced {worker['restarts']} times. The log dropped {log['dropped']} lines."
+    counts, ending = results["robot_failures"]["counts"], results["ending"]
+    text = (
+        f"The robot failed {sum(counts.values())} times, inference {worker['failures']} times. The worker "
+        f"was replaced {worker['restarts']} times. The log dropped {log['dropped']} lines."
+    )
+    if ending["fault"] is not None:
+        text += f" The run was ended by {ending['fault']['type']}: {ending['fault']['message']}."
     if memory:
         text += (
             f" Resident memory of the loop's process: {memory['first']:.0f} MB at first, "

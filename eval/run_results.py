@@ -1,20 +1,24 @@
-"""What is left of `vivace run`: results.json, the report, the trace and the film."""
+"""What is left of `vivace run`: results.json and, if asked for, report, trace and film."""
 
-import time
+import traceback
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace.deploy.watchdog import State
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import processor, versions
 from vivace.eval.output import write_json
 from vivace.eval.terminal import console
+from vivace.policies.errors import BadSetting
 
 if TYPE_CHECKING:
     from vivace.eval.run import Parts
 
+RESULTS = "results.json"
 _ERRORS = 20
-"""Errors of the worker that are kept."""
+"""Errors of the worker and of the robot that are kept."""
 
 
 def results(parts: "Parts") -> dict[str, Any]:
@@ -37,7 +41,6 @@ def results(parts: "Parts") -> dict[str, Any]:
             "techniques": list(bundle.receipt.get("techniques", ())),
             "horizon": bundle.spec.horizon,
         },
-        "robot": {"type": command.robot.type, "task": command.robot.task},
         "settings": {
             "control_hz": command.rate_hz,
             "trained_hz": bundle.spec.control_hz,
@@ -49,8 +52,10 @@ def results(parts: "Parts") -> dict[str, Any]:
         "realtime": [
             {"what": grant.what, "is_granted": grant.is_granted, "why": grant.why} for grant in parts.grants
         ],
-        "duration_s": time.monotonic() - recorder.began_s,
-        "was_interrupted": parts.was_interrupted,
+        "duration_s": recorder.duration_s,
+        "was_interrupted": bool(parts.signal),
+        "ending": {"signal": parts.signal, "fault": _told(parts.fault), "is_at_rest": parts.is_at_rest},
+        "warmup_s": parts.warmup_s,
         "ladder": [
             {"bundle": rung.name, "longest_s": rung.p99_s, "chosen": parts.choices[rung.name]}
             for rung in parts.ladder
@@ -61,10 +66,20 @@ def results(parts: "Parts") -> dict[str, Any]:
         },
         "watchdog": {
             "state": parts.watchdog.state.value,
+            "why": parts.watchdog.why,
             "counts": {state.value: count for state, count in parts.watchdog.counts.items()},
         },
-        "worker": {"restarts": parts.worker.restarts, "errors": parts.worker.errors[-_ERRORS:]},
-        "robot_errors": list(getattr(parts.robot, "errors", []))[-_ERRORS:],
+        "worker": {
+            "restarts": parts.worker.restarts,
+            "failures": parts.failures,
+            "errors": parts.worker.errors[-_ERRORS:],
+        },
+        "robot": {"type": command.robot.type, "task": command.robot.task},
+        "robot_failures": {
+            "counts": dict(parts.robot.failures),
+            "errors": list(parts.robot.errors)[-_ERRORS:],
+        },
+        "deadman": getattr(parts.robot, "deadman", None),
         "events": list(recorder.events),
         "log": {"dropped": recorder.log.dropped, "errors": recorder.log.errors},
         "memory_mb": dict(zip(("first", "largest", "last"), recorder.memory_mb, strict=False)),
@@ -73,19 +88,62 @@ def results(parts: "Parts") -> dict[str, Any]:
     }
 
 
-def write(folder: Path, found: dict[str, Any], parts: "Parts") -> None:
-    """Write results.json first, then what is made from it and from the log."""
-    write_json(folder / "results.json", found)
-    if parts.command.video and hasattr(parts.robot, "film"):
-        found["video"] = _write_film(folder, parts)
-        write_json(folder / "results.json", found)
+def write(folder: Path, found: dict[str, Any]) -> None:
+    """Write results.json.
+
+    Raises:
+        BadSetting: it cannot be written, as on a full disk.
+    """
+    try:
+        write_json(folder / RESULTS, found)
+    except OSError as error:
+        raise BadSetting(
+            f"the run is over and the robot is told to stand still, but {folder / RESULTS} cannot be written "
+            f"({error.strerror}); make room there, or give another --output_dir"
+        ) from error
+
+
+def draw(folder: Path, found: dict[str, Any], parts: "Parts") -> None:
+    """Draw what is made from results.json, the log and a simulation; says why where it cannot."""
     try:
         from vivace.eval.results import write_pages
+
+        if parts.command.video and hasattr(parts.robot, "film"):
+            found["video"] = _write_film(folder, parts)
+            write(folder, found)
+        write_pages(folder, found)
     except ImportError as error:  # a robot's computer need not draw
-        again = f"vivace report --results={folder}"
-        console.print(f"no report: {error.name} is not installed; where it is: {again}", highlight=False)
-        return
-    write_pages(folder, found)
+        console.print(f"no report: {error.name} is not installed", highlight=False)
+    except OSError as error:
+        console.print(f"no report: {error}", highlight=False, markup=False)
+
+
+def tell_ending(parts: "Parts", folder: Path) -> None:
+    """Say in the terminal why the run ended if nobody wanted it, what failed, and how to draw it."""
+    lines = []
+    if parts.has_crashed:
+        lines.append((f"ended by {type(parts.fault).__name__}: {parts.fault}", "red"))
+    if parts.watchdog.state == State.STOP:
+        lines.append((f"ended stopped by the watchdog: {parts.watchdog.why}", "red"))
+    if not parts.is_at_rest:
+        lines.append(("the robot did not take its last command, a standstill; switch it off", "bold red"))
+    counts = {"the robot": parts.robot.failures.total(), "inference": parts.failures}
+    last = {"the robot": list(parts.robot.errors)[-1:], "inference": parts.worker.errors[-1:]}
+    for who, count in counts.items():
+        if count:
+            lines.append((f"{who} failed {count} times{'; '.join(['', *last[who]])}", "yellow"))
+    if not (folder / "report.html").is_file():
+        lines.append((f"report and trace: vivace report --results={folder}", ""))
+    with suppress(OSError):  # the terminal may be gone
+        for text, style in lines:
+            console.print(text, style=style, highlight=False, markup=False)
+
+
+def _told(fault: BaseException | None) -> dict[str, str] | None:
+    if fault is None:
+        return None
+    trace = "".join(traceback.format_exception(fault))
+    return {"type": type(fault).__name__, "message": str(fault), "trace": trace}
 
 
 def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -94,6 +152,7 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "results": str(folder / "results.json"),
         "report": str(report) if report.is_file() else None,
+        "draw": None if report.is_file() else f"vivace report --results={folder}",
         "duration_s": round(found["duration_s"], 2),
         "ticks": run["ticks"],
         "skipped_deadlines": run["skipped_deadlines"],
@@ -107,6 +166,9 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "jitter_p99.9_ms": _ms(run["jitter"]["p99.9_s"]),
         "worker_restarts": found["worker"]["restarts"],
         "state": found["watchdog"]["state"],
+        "why": found["watchdog"]["why"],
+        "is_at_rest": found["ending"]["is_at_rest"],
+        "robot_failures": sum(found["robot_failures"]["counts"].values()),
         "successes": sum(episode["success"] for episode in found["episodes"]),
         "episodes": len(found["episodes"]),
         "was_interrupted": found["was_interrupted"],
@@ -118,7 +180,7 @@ def _write_film(folder: Path, parts: "Parts") -> str | None:
     from vivace.eval.video import caption, write_video
 
     executed = parts.recorder.film
-    first = parts.recorder.statistics.ticks - len(executed)
+    first = parts.robot.told - len(executed)
     hz = parts.command.rate_hz
     frames = [
         caption(frame, parts.bundle.name, executed[number - first][0].value, number, hz)

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vivace.deploy.loop import Mode
+from vivace.deploy.deadman import DeadmanSettings
+from vivace.deploy.loop_settings import Mode
 from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.watchdog import WatchdogSettings
@@ -28,6 +29,8 @@ class RobotOptions:
     say it where they can."""
     initial_action: tuple[float, ...] = ()
     """What to hold before the first action; the robot's own when not given."""
+    patience_s: float = 2.0
+    """How long one call of the robot may take before it is broken off [s]; 0: for ever. Not on Windows."""
 
 
 @dataclass(kw_only=True)
@@ -57,6 +60,25 @@ class LoopOptions:
     """An inference that takes longer is given up and its process replaced [s]."""
     plausible_spans: float = PLAUSIBLE_SPANS
     """An observation with a number further outside of what training saw is refused, in spans of that."""
+    warmup: int = 5
+    """Chunks computed and timed before the first command."""
+
+
+@dataclass(kw_only=True)
+class LogOptions:
+    """How much of run.jsonl is kept: at 100 Hz and 7 actions about 40 kB a second."""
+
+    file_mb: float = 32.0
+    """Size at which a new file begins; the one before becomes run.jsonl.1 [MB]."""
+    files: int = 8
+    """Files that are kept, the newest."""
+
+    def __post_init__(self) -> None:
+        """There must be something to write to."""
+        if not 0 < self.file_mb < math.inf or self.files < 1:
+            raise BadSetting(
+                f"log: file_mb={self.file_mb}, files={self.files}; needed: above 0, and 1 or more"
+            )
 
 
 @dataclass(kw_only=True)
@@ -86,11 +108,16 @@ class RunCommand:
     """YAML file or URDF with the limits of the action's dimensions; when not given the range and largest step
     of the training data, as the bundle has them; none: no limits."""
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
+    deadman: DeadmanSettings = field(default_factory=DeadmanSettings)
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
+    log: LogOptions = field(default_factory=LogOptions)
     viewer: bool = False
     """Show a simulation in a window."""
+    draw: bool = False
+    """Draw the report and the trace at the end, and a simulation's film; vivace report draws the first two
+    later, on any computer, from what is written."""
     video: bool = True
-    """Film the last seconds of a simulation."""
+    """With draw: film the last seconds of a simulation."""
     rerun: str = ""
     """Stream to rerun: "viewer", or a file to write such as run.rrd."""
     live: bool = True
@@ -122,5 +149,13 @@ class RunCommand:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise BadSetting(f"{name}={value}; a finite number, 0 or more, is needed")
+        if not 0 <= self.robot.patience_s < math.inf:
+            raise BadSetting(f"robot.patience_s={self.robot.patience_s}; seconds, 0 or more, are needed")
+        if self.loop.warmup < 1:
+            raise BadSetting(f"loop.warmup={self.loop.warmup}; at least 1 chunk is needed")
+        if self.loop.threads is not None and self.loop.threads < 1:
+            raise BadSetting(f"loop.threads={self.loop.threads}; at least 1 thread is needed")
+        if not 0 < self.loop.stall_s < math.inf:
+            raise BadSetting(f"loop.stall_s={self.loop.stall_s}; seconds above 0 are needed")
         if self.loop.mode not in list(Mode):
             raise BadSetting(f"loop.mode={self.loop.mode!r} is unknown; the modes: {', '.join(Mode)}")

@@ -268,8 +268,8 @@ class ExportOptions:
     into: str = ""
     """Bundle that the plans are added to; graphs that it has already are not exported again."""
     precision: str = "fp32"
-    """fp32, proven equal to torch; fp16, or int8 (matrix products, quantised as they come): the error of the
-    actions is reported."""
+    """fp32, proven equal to torch; fp16, int8 (matrix products, quantised as they come), or bf16 (by OpenVINO
+    on a processor that has it): the error of the actions is reported."""
     samples: int = 8
     """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)

@@ -62,8 +62,8 @@ class SimRobot(EnvRobot):
         return Observation(seen.values, seen.tick, seen.time_s, self._instruction)
 
     def act(self, action: np.ndarray) -> None:
-        """Advance the world by one control period."""
-        if self._acted % self._stride == 0:
+        """Advance the world by one control period; one that is over stands still."""
+        if self._acted % self._stride == 0 and not self.is_over:
             self._moments.append((self._acted, self._replay.take()))
         super().act(action)
         self._acted += 1
@@ -71,8 +71,11 @@ class SimRobot(EnvRobot):
             self._viewer.sync()
 
     def film(self) -> list[tuple[int, np.ndarray]]:
-        """(number of the action that follows, frame) of the last seconds; ends the episode."""
-        return [(number, self._replay.draw(moment)) for number, moment in self._moments]
+        """(number of the action that follows, frame) of the last seconds; ends the episode and closes."""
+        try:
+            return [(number, self._replay.draw(moment)) for number, moment in self._moments]
+        finally:
+            self.env.close()  # drawing opens it again
 
     def close(self) -> None:
         """Close window and world."""

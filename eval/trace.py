@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.deploy.loop import Source
+from vivace.deploy.run_log import log_parts
 from vivace.eval.output import write_json
 
 _NAMES = {source.value[0]: source.value for source in Source}
@@ -48,11 +49,13 @@ def write_run_trace(path: Path, log: Path, control_hz: float) -> None:
 
     Args:
         path: file to write.
-        log: run.jsonl of the run; a line that was cut off is left out.
+        log: run.jsonl of the run, whose older parts are beside it; a line that was cut off is left out.
         control_hz: control rate [Hz].
     """
-    with log.open() as file:
-        lines = deque(file, maxlen=_SHOWN_TICKS)
+    lines: deque[str] = deque(maxlen=_SHOWN_TICKS)
+    for part in log_parts(log):
+        with part.open() as file:
+            lines.extend(file)
     events = [_label("process_name", 1, 0, "vivace run")]
     for thread, name in ((_LOOP, "executed"), (_POLICY, "policy"), (_TICKS, "ticks")):
         events.append(_label("thread_name", 1, thread, name))

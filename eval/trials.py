@@ -127,7 +127,21 @@ def stored_rollout(
             on_episode(result)
             bars.advance(bar)
 
-        return rollout(make_env, predict, spec, settings, on_result, done, ladder=ladder)
+        results = rollout(make_env, predict, spec, settings, on_result, done, ladder=ladder)
+    _tell_failures(label, results)
+    return results
+
+
+def _tell_failures(label: str, results: Sequence[EpisodeResult]) -> None:
+    """Say how many chunks a policy failed to give, and what of."""
+    failed = [error for result in results for error in result.errors]
+    if failed:
+        asked = sum(len(result.latencies_s) for result in results)
+        console.print(
+            f"{label}: {len(failed)} of {asked} chunks failed, the fallback acted; the first: {failed[0]}",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def quiet_p99(latency: LatencyModel) -> float:

@@ -41,6 +41,10 @@ class BadSetting(VivaceError):
     """Raised when an option has a value outside its range, or options contradict each other."""
 
 
+class RobotFailed(VivaceError):
+    """Raised when a robot in a process of its own fails, does not answer in time, or has ended."""
+
+
 class BadBundle(VivaceError):
     """Raised when an exported policy is missing, damaged, of a newer version or does not fit the robot."""
 

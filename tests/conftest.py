@@ -5,6 +5,12 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--mutations",
+        type=int,
+        default=200,
+        help="mutated inputs of each kind; ten thousand take some minutes",
+    )
+    parser.addoption(
         "--regen-golden",
         action="store_true",
         help="rewrite tests/golden/*.npz and print the largest change; the commit must say why",
@@ -22,8 +28,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="length of the soak in virtual time; a million takes a few minutes",
     )
     parser.addoption(
+        "--endings",
+        type=int,
+        default=10,
+        help="runs of a robot that are ended in as many ways; 200 take a quarter of an hour",
+    )
+    parser.addoption(
         "--limits-mutations",
         type=int,
         default=1500,
         help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
+    )
+    parser.addoption(
+        "--deadman-kills",
+        type=int,
+        default=2,
+        help="loops that are killed to measure the dead man's switch; a hundred take some minutes",
+    )
+    parser.addoption(
+        "--deadman-ticks",
+        type=int,
+        default=20,
+        help="ticks over which the cost of a robot in a process of its own is measured",
     )

@@ -98,6 +98,7 @@ def test_actions_are_float32_and_near_those_of_float32(name, dtype, clip):
         reduced = first_logits(execution, batch).float()
         assert torch.cosine_similarity(reduced, logits).min() > LOGIT_LIKENESS
     assert machine("cpu", dtype_of(policy))["dtype"] == str(dtype).removeprefix("torch.")
+    assert "dtype" not in machine("cpu")  # nobody said which
 
 
 def loaded(policy: Any) -> LoadedPolicy:

@@ -86,17 +86,18 @@ class Bench:
         self.commands, self.on_command, self.reports = [], None, {}
         self.process, self.clients = None, {}
         self.node.create_subscription(command_type, topic, self._command, 10)
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._report, 10)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._report, 100)
         self.joints = self.node.create_publisher(JointState, "joint_states", self.qos)
         self.camera = self.node.create_publisher(Image, "camera/image_raw", self.qos)
 
-    def start(self, folder, **parameters):
-        """Start a node in a process of its own."""
+    def start(self, folder, terminal=None, **parameters):
+        """Start a node in a process of its own; it writes to the terminal if there is one."""
         file, self.log = folder / "params.yaml", folder / "node.log"
         file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
         command = [sys.executable, "-m", "vivace.deploy.ros2_node", "--ros-args", "--params-file", str(file)]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+            out = log if terminal is None else terminal
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ)
         return self.process
 
     def now(self):

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -25,6 +26,7 @@ from vivace.deploy.bundle_form import MASK, TOKENS
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
+from vivace.deploy.ort_graph import Runtime, check_bf16
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.program import FRESH, Origin
 from vivace.deploy.token_decoding import Decoder
@@ -232,8 +234,38 @@ def test_a_bundle_of_lower_precision_says_how_far_off_it_is(vla, precision, tmp_
 
 def test_an_unknown_precision_is_refused(diffusion, tmp_path):
     loaded, plan, data, _ = diffusion
-    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8"):
+    with pytest.raises(BadSetting, match="precision='fp4'; choose one of fp32, fp16, int8, bf16"):
         export(loaded, plan, data, tmp_path / "out", precision="fp4")
+
+
+def test_bf16_is_refused_by_name_where_it_cannot_be_had(diffusion, tmp_path, monkeypatch):
+    loaded, plan, data, folder = diffusion
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO, which this ONNX Runtime .* is built without"):
+        export(loaded, plan, data, tmp_path / "out", precision="bf16")
+    bundle = Bundle.load(folder)
+    program = replace(bundle.program, receipt={**bundle.receipt, "precision": "bf16"})
+    with pytest.raises(BadSetting, match="bf16 needs OpenVINO"):
+        OrtPolicy(replace(bundle, plans={"plan": program}))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16_not")
+    with pytest.raises(BadSetting, match="needs a processor with avx512_bf16 or amx_bf16"):
+        check_bf16(tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags : avx2 avx512_bf16 gfni")
+    check_bf16(tmp_path / "cpuinfo")
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in ort.get_available_providers(), reason="needs onnxruntime-openvino"
+)
+def test_a_bf16_plan_shares_the_graphs_of_fp32_and_says_how_far_off_it_is(diffusion, tmp_path):
+    loaded, plan, data, folder = diffusion
+    shutil.copytree(folder, tmp_path / "bundle")
+    bundle = export(loaded, {"bf16": plan}, data, tmp_path / "bundle", precision="bf16", into=True)
+    assert len(bundle.graphs) == 2
+    receipt = bundle.plans["bf16"].receipt
+    assert receipt["precision"] == "bf16"
+    assert 0 < receipt["action_error"] <= receipt["chunk_error"] < 0.5
 
 
 DECODERS = [
@@ -551,6 +583,13 @@ def test_observations_are_checked(diffusion):
 def test_an_unknown_provider_is_refused(diffusion):
     with pytest.raises(BadSetting, match="'abacus' is not one of this ONNX Runtime's: .*cpu"):
         OrtPolicy(diffusion[-1], providers=["abacus"])
+
+
+def test_a_provider_that_does_not_start_is_not_left_out_in_silence(diffusion):
+    runtime = Runtime(("CUDAExecutionProvider", "CPUExecutionProvider"))  # as a build has it without a device
+    path = diffusion[-1] / "graphs" / "encode-000.onnx"
+    with pytest.raises(BadSetting, match="CUDAExecutionProvider could not be started, .* CPUExecution"):
+        runtime.session(path)
 
 
 def test_noise_is_the_same_with_and_without_torch():

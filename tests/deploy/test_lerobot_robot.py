@@ -8,6 +8,7 @@ import pytest
 from lerobot.robots import Robot, RobotConfig
 
 from vivace.deploy.lerobot_robot import LerobotRobot
+from vivace.deploy.patient_robot import PatientRobot
 from vivace.deploy.robots import check_robot, initial_action, make_robot
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import ActionKind, PolicySpec
@@ -57,6 +58,8 @@ class TestArm(Robot):
     def connect(self, calibrate=True):
         if self.config.port == "none":
             raise ConnectionError("no motor answers on none")
+        if self.config.port == "some":
+            raise RuntimeError("motor check failed: 3, 4 are missing")
         self._is_connected = True
 
     def disconnect(self):
@@ -76,6 +79,8 @@ class TestArm(Robot):
     def send_action(self, action):
         if self.breaks == "bus":
             raise ConnectionError("the bus is silent")
+        if self.breaks == "motor":
+            raise RuntimeError("Failed to write 'Goal_Position': [RxPacketError] Overload error!")
         self.sent.append(action)
         return action
 
@@ -114,24 +119,26 @@ def test_actions_go_by_name(robot):
 
 
 def test_a_robot_that_falls_silent_shows_its_last_observation_whose_time_stands_still(robot):
-    before = robot.observe()
+    patient = PatientRobot(robot, SPEC)
+    before = patient.observe()
     robot.robot.breaks = "camera"
-    assert robot.observe() is before
+    assert patient.observe() is before
     robot.robot.breaks = "bus"
-    robot.act(np.zeros(2, np.float32))
-    assert robot.errors == [
-        "observing: TimeoutError: no frame for 200 ms", "acting: ConnectionError: the bus is silent"
-    ]  # fmt: skip
-    assert robot.observe().time_s == 1.0
+    patient.act(np.zeros(2, np.float32))
+    robot.robot.breaks = "motor"
+    patient.act(np.zeros(2, np.float32))
+    assert list(patient.errors) == [
+        "observing: TimeoutError: no frame for 200 ms",
+        "acting: ConnectionError: the bus is silent",
+        "acting: RuntimeError: Failed to write 'Goal_Position': [RxPacketError] Overload error!",
+    ]
+    assert patient.observe().time_s == 1.0
 
 
 def test_a_robot_that_never_answered_is_an_error(robot):
     robot.robot.breaks = "camera"
-    for ask in (robot.observe, lambda: robot.initial_action):
-        with pytest.raises(
-            ObservationMismatch, match="the robot does not answer .no frame for 200 ms.; check"
-        ):
-            ask()
+    with pytest.raises(ObservationMismatch, match=r"does not answer \(TimeoutError: no frame for 200 ms\)"):
+        PatientRobot(robot, SPEC).observe()
 
 
 def test_lerobots_factory_makes_and_connects_it(tmp_path):
@@ -140,12 +147,15 @@ def test_lerobots_factory_makes_and_connects_it(tmp_path):
     assert made.robot.config.port == "usb3"
     assert made.robot.is_connected
     assert made.observe().task == "go"
+    assert not made.is_shareable, "one bus"
+    assert make_robot("lerobot", options | {"is_shareable": True}, {}).is_shareable
     assert made.action_names == ("pan.pos", "lift.pos")
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"robot": "so_9000"}, "lerobot has no robot 'so_9000'; it has .*so101_follower.*vivace_test_arm"),
     ({"robot": "vivace_test_arm", "port": "none"}, "does not connect .no motor answers on none.; check port"),
+    ({"robot": "vivace_test_arm", "port": "some"}, "does not connect .motor check failed: 3, 4 are missing."),
     ({"robot": "vivace_test_arm", "baud": 3}, "'vivace_test_arm' cannot be made .*baud"),
     ({"robot": "vivace_test_arm", "speed": "fast"}, "'vivace_test_arm' cannot be made"),
 ])  # fmt: skip

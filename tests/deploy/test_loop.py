@@ -1,5 +1,8 @@
 """The control loop in virtual time: what each tick executes, by mental arithmetic."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -425,9 +428,10 @@ def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():
     records = [loop.tick() for _ in range(10)]
     assert "".join(record.source[0] for record in records) == "ccc" + "f" * 7
     assert not any(record.has_asked for record in records[3:])
-    del robot.observe
-    moving = [loop.tick() for _ in range(4)]
-    assert [record.source for record in moving] == ["chunk"] * 3 + ["fallback"]  # CountingRobot's time is 0.0
+    times = iter([0.6, 0.7, 0.8, 0.1, 0.8, 0.2, 0.3])
+    robot.observe = lambda: Observation({KEY: np.array([7.0], np.float32)}, 0, next(times))
+    moving = [loop.tick() for _ in range(7)]
+    assert "".join(record.source[0] for record in moving) == "ccccc" + "ff", "what goes back is no news"
 
 
 @pytest.mark.parametrize(("latency_ticks", "state"), [(6, State.RUN), (30, State.STOP)])
@@ -437,6 +441,72 @@ def test_late_actions_keep_a_robot_in_sync_mode_alive_none_do_not(latency_ticks,
     _, sources = run(loop, 25)
     assert loop._watchdog.state == state
     assert ("s" in sources) == (state == State.RUN)
+
+
+def test_inferences_that_fail_every_time_hold_the_robot_then_stop_it():
+    def predict(observations, keys):
+        raise NonFiniteActions("NaN")
+
+    loop = make_loop(predict=predict, mode=Mode.ASYNC)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0, misses=0, hold_s=0.5))
+    states = [loop.tick().state for _ in range(12)]
+    assert states[:2] == [State.RUN] * 2
+    assert State.HOLD in states
+    assert states[-1] == State.STOP
+    assert "inferences in a row failed" in loop._watchdog.why
+    assert loop.failures == len(loop._worker.asked)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (np.zeros((8, 2)), r"a chunk has shape \(8, 2\); \(actions, 3\) is needed"),
+        (np.zeros((1, 8, 3)), r"a chunk has shape \(1, 8, 3\)"),
+        (np.zeros(3), r"a chunk has shape \(3,\)"),
+    ],
+)
+def test_a_chunk_of_a_wrong_shape_is_a_failed_inference_where_somebody_judges_it(chunk, message):
+    loop = make_loop(mode=Mode.ASYNC)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0))
+    poll = loop._worker.poll
+    loop._worker.poll = lambda now: (found := poll(now)) and replace(found, actions=chunk)
+    records = [loop.tick() for _ in range(8)]
+    assert {record.source for record in records} == {"fallback"}
+    assert records[-1].state == State.HOLD
+    assert loop.failures == len(loop._worker.asked)
+    assert re.search(message, loop.errors[-1])
+
+
+def test_an_observation_that_cannot_be_thought_about_is_a_failed_inference_too():
+    loop = make_loop(mode=Mode.ASYNC)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0))
+    shapes = iter([1, 2] * 5)
+    loop._robot.observe = lambda: Observation({KEY: np.zeros(next(shapes))}, 0, 0.0)
+    records = [loop.tick() for _ in range(6)]
+    assert records[0].source == "chunk"
+    assert loop.failures > 0
+    assert "observations do not fit one another" in loop.errors[-1]
+    assert not any(record.has_asked for record in records[4:])
+
+
+def test_a_tick_that_acts_late_is_not_executed_and_is_judged():
+    loop = make_loop(mode=Mode.ASYNC)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, late_s=0.5))
+    run(loop, 2)
+    observe = loop._robot.observe
+    loop._robot.observe = lambda: (loop._clock.sleep_until(loop._clock.now() + 1.0), observe())[1]
+    blocked = loop.tick()
+    assert (blocked.state, blocked.source) == (State.HOLD, "fallback")
+    assert loop._watchdog.why == "a tick acted 0.90 s late", "beyond its period of 0.1 s"
+
+
+def test_actions_that_do_not_reach_the_robot_are_judged():
+    loop = make_loop(mode=Mode.ASYNC)
+    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, act_s=0.25))
+    loop._robot.has_reached = False
+    assert [loop.tick().state for _ in range(5)][-1] == State.HOLD
+    loop._robot.has_reached = True
+    assert [loop.tick().state for _ in range(2)][-1] == State.RUN
 
 
 def test_a_tick_that_comes_late_takes_the_number_of_its_period():

@@ -61,6 +61,15 @@ def worker():
     worker.close()
 
 
+def test_what_a_terminal_sends_to_all_its_processes_does_not_reach_inference(worker):
+    before = worker.pid
+    for name in ("SIGINT", "SIGHUP", "SIGQUIT", "SIGTSTP"):
+        os.kill(before, getattr(signal, name))
+    worker.submit(request(5))
+    wait(worker, is_chunk)
+    assert (worker.pid, worker.restarts) == (before, 0)
+
+
 def test_chunks_come_back(worker):
     assert not worker.is_busy
     worker.submit(request(tick=7))

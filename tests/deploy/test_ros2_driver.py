@@ -13,12 +13,13 @@ from vivace.deploy.guard import Limits
 from vivace.deploy.ros2_command import ArrayCommand, TrajectoryCommand
 from vivace.deploy.ros2_diagnostics import loop_status, percentiles, sensor_status
 from vivace.deploy.ros2_driver import Driver, measured_positions
+from vivace.deploy.ros2_fit import fit
 from vivace.deploy.ros2_robot import RetimedWorker
 from vivace.deploy.ros2_sensors import Sensor, Sensors
-from vivace.deploy.ros2_settings import RosSettings, parameters
+from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.chunking import RealTimeChunking
-from vivace.policies.errors import BadSetting, ObservationMismatch
+from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind, ActionRange, PolicySpec
 
 HZ, KEY = 10.0, "observation.state"
@@ -37,6 +38,7 @@ SPEC = PolicySpec(
     ),
 )
 NAMES = ("a", "b")
+JOINTS = ("joint a", "joint b")
 
 
 class World:
@@ -45,8 +47,10 @@ class World:
     def __init__(self, kinds=SPEC.action_kinds, latency_ticks=0.0, offset=0.0, rungs=(), **options):
         given = {"control_hz": HZ, "joint_names": NAMES, "staleness_s": 0.25, **options}
         self.settings, self.clock = RosSettings(**given), VirtualClock()
-        self.spec = self.settings.for_policy(replace(SPEC, action_kinds=kinds))
-        self.sensors = Sensors({KEY: Sensor("/joints", lambda m: np.array(m.value, np.float32))}, 0.25)
+        self.spec = fit(self.settings, replace(SPEC, action_kinds=kinds))
+        self.sensors = Sensors(
+            {KEY: Sensor("/joints", JOINTS, lambda seen: np.concatenate([*seen.values()]))}, 0.25
+        )
         self.sent, self.joints, self.asked, self.requests = [], (5.0, 7.0), [], []
         self.offset = offset  # of the loop's time against the stamps'
 
@@ -80,7 +84,10 @@ class World:
     def see(self):
         now = self.clock.now()
         stamp = Message(sec=int(now), nanosec=round(now % 1 * 1e9) or 1)
-        self.sensors.take(KEY, Message(header=Message(stamp=stamp), value=self.joints), now)
+        self.sensors.take(KEY, Message(header=Message(stamp=stamp)), now, self.read)
+
+    def read(self, message):
+        return {part: np.array([x], np.float32) for part, x in zip(JOINTS, self.joints, strict=True)}
 
     def run(self, n_ticks, is_seen=True):
         for _ in range(n_ticks):
@@ -213,7 +220,7 @@ def test_limits_are_those_of_the_training_data_unless_others_are_given():
     with pytest.raises(
         BadSetting, match="the bundle does not say what the actions of its training data were"
     ):
-        known.for_policy(replace(SPEC, action_range=None))
+        fit(known, replace(SPEC, action_range=None))
 
 
 def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
@@ -344,75 +351,15 @@ def test_diagnostics_say_what_is_wrong_in_one_line():
     assert percentiles([0.001] * 20) == "p50 1.0, p95 1.0, max 1.0 (n 20)"
 
 
-def test_parameters_are_settings():
-    names = {parameter.name: parameter.default for parameter in parameters()}
-    assert names["limits.max_step"] == []
-    assert names["joint_fields"] == ["position"]
-    assert RosSettings.read(names) == RosSettings()
-    assert RosSettings.read({"control_hz": 30, "limits.low": [1, 2.5]}).limits_low == (1.0, 2.5)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"control_hz": 0.0}, "control_hz=0.0; needed: 0.1 to 1000. Control rate"),
-        ({"control_hz": float("nan")}, "control_hz has nan; a finite number"),
-        ({"control_hz": "fast"}, "control_hz has 'fast'; a number is needed"),
-        ({"threads": True}, "threads has True; a whole number is needed"),
-        ({"mode": 3}, "mode has 3; a text is needed"),
-        ({"autostart": 1}, "autostart has 1; true or false is needed"),
-        ({"joint_names": "a"}, "joint_names='a'; a list is needed"),
-        ({"mode": "fast"}, "mode='fast' is unknown; needed: sync, async, rtc"),
-        ({"provider": "abacus"}, "provider='abacus' is unknown; needed: cpu"),
-        ({"command.type": "twist"}, "command.type='twist' is unknown; needed: array, trajectory"),
-        ({"action_kinds": ["angle"]}, "action_kinds='angle' is unknown; needed: absolute"),
-        ({"joint_fields": ["torque"]}, "joint_fields='torque' is unknown"),
-        ({"cameras": ["front"]}, "cameras has 'front'; needed: 'front=camera/image_raw'"),
-        ({"cameras": ["a=x", "a=y"]}, "names one camera twice"),
-    ],
-)
-def test_bad_parameters_are_refused(given, message):
-    with pytest.raises(BadSetting, match=message):
-        RosSettings.read(given)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"joint_names": ("a",)}, "joint_names has 1 joints with 1 fields, the policy's .* has 2 numbers"),
-        ({"cameras": ("front=x",)}, "cameras names observation.images.front, which the policy does not look"),
-        ({"action_kinds": ("delta",) * 3}, "action_kinds has 3 entries, an action 2 dimensions"),
-        ({"command_names": ("a",)}, "command.names has 1 entries"),
-        ({"fallback_initial_action": (1.0,)}, "fallback.initial_action has 1 entries"),
-        ({"limits_low": (1.0,)}, "limits have 1 numbers, the policy's actions 2"),
-        ({"limits_max_step": (1.0, 1.0)}, "need to know where the robot is"),
-        ({"command_type": "trajectory"}, "needs command.names"),
-        (
-            {"command_type": "trajectory", "command_names": NAMES, "action_kinds": ("delta", "velocity")},
-            "positions or velocities, but the actions are delta, velocity",
-        ),
-        (
-            {"command_type": "trajectory", "command_names": ("a", "x"), "action_kinds": ("delta",)},
-            "displacements of x need the measured positions",
-        ),
-        ({"request_at": 2}, "do nothing in mode sync"),
-        ({"n_action_steps": 7}, "n_action_steps=7, but a chunk has 6 actions; give 1..6"),
-        ({"limits_file": "arm.yaml"}, "limits.file='arm.yaml' needs command.names"),
-        ({"limits_file": "no.yaml", "command_names": NAMES}, "no limits file at no.yaml"),
-    ],
-)
-def test_parameters_that_do_not_fit_the_policy_are_refused(given, message):
-    with pytest.raises(BadSetting, match=message):
-        RosSettings(**{"joint_names": NAMES, **given}).for_policy(SPEC)
-
-
-def test_inputs_that_no_topic_gives_are_refused():
-    settings = RosSettings(joint_names=NAMES)
-    seen = {KEY: (2,), "observation.images.front": (3, 4, 5)}
-    with pytest.raises(BadSetting, match="looks through observation.images.front, but cameras has"):
-        settings.for_policy(replace(SPEC, observation_shapes=seen))
-    with pytest.raises(ObservationMismatch, match="needs 'observation.environment_state'; this node gives"):
-        settings.for_policy(replace(SPEC, observation_shapes={"observation.environment_state": (2,)}))
-    kinds = settings.for_policy(SPEC).action_kinds
-    assert kinds == SPEC.action_kinds
-    assert replace(settings, action_kinds=("delta",)).for_policy(SPEC).action_kinds == (DELTA, DELTA)
+def test_while_another_commands_the_robot_ours_is_stopped_and_silent():
+    world = World(kinds=(VELOCITY, ABSOLUTE), command_names=NAMES, limits_max_step=(200.0, 10.0)).run(2)
+    world.driver.rival = "/other publishes on /command too"
+    world.run(3)
+    assert world.sent == [[100, 17], [101, 27], [0, 27]], "one standstill, then nothing"
+    assert world.driver.reason == "/other publishes on /command too, and command.exclusive is set"
+    assert world.driver.ticks == {"chunk": 2, "hold": 3}
+    interventions = world.driver.interventions
+    world.joints, world.driver.rival = (5.0, 70.0), ""
+    world.run(1)
+    assert world.sent[3:] == [[200, 80]], "from where the other has left it"
+    assert world.driver.interventions == interventions + 1

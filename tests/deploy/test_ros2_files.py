@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
 
 from vivace.deploy import ros2_node
+from vivace.deploy.ros2_fit import fit
 from vivace.deploy.ros2_settings import RosSettings, parameters
 from vivace.policies.types import ActionKind, PolicySpec
 
 PURE = (
-    "ros2_messages ros2_sensors ros2_settings ros2_command ros2_robot ros2_driver ros2_diagnostics ros2_node"
+    "ros2_messages ros2_images ros2_pose ros2_parameters ros2_sensors ros2_settings ros2_fit ros2_sources "
+    "ros2_command ros2_robot ros2_driver ros2_diagnostics ros2_example ros2_terminal ros2_node"
 )
 
 
@@ -36,7 +39,13 @@ def test_usage(capsys):
 
 def test_the_example_is_valid_and_fits_a_policy(capsys):
     assert ros2_node.main(["--example"]) == 0
-    given = _flat(yaml.safe_load(capsys.readouterr().out)["/**"]["ros__parameters"])
+    text = capsys.readouterr().out
+    given = _flat(yaml.safe_load(text)["/**"]["ros__parameters"])
+    everything = _flat(yaml.safe_load(text.replace("#= ", ""))["/**"]["ros__parameters"])
+    assert everything == {p.name: p.default for p in parameters()} | given, "each is there, at its default"
+    words = " ".join(text.replace("#", " ").split())
+    assert all(" ".join(parameter.meaning.split()) in words for parameter in parameters()), "ranges too"
+    assert "0.001 to 3600.0." in words
     settings = RosSettings.read({p.name: p.default for p in parameters()} | given)
     arm = PolicySpec(
         type="any",
@@ -52,7 +61,7 @@ def test_the_example_is_valid_and_fits_a_policy(capsys):
         action_kinds=(ActionKind.ABSOLUTE,) * 6,
         blocks=(),
     )
-    assert settings.for_policy(arm) == arm
+    assert fit(settings.at_rate_of(replace(arm, control_hz=20.0)), arm) == arm
     assert settings.camera_topics["observation.images.wrist"].endswith("/compressed")
 
 

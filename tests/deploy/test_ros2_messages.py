@@ -1,126 +1,44 @@
-"""Messages become arrays, or are refused in one line; plain objects stand for messages."""
+"""Messages of numbers become arrays, or are refused in one line; plain objects stand for messages."""
 
-from io import BytesIO
 from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
 
-from vivace.deploy.ros2_messages import compressed_image, image, joints, stamp_s
-from vivace.deploy.ros2_sensors import Sensor, Sensors
+from vivace.deploy.ros2_messages import array, joints, pose, stamp_s
+from vivace.deploy.ros2_sensors import WHOLE, Sensor, Sensors
 from vivace.policies.errors import ObservationMismatch
-
-RGB = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-SHAPE = (3, 2, 3)
-
-
-def raw(encoding, pixels, pad=0):
-    height, width = pixels.shape[:2]
-    rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, pad)))
-    return Message(encoding=encoding, width=width, height=height, step=rows.shape[1], data=rows.tobytes())
-
-
-def compressed(pixels, kind="png"):
-    from PIL import Image
-
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return Message(format=f"rgb8; {kind} compressed bgr8", data=stream.getvalue())
 
 
 def state(names, position, velocity=()):
     return Message(name=list(names), position=list(position), velocity=list(velocity), effort=[])
 
 
-ALPHA = np.full((2, 3, 1), 9, np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("encoding", "pixels"),
-    [
-        ("rgb8", RGB),
-        ("bgr8", RGB[:, :, ::-1]),
-        ("rgba8", np.concatenate([RGB, ALPHA], 2)),
-        ("bgra8", np.concatenate([RGB[:, :, ::-1], ALPHA], 2)),
-    ],
-)
-@pytest.mark.parametrize("pad", [0, 5])
-def test_every_encoding_becomes_rgb(encoding, pixels, pad):
-    found = image(raw(encoding, pixels, pad), SHAPE)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, RGB)
-    assert found.flags.c_contiguous
-
-
-def test_a_grey_image_fills_all_channels_or_the_only_one():
-    grey = RGB[:, :, :1]
-    assert np.array_equal(image(raw("mono8", grey), SHAPE), np.repeat(grey, 3, 2))
-    assert np.array_equal(image(raw("mono8", grey), (1, 2, 3)), grey)
-    assert np.array_equal(compressed_image(compressed(grey[:, :, 0]), (1, 2, 3)), grey)
-
-
-def test_compressed_images_decode_to_rgb():
-    assert np.array_equal(compressed_image(compressed(RGB), SHAPE), RGB)
-    smooth = np.full((64, 48, 3), (200, 30, 90), np.uint8)
-    found = compressed_image(compressed(smooth, "jpeg"), (3, 64, 48)).astype(int)
-    assert np.abs(found - smooth).max() <= 4
-
-
-@pytest.mark.parametrize(
-    ("message", "reason"),
-    [
-        (raw("16UC1", RGB), "encoding '16UC1' cannot be read; needed: rgb8, bgr8"),
-        (raw("rgb8", RGB.reshape(3, 2, 3)), "an image is 2 x 3, the policy needs 3 x 2"),
-        (Message(**{**vars(raw("rgb8", RGB)), "data": b"123"}), "3 bytes in rows of 9 are no rgb8 image"),
-        (Message(**{**vars(raw("rgb8", RGB)), "step": 2, "data": b"1234"}), "in rows of 2 are no rgb8"),
-    ],
-)
-def test_a_wrong_image_is_refused(message, reason):
-    with pytest.raises(ObservationMismatch, match=reason):
-        image(message, SHAPE)
-
-
-def test_a_coloured_image_is_refused_by_a_policy_without_colours():
-    with pytest.raises(ObservationMismatch, match="'rgb8' has colours, the policy's image has none"):
-        image(raw("rgb8", RGB), (1, 2, 3))
-
-
-def test_a_wrong_compressed_image_is_refused():
-    whole = compressed(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
-    with pytest.raises(ObservationMismatch, match="'h264' is neither JPEG nor PNG"):
-        compressed_image(Message(format="h264", data=b"no image"), SHAPE)
-    with pytest.raises(ObservationMismatch, match="cannot be decoded"):
-        compressed_image(Message(format="png", data=whole.data[:-900]), (3, 20, 30))
-    with pytest.raises(ObservationMismatch, match="30 x 20, the policy needs 8 x 9"):
-        compressed_image(whole, (3, 9, 8))
-    with pytest.raises(ObservationMismatch, match="mode I;16; 8-bit images are needed"):
-        compressed_image(compressed(np.zeros((2, 3), np.uint16)), SHAPE)
-
-
-def test_compressed_images_without_pillow_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ObservationMismatch, match="pip install pillow"):
-        compressed_image(Message(format="png", data=b""), SHAPE)
-
-
 def test_joints_come_in_the_policys_order():
     message = state(["c", "a", "b"], [3, 1, 2], [30, 10, 20])
-    assert joints(message, ["a", "b"]).tolist() == [1, 2]
+    assert {name: x.tolist() for name, x in joints(message, ["a", "b"]).items()} == {"a": [1], "b": [2]}
     found = joints(message, ["b", "c"], ["position", "velocity"])
-    assert found.tolist() == [2, 3, 20, 30]
-    assert found.dtype == np.float32
+    assert {name: x.tolist() for name, x in found.items()} == {"b": [2, 20], "c": [3, 30]}
+    assert found["b"].dtype == np.float32
+
+
+def test_a_message_may_hold_some_of_the_joints_or_others():
+    assert list(joints(state("xb", [1, 2]), ["a", "b"])) == ["b"]
+    assert joints(state("xy", [float("nan"), 2]), ["a", "b"]) == {}
+    assert joints(state("", []), ["a", "b"]) == {}
 
 
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (state("ab", [1, 2]), r"joints \['c'\] are missing among \['a', 'b'\]; set joint_names"),
-        (state("", [1, 2]), "are missing among"),
         (state("abcc", [1, 2, 3, 4]), "joints come twice"),
         (state("abc", [1, 2]), "2 numbers in position for 3 joints"),
         (state("abc", [1, float("nan"), 3]), r"joints \['b'\] are NaN"),
         (state("abc", [1, 2, 1e60]), r"joints \['c'\] are NaN or infinite"),
-        (state([f"j{i}" for i in range(20)], range(20)), "… 20 in all"),
+        (state(["a"] * 20, range(20)), "… 20 in all"),
+        (state(["a", "b" * 10**6], [float("inf")]), "1 numbers in position for 2 joints"),
+        (state("abc", [[1, 2, 3]]), "3 numbers in position for 3 joints"),
+        (state(map(str, range(10_000)), range(10_000)), "10000 joints in a message; at most 4096"),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -138,11 +56,18 @@ def stamped(second, value=1.0):
 def read(message):
     if not np.isfinite(message.value):
         raise ObservationMismatch("NaN")
-    return np.array([message.value])
+    return {WHOLE: np.array([message.value])}
+
+
+class Seen(Sensors):
+    """Sensors that read all messages alike."""
+
+    def take(self, key, message, now):
+        return super().take(key, message, now, read)
 
 
 def sensors(staleness_s=0.2):
-    return Sensors({"a": Sensor("/a", read), "b": Sensor("/b", read)}, staleness_s)
+    return Seen({"a": Sensor("/a"), "b": Sensor("/b")}, staleness_s)
 
 
 def test_an_observation_is_as_old_as_its_oldest_part():
@@ -187,3 +112,103 @@ def test_without_a_stamp_the_arrival_counts():
     assert seen.take("a", stamped(0.0), 7.0) == ""
     assert (seen.sensors["a"].stamp_s, seen.sensors["a"].unstamped) == (7.0, 1)
     assert stamp_s(Message(sec=3, nanosec=500_000_000)) == 3.5
+
+
+def merged(*messages, now=10.0, staleness_s=0.2):
+    """Two joints of two drivers."""
+    seen = Sensors(
+        {"s": Sensor("/j", ("a", "b"), lambda parts: np.concatenate([parts["a"], parts["b"]]))}, staleness_s
+    )
+    for second, message in messages:
+        message.header = stamped(second).header
+        seen.take("s", message, now, lambda m: joints(m, ["a", "b"]))
+    return seen
+
+
+def test_joints_of_several_publishers_are_merged_by_name():
+    seen = merged((9.9, state("xa", [0, 1])), (9.95, state("b", [2])), (9.97, state("yz", [5, 6])))
+    values, stamp = seen.newest()
+    assert (values["s"].tolist(), stamp) == ([1, 2], 9.9), "as old as its oldest joint"
+    assert (seen.sensors["s"].taken, seen.sensors["s"].foreign, seen.sensors["s"].refused) == (2, 1, 0)
+    assert seen.why_not(10.0) == ""
+    assert "s on /j is 0.25 s old (a), the limit" in seen.why_not(10.15)
+
+
+def test_a_joint_that_nobody_sends_is_named():
+    assert merged((10, state("xa", [0, 1]))).why_not(10) == "waiting for s on /j, ['b'] of it"
+    assert (
+        merged((10, state("xy", [0, 1]))).why_not(10)
+        == "waiting for s on /j; 1 messages were of other joints"
+    )
+
+
+def test_the_stamps_of_one_driver_do_not_outdate_anothers():
+    seen = merged((10.0, state("a", [1])), (9.9, state("b", [2])), (9.95, state("a", [7])))
+    assert seen.sensors["s"].value.tolist() == [1, 2]
+    assert "0.050 s before that of the message taken last" in seen.sensors["s"].reason
+
+
+def test_whatever_reading_raises_is_a_refusal_in_one_short_line():
+    def fail(message):
+        raise ZeroDivisionError("a\nb" * 1000)
+
+    seen = Sensors({"a": Sensor("/a")}, 0.2)
+    reason = seen.take("a", stamped(1.0), 1.0, fail)
+    assert reason.startswith("it cannot be read (ZeroDivisionError: a b")
+    assert len(reason) <= 300
+    assert seen.take("a", Message(header=Message()), 1.0, read).startswith(
+        "it cannot be read (AttributeError"
+    )
+    assert (seen.sensors["a"].refused, seen.sensors["a"].value) == (2, None)
+
+
+@pytest.mark.parametrize("stamp", [{"sec": 1, "nanosec": 10**9}, {"sec": -5, "nanosec": 0}])
+def test_a_stamp_that_is_no_time_is_refused(stamp):
+    seen = sensors()
+    assert "is no time" in seen.take("a", Message(header=Message(stamp=Message(**stamp)), value=1.0), 10.0)
+
+
+def posed(position=(1, 2, 3), turned=(0, 0, 0, 1), frame="base", *, is_transform=False):
+    at = Message(**dict(zip("xyz", position, strict=True)))
+    turn = Message(**dict(zip("xyzw", turned, strict=True)))
+    header = Message(frame_id=frame, stamp=Message(sec=1, nanosec=0))
+    if is_transform:
+        return Message(header=header, transform=Message(translation=at, rotation=turn))
+    return Message(header=header, pose=Message(position=at, orientation=turn))
+
+
+@pytest.mark.parametrize("is_transform", [False, True])
+def test_a_pose_is_seven_numbers(is_transform):
+    message = posed(turned=(0.6, 0, 0, 0.8), is_transform=is_transform)
+    found = pose(message, "base", needs_rotation=True)
+    assert found.tolist() == pytest.approx([1, 2, 3, 0.6, 0, 0, 0.8])
+    assert pose(posed(turned=(0, 0, 0, 0)), "base", needs_rotation=False).tolist() == [1, 2, 3, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (posed(frame="tool"), "a pose is in frame 'tool', pose.frame says 'base'; set it"),
+        (posed(turned=(0, 0, 0, 0)), "a pose's quaternion has length 0; needed: 1"),
+        (posed(turned=(0.5, 0, 0, 1)), "has length 1.12"),
+        (posed((1, float("nan"), 3)), "a pose is NaN or infinite"),
+        (posed((1, 1e300, 3)), "a pose is NaN or infinite"),
+    ],
+)
+def test_a_wrong_pose_is_refused(message, reason):
+    with pytest.raises(ObservationMismatch, match=reason):
+        pose(message, "base", needs_rotation=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_array_has_the_policys_size():
+    assert array(Message(data=[1, 2]), 2).tolist() == [1, 2]
+    for data, reason in (([1], "1 numbers in an array; the policy needs 2"), ([1, 1e60], "NaN or infinity")):
+        with pytest.raises(ObservationMismatch, match=reason):
+            array(Message(data=data), 2)
+
+
+def test_without_a_header_the_arrival_counts():
+    seen = Sensors({"a": Sensor("/a")}, 0.2)
+    seen.take("a", Message(data=[1.0]), 5.0, lambda m: {WHOLE: array(m, 1)})
+    assert (seen.sensors["a"].stamp_s, seen.sensors["a"].unstamped) == (5.0, 1)

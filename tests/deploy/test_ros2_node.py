@@ -253,9 +253,9 @@ def test_a_lifecycle_from_configure_to_cleanup(live):
 
 
 BAD = {
-    "encoding": (IMAGE, lambda b: b.send_image("yuv422"), "encoding 'yuv422' cannot be read"),
+    "encoding": (IMAGE, lambda b: b.send_image("16UC1"), "encoding '16UC1' cannot be read"),
     "size": (IMAGE, lambda b: b.send_image(size=(48, 64)), "an image is 64 x 48, the policy needs 64 x 64"),
-    "names": (STATE, lambda b: b.send_joints("vwxyz", range(5)), "are missing among ['v', 'w'"),
+    "names": (STATE, lambda b: b.send_joints("vvxyz", range(5)), "joints come twice in ['v', 'v', 'x'"),
     "numbers": (STATE, lambda b: b.send_joints(JOINTS, range(4)), "4 numbers in position for 5 joints"),
     "nan": (STATE, lambda b: b.send_joints(JOINTS, [0, 0, np.nan, 0, 0]), "['c'] are NaN or infinite"),
 }
@@ -274,6 +274,18 @@ def test_a_bad_message_is_refused_and_said(active, name):
     assert "\n" not in message
     assert reason in values[key]
     assert " 0 refused" not in values[key]
+
+
+def test_joints_come_from_several_drivers(active):
+    bench, names = active.bench, JOINTS[:2]
+    active.send_joints = lambda: bench.send_joints(["wheel", *names], [9, 0.1, 0.2])
+    _, message, _ = bench.says("control loop", f"holding: {STATE} on /")
+    assert "(joint c)" in message, "the oldest joint is named"
+    active.sending.append(lambda: bench.send_joints(JOINTS[2:], [0.3, 0.4, 0.5]))
+    active.is_running()
+    active.sending.append(lambda: bench.send_joints(["other"], [0.0]))
+    bench.says("observations", "of other joints")
+    active.is_running()
 
 
 def test_a_sensor_that_stops_holds_the_robot(active):

@@ -12,7 +12,7 @@ from vivace.deploy.loop import Source, TickRecord
 from vivace.deploy.loop_statistics import LoopStatistics
 from vivace.deploy.pace import Beat
 from vivace.deploy.rerun_stream import RerunStream
-from vivace.deploy.run_log import JsonLines, RunLog, event_line, tick_line
+from vivace.deploy.run_log import JsonLines, RunLog, event_line, log_parts, tick_line
 from vivace.deploy.watchdog import State
 from vivace.policies.errors import BadSetting
 
@@ -80,6 +80,50 @@ def test_a_full_queue_drops_and_counts_and_never_waits():
     log.close()
     assert [line["tick"] for line in sink.lines] == list(range(11))
     assert sink.is_closed
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever():
+    sink = Slow()
+    log = RunLog([sink], size=2)
+    log.write({"tick": 0})
+    assert sink.has_some.wait(20)
+    for tick in range(1, 6):
+        log.write({"tick": tick})
+    log.close(0.01)
+    assert log.errors == ["the log was not written within 0.01 s"]
+    assert log.dropped == 5
+    sink.go.set()
+
+
+def test_a_log_is_bounded_and_its_parts_are_in_order(tmp_path):
+    path = tmp_path / "run.jsonl"
+    lines = JsonLines(path, most_bytes=100, files=3)
+    for tick in range(100):
+        lines.write([{"tick": tick}])
+    lines.close()
+    parts = log_parts(path)
+    assert [part.name for part in parts] == ["run.jsonl.2", "run.jsonl.1", "run.jsonl"]
+    assert all(part.stat().st_size <= 120 for part in parts)
+    ticks = [json.loads(line)["tick"] for part in parts for line in part.read_text().splitlines()]
+    assert ticks == list(range(ticks[0], 100))
+    assert len(ticks) >= 14
+    assert log_parts(tmp_path / "other.jsonl") == []
+
+
+def test_a_log_of_one_file_begins_anew(tmp_path):
+    lines = JsonLines(tmp_path / "run.jsonl", most_bytes=50)
+    for tick in range(100):
+        lines.write([{"tick": tick}])
+    lines.close()
+    assert log_parts(tmp_path / "run.jsonl") == [tmp_path / "run.jsonl"]
+    assert (tmp_path / "run.jsonl").stat().st_size < 70
+
+
+def test_somebody_elses_log_is_not_written_over(tmp_path):
+    (tmp_path / "run.jsonl").write_text("theirs")
+    with pytest.raises(FileExistsError):
+        JsonLines(tmp_path / "run.jsonl")
+    assert (tmp_path / "run.jsonl").read_text() == "theirs"
 
 
 def test_a_sink_that_fails_is_left_out_and_said():

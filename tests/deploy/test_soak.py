@@ -124,10 +124,11 @@ def _check_counts(soak, ticks, last):
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path):
-    def played():
-        soak = Soak(Mode.ASYNC, seed=3, folder=tmp_path)
+    def played(name):
+        (tmp_path / name).mkdir()
+        soak = Soak(Mode.ASYNC, seed=3, folder=tmp_path / name)
         records = [soak.tick() for _ in range(500)]
         soak.log.close()
         return [(record.tick, record.source, record.action.tolist()) for record in records]
 
-    assert played() == played()
+    assert played("first") == played("second")

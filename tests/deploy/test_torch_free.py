@@ -15,6 +15,9 @@ MODULES = [
     "vivace.deploy.histogram", "vivace.deploy.limits", "vivace.deploy.loop_statistics",
     "vivace.deploy.realtime", "vivace.deploy.rerun_stream", "vivace.deploy.robots",
     "vivace.deploy.run_log", "vivace.deploy.watchdog", "vivace.deploy.lerobot_robot",
+    "vivace.deploy.interrupts", "vivace.deploy.patient_robot", "vivace.deploy.standstill",
+    "vivace.deploy.warm_up",
+    "vivace.deploy.robot_access", "vivace.deploy.robot_process", "vivace.deploy.robot_server",
 ]  # fmt: skip
 HEAVY = (
     "torch",

@@ -18,6 +18,13 @@ from vivace.policies.prompt import train_tokenizer
 from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
 
 
+@pytest.fixture(autouse=True)
+def robots_in_this_process(request, monkeypatch):
+    """Robots that exist in a test's memory only cannot be made in a process of their own."""
+    if "test_run_deadman" not in request.node.nodeid:
+        monkeypatch.setattr("vivace.deploy.robot_access.is_wanted", lambda settings, kind: False)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     policy = tiny_dp_transformer(

@@ -4,9 +4,9 @@ import io
 import json
 import mmap
 import os
-import signal
+import pty
 import sys
-from types import SimpleNamespace
+import threading
 
 import numpy as np
 import pytest
@@ -15,9 +15,8 @@ from rich.console import Console
 from vivace.deploy.loop import Source, TickRecord
 from vivace.deploy.pace import Beat
 from vivace.deploy.watchdog import State, Transition
-from vivace.eval import recorder as module
-from vivace.eval.interrupts import Interrupts
 from vivace.eval.recorder import Recorder, resident_mb
+from vivace.eval.screen import Screen, unbuffered
 from vivace.eval.trace import write_run_trace
 
 
@@ -29,16 +28,10 @@ def record(tick, time_s, source=Source.CHUNK, asked=False, latency_s=None):
     )  # fmt: skip
 
 
-@pytest.fixture
-def screen(monkeypatch):
-    """A terminal that is a text."""
-    text = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=text, force_terminal=True, color_system=None))
-    return text
-
-
-def test_figures_are_shown_in_a_terminal_and_all_is_written(screen, tmp_path):
-    kept = Recorder(tmp_path, 50.0)
+def test_figures_are_shown_in_a_terminal_and_all_is_written(tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=120)
+    kept = Recorder(tmp_path, 50.0, console=console)
     began = kept.began_s
     kept.tick(record(0, began, Source.FALLBACK, asked=True))
     kept.tick(record(1, began + 0.02, latency_s=0.015))
@@ -59,12 +52,70 @@ def test_figures_are_shown_in_a_terminal_and_all_is_written(screen, tmp_path):
     assert 0 < last <= largest
 
 
-def test_without_a_terminal_nothing_is_drawn(monkeypatch, tmp_path):
+def test_without_a_terminal_nothing_is_drawn(tmp_path):
     text = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=text))
-    kept = Recorder(tmp_path, 50.0)
+    kept = Recorder(tmp_path, 50.0, console=Console(file=text))
     kept.close()
     assert text.getvalue() == ""
+
+
+def test_a_log_that_cannot_be_begun_is_somebody_elses(tmp_path):
+    kept = Recorder(tmp_path, 50.0)
+    with pytest.raises(FileExistsError):
+        Recorder(tmp_path, 50.0)
+    kept.close()
+
+
+class Stuck(io.StringIO):
+    """A terminal that was stopped: whoever writes waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.goes_on, self.is_reached = threading.Event(), threading.Event()
+
+    def write(self, text):
+        self.is_reached.set()
+        assert self.goes_on.wait(60)
+        return super().write(text)
+
+
+def test_a_stopped_terminal_holds_nobody_up(tmp_path):
+    terminal = Stuck()
+    kept = Recorder(tmp_path, 50.0, console=Console(file=terminal, force_terminal=True))
+    kept.screen.say("first")
+    assert terminal.is_reached.wait(60)
+    with kept.screen.captured():
+        for n in range(5000):  # all of this returns at once, or the test never ends
+            kept.changed(Transition(kept.began_s, State.RUN, State.HOLD, "why"))
+            kept.tick(record(n, kept.began_s))
+            print("a driver says something")
+    assert kept.screen.dropped > 8000
+    kept.close()
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) + kept.log.dropped == 10_000
+    terminal.goes_on.set()
+
+
+def test_a_terminal_that_is_gone_is_left_alone(tmp_path):
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        os.close(ours)
+        screen = Screen(None, Console(file=unbuffered(stream), force_terminal=True))
+        screen.say("is anybody there?")
+        screen.close(60.0)
+        screen.say("no")
+        assert screen.dropped == 1
+
+
+def test_what_is_printed_comes_by_lines_and_an_unbuffered_stream_keeps_nothing_back():
+    read, write = os.pipe()
+    with os.fdopen(read) as reader, os.fdopen(write, "w") as writer:
+        screen = Screen(None, Console(file=unbuffered(writer), width=80))
+        with screen.captured():
+            print("[a]", 1, end="")
+            print("", 2, file=sys.stderr)
+            print("é")
+        screen.close(60.0)
+        assert [reader.readline() for _ in range(2)] == ["[a] 1é\n", " 2\n"][::-1]
 
 
 def test_memory_is_that_of_this_process():
@@ -85,7 +136,9 @@ def test_the_trace_of_a_run_has_ticks_inferences_queue_and_events(tmp_path):
          "asked": False, "latency_s": 0.04},
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "run.jsonl").write_text(text + '{"kind": "tick", "cut of')
+    first, rest = text.split("\n", 1)
+    (tmp_path / "run.jsonl.1").write_text(first + "\n")
+    (tmp_path / "run.jsonl").write_text(rest + '{"kind": "tick", "cut of')
     write_run_trace(tmp_path / "trace.json", tmp_path / "run.jsonl", control_hz=20)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     slices = [(e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
@@ -96,25 +149,3 @@ def test_the_trace_of_a_run_has_ticks_inferences_queue_and_events(tmp_path):
     ]  # fmt: skip
     assert [e["args"]["actions"] for e in events if e["ph"] == "C"] == [0, 7, 6]
     assert [(e["name"], e["ts"]) for e in events if e["ph"] == "i"] == [("worker: it died", 10_000)]
-
-
-def test_a_second_ctrl_c_is_one():
-    with Interrupts() as interrupts:
-        assert not interrupts.wants_end
-        signal.raise_signal(signal.SIGTERM)
-        assert interrupts.wants_end
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_enter_releases_at_a_terminal(monkeypatch):
-    read, write = os.pipe()
-    with os.fdopen(read) as stdin:
-        terminal = SimpleNamespace(isatty=lambda: True, readline=stdin.readline, fileno=stdin.fileno)
-        monkeypatch.setattr(sys, "stdin", terminal)
-        with Interrupts() as interrupts:
-            assert not interrupts.release_wanted()
-            os.write(write, b"\n")
-            assert interrupts.release_wanted()
-            assert not interrupts.release_wanted()
-    os.close(write)

@@ -1,5 +1,6 @@
 """`vivace run` in wall-clock time, on a simulation and on a user's robot; short, but nothing is faked."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from vivace.deploy.bundle import Bundle
+from vivace.deploy.process_worker import ProcessWorker
 from vivace.eval.cli import main
 from vivace.policies.types import ActionKind, Observation
 
@@ -67,7 +69,7 @@ def test_a_simulation_runs_in_real_time(capsys, bundle, tmp_path):
     code, line, found = run(
         capsys, bundle, tmp_path, "--robot.task=reach-moving", "--control_hz=25", "--duration_s=1.5",
         "--n_episodes=0", "--robot.options={max_steps: 15}", "--realtime.freeze_gc=true",
-        "--require=[run.decided>=0.1]",
+        "--require=[run.decided>=0.1]", "--draw=true",
     )  # fmt: skip
     assert code == 0
     ticks = found["run"]["ticks"]
@@ -102,7 +104,8 @@ def test_a_users_robot_with_limits_keeps_them_and_is_closed(capsys, bundle, tmp_
     assert code == 0
     assert arm[-1] == "closed"
     actions = np.array(arm[:-1])
-    assert len(actions) == found["run"]["ticks"]
+    assert len(actions) == found["run"]["ticks"] + 1, "and the standstill at the end"
+    assert actions[-1].tolist() == [0.0, 0.0, 0.0, actions[-2][3]], "displacements are zero, targets hold"
     assert np.abs(actions[:, 0]).max() <= 0.01 + 1e-6
     assert np.abs(np.diff([0.5, *actions[:, 3]])).max() <= 0.05 + 1e-6, "the posture is where it starts"
     assert found["run"]["guarded"] > 0
@@ -179,15 +182,21 @@ def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, t
     before = signal.getsignal(signal.SIGINT)
     code, line, found = run(
         capsys, bundle, tmp_path, "--robot.type=users_robot:frozen", "--control_hz=20",
-        "--watchdog.stale_s=0.15", "--watchdog.hold_s=0.1",
+        "--watchdog.stale_s=0.15", "--watchdog.hold_s=0.1", "--watchdog.late_s=0",
     )  # fmt: skip
     helper.join()
-    assert (code, line["was_interrupted"], line["state"]) == (0, True, "stop")
+    assert (code, line["was_interrupted"], line["state"]) == (1, True, "stop")
+    assert line["why"] == found["watchdog"]["why"]
+    assert "the observation's time has not gone on for" in line["why"]
+    assert found["ending"] == {"signal": "SIGINT", "fault": None, "is_at_rest": True}
     assert found["watchdog"]["counts"] == {"hold": 2, "stop": 2, "run": 1}
     assert [event["why"] for event in found["events"] if event["event"] == "watchdog"][2] == "reset"
     assert signal.getsignal(signal.SIGINT) is before
     assert arm[-1] == "closed"
-    assert found["run"]["ticks"] == len(arm) - 1
+    assert found["run"]["ticks"] == len(arm) - 2
+    assert not (tmp_path / "report.html").exists(), "nobody asked for it"
+    assert line["draw"] == f"vivace report --results={tmp_path}"
+    assert main(["report", f"--results={tmp_path}"]) == 0
     assert (tmp_path / "report.html").is_file()
 
 
@@ -221,9 +230,9 @@ def test_a_killed_worker_is_replaced_while_the_loop_goes_on(capsys, bundle, tmp_
 
 
 def test_a_worker_that_never_comes_back_between_episodes_is_said(capsys, bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("vivace.eval.run._PATIENCE_S", -1.0)
+    monkeypatch.setattr("vivace.eval.run._PATIENCE_S", -100.0)
     monkeypatch.setattr("vivace.eval.run.ProcessWorker.is_busy", True)
-    asked = ["run", f"--bundle={bundle}", f"--output_dir={tmp_path}", "--loop.stall_s=0.01"]
+    asked = ["run", f"--bundle={bundle}", f"--output_dir={tmp_path}"]
     assert main(asked) == 2
     assert "the inference process does not come back" in capsys.readouterr().err
 
@@ -239,11 +248,138 @@ def test_a_missed_target_is_exit_code_1(capsys, bundle, tmp_path, arm):
 def test_a_computer_that_cannot_draw_still_has_results(capsys, bundle, tmp_path, arm, monkeypatch):
     monkeypatch.setitem(sys.modules, "vivace.eval.results", None)
     code, line, found = run(
-        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.3", "--loop.mode=rtc"
-    )
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.3", "--loop.mode=rtc",
+        "--draw=true",
+    )  # fmt: skip
     assert (code, line["report"]) == (0, None)
-    assert found["run"]["ticks"] == len(arm) - 1 > 0
+    assert found["run"]["ticks"] == len(arm) - 2 > 0
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_robots_errors_are_told_and_the_run_goes_on(capsys, bundle, tmp_path, arm):
+    class Loose(sys.modules["users_robot"].Arm):
+        n = 0
+
+        def observe(self):
+            self.n += 1
+            if self.n > 3 and self.n % 3 == 0:
+                raise RuntimeError("[TxRxResult] There is no status packet!")
+            return super().observe()
+
+        def act(self, action):
+            if self.n % 5 == 4:
+                raise ValueError("overload")
+            super().act(action)
+
+    sys.modules["users_robot"].loose = Loose
+    code, line, found = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:loose", "--control_hz=20", "--duration_s=1.5",
+        "--watchdog.late_s=0",
+    )  # fmt: skip
+    assert (code, line["state"]) == (0, "run")
+    counts = found["robot_failures"]["counts"]
+    assert counts["observing"] > 3
+    assert counts["acting"] > 2
+    assert line["robot_failures"] == sum(counts.values())
+    told = [event["why"] for event in found["events"] if event["event"] == "robot"]
+    assert "observing: RuntimeError: [TxRxResult] There is no status packet!" in told
+    assert arm[-1] == "closed"
+
+
+def test_a_fault_is_told_after_the_robot_is_at_rest_and_closed(capsys, bundle, tmp_path, arm, monkeypatch):
+    def broken(worker, now):
+        if len(arm) > 5:
+            raise EOFError("Ran out of input")
+        return poll(worker, now)
+
+    poll = ProcessWorker.poll
+    monkeypatch.setattr(ProcessWorker, "poll", broken)
+    code, line, found = run(
+        capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--control_hz=20", "--duration_s=60"
+    )
+    assert (code, line["is_at_rest"]) == (1, True)
+    assert found["ending"]["fault"]["message"] == "Ran out of input"
+    assert "in broken" in found["ending"]["fault"]["trace"]
+    assert arm[-1] == "closed"
+    assert arm[-2][:3].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(capsys, bundle, tmp_path, arm):
+    flags = ["--robot.type=users_robot:arm", "--duration_s=0.2"]
+    _, _, before = run(capsys, bundle, tmp_path, *flags)
+    asked = ["run", f"--bundle={bundle}", f"--output_dir={tmp_path}", *flags]
+    assert main(asked) == 2
+    assert "holds another run; give another --output_dir, or remove it" in capsys.readouterr().err
+    (tmp_path / "results.json").unlink()
+    assert main(asked) == 2, "one that has only begun"
+    assert before["run"]["ticks"] == len(arm) - 4, "and its robot was told nothing"
+    assert arm[-2:] == ["closed", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("/proc/x", "the folder /proc/x cannot be made"), ("/proc", "/proc cannot be written to")],
+)
+def test_a_folder_that_cannot_be_written_is_one_line(capsys, bundle, arm, folder, message):
+    asked = ["run", f"--bundle={bundle}", f"--output_dir={folder}", "--robot.type=users_robot:arm"]
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert message in told.strip().splitlines()[-1]
+    assert "Traceback" not in told
+    assert arm == ["closed"]
+
+
+def test_a_full_disk_is_one_line_once_the_robot_is_closed(capsys, bundle, tmp_path, arm, monkeypatch):
+    def full(path, text, *more):
+        assert arm[-1] == "closed"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vivace.eval.output.Path.write_text", full)
+    flags = ["--robot.type=users_robot:arm", "--duration_s=0.2", f"--output_dir={tmp_path}"]
+    assert main(["run", f"--bundle={bundle}", *flags]) == 2
+    told = capsys.readouterr()
+    assert "results.json cannot be written (No space left on device); make room" in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file of settings at config_path="),
+        ("", "holds no settings but NoneType"),
+        ("- 1\n- 2\n", "holds no settings but list"),
+        ("hello", "holds no settings but str"),
+        ("colour: red", "The fields `colour` are not valid for RunCommand"),
+        ("a: [1", "Failed to load config from"),
+    ],
+)
+def test_a_file_of_settings_must_hold_settings(capsys, tmp_path, content, message):
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_text(content)
+    for flags in ([f"--config_path={path}"], ["--config_path", str(path)]):
+        assert main(["run", *flags]) == 2
+        told = capsys.readouterr()
+        assert message in told.err.strip().splitlines()[-1]
+        assert "Traceback" not in told.err
+
+
+def test_a_rate_that_cannot_be_met_is_refused_before_the_first_command(capsys, bundle, tmp_path, arm):
+    flags = ["--robot.type=users_robot:arm", f"--output_dir={tmp_path / 'out'}", "--control_hz=100000"]
+    assert main(["run", f"--bundle={bundle}", *flags]) == 2
+    told = capsys.readouterr().err
+    assert "100000 Hz cannot be met: a chunk takes" in told
+    assert arm == ["closed"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_on_windows_a_run_needs_no_signals_that_are_not_there(capsys, bundle, tmp_path, arm, monkeypatch):
+    for name in ("SIGUSR1", "SIGHUP", "SIGALRM", "setitimer", "pthread_sigmask"):
+        monkeypatch.delattr(signal, name)
+    monkeypatch.setattr("select.select", lambda *lists: pytest.fail("Windows selects sockets only"))
+    code, _, found = run(capsys, bundle, tmp_path, "--robot.type=users_robot:arm", "--duration_s=0.3")
+    assert code == 0
+    assert found["run"]["ticks"] == len(arm) - 2 > 0
 
 
 BAD = [
@@ -263,6 +399,13 @@ BAD = [
     (["--bundle=B", "--viewer=true"], "a viewer needs a display and there is none"),
     (["--bundle=B", "--rerun=run.rrd", "--output_dir=out"], "needs the package rerun-sdk"),
     (["--bundle=B", "--limits=none.yaml"], "no limits file at none.yaml"),
+    (["--bundle=B", "--loop.threads=-1"], "loop.threads=-1; at least 1 thread is needed"),
+    (["--bundle=B", "--loop.threads=0"], "loop.threads=0; at least 1 thread is needed"),
+    (["--bundle=B", "--loop.warmup=0"], "loop.warmup=0; at least 1 chunk is needed"),
+    (["--bundle=B", "--loop.stall_s=0"], "loop.stall_s=0.0; seconds above 0 are needed"),
+    (["--bundle=B", "--robot.patience_s=-1"], "robot.patience_s=-1.0; seconds, 0 or more, are needed"),
+    (["--bundle=B", "--log.files=0"], "log: file_mb=32.0, files=0; needed: above 0, and 1 or more"),
+    (["--bundle=B", "--robot.type=users_robot:shy"], "cannot be used (RuntimeError: motor 3 is missing)"),
     (["--bundle=B", "--watchdog.hold_s=-1"], "watchdog: hold_s=-1"),
     (["--bundle=B", "--realtime.fifo_priority=100"], "fifo_priority=100"),
     (["--bundle=B", "--require=[run.speed>=1]"], "requirement 'run.speed>=1' cannot be read"),
@@ -279,10 +422,15 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, bundle, tmp_path, monkeyp
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     robot = sys.modules["users_robot"].Arm
+
+    def fails(self):
+        raise RuntimeError("motor 3 is missing")
+
     kinds = {
         "three": {"action_names": ("a", "b", "c")},
         "blind": {"observe": lambda self: Observation({"joints": np.zeros(3)}, 0, 0.0)},
         "lost": {"initial_action": None},
+        "shy": {"__init__": fails},
     }
     for name, changes in kinds.items():
         monkeypatch.setattr(sys.modules["users_robot"], name, type(name, (robot,), changes), raising=False)
