@@ -131,8 +131,8 @@ class Golden:
 class _Entry:
     """Of an array in the header."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    dtype: Annotated[str, AtMost(8)]
+    shape: Annotated[tuple[int, ...], AtMost(8)]
     data_offsets: tuple[int, int]
 
 
