@@ -204,8 +204,8 @@ DAMAGES = {
 }
 """What is done -> its share."""
 UNREAD = (damage_weights, damage_graph)
-"""Where one golden chunk cannot show everything: a weight that it hardly uses, a row of a table of tokens that
-it does not read. Digests guard these."""
+"""Where one golden chunk cannot show everything: a weight that it hardly uses, a row of a table of tokens
+that it does not read. Digests guard these."""
 
 
 @contextmanager
