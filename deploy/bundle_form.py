@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from vivace.deploy.normalization import Normalization, Range
 from vivace.deploy.program import Name, Origin, Program
-from vivace.policies.plain_data import AtMost, Between, plain
+from vivace.policies.plain_data import Between, Longest, plain
 from vivace.policies.types import PolicySpec
 
 FORMAT, VERSION = "policy_package", "1.0"
@@ -25,16 +25,16 @@ PAST = "past."
 INSTRUCTION = "{instruction}"
 """Where the instruction stands in a template; nothing else in it is special."""
 
-Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], AtMost(8)]
+Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], Longest(8)]
 """Of a graph's input or output; -1: any."""
-Tokens = Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], AtMost(2**16)]
+Tokens = Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], Longest(2**16)]
 
 
 @dataclass(frozen=True)
 class Graph:
     """One ONNX graph."""
 
-    file: Annotated[str, AtMost(200)]
+    file: Annotated[str, Longest(200)]
     """Path inside the folder."""
     inputs: Mapping[Name, Shape]
     """Name -> shape."""
@@ -51,9 +51,9 @@ class PromptSettings:
     length: Annotated[int, Between(1, 2**16)]
     """Tokens the policy reads, padding among them."""
     pad: Annotated[int, Between(0, 2**31)] = 0
-    tokenizer: Annotated[str, AtMost(200)] = ""
+    tokenizer: Annotated[str, Longest(200)] = ""
     """Its file; empty: only the instructions that were tokenised at export are known."""
-    template: Annotated[str, AtMost(10_000)] = ""
+    template: Annotated[str, Longest(10_000)] = ""
     """Text with {instruction} in it."""
     bos: Annotated[int, Between(0, 2**31)] = 0
     suffix: Tokens = ()
@@ -64,19 +64,19 @@ class Contents:
     """The section "vivace" of a manifest."""
 
     spec: PolicySpec
-    graphs: Annotated[tuple[Graph, ...], AtMost(4096)]
-    plans: Annotated[Mapping[Annotated[str, AtMost(100)], Program], AtMost(256)]
+    graphs: Annotated[tuple[Graph, ...], Longest(4096)]
+    plans: Annotated[Mapping[Annotated[str, Longest(100)], Program], Longest(256)]
     """Name -> how chunks are made under this plan; the usual one first."""
     observations: Mapping[str, Normalization]
     """One for every observation."""
     actions: Normalization
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """What the observations were trained on, as far as its statistics say."""
-    prompts: Mapping[Annotated[str, AtMost(10_000)], Tokens] = field(default_factory=dict)
+    prompts: Mapping[Annotated[str, Longest(10_000)], Tokens] = field(default_factory=dict)
     """Instruction -> token ids, without padding; empty of a policy that reads none."""
     prompt: PromptSettings | None = None
     """How others are tokenised."""
-    files: Mapping[Annotated[str, AtMost(200)], Annotated[str, AtMost(64)]] = field(default_factory=dict)
+    files: Mapping[Annotated[str, Longest(200)], Annotated[str, Longest(64)]] = field(default_factory=dict)
     """File -> sha256, of all that is used."""
 
 

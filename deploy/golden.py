@@ -17,7 +17,7 @@ import numpy as np
 
 from vivace.policies.arrays import observation_layout
 from vivace.policies.errors import BadSetting
-from vivace.policies.plain_data import AtMost, Between, build, parse_json, shown
+from vivace.policies.plain_data import Between, Longest, build, parse_json, shown
 from vivace.policies.types import DELAY, PREVIOUS, PolicySpec
 
 FOLDER = "golden"
@@ -35,9 +35,9 @@ _MAX_HEADER = 2**16
 class GoldenSettings:
     """What a chunk was recorded under at export, see `Golden`."""
 
-    file: Annotated[str, AtMost(200)]
-    noise_key: Annotated[tuple[Annotated[int, Between(0, 2**62)], ...], AtMost(8)]
-    task: Annotated[str, AtMost(10_000)]
+    file: Annotated[str, Longest(200)]
+    noise_key: Annotated[tuple[Annotated[int, Between(0, 2**62)], ...], Longest(8)]
+    task: Annotated[str, Longest(10_000)]
     tolerance: Annotated[float, Between(0.0, 0.1)]
     """How far a chunk may be from the recorded one, in units of what 1 is to the policy."""
 
@@ -131,8 +131,8 @@ class Golden:
 class _Entry:
     """Of an array in the header."""
 
-    dtype: Annotated[str, AtMost(8)]
-    shape: Annotated[tuple[int, ...], AtMost(8)]
+    dtype: Annotated[str, Longest(8)]
+    shape: Annotated[tuple[int, ...], Longest(8)]
     data_offsets: tuple[int, int]
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from vivace.deploy.golden import GoldenSettings
 from vivace.deploy.token_decoding import TokenProgram
-from vivace.policies.plain_data import AtMost, Between
+from vivace.policies.plain_data import Between, Longest
 from vivace.policies.step_table import StepTable
 
 FRESH, CACHE, WEIGHT, NEW = "fresh.", "cache.", "weight.", "new."
@@ -26,7 +26,7 @@ CONTEXT = "context"
 """Prefix of the names of what `encode` makes of an observation."""
 Index = Annotated[int, Between(0, 4095)]
 """Of a graph."""
-Name = Annotated[str, AtMost(2000)]
+Name = Annotated[str, Longest(2000)]
 """Of a tensor or a block; sums of blocks have long ones."""
 
 
@@ -36,9 +36,9 @@ class Origin:
 
     part: Literal["encode", "step", "finish", "prompt", "extend"]
     """encode, step, finish, prompt or extend."""
-    made_of: Annotated[str, AtMost(200)]
+    made_of: Annotated[str, Longest(200)]
     """Digest of the weights, and of what a plan does to this part."""
-    timesteps: Annotated[tuple[float, ...], AtMost(10_000)] = ()
+    timesteps: Annotated[tuple[float, ...], Longest(10_000)] = ()
     """Of the tables it looks up by its input "at", row by row; empty without tables."""
 
 
@@ -51,7 +51,7 @@ class ScheduledStep:
     table: StepTable
     at: Annotated[int, Between(0, 10_000)]
     """Row of the graph's tables."""
-    weights: Mapping[Name, Annotated[tuple[float, ...], AtMost(16)]] = field(default_factory=dict)
+    weights: Mapping[Name, Annotated[tuple[float, ...], Longest(16)]] = field(default_factory=dict)
     """Block that is not computed -> weights of what was kept of it, newest first; (1,) is plain reuse."""
 
 
@@ -61,7 +61,7 @@ class Program:
 
     encode: Index
     """Graph from normalised observations to the context."""
-    steps: Annotated[tuple[ScheduledStep, ...], AtMost(10_000)] = ()
+    steps: Annotated[tuple[ScheduledStep, ...], Longest(10_000)] = ()
     finish: Index | None = None
     """Graph from the last x to normalised actions; None: x is those."""
     tokens: TokenProgram | None = None

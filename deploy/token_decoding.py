@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from vivace.deploy.deadline import Deadline
-from vivace.policies.plain_data import AtMost, Between
+from vivace.policies.plain_data import Between, Longest
 from vivace.policies.streams import Streams
 
 Extend = Callable[[np.ndarray, int], np.ndarray]
@@ -25,7 +25,7 @@ class Decoder:
     max_iterations: Annotated[int, Between(0, 2**16)] = 0
     tolerance: Annotated[float, Between(0.0, 2.0)] = 0.0
     until: Literal["all", "executed"] = "all"
-    table: Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], AtMost(2**16)] = ()
+    table: Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], Longest(2**16)] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ nothing. Annotations may be plain types, enumerations of text, arrays, tuples, m
 and `Annotated` ones with bounds:
 
     count: Annotated[int, Between(1, 64)]
-    shape: Annotated[tuple[int, ...], AtMost(8)]
+    shape: Annotated[tuple[int, ...], Longest(8)]
 
 What annotations cannot say (how many steps a policy has) is compared by those who know.
 """
@@ -45,7 +45,7 @@ class Between:
 
 
 @dataclass(frozen=True)
-class AtMost:
+class Longest:
     """Bound of how many entries a list or an object has, or characters a text."""
 
     length: int
@@ -245,7 +245,7 @@ def _check_bound(value: Any, bound: Any, where: str) -> None:
         return
     if isinstance(bound, Between) and not bound.low <= value <= bound.high:
         raise BadSetting(f"{where} is {shown(value)}; needed: {bound.low:g}..{bound.high:g}")
-    if isinstance(bound, AtMost) and len(value) > bound.length:
+    if isinstance(bound, Longest) and len(value) > bound.length:
         raise BadSetting(f"{where} has a length of {len(value)}; at most {bound.length} is read")
 
 

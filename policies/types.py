@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from vivace.policies.errors import NonFiniteActions
-from vivace.policies.plain_data import AtMost, Between
+from vivace.policies.plain_data import Between, Longest
 
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
@@ -18,8 +18,8 @@ DELAY = "action.delay"
 
 
 Count = Annotated[int, Between(1, 4096)]
-Text = Annotated[str, AtMost(500)]
-Shape = Annotated[tuple[Annotated[int, Between(1, 2**16)], ...], AtMost(4)]
+Text = Annotated[str, Longest(500)]
+Shape = Annotated[tuple[Annotated[int, Between(1, 2**16)], ...], Longest(4)]
 
 
 class ActionKind(StrEnum):
@@ -71,10 +71,10 @@ class PolicySpec:
     n_obs_steps: Annotated[int, Between(1, 64)]
     n_action_steps: Count
     """Actions executed of a chunk before the next one is asked for."""
-    observation_shapes: Annotated[Mapping[Text, Shape], AtMost(64)]
+    observation_shapes: Annotated[Mapping[Text, Shape], Longest(64)]
     """Input key -> shape of one observation, e.g. {"observation.state": (39,)}."""
-    action_kinds: Annotated[tuple[ActionKind, ...], AtMost(4096)]
-    blocks: Annotated[tuple[BlockInfo, ...], AtMost(2**16)]
+    action_kinds: Annotated[tuple[ActionKind, ...], Longest(4096)]
+    blocks: Annotated[tuple[BlockInfo, ...], Longest(2**16)]
     """Blocks in the order they run; empty for an opaque policy."""
     control_hz: Annotated[float, Between(1e-3, 1e5)] | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""

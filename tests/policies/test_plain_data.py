@@ -13,8 +13,8 @@ from vivace.policies import plain_data
 from vivace.policies.errors import BadSetting
 from vivace.policies.plain_data import (
     MAX_DEPTH,
-    AtMost,
     Between,
+    Longest,
     build,
     check_plain,
     check_types,
@@ -121,7 +121,7 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Part:
     kind: Kind
-    shape: Annotated[tuple[int, ...], AtMost(2)] = ()
+    shape: Annotated[tuple[int, ...], Longest(2)] = ()
     count: Annotated[int, Between(1, 64)] | None = 1
 
 
@@ -131,7 +131,7 @@ class Whole:
     named: Mapping[str, Part]
     values: np.ndarray
     pair: tuple[int, str] = (0, "")
-    name: Annotated[str, AtMost(5)] = ""
+    name: Annotated[str, Longest(5)] = ""
     free: Mapping[str, Any] = field(default_factory=dict)
 
 
