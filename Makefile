@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-ROBOT := deploy envs eval $(patsubst %,policies/%.py,action_kinds backports chunking errors step_table streams types)
+ROBOT := deploy envs eval $(patsubst %,policies/%.py,action_kinds arrays backports chunking errors plain_data step_table streams types)
 export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 

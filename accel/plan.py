@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vivace.accel.plain_data import build, check_plain, check_types, read_json
 from vivace.accel.technique import Seam, Technique, technique_class
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
+from vivace.policies.plain_data import build, check_plain, check_types, read_json
 from vivace.policies.types import Fingerprint
 
 VERSION = 1
@@ -126,7 +126,10 @@ class AccelerationPlan:
         target = path / FILE_NAME if path.is_dir() else path
         if not target.is_file():
             raise PlanMismatch(f"no plan at {target}; make one: vivace calibrate --policy.path=…")
-        data = read_json(target)
+        try:
+            data = read_json(target)
+        except BadSetting as error:
+            raise PlanMismatch(f"{error}; recalibrate") from error
         try:
             return cls.from_json(data, _read_tensors(target))
         except VivaceError as error:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.accel.plain_data import build
 from vivace.policies.decoding import Decoder
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.plain_data import build
 from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
 
 

@@ -1,11 +1,10 @@
 """`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,27 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.action_range import learned_range
-from vivace.deploy.bundle import MANIFEST, PLANS, Bundle, file_hash
+from vivace.deploy.bundle import MANIFEST, PLANS, Bundle
+from vivace.deploy.bundle_form import MASK, TOKENS, PromptSettings
 from vivace.deploy.export_onnx import check_steps, export_denoising
 from vivace.deploy.export_tokens import export_tokens
+from vivace.deploy.golden import FOLDER, GoldenSettings
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_graph import Graphs, Runtime
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.parity import check_parity, prove
 from vivace.deploy.precision import check_precision, stored
-from vivace.deploy.prompt import MASK, TOKENS
+from vivace.deploy.program import Program
+from vivace.deploy.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, check_golden, recorded, training_ranges
+from vivace.deploy.signature import FILE_NAME as SIGNATURE
+from vivace.deploy.signature import private_key, signature
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
+from vivace.policies.plain_data import plain
+from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 from vivace.policies.types import ActionRange
 
@@ -68,6 +75,7 @@ def export(
     on_graph: Callable[[str], None] = lambda name: None,
     precision: str = "fp32",
     into: bool = False,
+    sign_key: str | Path = "",
 ) -> Bundle:
     """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
 
@@ -83,14 +91,17 @@ def export(
             are reduced, and the error of the actions is in the receipt.
         into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
             plan of the same name is replaced.
+        sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed.
 
     Raises:
-        BadSetting: a plan was calibrated on episodes that the observations are of, or has no name.
+        BadSetting: the key cannot be read, a plan was calibrated on episodes that the observations are of, or
+            has no name.
         BadBundle: `into` what is no bundle of this policy.
         UnsupportedPolicy: the policy or a plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
+    key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
     check_names(named)
     for plan in named.values():
@@ -100,36 +111,51 @@ def export(
     for run in runs.values():
         if not run.writes_tokens:
             check_steps(run)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if into:
-        _check_same(Bundle.load(folder), loaded)
-        shutil.copytree(folder, partial)
-        bundle = Bundle.load(partial)
-    else:
-        observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
-        (partial / PLANS).mkdir(parents=True)
-        learned = _action_range(loaded, next(iter(runs.values())), data)
-        bundle = Bundle(
-            folder=partial,
-            name=loaded.path.name,
-            spec=replace(loaded.staged.spec, action_range=learned),
-            graphs=(),
-            plans={},
-            observations=observations,
-            actions=_normalization(loaded.postprocess, "action") or identity(),
-            prompts=prompts,
-            prompt=_prompt(loaded, partial),
-        )
+    bundle = _begun(loaded, folder, instructions, into)
+    if not into:
+        known = _action_range(loaded, next(iter(runs.values())), data)
+        bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
     with torch.no_grad():
         bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
     for name, plan in named.items():
         plan.save(bundle.record(name))
     for name in named:
         check_parity(name, bundle.plans[name].receipt)
-    names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-    files = {name: file_hash(partial / name) for name in names if name != MANIFEST}
-    _write(replace(bundle, files=files))
+    bundle = _with_golden(bundle, loaded, runs, data, precision)
+    return _finish(bundle, folder, key)
+
+
+def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], into: bool) -> Bundle:
+    """A bundle without plans beside `folder`, or a copy of the one that is there."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if into:
+        _check_same(Bundle.load(folder), loaded)
+        shutil.copytree(folder, partial)
+        return Bundle.load(partial)
+    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+    (partial / PLANS).mkdir(parents=True)
+    return Bundle(
+        folder=partial,
+        name=loaded.path.name,
+        spec=loaded.staged.spec,
+        graphs=(),
+        plans={},
+        observations=observations,
+        actions=_actions(loaded),
+        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
+        prompts=prompts,
+        prompt=_prompt(loaded, partial),
+    )
+
+
+def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
+    """Write the manifest, sign it if there is a key, and put the bundle in its place."""
+    partial = bundle.folder
+    (partial / SIGNATURE).unlink(missing_ok=True)  # of what was there before
+    bundle.write()
+    if key is not None:
+        (partial / SIGNATURE).write_bytes(signature((partial / MANIFEST).read_bytes(), key))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return Bundle.load(folder)
@@ -153,7 +179,7 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
 def check_names(names: Iterable[str]) -> None:
     """Raise `BadSetting` unless names of plans can stand in a path, and there are some."""
     found = list(names)
-    bad = [name for name in found if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)]
+    bad = [name for name in found if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]
     if bad or not found:
         raise BadSetting(
             f"plans are named {found}; at least one is needed, of letters, digits, '-', '_' and '.'"
@@ -162,7 +188,7 @@ def check_names(names: Iterable[str]) -> None:
 
 def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
-    held, needed = bundle.receipt["fingerprint"], json.loads(json.dumps(asdict(loaded.fingerprint)))
+    held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
     if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
         raise BadBundle(
@@ -185,7 +211,8 @@ def _with_plans(
         made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
     else:
         made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
-    bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made})
+    goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
+    bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     receipts = {}
     for name, run in runs.items():
@@ -194,6 +221,33 @@ def _with_plans(
         receipts[name] = prove(policy, loaded, run, data, precision)
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
+
+
+def _with_golden(
+    bundle: Bundle,
+    loaded: LoadedPolicy,
+    runs: Mapping[str, Execution],
+    data: CalibrationData,
+    precision: str,
+) -> Bundle:
+    """Record the golden chunks of plans."""
+    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    (bundle.folder / FOLDER).mkdir(exist_ok=True)
+    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    plans: dict[str, Program] = dict(bundle.plans)
+    for name, run in runs.items():
+        settings = GoldenSettings(
+            file=f"{FOLDER}/{name}.safetensors",
+            noise_key=GOLDEN_KEY,
+            task=bundle.usual_task,
+            tolerance=GOLDEN_TOLERANCE[precision],
+        )
+        golden = recorded(OrtPolicy(replace(bundle, plan=name), graphs=shared), batch, settings)
+        (bundle.folder / settings.file).write_bytes(golden.to_bytes())
+        if precision == "fp32":
+            check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
+        plans[name] = replace(plans[name], golden=settings)
+    return replace(bundle, plans=plans)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:
@@ -205,13 +259,9 @@ def _check_techniques(plan: AccelerationPlan) -> None:
             )
 
 
-def _write(bundle: Bundle) -> None:
-    (bundle.folder / MANIFEST).write_text(json.dumps(bundle.to_json(), indent=1) + "\n")
-
-
-def identity() -> Normalization:
+def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
     """Leave values as they are."""
-    return Normalization(np.zeros(1, np.float32), np.ones(1, np.float32), 1.0, 0.0)
+    return Normalization(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0, 0.0)
 
 
 def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
@@ -224,14 +274,22 @@ def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
                     f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
                     f"{', '.join(sorted(_KNOWN_STEPS))}, without renaming"
                 )
-    for key in loaded.staged.spec.observation_shapes:
-        found = _normalization(loaded.preprocess, key)
-        if found is not None:
-            yield key, found
+    for key, shape in loaded.staged.spec.observation_shapes.items():
+        yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
 
 
-def _normalization(pipeline: Any, key: str) -> Normalization | None:
-    """Read how a pipeline (un)normalises a feature; None if it leaves it as it is."""
+def _actions(loaded: LoadedPolicy) -> Normalization:
+    return _normalization(loaded.postprocess, "action", (loaded.staged.spec.action_dim,))
+
+
+def _normalization(pipeline: Any, key: str, shape: tuple[int, ...]) -> Normalization:
+    """Read how a pipeline (un)normalises a feature, number by number."""
+    found = _known_normalization(pipeline, key) or identity(shape)
+    low, span = (np.broadcast_to(values, shape) for values in (found.low, found.span))
+    return replace(found, low=low, span=span)
+
+
+def _known_normalization(pipeline: Any, key: str) -> Normalization | None:
     for step in pipeline.steps:
         if key not in getattr(step, "features", {}):
             continue
@@ -277,20 +335,21 @@ def _prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _prompt(loaded: LoadedPolicy, folder: Path) -> dict[str, Any]:
+def _prompt(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
     """How instructions that come later are tokenised; writes the tokenizer's file."""
     if not _reads_text(loaded):
-        return {}
+        return None
     ids, mask = _tokens(loaded, "a")
-    settings: dict[str, Any] = {"length": len(ids), "pad": int(ids[~mask][0]) if not mask.all() else 0}
+    settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
     pipeline: Any = loaded.preprocess
     for step in pipeline.steps:
         if type(step).__name__ == "PromptStep":
             (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
-            settings |= {
-                "tokenizer": TOKENIZER,
-                "template": step.template,
-                "bos": step.bos,
-                "suffix": list(step.suffix),
-            }
+            settings = replace(
+                settings,
+                tokenizer=TOKENIZER,
+                template=step.template,
+                bos=step.bos,
+                suffix=tuple(step.suffix),
+            )
     return settings

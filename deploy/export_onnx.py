@@ -19,7 +19,7 @@ from vivace.accel.guidance import Linear
 from vivace.accel.rows import Rows
 from vivace.accel.technique import Seam
 from vivace.deploy.branches import Branch
-from vivace.deploy.bundle import Graph
+from vivace.deploy.bundle_form import Graph
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.program import (
     CONTEXT,

@@ -1,20 +1,22 @@
 """Export a policy that writes tokens: the prompt with room for a chunk behind it, and reading more tokens."""
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vivace.accel.greedy import executed_tokens
 from vivace.accel.technique import Seam
+from vivace.deploy.bundle_form import NEXT, PAST
 from vivace.deploy.graph_writer import GraphWriter
-from vivace.deploy.ort_sampler import NEXT, PAST
 from vivace.deploy.program import Origin, Program
-from vivace.deploy.token_decoding import TokenProgram
+from vivace.deploy.token_decoding import Decoder, TokenProgram
 from vivace.deploy.traced import Observing, Traced, made_of
 from vivace.policies.decoding import chain
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.past import Past
+from vivace.policies.plain_data import build
 from vivace.policies.staged import Batch, Execution
 from vivace.policies.token_vla_staged import StagedTokenVLA
 
@@ -39,9 +41,9 @@ def export_tokens(writer: GraphWriter, execution: Execution, batch: Batch) -> Pr
         )
     encode, extend = _graphs(writer, execution, batch)
     decoder = execution.decoder
-    settings = {"kind": getattr(decoder, "kind", "greedy")}
-    if settings["kind"] == "jacobi":
-        settings |= asdict(decoder)  # type: ignore[call-overload]
+    kind = getattr(decoder, "kind", "greedy")
+    fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
+    settings = build(Decoder, "decoder", {"kind": kind, **fields})
     bins = policy.policy.config.bins
     tokens = TokenProgram(extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings)
     return Program(encode, tokens=tokens)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vivace.deploy.branches import Branch, add_branches
-from vivace.deploy.bundle import Bundle, Graph
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle_form import Graph
 from vivace.deploy.ort_graph import type_of
 from vivace.deploy.precision import reduced
 from vivace.deploy.program import FRESH, Origin

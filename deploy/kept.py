@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivace.deploy.bundle import Graph
+from vivace.deploy.bundle_form import Graph
 from vivace.deploy.ort_graph import Buffer
 from vivace.deploy.program import CACHE, FRESH, NEW, WEIGHT, cached, depths
 from vivace.policies.errors import BadBundle

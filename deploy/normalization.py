@@ -1,11 +1,18 @@
 """From the robot's units to the policy's and back, without torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
-from vivace.policies.backports import Self
+from vivace.policies.plain_data import Between
+
+PLAUSIBLE_SPANS = 10.0
+"""How far outside of what training saw a number is still taken, in spans of that. Sensors drift, and robots
+reach further than they were shown, by a span at most; ten are another unit, a broken sensor or another
+robot."""
+_ROUNDING = 1e-6
+"""Of a sensor, in units of its number: the least span of one that never changed."""
 
 
 @dataclass(frozen=True)
@@ -17,23 +24,8 @@ class Normalization:
 
     low: np.ndarray
     span: np.ndarray
-    gain: float
-    shift: float
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Restore from plain data."""
-        low, span = (np.asarray(data[name], np.float32) for name in ("low", "span"))
-        return cls(low, span, float(data["gain"]), float(data["shift"]))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` restores it."""
-        return {
-            "low": self.low.tolist(),
-            "span": self.span.tolist(),
-            "gain": self.gain,
-            "shift": self.shift,
-        }
+    gain: Annotated[float, Between(1e-6, 1e6)]
+    shift: Annotated[float, Between(-1e6, 1e6)]
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Bring a value in the robot's units to the policy's."""
@@ -44,3 +36,23 @@ class Normalization:
         """Bring a value in the policy's units back to the robot's."""
         x: np.ndarray = ((y - self.shift) / self.gain * self.span + self.low).astype(np.float32)
         return x
+
+
+@dataclass(frozen=True)
+class Range:
+    """What training saw of an observation, number by number, in the robot's units."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def spans_outside(self, x: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """How far numbers are outside, in spans of the range; 0 inside.
+
+        Args:
+            x: numbers (..., *shape).
+            least: what a span is at least: that of the normalisation, where a number never changed.
+        """
+        outside = np.maximum(np.maximum(self.low - x, x - self.high), 0)
+        rounding = _ROUNDING * np.maximum(np.abs(self.low), np.abs(self.high))
+        found: np.ndarray = outside / np.maximum(np.maximum(self.high - self.low, least), rounding)
+        return found

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from vivace.deploy.bundle import Bundle, Graph
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle_form import Graph
 from vivace.policies.backports import Self
 from vivace.policies.errors import BadBundle, BadSetting
 
@@ -40,6 +41,20 @@ _SPIN_US = 200
 cores for as long as ONNX Runtime lets them by default. Releases that do not know this leave it out."""
 
 
+OLDEST = (1, 20)
+"""ONNX Runtime that bundles were seen to run on: 1.20.1 with numpy 1.26.4."""
+
+
+def check_version(version: str) -> None:
+    """Raise `BadSetting` if ONNX Runtime is older than any that bundles were seen to run on."""
+    found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if found < OLDEST:
+        raise BadSetting(
+            f"onnxruntime {version} is installed; {'.'.join(map(str, OLDEST))} or newer is needed: "
+            "pip install -U onnxruntime"
+        )
+
+
 def share_threads(threads: int | None) -> None:
     """Make the one pool of threads that all policies of this process share; before any of them is loaded.
 
@@ -48,6 +63,8 @@ def share_threads(threads: int | None) -> None:
     Args:
         threads: how many; one for every core this process may use when None.
     """
+    if not hasattr(ort, "set_global_thread_pool_sizes"):
+        return  # before 1.23 Python could not say it: every graph has a pool of its own
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ort.set_global_thread_pool_sizes(threads or allowed or 1, 1)
 
@@ -77,8 +94,9 @@ class Runtime:
         """Runtime with providers of these names; the CPU always stands behind them.
 
         Raises:
-            BadSetting: this installation lacks a provider.
+            BadSetting: this installation lacks a provider, or is too old.
         """
+        check_version(ort.__version__)
         present = ort.get_available_providers()
         usable = [name for name, full in PROVIDERS.items() if full in present]
         for name in providers:
@@ -89,6 +107,11 @@ class Runtime:
                 )
         names = dict.fromkeys([*(PROVIDERS[name] for name in providers), PROVIDERS["cpu"]])
         return cls(tuple(names), threads, shares_threads)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether float32 is computed as float32: other providers shorten it unless they are told not to."""
+        return self.providers[0] == PROVIDERS["cpu"]
 
     @property
     def device(self) -> str:
@@ -107,8 +130,10 @@ class Runtime:
         options.log_severity_level = 3
         options.add_session_config_entry("session.force_spinning_stop", "1")  # the next graph needs the core
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
-        options.use_per_session_threads = not self.shares_threads
-        if self.threads and not self.shares_threads:
+        shares_threads = self.shares_threads and hasattr(options, "use_per_session_threads")
+        if shares_threads:
+            options.use_per_session_threads = False
+        if self.threads and not shares_threads:
             options.intra_op_num_threads = self.threads
         try:
             session = ort.InferenceSession(str(path), options, providers=self._providers())
@@ -195,10 +220,20 @@ class Call:
         """Write arrays into the inputs of these names, run, return the outputs.
 
         Names that the graph does not read are passed over.
+
+        Raises:
+            BadBundle: an array has another shape than the graph reads, or ONNX Runtime cannot run it.
         """
         for name, value in given.items():
             if name in self.inputs:
-                np.copyto(self.inputs[name].host, value)
+                place = self.inputs[name].host
+                fits = value.shape == place.shape and np.can_cast(value.dtype, place.dtype, "same_kind")
+                if not fits:  # numpy would broadcast it
+                    raise BadBundle(
+                        f"{name} is {value.dtype} of shape {value.shape}, its graph reads {place.dtype} of "
+                        f"{place.shape}; export it again"
+                    )
+                np.copyto(place, value)
         self._run()
         return self.outputs
 
@@ -216,6 +251,7 @@ class OrtGraph:
     """
 
     def __init__(self, path: Path, declared: Graph, runtime: Runtime) -> None:
+        self._path = path
         self._session, self.device = runtime.session(path), runtime.device
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = {value.name: value for value in self._session.get_outputs()}
@@ -223,6 +259,9 @@ class OrtGraph:
             ("input", declared.inputs, self._inputs),
             ("output", declared.outputs, self._outputs),
         ):
+            unknown = [value.type for value in found.values() if _plain_type(value) not in _TYPES]
+            if unknown:
+                raise BadBundle(f"{path} has an {kind} of {unknown[0]}, which is not read; export it again")
             shapes = {name: _shape(value, -1) for name, value in found.items()}
             if shapes != dict(wanted):
                 raise BadBundle(
@@ -255,7 +294,14 @@ class OrtGraph:
             binding.bind_ortvalue_input(name, buffer.value)
         for name, buffer in outputs.items():
             binding.bind_ortvalue_output(name, buffer.value)
-        return Call(lambda: self._session.run_with_iobinding(binding), inputs, outputs)
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:  # ONNX Runtime raises its own kinds, without a common base
+                raise BadBundle(f"{self._path} failed ({_first_line(error)}); export it again") from error
+
+        return Call(run, inputs, outputs)
 
     def _buffer(self, name: str, value: Any, length: int | None) -> Buffer:
         """Return a buffer for an output."""
@@ -276,14 +322,14 @@ class Graphs:
     """
 
     def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._loaded: dict[tuple[Path, str], OrtGraph] = {}
 
     def load(self, bundle: Bundle, index: int) -> OrtGraph:
         """Return a graph of a bundle; raises as `OrtGraph`."""
         declared = bundle.graphs[index]
         path = bundle.path(declared.file)
-        runtime = self._runtime.at(bundle.receipt.get("precision", ""))
+        runtime = self.runtime.at(bundle.receipt.get("precision", ""))
         if (path, runtime.precision) not in self._loaded:
             self._loaded[path, runtime.precision] = OrtGraph(path, declared, runtime)
         return self._loaded[path, runtime.precision]
@@ -296,8 +342,13 @@ def _shape(value: Any, length: int | None) -> tuple[int, ...]:
 
 def type_of(value: Any) -> type:
     """Numpy's type of "tensor(…)"."""
-    return _TYPES[value.type.removeprefix("tensor(").removesuffix(")")]
+    return _TYPES[_plain_type(value)]
+
+
+def _plain_type(value: Any) -> str:
+    found: str = value.type
+    return found.removeprefix("tensor(").removesuffix(")")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -7,13 +7,19 @@ import numpy as np
 
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.deadline import Deadline
+from vivace.deploy.golden import Golden
+from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.ort_graph import Graphs, OrtGraph, Runtime
 from vivace.deploy.ort_sampler import Denoiser, Writer
 from vivace.deploy.prompt import Prompt
+from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.chunking import NO_DENOISING, Continuation, RealTimeChunking, continuation
-from vivace.policies.errors import BadSetting, ObservationMismatch, UnsupportedPolicy
+from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, UnsupportedPolicy
 from vivace.policies.streams import Streams
-from vivace.policies.types import DELAY, PREVIOUS, check_actions, check_observation
+from vivace.policies.types import DELAY, PREVIOUS, check_actions
+
+ROUGH = 10
+"""How much further golden chunks may be off where a provider computes with shorter numbers, such as TF32."""
 
 
 class OrtPolicy:
@@ -27,7 +33,12 @@ class OrtPolicy:
         task: instruction, for policies that read one; `task` may be set anew between two chunks.
         chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
         shares_threads: its graphs use the process's one pool of threads (`share_threads`), not one each.
+        plausible_spans: an observation with a number further outside of what training saw is refused, in
+            spans of that (`Bundle.ranges`).
         graphs: where graphs are loaded, for plans that share them; with it providers and threads are its own.
+
+    Raises:
+        BadBundle: it cannot be read, or does not do here what it did at export (`replay`).
     """
 
     def __init__(
@@ -38,6 +49,7 @@ class OrtPolicy:
         task: str = "",
         chunking: RealTimeChunking | None = None,
         shares_threads: bool = False,
+        plausible_spans: float = PLAUSIBLE_SPANS,
         graphs: Graphs | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -45,12 +57,22 @@ class OrtPolicy:
         self._check_chunking()
         self.cut_short = 0
         """Chunks that were returned unfinished, to be in time."""
+        if not plausible_spans >= 0:
+            raise BadSetting(f"plausible_spans={plausible_spans}; 0 or more is needed; inf: take anything")
+        self._plausible_spans = plausible_spans
+        self.outside = 0
+        """Observations with a number outside of what training saw, the refused ones among them."""
+        self.implausible = 0
+        """Observations that were refused for it."""
         self._prompt = Prompt(self.bundle)
         graphs = graphs or Graphs(Runtime.of(providers, threads, shares_threads))
+        self._is_exact = graphs.runtime.is_exact
         program = self.bundle.program
         loaded = {index: graphs.load(self.bundle, index) for index in program.graphs}
         self._encode = loaded[program.encode].bind({})
         self._sampler = self._bound(loaded)
+        self.golden_error = 0.0 if self.bundle.recorded is None else self.replay(self.bundle.recorded)
+        """How far its golden chunk is from the recorded one, see `replay`."""
 
     def predict(
         self,
@@ -67,13 +89,17 @@ class OrtPolicy:
                 two denoising steps, or two passes of Jacobi decoding, what is known by then is returned.
 
         Raises:
-            ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
+            ObservationMismatch: a key is missing, a shape or kind differs, a value is not finite or far from
+                what training saw, or there is no row.
             NonFiniteActions: an action is NaN or infinite.
         """
         if not noise_keys:
             raise ObservationMismatch("the batch holds no observation; give at least one")
+        seen = enter_observations(observations, batch_layout(self.spec, len(noise_keys)))
+        if PREVIOUS in observations:
+            seen[PREVIOUS], seen[DELAY] = enter_previous(observations, self.spec, len(noise_keys))
         rows = [
-            self._chunk({key: value[row : row + 1] for key, value in observations.items()}, noise, deadline_s)
+            self._chunk({key: value[row : row + 1] for key, value in seen.items()}, noise, deadline_s)
             for row, noise in enumerate(noise_keys)
         ]
         actions: np.ndarray = np.concatenate(rows)
@@ -91,14 +117,77 @@ class OrtPolicy:
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Normalise one observation {key: (1, To, ...)} and add the prompt's tokens."""
-        wanted = self.spec.observation_shapes
-        seen = {key: _chw(key, value) for key, value in observations.items() if key in wanted}
-        check_observation(seen, {key: (1, self.spec.n_obs_steps, *shape) for key, shape in wanted.items()})
+        seen = enter_observations(observations, batch_layout(self.spec, rows=1))
+        self._check_plausible(seen)
         ready = {
-            key: self.bundle.observations[key].normalize(value) if key in self.bundle.observations else value
+            key: self.bundle.observations[key].normalize(_chw(key, value))
+            if key in self.bundle.observations
+            else _chw(key, value)
             for key, value in seen.items()
         }
         return ready | self._prompt(self.task)
+
+    def replay(self, golden: Golden) -> float:
+        """Do again what was recorded at export; returns how far the chunks differ, in units of the policy.
+
+        Raises:
+            BadBundle: they differ by more than the bundle's tolerance.
+        """
+        settings, unit = self.bundle.program.golden, self.bundle.actions.span / self.bundle.actions.gain
+        if settings is None:
+            raise BadBundle(
+                f"{self.bundle.folder} does not say how its golden chunk was made; export it again"
+            )
+        kept, errors = (self.task, self.chunking, self.cut_short, self.outside), []
+        tolerance = settings.tolerance * (1 if self._is_exact else ROUGH)
+        try:
+            self.task = settings.task
+            for chunking, given, deadline_s, wanted in (
+                (None, {}, None, golden.chunk),
+                (None, {}, 0.0, golden.cut),
+                (RealTimeChunking(), golden.before, None, golden.continued),
+            ):
+                self.chunking = chunking
+                if wanted is not None:
+                    found = self.predict(golden.batch | given, [settings.noise_key], deadline_s)[0]
+                    errors.append((np.abs(found - wanted) / unit).max())
+            if golden.logits is not None:
+                scale = max(1.0, float(np.abs(golden.logits).max()))
+                errors.append(np.abs(self.logits - golden.logits).max() / scale)
+        finally:
+            self.task, self.chunking, self.cut_short, self.outside = kept
+        worst = float(np.max(errors))  # NaN if one is
+        if not worst <= tolerance:
+            raise BadBundle(
+                f"{self.bundle.folder} gives other actions here than where it was exported: its golden chunk "
+                f"is off by {worst:.2g}, at most {tolerance:g} is allowed; export it again, on a "
+                "machine like this one"
+            )
+        return worst
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits (V,) of the first token of the last chunk, of a policy that writes tokens."""
+        found: np.ndarray = self._encode.outputs["logits"].host[0]
+        return found
+
+    def _check_plausible(self, seen: Mapping[str, np.ndarray]) -> None:
+        """Raise `ObservationMismatch` if a number is far outside of what training saw."""
+        furthest = 0.0
+        for key, known in self.bundle.ranges.items():
+            spans = known.spans_outside(seen[key], self.bundle.observations[key].span)
+            furthest = max(furthest, float(spans.max()))
+            if not furthest <= self._plausible_spans:
+                self.outside, self.implausible = self.outside + 1, self.implausible + 1
+                place = tuple(int(i) for i in np.unravel_index(spans.argmax(), spans.shape))
+                number = place[2:]
+                raise ObservationMismatch(
+                    f"number {', '.join(map(str, number))} of observation {key!r} is {seen[key][place]:g}, "
+                    f"training saw {known.low[number]:g}..{known.high[number]:g}: {furthest:.3g} "
+                    f"spans outside, at most {self._plausible_spans:g} are taken; check the sensor and its "
+                    "unit, or raise plausible_spans"
+                )
+        self.outside += furthest > 0
 
     def sample(
         self,
@@ -162,8 +251,5 @@ class OrtPolicy:
 
 
 def _chw(key: str, value: np.ndarray) -> np.ndarray:
-    """An observation as float32; images become CHW in [0, 1]."""
-    value = np.asarray(value)
-    if key.startswith("observation.image") and value.ndim >= 3:
-        return np.moveaxis(value, -1, -3).astype(np.float32) / np.float32(255)
-    return value.astype(np.float32)
+    """What entered as float32; images become CHW in [0, 1]."""
+    return np.moveaxis(value, -1, -3).astype(np.float32) / np.float32(255) if is_image(key) else value

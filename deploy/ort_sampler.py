@@ -5,19 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle_form import MASK, NEXT, PAST, TOKENS
 from vivace.deploy.deadline import Deadline
 from vivace.deploy.kept import Kept
 from vivace.deploy.ort_graph import Buffer, Call, OrtGraph
-from vivace.deploy.prompt import MASK, TOKENS
 from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
 from vivace.policies.chunking import Continuation
 from vivace.policies.step_table import Memory
 from vivace.policies.streams import Streams
-
-NEXT = "next."
-"""Before the name of what a token policy has read: it is the one behind the tokens read now."""
-PAST = "past."
-"""Before the names of what a token policy has read."""
 
 
 class Denoiser:

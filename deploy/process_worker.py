@@ -19,12 +19,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.ort_graph import Graphs, Runtime, share_threads
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
+from vivace.policies.arrays import enter_observations, enter_previous, entered, observation_layout
 from vivace.policies.chunking import RealTimeChunking
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.types import PREVIOUS, Chunk, PolicySpec
 
 _CONTEXT = get_context("spawn")  # a forked process would inherit ONNX Runtime's locks
@@ -51,11 +54,18 @@ class Bundles:
         providers: Sequence[str] = ("cpu",),
         threads: int | None = None,
         chunking: RealTimeChunking | None = None,
+        public_key: str = "",
+        plausible_spans: float = PLAUSIBLE_SPANS,
     ) -> None:
         share_threads(threads)
         graphs = Graphs(Runtime.of(providers, threads, shares_threads=True))
         self._policies = {
-            name: OrtPolicy(reference, chunking=chunking, graphs=graphs)
+            name: OrtPolicy(
+                Bundle.load(reference, public_key),
+                chunking=chunking,
+                plausible_spans=plausible_spans,
+                graphs=graphs,
+            )
             for name, reference in references.items()
         }
 
@@ -73,9 +83,12 @@ def bundles(
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
     chunking: RealTimeChunking | None = None,
+    public_key: str = "",
+    plausible_spans: float = PLAUSIBLE_SPANS,
 ) -> Callable[[], Inference]:
-    """Return what loads bundles in the process; see `Bundles`."""
-    return partial(Bundles, dict(references), tuple(providers), threads, chunking)
+    """Return what loads bundles in the process, checks and replays them; see `Bundles` and `OrtPolicy`."""
+    options = (tuple(providers), threads, chunking, public_key, plausible_spans)
+    return partial(Bundles, dict(references), *options)
 
 
 class ProcessWorker:
@@ -146,24 +159,39 @@ class ProcessWorker:
         return None if self._process is None else self._process.pid
 
     def submit(self, request: Request) -> None:
-        """Start an inference.
+        """Start an inference; a request with arrays of another form has failed at once (`errors`).
 
         Raises:
             BadSetting: one is in flight, or the process is not ready.
         """
         if self._request is not None or not self.is_ready or self._pipe is None:
             raise BadSetting(f"a request came at tick {request.tick} while the worker was busy")
-        for key in self._spec.observation_shapes:
-            self._arrays[key][...] = request.observations[key]
-        previous = request.previous
-        n = 0 if previous is None else min(len(previous), self._spec.horizon)
-        if previous is not None:
-            self._arrays[PREVIOUS][:n] = previous[:n]
+        try:
+            n = self._write(request)
+        except ObservationMismatch as error:  # as an inference that fails: the loop goes on with what it has
+            self._note(f"tick {request.tick}: {error}")
+            return
         self._request = request
         try:
             self._pipe.send((replace(request, observations={}, previous=None), n))
         except OSError:
             self._replace(f"it was gone at tick {request.tick}")
+
+    def _write(self, request: Request) -> int:
+        """Write a request's arrays where the process reads them; returns how many actions are known before.
+
+        Raises:
+            ObservationMismatch: an array is missing, or has another shape or kind.
+        """
+        seen = enter_observations(request.observations, observation_layout(self._spec))
+        n, before = 0, request.previous
+        if before is not None:
+            previous, _ = enter_previous({PREVIOUS: np.asarray(before)[None]}, self._spec, rows=1)
+            n = min(len(before), self._spec.horizon)
+            self._arrays[PREVIOUS][:n] = previous[0, :n]
+        for key, value in seen.items():
+            self._arrays[key][...] = value
+        return n
 
     def poll(self, now: float) -> Chunk | None:
         """Return the chunk if it is there; at most once."""
@@ -280,17 +308,6 @@ def _cpus() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
-def observation_layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Key -> shape (To, ...) and dtype of a policy's observations as a robot gives them, images HWC uint8."""
-    n = spec.n_obs_steps
-    return {
-        key: ((n, *shape[1:], shape[0]), "uint8")
-        if key.startswith("observation.image")
-        else ((n, *shape), "float32")
-        for key, shape in spec.observation_shapes.items()
-    }
-
-
 def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:
     actions = ((spec.horizon, spec.action_dim), "float32")
     return {**observation_layout(spec), PREVIOUS: actions, _ACTIONS: actions}
@@ -324,8 +341,16 @@ def _answer(
         tick = request.tick
         try:
             actions = infer(replace(request, observations=observations, previous=previous))
-            arrays[_ACTIONS][: len(actions)] = actions
+            _copy_actions(arrays[_ACTIONS], actions)
         except Exception as error:  # one bad request must not end the process
             pipe.send(("error", tick, f"tick {tick}: {type(error).__name__}: {error}", time.monotonic()))
             continue
         pipe.send(("chunk", tick, len(actions), time.monotonic()))
+
+
+def _copy_actions(target: np.ndarray, actions: np.ndarray) -> None:
+    """Copy actions (n, A) to the beginning of a chunk (H, A); raises `ObservationMismatch`."""
+    found = np.asarray(actions)
+    n = len(found) if found.ndim else 0
+    shape = (min(max(n, 1), len(target)), target.shape[1])
+    target[:n] = entered("the chunk", found, shape, "float32")

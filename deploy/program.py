@@ -13,26 +13,32 @@ So another schedule, or forecasts in the place of reuse, are other numbers in th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from vivace.deploy.golden import GoldenSettings
 from vivace.deploy.token_decoding import TokenProgram
+from vivace.policies.plain_data import Between, Longest
 from vivace.policies.step_table import StepTable
 
 FRESH, CACHE, WEIGHT, NEW = "fresh.", "cache.", "weight.", "new."
 """Before the id of a block, in names of inputs and outputs."""
 CONTEXT = "context"
 """Prefix of the names of what `encode` makes of an observation."""
+Index = Annotated[int, Between(0, 4095)]
+"""Of a graph."""
+Name = Annotated[str, Longest(2000)]
+"""Of a tensor or a block; sums of blocks have long ones."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a graph was made of; of what is made of the same there need be but one."""
 
-    part: str
+    part: Literal["encode", "step", "finish", "prompt", "extend"]
     """encode, step, finish, prompt or extend."""
-    made_of: str
+    made_of: Annotated[str, Longest(200)]
     """Digest of the weights, and of what a plan does to this part."""
-    timesteps: tuple[float, ...] = ()
+    timesteps: Annotated[tuple[float, ...], Longest(10_000)] = ()
     """Of the tables it looks up by its input "at", row by row; empty without tables."""
 
 
@@ -40,12 +46,12 @@ class Origin:
 class ScheduledStep:
     """One step of a sampler: a call of a graph, and what is done with its answer."""
 
-    graph: int
+    graph: Index
     """Index of the graph; it returns "out"."""
     table: StepTable
-    at: int
+    at: Annotated[int, Between(0, 10_000)]
     """Row of the graph's tables."""
-    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    weights: Mapping[Name, Annotated[tuple[float, ...], Longest(16)]] = field(default_factory=dict)
     """Block that is not computed -> weights of what was kept of it, newest first; (1,) is plain reuse."""
 
 
@@ -53,15 +59,17 @@ class ScheduledStep:
 class Program:
     """One plan of a bundle: which graphs it calls, and what it gives them; indices are the bundle's."""
 
-    encode: int
+    encode: Index
     """Graph from normalised observations to the context."""
-    steps: tuple[ScheduledStep, ...] = ()
-    finish: int | None = None
+    steps: Annotated[tuple[ScheduledStep, ...], Longest(10_000)] = ()
+    finish: Index | None = None
     """Graph from the last x to normalised actions; None: x is those."""
     tokens: TokenProgram | None = None
     """How chunks are written, by a policy that writes tokens; it has no steps."""
     receipt: Mapping[str, Any] = field(default_factory=dict)
     """Parity with torch, fingerprint, plan: for the record."""
+    golden: GoldenSettings | None = None
+    """Of its golden chunk; None only while a bundle is made."""
 
     @property
     def graphs(self) -> tuple[int, ...]:

@@ -28,8 +28,9 @@ import numpy as np
 
 from vivace.deploy.robot import Robot
 from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
+from vivace.policies.arrays import enter_observations, observation_layout
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
-from vivace.policies.types import ActionKind, Observation, PolicySpec, check_observation
+from vivace.policies.types import ActionKind, Observation, PolicySpec
 
 GROUP = "vivace.robots"
 
@@ -161,16 +162,5 @@ def check_robot(robot: Robot, spec: PolicySpec) -> None:
         raise ObservationMismatch(
             f"the robot's observe() returned a {type(seen).__name__}; return a vivace.policies.Observation"
         )
-    values = {**seen.values}
-    for key in spec.observation_shapes:
-        try:
-            value = np.asarray(seen.values[key])  # images may be rendered when they are looked at
-        except KeyError:
-            continue
-        is_image = key.startswith("observation.image") and value.ndim == 3
-        if is_image and value.dtype != np.uint8:
-            raise ObservationMismatch(
-                f"observation {key!r} is {value.dtype}; pictures are uint8 in [0, 255], height x width x 3"
-            )
-        values[key] = np.moveaxis(value, -1, 0) if is_image else value
-    check_observation(values, dict(spec.observation_shapes))
+    layout = {key: (shape[1:], dtype) for key, (shape, dtype) in observation_layout(spec).items()}
+    enter_observations(seen.values, layout)

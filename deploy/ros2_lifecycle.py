@@ -226,9 +226,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
         self._errors = 0
         task = settings.task or bundle.usual_task
-        took = warm_up(worker, spec, task, settings.warmup, settings.stall_s)
+        took = warm_up(worker, spec, task, settings.warmup, settings.stall_s, observations=bundle.example)
         names = tuple(plans) if settings.ladder else ()
-        self._ready.ladder = measure_rungs(worker, spec, names, task)
+        self._ready.ladder = measure_rungs(worker, spec, names, task, observations=bundle.example)
         check_rate(settings, spec, [rung.p99_s for rung in self._ready.ladder] or took)
         self._open(self._ready, given)
         if settings.deadman_s and self._ready.outputs is not None:

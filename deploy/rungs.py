@@ -1,6 +1,8 @@
 """The plans of a ladder: load them, and time them where they will run, before the robot moves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from vivace.deploy.budget import Rung
 from vivace.deploy.bundle import PLAN, Bundle
@@ -14,13 +16,14 @@ _WARM_UP = 2
 """Chunks of each plan that are not timed."""
 
 
-def load_plans(best: str, ladder: Sequence[str], mode: str) -> dict[str, Bundle]:
+def load_plans(best: str, ladder: Sequence[str], mode: str, public_key: str = "") -> dict[str, Bundle]:
     """Load every plan of a policy, best first; what it was called by -> bundle.
 
     Args:
         best: the bundle; "folder#plan" means one of its plans.
         ladder: faster bundles of the same policy; "#plan" is a plan of the best one's bundle.
         mode: of the loop.
+        public_key: PEM file of the key they must be signed with, see `Bundle.load`.
 
     Raises:
         BadBundle: one cannot be read.
@@ -31,7 +34,7 @@ def load_plans(best: str, ladder: Sequence[str], mode: str) -> dict[str, Bundle]
         raise BadSetting("a ladder needs time to choose by, which sync mode has not; use mode async or rtc")
     if len(set(folders)) < len(folders):
         raise BadSetting(f"the ladder has bundles {folders}; each may be there once")
-    found = {folder: Bundle.load(folder) for folder in folders}
+    found = {folder: Bundle.load(folder, public_key) for folder in folders}
     _check_same_policy(found)
     return found
 
@@ -50,9 +53,14 @@ def _check_same_policy(found: dict[str, Bundle]) -> None:
 
 
 def measure_rungs(
-    worker: ProcessWorker, spec: PolicySpec, names: Sequence[str], task: str, repeats: int = 20
+    worker: ProcessWorker,
+    spec: PolicySpec,
+    names: Sequence[str],
+    task: str,
+    repeats: int = 20,
+    observations: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Rung, ...]:
-    """Run every plan on a blank observation; a plan's latency is the longest of `repeats`.
+    """Run every plan on an observation; a plan's latency is the longest of `repeats`.
 
     Args:
         worker: started and idle.
@@ -60,11 +68,19 @@ def measure_rungs(
         names: the plans, best first.
         task: instruction.
         repeats: timed chunks of each plan.
+        observations: as of `warm_up`.
 
     Raises:
         BadSetting: a plan gave no chunk.
     """
     return tuple(
-        Rung(name, max(warm_up(worker, spec, task, repeats + _WARM_UP, plan=name)[_WARM_UP:]))
+        Rung(
+            name,
+            max(
+                warm_up(worker, spec, task, repeats + _WARM_UP, plan=name, observations=observations)[
+                    _WARM_UP:
+                ]
+            ),
+        )
         for name in names
     )

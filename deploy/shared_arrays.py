@@ -1,13 +1,12 @@
 """Arrays in memory that two processes share, known by name on both sides."""
 
-from collections.abc import Mapping
 from multiprocessing.context import SpawnContext
 from typing import Any
 
 import numpy as np
 
-Layout = Mapping[str, tuple[tuple[int, ...], str]]
-"""Name -> (shape, dtype)."""
+from vivace.policies.arrays import Layout
+
 _ALIGNMENT = 64
 
 

@@ -1,34 +1,47 @@
 """Decode a chunk of action tokens with numpy, one row at a time: greedily, or as `accel.jacobi` does."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 
 from vivace.deploy.deadline import Deadline
+from vivace.policies.plain_data import Between, Longest
 from vivace.policies.streams import Streams
 
 Extend = Callable[[np.ndarray, int], np.ndarray]
 """(tokens (T,), how many before them are kept) -> logits (T, V) of what follows each; keeps what it read."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """How tokens are found; but for the kind as `accel.jacobi.Jacobi`, whose fields these are."""
+
+    kind: Literal["greedy", "greedy_executed", "jacobi"] = "greedy"
+    init: Literal["prompt", "previous", "marginal"] = "prompt"
+    freeze: bool = True
+    max_iterations: Annotated[int, Between(0, 2**16)] = 0
+    tolerance: Annotated[float, Between(0.0, 2.0)] = 0.0
+    until: Literal["all", "executed"] = "all"
+    table: Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], Longest(2**16)] = ()
+
+
 @dataclass(frozen=True)
 class TokenProgram:
     """How a bundle's policy writes a chunk."""
 
-    extend: int
+    extend: Annotated[int, Between(0, 4095)]
     """Graph that reads more tokens behind what was read."""
-    n: int
+    n: Annotated[int, Between(1, 2**16)]
     """Tokens of a chunk."""
-    executed: int
+    executed: Annotated[int, Between(1, 2**16)]
     """Tokens of the actions that will be executed."""
-    n_bins: int
-    end: int
+    n_bins: Annotated[int, Between(2, 2**16)]
+    end: Annotated[int, Between(2, 2**31)]
     """One more than the highest id of an action; see `policies.action_bins`."""
-    decoder: Mapping[str, Any]
-    """"kind": greedy, greedy_executed or jacobi; and the fields of `accel.jacobi.Jacobi`."""
+    decoder: Decoder
 
     def tokenize(self, actions: np.ndarray) -> np.ndarray:
         """Tokens (n,) of normalised actions (H, A); -1 where an action holds NaN."""
@@ -66,9 +79,9 @@ def decode(
     deadline: Deadline | None = None,
 ) -> tuple[np.ndarray, int]:
     """Return the tokens (n,) of a chunk, and the passes they took; Jacobi decoding stops at the deadline."""
-    if program.decoder["kind"] == "jacobi":
+    if program.decoder.kind == "jacobi":
         return _jacobi(program, prompted, extend, noise, action_dim, deadline or Deadline())
-    n = program.n if program.decoder["kind"] == "greedy" else program.executed
+    n = program.n if program.decoder.kind == "greedy" else program.executed
     tokens = [int(prompted.logits.argmax())]
     while len(tokens) < n:
         logits = extend(np.array(tokens[-1:]), len(tokens) - 1)
@@ -88,7 +101,7 @@ def _jacobi(
     deadline: Deadline,
 ) -> tuple[np.ndarray, int]:
     settings, n = program.decoder, program.n
-    needed = n if settings["until"] == "all" else program.executed
+    needed = n if settings.until == "all" else program.executed
     tokens = np.concatenate([[prompted.logits.argmax()], _guess(program, prompted, noise)])
     first = passes = 0  # tokens before `first` are read and kept
     is_done = n == 1
@@ -100,13 +113,13 @@ def _jacobi(
         agrees = tokens[first + 1 :] == before[first + 1 :]
         right = min(first + int(agrees.cumprod().sum()) + 1, n - 1)  # tokens 0 … right are greedy's
         is_done = right + 1 >= needed
-        if settings["tolerance"]:
+        if settings.tolerance:
             moved = program.detokenize(tokens, action_dim) - program.detokenize(before, action_dim)
-            is_done |= bool(np.abs(moved).max() <= settings["tolerance"])
-        if settings["max_iterations"]:
-            is_done |= passes >= settings["max_iterations"]
+            is_done |= bool(np.abs(moved).max() <= settings.tolerance)
+        if settings.max_iterations:
+            is_done |= passes >= settings.max_iterations
         is_done = is_done or deadline.is_too_near()
-        if settings["freeze"]:
+        if settings.freeze:
             first = right
     return tokens, passes
 
@@ -114,11 +127,11 @@ def _jacobi(
 def _guess(program: TokenProgram, prompted: Prompted, noise: Streams) -> np.ndarray:
     """Tokens 1 … n - 1 to begin with."""
     settings, n = program.decoder, program.n
-    if settings["init"] == "marginal":
-        return np.array(settings["table"][1:], dtype=np.int64)
+    if settings.init == "marginal":
+        return np.array(settings.table[1:], dtype=np.int64)
     uniform = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in noise((n - 1,))[0]])
     length = len(prompted.ids)
     random: np.ndarray = prompted.ids[np.minimum((uniform * length).astype(int), length - 1)]
-    if settings["init"] == "previous" and prompted.draft is not None:
+    if settings.init == "previous" and prompted.draft is not None:
         return np.where(prompted.draft[1:] >= 0, prompted.draft[1:], random)
     return random

@@ -1,16 +1,18 @@
-"""Run a policy on blank observations before the robot moves: the first real chunk must not be a slow one.
+"""Run a policy before the robot moves: the first real chunk must not be a slow one.
 
 What that takes also says whether the control rate can be met at all.
 """
 
 import math
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
 from vivace.deploy.loop_settings import LoopSettings, Mode
-from vivace.deploy.process_worker import ProcessWorker, observation_layout
+from vivace.deploy.process_worker import ProcessWorker
 from vivace.deploy.worker import Request
+from vivace.policies.arrays import observation_layout
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import PolicySpec
 
@@ -26,10 +28,11 @@ def warm_up(
     count: int,
     patience_s: float = math.inf,
     plan: str | None = None,
+    observations: Mapping[str, np.ndarray] | None = None,
     *,
     anytime: bool = False,
 ) -> list[float]:
-    """Compute chunks of a blank observation.
+    """Compute chunks of an observation that was seen before, or of a blank one.
 
     Args:
         worker: started and idle.
@@ -38,6 +41,8 @@ def warm_up(
         count: chunks.
         patience_s: how long one may take [s].
         plan: of a ladder; the policy's only one when None.
+        observations: key -> (To, ...), a bundle's recorded ones; when None blank ones, which may be far from
+            what a policy was trained on.
         anytime: cut every chunk as short as it can be.
 
     Returns:
@@ -46,16 +51,17 @@ def warm_up(
     Raises:
         BadSetting: the policy failed, or took too long.
     """
-    blank = {key: np.zeros(shape, dtype) for key, (shape, dtype) in observation_layout(spec).items()}
+    layout = observation_layout(spec)
+    seen = observations or {key: np.zeros(shape, dtype) for key, (shape, dtype) in layout.items()}
     who = "the policy" if plan is None else f"plan {plan} of the ladder"
     took = []
     for number in range(count):
         began, errors = time.monotonic(), len(worker.errors)
         deadline_s = began if anytime else None
-        worker.submit(Request(blank, number, began, (0, number), plan, task=task, deadline_s=deadline_s))
+        worker.submit(Request(seen, number, began, (0, number), plan, task=task, deadline_s=deadline_s))
         while (chunk := worker.poll(time.monotonic())) is None:
             if len(worker.errors) > errors:
-                raise BadSetting(f"{who} failed on a blank observation: {worker.errors[-1]}")
+                raise BadSetting(f"{who} failed before the robot moved: {worker.errors[-1]}")
             if time.monotonic() - began > patience_s:
                 raise BadSetting(
                     f"a chunk took more than {patience_s} s; give more threads, or raise stall_s"

@@ -51,7 +51,7 @@ class BundleRun:
         began = time.monotonic()
         try:
             worker.start()
-            warm_up(worker, bundle.spec, bundle.usual_task, 1)
+            warm_up(worker, bundle.spec, bundle.usual_task, 1, observations=bundle.example)
             return time.monotonic() - began
         finally:
             worker.close()

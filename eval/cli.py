@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("vivace.eval.train:run_train", "vivace.eval.learning_settings:TrainCommand"),
     "distill": ("vivace.eval.distill:run", "vivace.eval.learning_settings:DistillCommand"),
     "export": ("vivace.eval.export:run", "vivace.eval.settings:ExportCommand"),
+    "check": ("vivace.eval.check:run", "vivace.eval.check:CheckCommand"),
     "run": ("vivace.eval.run:run", "vivace.eval.run_settings:RunCommand"),
     "convert": ("vivace.eval.plans:run_convert", "vivace.eval.settings:ConvertCommand"),
     "doctor": ("vivace.eval.doctor:run", "vivace.eval.settings:DoctorCommand"),
@@ -77,6 +78,9 @@ def _tell(line: str) -> None:
 
 def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
     config_class = _load(settings_class)
+    first = getattr(config_class, "POSITIONAL", "")
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}={arguments[0]}", *arguments[1:]]
     draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.export import export
+from vivace.deploy.signature import private_key
 from vivace.envs.registry import instruction
 from vivace.eval.gather import JUDGEMENT_SEED
 from vivace.eval.plans import load, load_plan, observe
@@ -22,6 +23,8 @@ OWN, PLAIN = "own", "plain"
 def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
     """Export, prove, say what was written."""
     folder = _folder(command)
+    if command.export.sign_key:
+        private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
@@ -36,6 +39,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
             lambda name: status.update(f"exporting {name}"),
             command.export.precision,
             into=bool(command.export.into),
+            sign_key=command.export.sign_key,
         )
     return _summary(bundle, folder, list(plans)), True
 

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from vivace.eval.rollout import RolloutSettings, rollout
+from vivace.policies.arrays import is_image
 from vivace.policies.prefix import LayerView
-from vivace.policies.session import Session, is_image
+from vivace.policies.session import Session
 
 _DIM = 0.25
 """Brightness of a patch that was dropped."""

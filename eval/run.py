@@ -95,7 +95,7 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
         KeyboardInterrupt: a signal came before the robot was told anything.
     """
     requirements = read_requirements(command.require, ("run",), REQUIRED)
-    plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode)
+    plans = load_plans(command.bundle, command.loop.ladder, command.loop.mode, command.public_key)
     command = replace(command, control_hz=_control_hz(command, plans[command.bundle].spec))
     with Interrupts() as interrupts:
         parts = _driven(command, plans, interrupts)
@@ -185,9 +185,12 @@ def _warm(
     """Time chunks before the robot moves; a rate that cannot be met is refused, if misses are watched."""
     options, task = command.loop, command.instruction or bundle.usual_task
     anytime = options.anytime
-    warmup_s = warm_up(worker, bundle.spec, task, options.warmup, options.stall_s, anytime=anytime)
+    seen = bundle.example
+    warmup_s = warm_up(
+        worker, bundle.spec, task, options.warmup, options.stall_s, observations=seen, anytime=anytime
+    )
     names = tuple(plans) if options.ladder else ()
-    ladder = measure_rungs(worker, bundle.spec, names, task)
+    ladder = measure_rungs(worker, bundle.spec, names, task, observations=seen)
     if command.watchdog.misses:
         fastest_s = min([*warmup_s, *(rung.p99_s for rung in ladder)])
         check_rate(fastest_s, command.rate_hz, settings, bundle.spec)
@@ -260,7 +263,9 @@ def _worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
     options = command.loop
     chunking = options.rtc if options.mode == Mode.RTC else None
     folders = {name: bundle.reference for name, bundle in plans.items()}
-    load = bundles(folders, options.providers, options.threads, chunking)
+    load = bundles(
+        folders, options.providers, options.threads, chunking, command.public_key, options.plausible_spans
+    )
     return ProcessWorker(load, plans[command.bundle].spec, stall_s=options.stall_s)
 
 

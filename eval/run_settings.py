@@ -6,6 +6,7 @@ from typing import Any
 
 from vivace.deploy.deadman import DeadmanSettings
 from vivace.deploy.loop_settings import Mode
+from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.realtime import RealtimeSettings
 from vivace.deploy.watchdog import WatchdogSettings
 from vivace.policies.chunking import RealTimeChunking
@@ -57,6 +58,8 @@ class LoopOptions:
     """Of one inference; ONNX Runtime's own choice when not given."""
     stall_s: float = 5.0
     """An inference that takes longer is given up and its process replaced [s]."""
+    plausible_spans: float = PLAUSIBLE_SPANS
+    """An observation with a number further outside of what training saw is refused, in spans of that."""
     warmup: int = 5
     """Chunks computed and timed before the first command."""
 
@@ -98,6 +101,9 @@ class RunCommand:
     loop: LoopOptions = field(default_factory=LoopOptions)
     instruction: str = ""
     """What a language-conditioned policy is told."""
+    public_key: str = ""
+    """PEM file: bundles must be signed with the private key that belongs to it (vivace export
+    --export.sign_key)."""
     limits: str = ""
     """YAML file or URDF with the limits of the action's dimensions; when not given the range and largest step
     of the training data, as the bundle has them; none: no limits."""

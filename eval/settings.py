@@ -274,6 +274,9 @@ class ExportOptions:
     """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)
     """Texts a policy that reads one will be told; those of the tasks named when empty."""
+    sign_key: str = ""
+    """PEM file of an ed25519 private key to sign the bundle with (openssl genpkey -algorithm ed25519); robots
+    check it with --public_key."""
     action_kinds: list[str] = field(default_factory=list)
     """What each dimension of the actions means, or all of them: absolute, delta, velocity; the environment's
     when empty."""

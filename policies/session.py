@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.noise import EpisodeNoise
 from vivace.policies.staged import Batch, Execution, check_continuing, sample
 from vivace.policies.stopwatch import Mark, ignore
-from vivace.policies.types import DELAY, PREVIOUS, check_observation
+from vivace.policies.types import PREVIOUS, PolicySpec
 
 
 class Inputs(NamedTuple):
@@ -79,15 +80,12 @@ class Session:
         self, observations: Mapping[str, Any], actions: dict[str, Tensor]
     ) -> tuple[Batch, Tensor | None]:
         """Normalise observations, and with them actions (B, H, A) where there are any."""
-        wanted = self.spec.observation_shapes
-        batch: dict[str, Any] = {k: _tensor(k, v) for k, v in observations.items() if k in wanted}
-        rows = len(next(iter(batch.values()), ()))
-        if batch and not rows:
-            raise ObservationMismatch("the batch holds no observation; give at least one")
-        check_observation(batch, {k: (rows, self.spec.n_obs_steps, *shape) for k, shape in wanted.items()})
+        rows = _rows(observations, self.spec)
+        seen = enter_observations(observations, batch_layout(self.spec, rows))
+        batch: dict[str, Any] = {key: _tensor(key, value) for key, value in seen.items()}
         ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
-        seen = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
-        return seen, ready["action"] if actions else None
+        found = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
+        return found, ready["action"] if actions else None
 
     def _placed(self, observations: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """What the chunks before mean (B, H, A), in the robot's units, and how much of it is to be followed.
@@ -95,12 +93,11 @@ class Session:
         Both are None where it does not matter or nothing is known, the weights (B, H, 1) of a policy that
         writes tokens too: those guess by it.
         """
-        previous = observations.get(PREVIOUS)
-        if previous is None:
+        if PREVIOUS not in observations:
             return None, None
+        previous, delay = enter_previous(observations, self.spec, _rows(observations, self.spec))
         horizon = self.spec.horizon
         if self.chunking is not None:
-            delay = observations.get(DELAY, np.zeros(len(previous), np.int64))
             placed = continuation(self.chunking, previous, delay, self.spec.first_action, horizon)
             actions, weights = map(torch.from_numpy, placed)
             return actions, weights
@@ -128,11 +125,7 @@ class Session:
 
     def blank_observation(self) -> dict[str, np.ndarray]:
         """An observation of zeros, batch 1, as the robot would give it."""
-        n = self.spec.n_obs_steps
-        return {
-            key: np.zeros((1, n, *(_hwc(shape) if is_image(key) else shape)), np.float32)
-            for key, shape in self.spec.observation_shapes.items()
-        }
+        return {key: np.zeros(shape, dtype) for key, (shape, dtype) in batch_layout(self.spec, 1).items()}
 
     def predict(
         self,
@@ -167,16 +160,17 @@ class Session:
         return found
 
 
-def is_image(key: str) -> bool:
-    """Whether an observation key is a camera's."""
-    return key.startswith("observation.image")
-
-
-def _hwc(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[1:], shape[0])
+def _rows(observations: Mapping[str, Any], spec: PolicySpec) -> int:
+    """How many observations there are; raises `ObservationMismatch` if none."""
+    rows = next(
+        (len(np.atleast_1d(observations[k])) for k in spec.observation_shapes if k in observations), 1
+    )
+    if not rows:
+        raise ObservationMismatch("the batch holds no observation; give at least one")
+    return rows
 
 
 def _tensor(key: str, value: np.ndarray) -> Tensor:
-    """An observation as float32; images become CHW in [0, 1]."""
+    """What entered as float32; images become CHW in [0, 1]."""
     tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
-    return tensor.movedim(-1, -3) / 255 if is_image(key) and tensor.ndim >= 3 else tensor
+    return tensor.movedim(-1, -3) / 255 if is_image(key) else tensor

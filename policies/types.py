@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from vivace.policies.backports import StrEnum
-from vivace.policies.errors import NonFiniteActions, ObservationMismatch
+from vivace.policies.errors import NonFiniteActions
+from vivace.policies.plain_data import Between, Longest
 
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
 the robot's units, NaN where they say nothing; left out if none says anything."""
 DELAY = "action.delay"
 """Key beside it: ticks (B,) until the chunks that are asked for will be there."""
+
+
+Count = Annotated[int, Between(1, 4096)]
+Text = Annotated[str, Longest(500)]
+Shape = Annotated[tuple[Annotated[int, Between(1, 2**16)], ...], Longest(4)]
 
 
 class ActionKind(StrEnum):
@@ -33,7 +39,7 @@ class ActionKind(StrEnum):
 class BlockInfo:
     """What is known of a block without running it."""
 
-    id: str
+    id: Text
     """`stage.index.branch`, e.g. "action.3.mlp"."""
     additive: bool = True
     """Its output is added to the residual stream, or replaces it."""
@@ -57,20 +63,20 @@ class ActionRange:
 class PolicySpec:
     """Shapes and meaning of a policy's inputs and outputs."""
 
-    type: str
+    type: Text
     """lerobot's policy type, e.g. "dp_transformer"."""
-    action_dim: int
-    horizon: int
+    action_dim: Count
+    horizon: Count
     """Actions predicted at once (H)."""
-    n_obs_steps: int
-    n_action_steps: int
+    n_obs_steps: Annotated[int, Between(1, 64)]
+    n_action_steps: Count
     """Actions executed of a chunk before the next one is asked for."""
-    observation_shapes: Mapping[str, tuple[int, ...]]
+    observation_shapes: Annotated[Mapping[Text, Shape], Longest(64)]
     """Input key -> shape of one observation, e.g. {"observation.state": (39,)}."""
-    action_kinds: tuple[ActionKind, ...]
-    blocks: tuple[BlockInfo, ...]
+    action_kinds: Annotated[tuple[ActionKind, ...], Longest(4096)]
+    blocks: Annotated[tuple[BlockInfo, ...], Longest(2**16)]
     """Blocks in the order they run; empty for an opaque policy."""
-    control_hz: float | None = None
+    control_hz: Annotated[float, Between(1e-3, 1e5)] | None = None
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
     action_range: ActionRange | None = None
     """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
@@ -107,29 +113,6 @@ class Chunk:
     """Tick of the observation the chunk was computed from."""
     ready_s: float
     """When it became available [s]."""
-
-
-def check_observation(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check keys, shapes and finiteness of an observation, of arrays or of tensors on the CPU.
-
-    Raises:
-        ObservationMismatch: a key is missing, a shape differs or a value is not finite.
-    """
-    for key, shape in shapes.items():
-        if key not in values:
-            raise ObservationMismatch(
-                f"observation has keys {sorted(values)}, but the policy needs {key!r} of shape {shape}; "
-                "map your names onto lerobot's keys"
-            )
-        value = np.asarray(values[key])
-        if value.shape != tuple(shape):
-            raise ObservationMismatch(
-                f"observation {key!r} has shape {value.shape}, the policy needs {shape}"
-            )
-        if not np.isfinite(value).all():
-            raise ObservationMismatch(
-                f"observation {key!r} holds NaN or infinity; check the sensor before calling the policy"
-            )
 
 
 def check_actions(actions: Any, policy_type: str) -> None:

@@ -16,6 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="rewrite tests/golden/*.npz and print the largest change; the commit must say why",
     )
     parser.addoption(
+        "--bundle-mutations",
+        type=int,
+        default=400,
+        help="damaged bundles that are loaded; ten thousand take some minutes",
+    )
+    parser.addoption(
         "--soak-ticks",
         type=int,
         default=20_000,

@@ -11,12 +11,13 @@ import torch
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine
+from vivace.policies.arrays import is_image
 from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.dtype import dtype_of
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.noise import EpisodeNoise
-from vivace.policies.session import Session, is_image
+from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny import (
     tiny_clip,

@@ -5,6 +5,9 @@ import time
 
 import numpy as np
 
+SHAPES = {"thin": (3, 1), "long": (5, 2), "empty": (0, 2), "flat": (2,), "one": ()}
+"""Plan -> actions of a shape that is none of a chunk's."""
+
 
 class Fake:
     """Answers with what it was asked; some plans misbehave."""
@@ -19,6 +22,10 @@ class Fake:
             time.sleep(1)
         if plan == "raise":
             raise ValueError("no such thing")
+        if plan in SHAPES:
+            return np.ones(SHAPES[plan], np.float32)
+        if plan == "nan":
+            return np.full((3, 2), np.nan, np.float32)
         state, image = (request.observations[f"observation.{key}"] for key in ("state", "images.front"))
         assert image.dtype == np.uint8
         assert image.shape == (2, 4, 5, 3)

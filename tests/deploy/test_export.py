@@ -12,19 +12,22 @@ import onnxruntime as ort
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from safetensors.numpy import load_file
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy import parity
-from vivace.deploy.bundle import MANIFEST, Bundle
+from vivace.deploy.bundle import Bundle
+from vivace.deploy.bundle_checks import check_steps
+from vivace.deploy.bundle_form import MASK, TOKENS
 from vivace.deploy.export import export, identity
 from vivace.deploy.export_onnx import export_denoising
 from vivace.deploy.graph_writer import GraphWriter, _error
 from vivace.deploy.ort_graph import Runtime, check_bf16
 from vivace.deploy.ort_policy import OrtPolicy
 from vivace.deploy.program import FRESH, Origin
-from vivace.deploy.prompt import MASK, TOKENS
+from vivace.deploy.token_decoding import Decoder
 from vivace.eval.recipe import statistics
 from vivace.eval.train import save
 from vivace.policies.chunking import Continuation, RealTimeChunking
@@ -132,12 +135,6 @@ def writer(tmp_path_factory):
     )
     export(loaded, plan, data, base / "bundle", ["Open the drawer"])
     return loaded, plan, data, base / "bundle"
-
-
-@pytest.fixture
-def damaged(diffusion, tmp_path):
-    """A copy of a bundle that may be damaged."""
-    return Path(shutil.copytree(diffusion[-1], tmp_path / "bundle"))
 
 
 def test_parity_is_not_proven_on_what_the_plan_was_fitted_to(diffusion, tmp_path):
@@ -291,9 +288,9 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
         "Open the drawer",
     )
     bundle = Bundle.load(folder)
-    settings = {"kind": kind} | (asdict(extra[0]) if kind == "jacobi" else {})
+    settings = Decoder(kind=kind, **(asdict(extra[0]) if kind == "jacobi" else {}))
     program = replace(bundle.program, tokens=replace(bundle.program.tokens, decoder=settings))
-    policy = OrtPolicy(replace(bundle, plans={"plan": program}), task="Open the drawer")
+    policy = OrtPolicy(replace(bundle, plans={"plan": program}, goldens={}), task="Open the drawer")
     seen = raw(loaded)
     seen[PREVIOUS] = (
         np.random.default_rng(4).uniform(-1, 1, (2, 1, session.spec.action_dim)).astype(np.float32)
@@ -343,8 +340,16 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     graphs = GraphWriter(tmp_path)
     with torch.no_grad():
         made = export_denoising(graphs, {"plan": execution}, batch, EpisodeNoise(data.noise_keys))
-    bundle = Bundle(tmp_path, kind, spec, tuple(graphs.graphs), made, {}, identity())
-    bundle.check_plans()
+    bundle = Bundle(
+        folder=tmp_path,
+        name=kind,
+        spec=spec,
+        graphs=tuple(graphs.graphs),
+        plans=made,
+        observations={},
+        actions=identity(),
+    )
+    check_steps(bundle, made["plan"], "plan")
     found = OrtPolicy(bundle).sample({k: v.numpy() for k, v in batch.items()}, Streams(data.noise_keys))
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys)).numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -434,7 +439,7 @@ def test_a_policy_drives_a_robot_on_this_python(equipped, diffusion, tmp_path):
 def test_actions_that_are_not_finite_are_neither_exported_nor_predicted(diffusion, tmp_path):
     loaded, _, data, folder = diffusion
     bundle = Bundle.load(folder)
-    broken = OrtPolicy(replace(bundle, actions=replace(bundle.actions, gain=np.nan)))
+    broken = OrtPolicy(replace(bundle, actions=replace(bundle.actions, gain=np.nan), goldens={}))
     seen = raw(loaded, rows=2)
     with pytest.raises(NonFiniteActions, match="gave NaN or infinity in 2 of 2 chunks, in row 0 first"):
         broken.predict(seen, [(1, 0), (2, 0)])
@@ -492,6 +497,76 @@ def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
         np.testing.assert_allclose(value, ours[key].numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+def test_the_golden_chunk_is_torchs_too(subject, request):
+    loaded, plan, _, folder = request.getfixturevalue(subject)
+    bundle = Bundle.load(folder)
+    task = bundle.program.golden.task
+    assert task == ("" if subject == "diffusion" else "open the drawer")
+    session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task)
+    golden, keys = bundle.recorded, [bundle.program.golden.noise_key]
+    np.testing.assert_allclose(golden.chunk, session.predict(golden.batch, keys)[0], atol=1e-4)
+    assert OrtPolicy(bundle).golden_error <= 1e-5
+    theirs = load_file(folder / bundle.program.golden.file)  # anybody's safetensors reads it
+    assert all(np.array_equal(theirs[key], value) for key, value in golden.observations.items())
+    assert np.array_equal(theirs["action"], golden.chunk)
+    if golden.continued is not None:
+        session.chunking = RealTimeChunking()
+        continued = session.predict(golden.batch | golden.before, keys)[0]
+        np.testing.assert_allclose(golden.continued, continued, atol=1e-4)
+        assert np.abs(golden.continued - golden.chunk).max() > 0.01
+
+
+def test_a_bundle_is_signed_as_it_is_exported(diffusion, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    loaded, _, data, _ = diffusion
+    key, form = ed25519.Ed25519PrivateKey.generate(), serialization.Encoding.PEM
+    private, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    private.write_bytes(
+        key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    public.write_bytes(key.public_key().public_bytes(form, serialization.PublicFormat.SubjectPublicKeyInfo))
+    plain = AccelerationPlan(loaded.fingerprint)
+    with pytest.raises(BadSetting, match="is no ed25519 private key"):
+        export(loaded, plain, data, tmp_path / "bundle", sign_key=public)
+    assert not (tmp_path / "bundle.partial").exists()
+    export(loaded, plain, data, tmp_path / "bundle", sign_key=private)
+    assert Bundle.load(tmp_path / "bundle", public).name == loaded.path.name
+    export(loaded, plain, data, tmp_path / "bundle")
+    with pytest.raises(BadBundle, match="has no signature"):
+        Bundle.load(tmp_path / "bundle", public)
+
+
+def test_what_training_saw_is_in_the_bundle(diffusion):
+    loaded, *_, folder = diffusion
+    policy = OrtPolicy(folder)
+    known = policy.bundle.ranges["observation.state"]
+    norm = policy.bundle.observations["observation.state"]
+    np.testing.assert_allclose(known.high - known.low, norm.span, rtol=1e-6)
+    np.testing.assert_allclose(known.low, norm.low)
+
+
+def test_processors_that_do_more_than_a_bundle_can_are_found(diffusion, tmp_path):
+    loaded, plan, data, _ = diffusion
+    postprocess = loaded.postprocess
+    doubled = replace(loaded, postprocess=_Doubled(postprocess))
+    with pytest.raises(ParityError, match="from the robot's units to the robot's units ONNX Runtime differs"):
+        export(doubled, plan, data, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+class _Doubled:
+    """A pipeline that does more than its steps say."""
+
+    def __init__(self, pipeline) -> None:
+        self.pipeline, self.steps = pipeline, pipeline.steps
+
+    def __call__(self, actions):
+        return 2 * self.pipeline(actions)
+
+
 def test_an_opaque_policy_is_refused(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     opaque = type(
@@ -523,58 +598,6 @@ def test_a_provider_that_does_not_start_is_not_left_out_in_silence(diffusion):
     path = diffusion[-1] / "graphs" / "encode-000.onnx"
     with pytest.raises(BadSetting, match="CUDAExecutionProvider could not be started, .* CPUExecution"):
         runtime.session(path)
-
-
-def _change(folder: Path, change) -> None:
-    data = json.loads((folder / MANIFEST).read_text())
-    change(data)
-    (folder / MANIFEST).write_text(json.dumps(data))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda d: d.update(version="2.0"), "version 2.0; this vivace reads"),
-        (lambda d: d.update(format="zip"), "is 'zip'"),
-        (lambda d: d.pop("vivace"), "policy package of another tool"),
-        (lambda d: d["vivace"].update(layout=99), "layout 99, this vivace reads 2; update vivace"),
-        (lambda d: d["vivace"].update(layout=1), "layout 1, this vivace reads 2; export it again"),
-        (lambda d: d["vivace"].update(plans={}), "has no plan"),
-        (lambda d: d["vivace"]["plans"]["plan"].update(steps=[]), "'plan' has 0 steps .* it needs steps"),
-        (lambda d: d["vivace"]["plans"]["plan"].update(encode=7), "calls graphs .7, 1. of 2"),
-        (
-            lambda d: d["vivace"]["plans"]["plan"]["steps"][3].update(at=-1),
-            "step 3 of plan 'plan' looks up row -1",
-        ),
-        (
-            lambda d: d["vivace"]["plans"]["plan"]["steps"][3].update(at=4),
-            "looks up row 4 of 100 for timestep",
-        ),
-        (lambda d: d["vivace"].pop("plans"), "incomplete .KeyError: 'plans'"),
-        (lambda d: d["vivace"]["graphs"][0].update(file="../../etc/passwd"), "outside the folder"),
-        (lambda d: d["vivace"]["graphs"][0].update(file="graphs/none.onnx"), "has no graphs/none.onnx"),
-        (
-            lambda d: d["vivace"]["graphs"][0]["inputs"].update({"observation.state": [1, 2, 7]}),
-            "the manifest says",
-        ),
-    ],
-)
-def test_a_bad_manifest_is_named(damaged, change, message):
-    _change(damaged, change)
-    with pytest.raises(BadBundle, match=message):
-        OrtPolicy(damaged)
-
-
-def test_a_damaged_folder_is_named(damaged, tmp_path):
-    with pytest.raises(BadBundle, match="no manifest.json in"):
-        Bundle.load(tmp_path / "nothing")
-    weights = damaged / "graphs" / "weights.bin"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(BadBundle, match=r"weights\.bin was changed or is truncated"):
-        Bundle.load(damaged)
-    (damaged / MANIFEST).write_text("{")
-    with pytest.raises(BadBundle, match="is not JSON"):
-        Bundle.load(damaged)
 
 
 def test_noise_is_the_same_with_and_without_torch():

@@ -1,6 +1,7 @@
 """A worker in a process of its own: chunks come, and the loop outlives its death, stalls and errors."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind, PolicySpec
 
 sys.path.insert(0, str(Path(__file__).parent))  # the process must find it by name
-from fake_inference import Fake, broken  # noqa: E402
+from fake_inference import SHAPES, Fake, broken  # noqa: E402
 
 SPEC = PolicySpec(
     type="fake",
@@ -88,6 +89,45 @@ def test_an_error_ends_the_request_only(worker):
     worker.submit(request(plan="raise"))
     wait(worker, lambda _: not worker.is_busy)
     assert "tick 0: ValueError: no such thing" in worker.errors[-1]
+    worker.submit(request(tick=1))
+    assert wait(worker, is_chunk).tick == 1
+    assert worker.restarts == 0
+
+
+FOREIGN = [
+    ("observation.state", np.ones((1,), np.float32), r"has shape \(1,\), needed is \(2, 3\)"),
+    ("observation.state", np.ones((2, 1), np.float32), r"has shape \(2, 1\), needed is \(2, 3\)"),
+    ("observation.state", np.full((2, 3), np.inf), "holds NaN or infinity"),
+    ("observation.images.front", np.ones((2, 4, 5, 3)), "is float64; pictures are uint8"),
+    ("observation.images.front", np.ones((4, 5, 3), np.uint8), r"has shape \(4, 5, 3\)"),
+]
+
+
+def test_arrays_of_another_form_are_a_failed_request(worker):
+    for key, value, message in FOREIGN:
+        asked = request(tick=3)
+        asked.observations[key] = value
+        worker.submit(asked)
+        assert not worker.is_busy
+        assert re.search(f"tick 3: observation .*{message}", worker.errors[-1])
+    for previous in (
+        np.ones((3, 1), np.float32),
+        np.ones(2, np.float32),
+        np.full((3, 2), np.inf, np.float32),
+    ):
+        worker.submit(request(previous=previous))
+        assert not worker.is_busy
+        assert "tick 0: 'action.previous'" in worker.errors[-1]
+    worker.submit(request(tick=4))
+    assert wait(worker, is_chunk).tick == 4
+
+
+def test_chunks_of_another_form_are_a_failed_request(worker):
+    for number, plan in enumerate((*SHAPES, "nan")):
+        worker.submit(request(plan=plan))
+        wait(worker, lambda chunk: chunk is not None or not worker.is_busy)
+        assert len(worker.errors) == number + 1
+        assert re.search(r"the chunk (has shape|holds NaN)", worker.errors[-1])
     worker.submit(request(tick=1))
     assert wait(worker, is_chunk).tick == 1
     assert worker.restarts == 0

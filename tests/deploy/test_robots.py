@@ -149,9 +149,12 @@ def test_what_is_seen_is_checked_before_the_first_tick():
     check_robot(Arm(), spec())
     for seen, message in (
         ({STATE: np.zeros(3)}, f"has keys .*but the policy needs '{CAMERA}'"),
-        ({STATE: np.zeros(4), CAMERA: np.zeros((4, 5, 3), np.uint8)}, r"has shape \(4,\), the policy needs"),
+        ({STATE: np.zeros(4), CAMERA: np.zeros((4, 5, 3), np.uint8)}, r"has shape \(4,\), needed is \(3,\)"),
         ({STATE: np.full(3, np.nan), CAMERA: np.zeros((4, 5, 3), np.uint8)}, "holds NaN"),
-        ({STATE: np.zeros(3), CAMERA: np.zeros((5, 4, 3), np.uint8)}, r"has shape \(3, 5, 4\)"),
+        (
+            {STATE: np.zeros(3), CAMERA: np.zeros((5, 4, 3), np.uint8)},
+            r"has shape \(5, 4, 3\), needed is \(4, 5, 3\)",
+        ),
         ({STATE: np.zeros(3), CAMERA: np.zeros((4, 5, 3))}, "is float64; pictures are uint8"),
     ):
         with pytest.raises(ObservationMismatch, match=message):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vivace.deploy.token_decoding import Prompted, TokenProgram, decode
+from vivace.deploy.token_decoding import Decoder, Prompted, TokenProgram, decode
 from vivace.policies.streams import Streams
 
-JACOBI = {"kind": "jacobi", "until": "all", "tolerance": 0, "max_iterations": 0, "freeze": True, "table": [3]}
+JACOBI = {"kind": "jacobi", "table": (3,)}
 
 
 @pytest.mark.parametrize("decoder", [
@@ -17,7 +17,7 @@ JACOBI = {"kind": "jacobi", "until": "all", "tolerance": 0, "max_iterations": 0,
     JACOBI | {"init": "marginal"},
 ])  # fmt: skip
 def test_a_chunk_of_one_token(decoder):
-    program = TokenProgram(0, n=1, executed=1, n_bins=4, end=8, decoder=decoder)
+    program = TokenProgram(0, n=1, executed=1, n_bins=4, end=8, decoder=Decoder(**decoder))
     prompted = Prompted(np.eye(8)[5], np.arange(3), None)
 
     def extend(tokens, first):

@@ -37,7 +37,7 @@ def test_the_control_loop_needs_numpy_only(robot_modules):
 
 def test_the_verb_that_drives_a_robot_needs_little_more():
     _run(
-        "import vivace.eval.cli, vivace.eval.run, vivace.eval.run_settings",
+        "import vivace.eval.cli, vivace.eval.run, vivace.eval.run_settings, vivace.eval.check",
         needed=("draccus", "rich", "yaml"),
     )
 

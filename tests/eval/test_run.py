@@ -9,14 +9,16 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from vivace.deploy.bundle import Bundle
 from vivace.deploy.process_worker import ProcessWorker
 from vivace.eval.cli import main
-from vivace.policies.types import Observation
+from vivace.policies.types import ActionKind, Observation
 
 pytestmark = pytest.mark.sim
 
@@ -488,8 +490,7 @@ def test_a_ladder_that_cannot_be_is_refused(capsys, bundle, tmp_path):
         assert main(["run", f"--bundle={bundle}", *flags]) == 2
         assert message in capsys.readouterr().err
     other = shutil.copytree(bundle, tmp_path / "other")
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["vivace"]["spec"]["action_kinds"] = ["absolute"] * 4
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    changed = Bundle.load(other)
+    replace(changed, spec=replace(changed.spec, action_kinds=(ActionKind.ABSOLUTE,) * 4)).write()
     assert main(["run", f"--bundle={bundle}", f"--loop.ladder=[{other}]"]) == 2
     assert "give bundles of one policy under different plans" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from vivace.policies.opaque import OpaquePolicy
 from vivace.policies.session import Session
 from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny import tiny_dp_transformer
-from vivace.policies.types import ActionKind
+from vivace.policies.types import PREVIOUS, ActionKind
 
 STATE, CAMERA = "observation.state", "observation.images.front"
 
@@ -95,6 +95,10 @@ def test_predict_normalises_and_brings_actions_back(session):
     (lambda o: o.update({STATE: np.zeros((2, 2, 4), np.float32)}), r"shape \(2, 2, 4\)"),
     (lambda o: o.update({STATE: np.full((2, 2, 5), np.nan, np.float32)}), "holds NaN or infinity"),
     (lambda o: o.update({CAMERA: np.zeros((2, 2, 32, 32, 3), np.uint8)}), r"'observation\.images\.front'"),
+    (lambda o: o.update({CAMERA: o[CAMERA] / np.float32(255)}), "is float32; pictures are uint8"),
+    (lambda o: o.update({STATE: o[STATE][..., :1]}), r"has shape \(2, 2, 1\), needed is"),
+    (lambda o: o.update({STATE: o[STATE].astype(str)}), "real numbers are needed"),
+    (lambda o: o.update({PREVIOUS: np.zeros((2, 3, 1), np.float32)}), "is float32 of shape"),
 ])  # fmt: skip
 def test_observations_that_do_not_fit_are_refused(session, change, message):
     values = observation()
