@@ -34,7 +34,9 @@ _MAX_INT = 2**63
 """Tensors hold no larger whole number."""
 _SHOWN = 60
 """Characters of a value in a message."""
-_SHORT = Repr(maxlist=8, maxtuple=8, maxdict=8, maxstring=_SHOWN)
+_SHORT = Repr()  # Python 3.10 takes no arguments here
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 8
+_SHORT.maxstring = _SHOWN
 """Of lists and objects, which may be large."""
 
 

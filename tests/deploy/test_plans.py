@@ -248,7 +248,15 @@ def test_guidance_is_given_up_as_in_torch(tmp_path):
     with torch.no_grad():
         plans = export_denoising(graphs, runs, batch, EpisodeNoise(KEYS[:1]))
     assert {len({step.graph for step in program.steps}) for program in plans.values()} == {2}
-    whole = Bundle(tmp_path, "cogact", spec, tuple(graphs.graphs), plans, {}, identity())
+    whole = Bundle(
+        folder=tmp_path,
+        name="cogact",
+        spec=spec,
+        graphs=tuple(graphs.graphs),
+        plans=plans,
+        observations={},
+        actions=identity(),
+    )
     for name, execution in runs.items():
         found = OrtPolicy(replace(whole, plan=name)).sample(
             {k: v.numpy() for k, v in batch.items()}, Streams(KEYS[:1])

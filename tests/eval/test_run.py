@@ -104,26 +104,25 @@ def test_a_users_robot_with_limits_keeps_them_and_is_closed(capsys, bundle, tmp_
 
 
 def test_limits_are_those_of_the_training_data_unless_loosened_by_name(capsys, bundle, tmp_path, arm):
-    """Its actions are uniform in [-1, 1]: nothing else reaches the robot, whatever the policy says."""
-    wild = shutil.copytree(bundle, tmp_path / "wild")
-    manifest = json.loads((wild / "manifest.json").read_text())
-    known = manifest["vivace"]["spec"]["action_range"]
-    assert np.array(known["low"]) == pytest.approx([-1] * 4, abs=0.1)
-    assert known["bounds_from"] == "min and max of the training data"
-    assert known["step_from"].startswith("2 times the largest executed in the episodes [2")
-    manifest["vivace"]["actions"]["span"] = [1e30] * 4
-    (wild / "manifest.json").write_text(json.dumps(manifest))
+    """Its actions are uniform in [-1, 1]; where training saw less, nothing else reaches the robot."""
+    whole = Bundle.load(shutil.copytree(bundle, tmp_path / "narrow"))
+    known = whole.spec.action_range
+    assert np.array(known.low) == pytest.approx([-1] * 4, abs=0.1)
+    assert known.bounds_from == "min and max of the training data"
+    assert known.step_from.startswith("2 times the largest executed in the episodes [2")
+    low, high = (*(-0.01,) * 3, known.low[3]), (*(0.01,) * 3, known.high[3])
+    narrow = replace(known, low=low, high=high, step=(*known.step[:3], 0.001))
+    replace(whole, spec=replace(whole.spec, action_range=narrow)).write()
     flags = ["--robot.type=users_robot:arm", "--duration_s=0.5", "--control_hz=50"]
-    code, line, found = run(capsys, wild, tmp_path / "out", *flags)
-    actions, low, high = np.array(arm[:-1]), np.array(known["low"]) - 1e-4, np.array(known["high"]) + 1e-4
+    code, line, found = run(capsys, whole.folder, tmp_path / "out", *flags)
+    actions = np.array(arm[:-1])
     assert (code, found["settings"]["limits"][:11]) == (0, "min and max")
     assert found["run"]["sources"]["chunk"] + found["run"]["sources"]["stale"] > 0
-    assert np.all((low <= actions) & (actions <= high))
-    assert np.all(np.abs(np.diff([0.5, *actions[:, 3]])) <= known["step"][3] + 1e-6)
+    assert np.all((np.array(low) - 1e-4 <= actions) & (actions <= np.array(high) + 1e-4))
+    assert np.all(np.abs(np.diff([0.5, *actions[:, 3]])) <= 0.001 + 1e-6)
     assert line["guarded"] == found["run"]["guarded"] > 0
-    del manifest["vivace"]["spec"]["action_range"]
-    (wild / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["run", f"--bundle={wild}", *flags]) == 2
+    replace(whole, spec=replace(whole.spec, action_range=None)).write()
+    assert main(["run", f"--bundle={whole.folder}", *flags]) == 2
     assert "does not say what the actions of its training data were" in capsys.readouterr().err
 
 
