@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vivace.deploy.bundle_form import INSTRUCTION, MASK, NEXT, PAST, TOKENS, Contents, Graph, Shape
+from vivace.deploy.golden import FOLDER, golden_file
 from vivace.deploy.program import CACHE, CONTEXT, FRESH, NEW, WEIGHT, Program
 from vivace.deploy.token_decoding import TokenProgram
 from vivace.policies.arrays import is_image
@@ -32,6 +33,7 @@ def check_contents(contents: Contents) -> None:
     check_prompts(contents)
     check_graphs(contents)
     check_plans(contents)
+    check_golden_files(contents)
 
 
 def need(is_so: bool, found: str, needed: str) -> None:
@@ -144,6 +146,18 @@ def check_plans(contents: Contents) -> None:
             check_steps(contents, program, where)
         else:
             check_tokens(contents, program, program.tokens)
+
+
+def check_golden_files(contents: Contents) -> None:
+    """Raise `BadBundle` unless every plan has its own golden chunk: plans that changed places are found."""
+    files = {name: golden_file(name) for name in contents.plans}
+    for name, program in contents.plans.items():
+        golden = program.golden
+        found = "no golden chunk" if golden is None else f"the golden chunk {shown(golden.file)}"
+        is_own = golden is not None and golden.file == files[name]
+        need(is_own, f"{found} of plan {shown(name)}", files[name])
+    left = [file for file in contents.files if file.startswith(FOLDER + "/") and file not in files.values()]
+    need(not left, f"the golden chunk {shown(left[:1])} of no plan", "its plan")
 
 
 def check_encode(contents: Contents, program: Program) -> None:

@@ -22,7 +22,7 @@ from vivace.deploy.bundle import MANIFEST, PLANS, Bundle
 from vivace.deploy.bundle_form import MASK, TOKENS, PromptSettings
 from vivace.deploy.export_onnx import check_steps, export_denoising
 from vivace.deploy.export_tokens import export_tokens
-from vivace.deploy.golden import FOLDER, GoldenSettings
+from vivace.deploy.golden import FOLDER, GoldenSettings, golden_file
 from vivace.deploy.graph_writer import GraphWriter
 from vivace.deploy.normalization import Normalization
 from vivace.deploy.ort_graph import Graphs, Runtime
@@ -91,12 +91,13 @@ def export(
             are reduced, and the error of the actions is in the receipt.
         into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
             plan of the same name is replaced.
-        sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed.
+        sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed. A
+            bundle that was signed is added to only with its own key, for adding makes another manifest.
 
     Raises:
         BadSetting: the key cannot be read, a plan was calibrated on episodes that the observations are of, or
             has no name.
-        BadBundle: `into` what is no bundle of this policy.
+        BadBundle: `into` what is no bundle of this policy, or is signed with another key.
         UnsupportedPolicy: the policy or a plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
@@ -111,7 +112,9 @@ def export(
     for run in runs.values():
         if not run.writes_tokens:
             check_steps(run)
-    bundle = _begun(loaded, folder, instructions, into)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    bundle = _copied(loaded, folder, partial, key) if into else _begun(loaded, partial, instructions)
     if not into:
         known = _action_range(loaded, next(iter(runs.values())), data)
         bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
@@ -125,18 +128,12 @@ def export(
     return _finish(bundle, folder, key)
 
 
-def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], into: bool) -> Bundle:
-    """A bundle without plans beside `folder`, or a copy of the one that is there."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if into:
-        _check_same(Bundle.load(folder), loaded)
-        shutil.copytree(folder, partial)
-        return Bundle.load(partial)
+def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> Bundle:
+    """A bundle without plans yet."""
     observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
-    (partial / PLANS).mkdir(parents=True)
+    (folder / PLANS).mkdir(parents=True)
     return Bundle(
-        folder=partial,
+        folder=folder,
         name=loaded.path.name,
         spec=loaded.staged.spec,
         graphs=(),
@@ -145,14 +142,33 @@ def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], into
         actions=_actions(loaded),
         ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
         prompts=prompts,
-        prompt=_prompt(loaded, partial),
+        prompt=_prompt(loaded, folder),
     )
+
+
+def _copied(loaded: LoadedPolicy, folder: Path, partial: Path, key: Any) -> Bundle:
+    """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
+    bundle, signed = Bundle.load(folder), folder / SIGNATURE
+    _check_same(bundle, loaded)
+    is_ours = (
+        key is not None
+        and signed.exists()
+        and signature((folder / MANIFEST).read_bytes(), key) == signed.read_bytes()
+    )
+    if signed.exists() and not is_ours:
+        raise BadBundle(
+            f"{folder} is signed, and plans that are added need its signature made anew: give the key that "
+            "made it as --export.sign_key, or export a new bundle"
+        )
+    for name in bundle.files:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, partial / name)
+    return replace(bundle, folder=partial)
 
 
 def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
     """Write the manifest, sign it if there is a key, and put the bundle in its place."""
     partial = bundle.folder
-    (partial / SIGNATURE).unlink(missing_ok=True)  # of what was there before
     bundle.write()
     if key is not None:
         (partial / SIGNATURE).write_bytes(signature((partial / MANIFEST).read_bytes(), key))
@@ -237,7 +253,7 @@ def _with_golden(
     plans: dict[str, Program] = dict(bundle.plans)
     for name, run in runs.items():
         settings = GoldenSettings(
-            file=f"{FOLDER}/{name}.safetensors",
+            file=golden_file(name),
             noise_key=GOLDEN_KEY,
             task=bundle.usual_task,
             tolerance=GOLDEN_TOLERANCE[precision],

@@ -141,6 +141,11 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
+def golden_file(plan: str) -> str:
+    """Path inside a bundle of a plan's golden chunk."""
+    return f"{FOLDER}/{plan}.safetensors"
+
+
 def n_previous(spec: PolicySpec) -> int:
     """Actions of the chunk before that are recorded."""
     return min(_PREVIOUS, spec.horizon - spec.first_action)

@@ -110,8 +110,8 @@ class Runtime:
 
     @property
     def is_exact(self) -> bool:
-        """Whether float32 is computed as float32: other providers shorten it unless they are told not to."""
-        return self.providers[0] == PROVIDERS["cpu"]
+        """Whether numbers are computed as at export: other providers shorten float32 unless told not to."""
+        return self.providers[0] == PROVIDERS["cpu"] or self.precision == BF16
 
     @property
     def device(self) -> str:
@@ -325,11 +325,15 @@ class Graphs:
         self.runtime = runtime
         self._loaded: dict[tuple[Path, str], OrtGraph] = {}
 
+    def runtime_of(self, bundle: Bundle) -> Runtime:
+        """Return where graphs of a bundle's plan run."""
+        return self.runtime.at(bundle.receipt.get("precision", ""))
+
     def load(self, bundle: Bundle, index: int) -> OrtGraph:
         """Return a graph of a bundle; raises as `OrtGraph`."""
         declared = bundle.graphs[index]
         path = bundle.path(declared.file)
-        runtime = self.runtime.at(bundle.receipt.get("precision", ""))
+        runtime = self.runtime_of(bundle)
         if (path, runtime.precision) not in self._loaded:
             self._loaded[path, runtime.precision] = OrtGraph(path, declared, runtime)
         return self._loaded[path, runtime.precision]

@@ -66,7 +66,7 @@ class OrtPolicy:
         """Observations that were refused for it."""
         self._prompt = Prompt(self.bundle)
         graphs = graphs or Graphs(Runtime.of(providers, threads, shares_threads))
-        self._is_exact = graphs.runtime.is_exact
+        self._is_exact = graphs.runtime_of(self.bundle).is_exact
         program = self.bundle.program
         loaded = {index: graphs.load(self.bundle, index) for index in program.graphs}
         self._encode = loaded[program.encode].bind({})

@@ -99,6 +99,11 @@ def decoder(**fields):
     return lambda data: data["vivace"]["plans"]["plan"]["tokens"]["decoder"].update(fields)
 
 
+def renamed(name):
+    """A plan under the name of another."""
+    return lambda data: data["vivace"].update(plans={name: data["vivace"]["plans"]["plan"]})
+
+
 def golden(**fields):
     return lambda data: data["vivace"]["plans"]["plan"]["golden"].update(fields)
 
@@ -162,7 +167,9 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (table(0, alpha=0, sigma=0), "needed: 0 or more, not both 0"),
     (graph_1(out=[1, 6, 4]), r"out of step 0 of .* of shape \(1, 6, 4\)"),
     (spec(action_range={"low": [0], "high": [1], "step": [1]}), "action_range lacks .bounds_from."),
-    (plan(golden=None), "names no golden chunk of plan .plan."),
+    (plan(golden=None), "no golden chunk of plan 'plan'; needed: golden/plan.safetensors"),
+    (renamed("fast"), "the golden chunk 'golden/plan.* of plan 'fast'; needed: golden/fast"),
+    (files("golden/lost.safetensors"), "the golden chunk ..golden/lost.* of no plan"),
     (ours(files={}), "has no digest of '.*', which is used"),
     (lambda d: d["vivace"]["files"].pop("graphs/weights.bin"), "has no digest of 'graphs/weights.bin'"),
     (files("../x"), "the file name '../x' may be outside the folder"),

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
@@ -145,6 +147,50 @@ def test_what_a_bundle_lacks_is_added_and_its_tensors_are_kept_once(policy, tmp_
     assert [graph.origin.part for graph in found.graphs] == ["encode", "step", "step"]
     assert weights.stat().st_size == before, "the same tensors"
     acts_as_torch(f"{folder}#cached", loaded, plan(PLANS["cached"]))
+
+
+def test_added_plans_have_golden_chunks_and_those_that_were_there_keep_theirs(policy, tmp_path):
+    loaded, data, plan = policy
+    folder = tmp_path / "more"
+    before = export(loaded, {name: plan(PLANS[name]) for name in ("cached", "plain")}, data, folder)
+    (folder / "notes of mine.txt").write_text("not the bundle's")
+    old = {path.name: path.read_bytes() for path in (folder / "golden").iterdir()}
+    found = export(loaded, {"plain": plan(PLANS["few"])}, data, folder, into=True)
+    new = {path.name: path.read_bytes() for path in (folder / "golden").iterdir()}
+    assert list(found.goldens) == ["cached", "plain"]
+    assert new["cached.safetensors"] == old["cached.safetensors"]
+    assert new["plain.safetensors"] != old["plain.safetensors"], "the plan was replaced"
+    assert len(found.plans["plain"].steps) == 5 < len(before.plans["plain"].steps)
+    assert not (folder / "notes of mine.txt").exists()
+    for name in found.plans:
+        assert OrtPolicy(replace(found, plan=name)).golden_error <= 1e-6
+    assert set(found.files) == {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("manifest")
+    }
+
+
+def test_a_signed_bundle_is_added_to_with_its_own_key_only(policy, tmp_path):
+    loaded, data, plan = policy
+    folder, form = tmp_path / "signed", serialization.Encoding.PEM
+    for name in ("own", "other"):
+        key = ed25519.Ed25519PrivateKey.generate()
+        whole = form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (tmp_path / f"{name}.pem").write_bytes(key.private_bytes(*whole))
+        public = key.public_key().public_bytes(form, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{name}.pub").write_bytes(public)
+    export(loaded, {"plain": plan(PLANS["plain"])}, data, folder, sign_key=tmp_path / "own.pem")
+    later = {"few": plan(PLANS["few"])}
+    for key in ("", tmp_path / "other.pem"):
+        with pytest.raises(BadBundle, match="is signed, and plans that are added need its signature made"):
+            export(loaded, later, data, folder, into=True, sign_key=key)
+    assert list(Bundle.load(folder, tmp_path / "own.pub").plans) == ["plain"]
+    export(loaded, later, data, folder, into=True, sign_key=tmp_path / "own.pem")
+    found = load_plans(str(folder), ["#few"], "async", str(tmp_path / "own.pub"))
+    assert [bundle.plan_name for bundle in found.values()] == ["plain", "few"]
+    with pytest.raises(BadBundle, match="was not made with the private key"):
+        load_plans(str(folder), ["#few"], "async", str(tmp_path / "other.pub"))
 
 
 def test_a_plan_of_another_policy_is_not_added(policy, bundle):
