@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64MultiArray
@@ -20,9 +21,11 @@ from vivace.deploy.robot_process import RobotProcess
 from vivace.deploy.ros2_command import ArrayCommand, Command, Intent, Trajectory, TrajectoryCommand
 from vivace.deploy.ros2_settings import RosSettings
 from vivace.deploy.ros2_topics import trajectory_message
-from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.errors import BadSetting, RobotFailed, VivaceError
 from vivace.policies.types import ActionKind, Observation, PolicySpec
 
+_ACKED_S = 1.0
+"""How long the last commands may take to arrive [s]."""
 SUFFIX = "_deadman"
 """The switch's node is named as the policy's, with this behind."""
 
@@ -33,17 +36,19 @@ class CommandTopic:
     Args:
         name: of the node.
         namespace: of the node.
-        make_command: returns what sends commands from a node.
+        make_command: returns what sends commands from a node, and its publisher.
     """
 
-    def __init__(self, name: str, namespace: str, make_command: Callable[[Node], Command]) -> None:
+    def __init__(
+        self, name: str, namespace: str, make_command: Callable[[Node], tuple[Command, Any]]
+    ) -> None:
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(name, namespace=namespace, enable_rosout=False)
-        self._command = make_command(self._node)
+        self._command, self._publisher = make_command(self._node)
 
     def standstill_connection(self) -> "StandstillTopic":
         """The way over which the switch commands."""
-        return StandstillTopic(self._command)
+        return StandstillTopic(self._command, self._publisher)
 
     def observe(self) -> Observation:
         """Nothing is seen."""
@@ -56,7 +61,8 @@ class CommandTopic:
         """Nothing to do."""
 
     def close(self) -> None:
-        """Leave the topic."""
+        """Leave the topic, once what was sent has arrived."""
+        self._publisher.wait_for_all_acked(Duration(seconds=_ACKED_S))
         self._node.destroy_node()
         rclpy.try_shutdown()
 
@@ -64,11 +70,17 @@ class CommandTopic:
 class StandstillTopic:
     """Publishes what the switch commands."""
 
-    def __init__(self, command: Command) -> None:
-        self._command = command
+    def __init__(self, command: Command, publisher: Any) -> None:
+        self._command, self._publisher = command, publisher
 
     def act(self, action: np.ndarray) -> None:
-        """Publish one action (A,)."""
+        """Publish one action (A,).
+
+        Raises:
+            RobotFailed: nobody listens, or the middleware has not found who does yet.
+        """
+        if not self._publisher.get_subscription_count():
+            raise RobotFailed("nobody listens to the standstill yet")
         none = np.empty((0, len(action)), np.float32)
         self._command(Intent(action, none, None, 0.0, 0))  # stamp 0: begin at once, whatever the clock
 
@@ -140,8 +152,8 @@ def standstill_command(
     kinds: Sequence[ActionKind],
     period_s: float,
     node: Node,
-) -> Command:
-    """Return what sends commands of the policy node's form from another node.
+) -> tuple[Command, Any]:
+    """Return what sends commands of the policy node's form from another node, and its publisher.
 
     Args:
         topic: full name.
@@ -156,7 +168,7 @@ def standstill_command(
     """
     if command_type == "array":
         arrays = node.create_publisher(Float64MultiArray, topic, 10)
-        return ArrayCommand(lambda action: arrays.publish(Float64MultiArray(data=action.tolist())))
+        return ArrayCommand(lambda action: arrays.publish(Float64MultiArray(data=action.tolist()))), arrays
     if command_type != "trajectory" or ActionKind.DELTA in kinds:
         raise BadSetting(
             f"deadman_s is set, but the switch cannot command {command_type!r} of "
@@ -168,4 +180,4 @@ def standstill_command(
     def send(trajectory: Trajectory) -> None:
         trajectories.publish(trajectory_message(trajectory))
 
-    return TrajectoryCommand(names, kinds, period_s, 1, lambda: unknown, send)
+    return TrajectoryCommand(names, kinds, period_s, 1, lambda: unknown, send), trajectories

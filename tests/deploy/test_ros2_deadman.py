@@ -15,7 +15,7 @@ from std_msgs.msg import Float64MultiArray  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from vivace.deploy.ros2_deadman import StandstillTopic, standstill_command  # noqa: E402
-from vivace.policies.errors import BadSetting  # noqa: E402
+from vivace.policies.errors import BadSetting, RobotFailed  # noqa: E402
 from vivace.policies.types import ActionKind  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,16 +70,19 @@ def test_a_killed_nodes_robot_comes_to_rest_and_one_that_ends_is_left_alone(tiny
 
 class Node:
     def __init__(self):
-        self.sent = []
+        self.sent, self.listeners = [], 1
 
     def create_publisher(self, kind, topic, depth):
-        return SimpleNamespace(publish=lambda message: self.sent.append((kind, topic, message)))
+        return SimpleNamespace(
+            publish=lambda message: self.sent.append((kind, topic, message)),
+            get_subscription_count=lambda: self.listeners,
+        )
 
 
 def test_a_standstill_has_the_form_of_the_nodes_commands():
     node = Node()
     kinds = [ActionKind.VELOCITY] * 2
-    standstill = StandstillTopic(standstill_command("/go", "trajectory", ["a", "b"], kinds, 0.05, node))
+    standstill = StandstillTopic(*standstill_command("/go", "trajectory", ["a", "b"], kinds, 0.05, node))
     for speed in (0.5, 0.0, 0.0):
         standstill.act(np.array([speed, 0.0], np.float32))
     points = [message.points for _, _, message in node.sent]
@@ -87,9 +90,22 @@ def test_a_standstill_has_the_form_of_the_nodes_commands():
     assert (node.sent[0][0], node.sent[0][1]) == (JointTrajectory, "/go")
     stamp = node.sent[0][2].header.stamp
     assert (stamp.sec, stamp.nanosec) == (0, 0), "begin at once"
-    hold = StandstillTopic(standstill_command("/go", "trajectory", ["a"], [ActionKind.ABSOLUTE], 0.05, node))
+    hold = StandstillTopic(*standstill_command("/go", "trajectory", ["a"], [ActionKind.ABSOLUTE], 0.05, node))
     hold.act(np.array([0.25], np.float32))
     assert list(node.sent[-1][2].points[0].positions) == [0.25]
+
+
+def test_a_standstill_that_nobody_hears_yet_is_not_taken():
+    """A killed node's switch goes on until the middleware has found the robot."""
+    node = Node()
+    node.listeners = 0
+    standstill = StandstillTopic(*standstill_command("/go", "array", (), [ActionKind.VELOCITY], 0.05, node))
+    with pytest.raises(RobotFailed, match="nobody listens to the standstill yet"):
+        standstill.act(np.zeros(1, np.float32))
+    assert node.sent == []
+    node.listeners = 1
+    standstill.act(np.zeros(1, np.float32))
+    assert len(node.sent) == 1
 
 
 @pytest.mark.parametrize(("form", "kind"), [("trajectory", ActionKind.DELTA), ("twist", ActionKind.VELOCITY)])
