@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vivace.deploy.fallback import fallback_action
+from vivace.deploy.fallback import fallback_action, is_standstill
 from vivace.deploy.guard import ActionGuard, Limits
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind
@@ -87,7 +87,7 @@ class Deadman:
     @property
     def is_at_rest(self) -> bool:
         """Whether what was sent last is a standstill, or nothing was sent."""
-        return self._sent is None or is_standstill(self._sent, self._kinds)
+        return self._sent is None or is_standstill(self._sent, self._sent, self._kinds)
 
     def is_late(self, time_s: float, now: float) -> bool:
         """Whether an action of `time_s` comes too late to be executed [s]."""
@@ -122,8 +122,3 @@ class Deadman:
             self._due_s = now + self._period_s  # late ones are not caught up
         self._sent = self._guard.limit(fallback_action(self._told, self._kinds, self._passes, RAMP_TICKS))
         return self._sent
-
-
-def is_standstill(action: np.ndarray, kinds: Sequence[ActionKind]) -> bool:
-    """Whether a robot that executes an action (A,) over and over stands still."""
-    return np.array_equal(fallback_action(action, kinds, RAMP_TICKS, RAMP_TICKS), action)

@@ -30,6 +30,9 @@ def fallback_action(
 
 
 def is_standstill(action: np.ndarray, before: np.ndarray, kinds: Sequence[ActionKind]) -> bool:
-    """Whether an action (A,) executed after another moves nothing: targets stay, all others are zero."""
+    """Whether an action (A,) executed after another moves nothing: targets stay, all others are zero.
+
+    After itself: whether a robot that executes it over and over stands still.
+    """
     is_absolute = np.array([kind == ActionKind.ABSOLUTE for kind in kinds])
     return bool(np.array_equal(np.where(is_absolute, action - before, action), np.zeros(len(kinds))))

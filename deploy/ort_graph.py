@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from vivace.deploy.bundle import Bundle
 from vivace.deploy.bundle_form import Graph
+from vivace.deploy.realtime import allowed_cpus
 from vivace.policies.backports import Self
 from vivace.policies.errors import BadBundle, BadSetting
 
@@ -65,7 +66,7 @@ def share_threads(threads: int | None) -> None:
     """
     if not hasattr(ort, "set_global_thread_pool_sizes"):
         return  # before 1.23 Python could not say it: every graph has a pool of its own
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = len(allowed_cpus()) or os.cpu_count()
     ort.set_global_thread_pool_sizes(threads or allowed or 1, 1)
 
 

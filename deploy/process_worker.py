@@ -23,6 +23,7 @@ from vivace.deploy.bundle import Bundle
 from vivace.deploy.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.ort_graph import Graphs, Runtime, share_threads
 from vivace.deploy.ort_policy import OrtPolicy
+from vivace.deploy.realtime import allowed_cpus
 from vivace.deploy.shared_arrays import SharedArrays
 from vivace.deploy.worker import Request, stacked
 from vivace.policies.arrays import enter_observations, enter_previous, entered, observation_layout
@@ -118,7 +119,7 @@ class ProcessWorker:
         self._process: Any = None
         self._pipe: Connection | None = None
         self._starter: threading.Thread | None = None
-        self._cpus = _cpus()  # a loop that pins its thread later must not pin new processes with it
+        self._cpus = allowed_cpus()  # a loop that pins its thread later must not pin new processes with it
         self._is_closed = threading.Event()
         self._fruitless = 0
         self.is_ready = False
@@ -301,11 +302,6 @@ def _unsignalled() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _cpus() -> set[int]:
-    """CPUs that a process may run on; empty where that cannot be said."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def _layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:

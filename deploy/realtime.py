@@ -168,3 +168,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, AttributeError | ImportError):
         return f"this system has no such call ({error})"
     return str(error)
+
+
+def allowed_cpus() -> set[int]:
+    """CPUs that this process may run on; empty where that cannot be said."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()

@@ -9,7 +9,6 @@ that was told a velocity. The new one connects anew and begins with the standsti
 """
 
 import atexit
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.deadman import DeadmanSettings, is_standstill
+from vivace.deploy.deadman import DeadmanSettings
+from vivace.deploy.fallback import is_standstill
 from vivace.deploy.guard import Limits
-from vivace.deploy.realtime import RealtimeSettings
+from vivace.deploy.realtime import RealtimeSettings, allowed_cpus
 from vivace.deploy.robot import Robot
 from vivace.deploy.robot_link import CONTEXT, RobotLink, as_error
 from vivace.deploy.robot_server import CLOSE_S, OPTIONAL, REST_S, Answer, Post, Sharing
@@ -81,7 +81,7 @@ class RobotProcess:
             period_s=period_s,
             limit_s=settings.limit_s(period_s),
             realtime=_above(realtime or RealtimeSettings()),
-            cpus=frozenset(_cpus()),
+            cpus=frozenset(allowed_cpus()),
             told=None,
         )
         self._link: RobotLink | None = None
@@ -282,7 +282,7 @@ class RobotProcess:
     def _is_at_rest(self) -> bool:
         """Whether the robot has surely executed a standstill last, or nothing."""
         told = self._told
-        return told is None or (self._is_taken and is_standstill(told, self._post.kinds))
+        return told is None or (self._is_taken and is_standstill(told, told, self._post.kinds))
 
     @property
     def _can_run_on(self) -> bool:
@@ -362,8 +362,3 @@ def _above(settings: RealtimeSettings) -> RealtimeSettings:
     """What the robot's process asks for: a loop that never sleeps must not keep the switch from acting."""
     priority = settings.fifo_priority
     return replace(settings, fifo_priority=min(99, priority + 1) if priority else 0, cpus=())
-
-
-def _cpus() -> set[int]:
-    """CPUs that a process may run on; empty where that cannot be said."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()

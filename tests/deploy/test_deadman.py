@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vivace.deploy.deadman import Deadman, DeadmanSettings, is_standstill
+from vivace.deploy.deadman import Deadman, DeadmanSettings
+from vivace.deploy.fallback import is_standstill
 from vivace.deploy.guard import Limits
 from vivace.policies.errors import BadSetting
 from vivace.policies.types import ActionKind
@@ -63,7 +64,7 @@ def test_whatever_the_pattern_of_ticks_it_fires_in_time_and_only_then(gaps, valu
             share = max(0.0, 1 - n / 5)
             assert command.tolist() == pytest.approx([said[0], 0.0, said[2] * share], abs=1e-6)
     assert switch.is_at_rest, "a second after the last tick"
-    moving = [said for _, said in ticks if not is_standstill(said, KINDS)]
+    moving = [said for _, said in ticks if not is_standstill(said, said, KINDS)]
     assert switch.fired <= len(moving)
 
 
