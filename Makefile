@@ -4,7 +4,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-ROBOT := deploy envs eval $(patsubst %,policies/%.py,action_kinds arrays backports chunking errors plain_data step_table streams types)
+ROBOT := deploy envs $(filter-out eval/training,$(wildcard eval/*)) \
+  $(patsubst %,policies/%.py,action_kinds arrays backports errors plain_data spec \
+  sampling/real_time_chunking sampling/step_table sampling/streams)
 export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 

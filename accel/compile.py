@@ -18,7 +18,7 @@ from vivace.accel.rows import Rows
 from vivace.accel.technique import Decoding
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.samplers import Step
+from vivace.policies.sampling.samplers import Step
 from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute, evaluate
 
 

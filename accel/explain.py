@@ -67,3 +67,21 @@ def _flops_table(before: Flops, after: Flops) -> str:
         saved = 1 - second[name] / value if value else 0.0
         lines.append(f"{name:<12}{value / 1e9:>10.3f}{second[name] / 1e9:>12.3f}{saved:>9.1%}")
     return "\n".join(lines)
+
+
+def measured(plan: AccelerationPlan) -> str:
+    """Say how far a plan's actions are from the plain loop's, and on which observations that was measured."""
+    found = plan.measurements
+    if "judged_observations" in found:
+        low, high = found["action_error_spread"]
+        return (
+            f"action error {found['action_error']:.4f} ({low:.4f} … {high:.4f}): mean and 10th to 90th "
+            f"percentile over {found['judged_observations']} observations from seed {found['judged_seed']} "
+            f"on; calibrated on {found['observations']} others from seed {found['seed']} on"
+        )
+    if "action_error" in found:
+        return (
+            f"action error {found['action_error']:.4f} on the observations it was calibrated on, too low for "
+            "others; recalibrate: vivace calibrate --policy.path=…"
+        )
+    return "action error not measured; vivace calibrate measures it"

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache, compute
-from vivace.policies.noise import EpisodeNoise
-from vivace.policies.prefix import LayerView, TokenSelector
-from vivace.policies.samplers import Step
+from vivace.policies.language.prefix import LayerView, TokenSelector
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.samplers import Step
 from vivace.policies.staged import Batch, Execution
 
 

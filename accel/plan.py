@@ -17,7 +17,7 @@ from torch import Tensor
 from vivace.accel.technique import Seam, Technique, technique_class
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.plain_data import build, check_plain, check_types, read_json
-from vivace.policies.types import Fingerprint
+from vivace.policies.spec import Fingerprint
 
 VERSION = 1
 FILE_NAME = "acceleration.json"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Block, Cache, Runner
-from vivace.policies.types import BlockInfo
+from vivace.policies.spec import BlockInfo
 
 Predictor = Callable[[Sequence[int], int], tuple[float, ...]]
 """(steps of the kept outputs, newest first; step asked for) -> weights of those outputs."""

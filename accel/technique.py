@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.policies.decoding import Decoder
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
 from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
 
@@ -88,19 +88,19 @@ class Technique(Protocol):
 
 
 _MODULES = {
-    "mlp_prune": "vivace.accel.mlp_prune:MlpPrune",
-    "layer_skip": "vivace.accel.layer_skip:LayerSkip",
-    "token_select": "vivace.accel.token_select:TokenSelect",
-    "step_schedule": "vivace.accel.step_schedule:StepSchedule",
-    "guidance": "vivace.accel.guidance:Guidance",
-    "hoist": "vivace.accel.hoist:Hoist",
-    "block_cache": "vivace.accel.block_cache:BlockCache",
-    "forecast": "vivace.accel.forecast:Forecast",
-    "greedy_executed": "vivace.accel.greedy:GreedyExecuted",
-    "jacobi": "vivace.accel.jacobi:Jacobi",
-    "sjd": "vivace.accel.sjd:Sjd",
-    "token_recycling": "vivace.accel.token_recycling:TokenRecycling",
-    "stand": "vivace.accel.stand:Stand",
+    "mlp_prune": "vivace.accel.techniques.mlp_prune:MlpPrune",
+    "layer_skip": "vivace.accel.techniques.layer_skip:LayerSkip",
+    "token_select": "vivace.accel.techniques.patch_select:TokenSelect",
+    "step_schedule": "vivace.accel.techniques.step_schedule:StepSchedule",
+    "guidance": "vivace.accel.techniques.guidance:Guidance",
+    "hoist": "vivace.accel.techniques.hoist:Hoist",
+    "block_cache": "vivace.accel.techniques.block_cache:BlockCache",
+    "forecast": "vivace.accel.techniques.forecast:Forecast",
+    "greedy_executed": "vivace.accel.techniques.greedy:GreedyExecuted",
+    "jacobi": "vivace.accel.techniques.jacobi:Jacobi",
+    "sjd": "vivace.accel.techniques.sjd:Sjd",
+    "token_recycling": "vivace.accel.techniques.token_recycling:TokenRecycling",
+    "stand": "vivace.accel.techniques.stand:Stand",
 }
 """Kind -> class. Adding a technique is one file and one line here."""
 

@@ -3,21 +3,21 @@
 import importlib
 
 _LAZY = {
-    "bundle": ("Bundle",),
-    "budget": ("LatencyBudget", "Rung"),
-    "chunk_queue": ("ChunkQueue", "Queued"),
-    "clock": ("Clock", "VirtualClock", "WallClock"),
-    "guard": ("ActionGuard", "Limits"),
-    "limits": ("load_limits",),
-    "loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
-    "ort_policy": ("OrtPolicy",),
-    "process_worker": ("ProcessWorker", "bundles"),
-    "deadman": ("Deadman", "DeadmanSettings"),
-    "robot": ("Robot",),
-    "robot_access": ("open_robot",),
-    "robot_process": ("RobotProcess",),
-    "watchdog": ("Watchdog", "WatchdogSettings"),
-    "worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
+    "bundle.bundle": ("Bundle",),
+    "loop.budget": ("LatencyBudget", "Rung"),
+    "loop.chunk_queue": ("ChunkQueue", "Queued"),
+    "loop.clock": ("Clock", "VirtualClock", "WallClock"),
+    "loop.guard": ("ActionGuard", "Limits"),
+    "robots.limits": ("load_limits",),
+    "loop.loop": ("ControlLoop", "LoopSettings", "Mode", "Source", "TickRecord", "make_queue"),
+    "inference.ort_policy": ("OrtPolicy",),
+    "workers.process_worker": ("ProcessWorker", "bundles"),
+    "deadman.deadman": ("Deadman", "DeadmanSettings"),
+    "loop.robot": ("Robot",),
+    "deadman.robot_access": ("open_robot",),
+    "deadman.robot_process": ("RobotProcess",),
+    "loop.watchdog": ("Watchdog", "WatchdogSettings"),
+    "workers.worker": ("BatchedInference", "Predict", "Request", "SimulatedWorker", "Worker"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = list(_HOME)

@@ -9,11 +9,16 @@ from vivace.envs.registry import make, task_names
 if sys.platform == "linux":  # elsewhere mujoco refuses it
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported: renders without a display
 _LAZY = {
-    "dynamic": ("MovingReach", "DisturbedPush"),
-    "metaworld": ("MetaWorld",),
-    "experts": ("NoiseSettings", "expert"),
-    "demonstrations": ("CollectSettings", "Demonstrations", "collect", "load_demonstrations", "record"),
-    "vector": ("BatchStep", "EpisodeBatch"),
+    "metaworld.dynamic": ("MovingReach", "DisturbedPush"),
+    "metaworld.world": ("MetaWorld",),
+    "metaworld.experts": ("NoiseSettings", "expert"),
+    "metaworld.demonstrations": (
+        "CollectSettings",
+        "Demonstrations",
+        "collect",
+        "load_demonstrations",
+        "record",
+    ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = ["make", "task_names", *_HOME]

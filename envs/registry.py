@@ -13,18 +13,18 @@ import gymnasium
 from vivace.policies.errors import UnknownEnvironment
 
 if TYPE_CHECKING:
-    from vivace.envs.metaworld import MetaWorld
+    from vivace.envs.metaworld.world import MetaWorld
 
 ENV_TYPES = ("metaworld",)
 OWN_TASKS = {
-    "reach-moving": "vivace.envs.dynamic:MovingReach",
-    "push-disturbed": "vivace.envs.dynamic:DisturbedPush",
-    "window-open-halfway": "vivace.envs.halfway:WindowOpen",
-    "window-close-halfway": "vivace.envs.halfway:WindowClose",
-    "drawer-open-halfway": "vivace.envs.halfway:DrawerOpen",
-    "drawer-close-halfway": "vivace.envs.halfway:DrawerClose",
-    "faucet-open-halfway": "vivace.envs.halfway:FaucetOpen",
-    "faucet-close-halfway": "vivace.envs.halfway:FaucetClose",
+    "reach-moving": "vivace.envs.metaworld.dynamic:MovingReach",
+    "push-disturbed": "vivace.envs.metaworld.dynamic:DisturbedPush",
+    "window-open-halfway": "vivace.envs.metaworld.halfway:WindowOpen",
+    "window-close-halfway": "vivace.envs.metaworld.halfway:WindowClose",
+    "drawer-open-halfway": "vivace.envs.metaworld.halfway:DrawerOpen",
+    "drawer-close-halfway": "vivace.envs.metaworld.halfway:DrawerClose",
+    "faucet-open-halfway": "vivace.envs.metaworld.halfway:FaucetOpen",
+    "faucet-close-halfway": "vivace.envs.metaworld.halfway:FaucetClose",
 }
 """Task made of one of Meta-World's -> where its environment is."""
 
@@ -51,7 +51,7 @@ def env_class(env_type: str, task: str) -> "type[MetaWorld]":
             f"environment type {env_type!r} has no task {task!r}; the nearest of its {len(names)} tasks: "
             f"{', '.join(nearest(task, names))}"
         )
-    module, name = OWN_TASKS.get(task, "vivace.envs.metaworld:MetaWorld").split(":")
+    module, name = OWN_TASKS.get(task, "vivace.envs.metaworld.world:MetaWorld").split(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -88,6 +88,6 @@ def task_descriptions() -> dict[str, str]:
     return json.loads(config.read_text())["TASK_DESCRIPTIONS"]
 
 
-gymnasium.register("vivace/MetaWorld-v0", entry_point="vivace.envs.metaworld:MetaWorld")
+gymnasium.register("vivace/MetaWorld-v0", entry_point="vivace.envs.metaworld.world:MetaWorld")
 gymnasium.register("vivace/ReachMoving-v0", entry_point=OWN_TASKS["reach-moving"])
 gymnasium.register("vivace/PushDisturbed-v0", entry_point=OWN_TASKS["push-disturbed"])

@@ -3,10 +3,10 @@
 import importlib
 
 _LAZY = {
-    "rollout": ("RolloutSettings", "rollout"),
-    "episode": ("EpisodeResult",),
-    "latency_model": ("LatencyModel",),
-    "statistics": ("paired_difference", "percentiles", "wilson_interval"),
+    "simulation.rollout": ("RolloutSettings", "rollout"),
+    "simulation.episode": ("EpisodeResult",),
+    "simulation.latency_model": ("LatencyModel",),
+    "measure.statistics": ("paired_difference", "percentiles", "wilson_interval"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = list(_HOME)

@@ -16,22 +16,23 @@ from typing import Any
 
 from vivace.policies.errors import BadSetting, VivaceError
 
-VERBS: dict[str, tuple[str, str]] = {
-    "eval": ("vivace.eval.evaluate:run", "vivace.eval.settings:EvalCommand"),
-    "bench": ("vivace.eval.bench:run", "vivace.eval.settings:BenchCommand"),
-    "calibrate": ("vivace.eval.plans:run_calibrate", "vivace.eval.settings:CalibrateCommand"),
-    "explain": ("vivace.eval.plans:run_explain", "vivace.eval.settings:ExplainCommand"),
-    "report": ("vivace.eval.results:run_report", "vivace.eval.settings:ReportCommand"),
-    "collect": ("vivace.eval.train:run_collect", "vivace.eval.learning_settings:CollectCommand"),
-    "train": ("vivace.eval.train:run_train", "vivace.eval.learning_settings:TrainCommand"),
-    "distill": ("vivace.eval.distill:run", "vivace.eval.learning_settings:DistillCommand"),
-    "export": ("vivace.eval.export:run", "vivace.eval.settings:ExportCommand"),
-    "check": ("vivace.eval.check:run", "vivace.eval.check:CheckCommand"),
-    "run": ("vivace.eval.run:run", "vivace.eval.run_settings:RunCommand"),
-    "convert": ("vivace.eval.plans:run_convert", "vivace.eval.settings:ConvertCommand"),
-    "doctor": ("vivace.eval.doctor:run", "vivace.eval.settings:DoctorCommand"),
+VERBS = {
+    "eval": "Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.",
+    "bench": "Time plans interleaved in one process, batch 1; judge them by success too.",
+    "calibrate": "Calibrate techniques for a policy; save them as acceleration.json beside it.",
+    "explain": "Say what a plan does: step by block grid, FLOPs saved stage by stage.",
+    "report": "Write report.html and trace.json again from a results.json.",
+    "collect": "Demonstrate a task with its scripted expert and store a LeRobotDataset.",
+    "train": "Train a policy on demonstrations; an interrupted run in output_dir continues.",
+    "distill": "Teach a token VLA to settle in few passes; an interrupted run in output_dir continues.",
+    "export": "Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.",
+    "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
+    "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
+    "convert": "Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.",
+    "doctor": "Check this installation: versions, simulator, rendering, bundled checkpoints, parity.",
 }
-"""Verb -> (function, settings class)."""
+"""Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
+_HOME = "vivace.eval.verbs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,12 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
-    from vivace.deploy.interrupts import outlive
+    from vivace.deploy.system.interrupts import outlive
 
-    function, settings_class = VERBS[verb]
     try:
-        settings = _parse(settings_class, verb, arguments[1:])
-        summary, is_met = _load(function)(settings)
+        summary, is_met = _load(f"{_HOME}.{verb}:run")(_parse(verb, arguments[1:]))
     except VivaceError as error:
         print(f"vivace {verb}: {error}", file=sys.stderr)
         return 2
@@ -76,8 +75,8 @@ def _tell(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parse(settings_class: str, verb: str, arguments: list[str]) -> Any:
-    config_class = _load(settings_class)
+def _parse(verb: str, arguments: list[str]) -> Any:
+    config_class = _load(f"{_HOME}.{verb}:{verb.title()}Command")
     first = getattr(config_class, "POSITIONAL", "")
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}={arguments[0]}", *arguments[1:]]
@@ -149,15 +148,8 @@ def _write_what_can_be_written() -> None:
 
 
 def _usage() -> str:
-    """One line a verb: the first line of its settings' docstring."""
     lines = ["usage: vivace <verb> [--dotted.flag=value …]      vivace <verb> --help", ""]
-    for verb, (_, settings_class) in VERBS.items():
-        try:
-            told = (_load(settings_class).__doc__ or "").splitlines()[0]
-        except BadSetting:
-            told = "Needs pip install 'vivace[all]'."
-        lines.append(f"  {verb:<10} {told}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {verb:<10} {told}" for verb, told in VERBS.items())])
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ _LAZY = {
     "session": ("Session",),
     "staged": ("DenoisingPolicy", "Execution", "sample"),
     "block": ("Block", "Runner"),
-    "types": ("ActionKind", "Chunk", "Observation", "PolicySpec"),
+    "spec": ("ActionKind", "Chunk", "Observation", "PolicySpec"),
     "errors": ("VivaceError",),
-    "noise": ("EpisodeNoise", "GlobalNoise"),
+    "sampling.noise": ("EpisodeNoise", "GlobalNoise"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = list(_HOME)

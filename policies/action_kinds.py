@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vivace.policies.errors import BadBundle, BadSetting
-from vivace.policies.types import ActionKind
+from vivace.policies.spec import ActionKind
 
 SUFFIXES = {".pos": ActionKind.ABSOLUTE, ".vel": ActionKind.VELOCITY}
 """Ends of lerobot's names -> what they mean."""

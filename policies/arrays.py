@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import ObservationMismatch
-from vivace.policies.types import DELAY, PREVIOUS, PolicySpec
+from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 """Name -> (shape, dtype)."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vivace.policies.types import Fingerprint
+from vivace.policies.spec import Fingerprint
 
 _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
             "control_hz", "action_kinds"}  # fmt: skip

@@ -18,23 +18,23 @@ from safetensors import SafetensorError, safe_open
 from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.spec import ActionKind, Fingerprint
 from vivace.policies.staged import DenoisingPolicy
-from vivace.policies.types import ActionKind, Fingerprint
 
 ADAPTERS = {
-    "dp_transformer": "vivace.policies.dp_staged:StagedDPTransformer",
-    "diffusion": "vivace.policies.diffusion_unet:StagedDiffusion",
-    "multi_task_dit": "vivace.policies.multi_task_dit:StagedMultiTaskDiT",
-    "cogact": "vivace.policies.cogact_staged:StagedCogACT",
-    "token_vla": "vivace.policies.token_vla_staged:StagedTokenVLA",
-    "pi0_fast": "vivace.policies.pi0_fast:StagedPI0Fast",
+    "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
+    "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
+    "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
+    "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
+    "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
+    "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
 }
 """lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
 
 OURS = {
-    "dp_transformer": "vivace.policies.dp_transformer",
-    "cogact": "vivace.policies.cogact",
-    "token_vla": "vivace.policies.token_vla",
+    "dp_transformer": "vivace.policies.families.dp_transformer.policy",
+    "cogact": "vivace.policies.families.cogact.policy",
+    "token_vla": "vivace.policies.families.token_vla.policy",
 }
 """Policy types that lerobot lacks -> the module that registers them."""
 
@@ -112,7 +112,7 @@ def load_policy(
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> DenoisingPolicy:
     """Take a lerobot policy apart with the adapter of its type."""
-    module, name = ADAPTERS.get(policy.config.type, "vivace.policies.opaque:OpaquePolicy").split(":")
+    module, name = ADAPTERS.get(policy.config.type, "vivace.policies.adapters.opaque:OpaquePolicy").split(":")
     return getattr(import_module(module), name)(policy, action_kinds)
 
 

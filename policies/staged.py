@@ -11,17 +11,17 @@ from torch.utils._pytree import tree_map_only
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
-from vivace.policies.chunking import NO_DENOISING, Continuation
-from vivace.policies.decoding import Decoded, Decoder, Prompt, greedy
 from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.noise import Noise
-from vivace.policies.past import Past
-from vivace.policies.prefix import TokenSelector, keep_all
-from vivace.policies.samplers import OWN, Sampler, Step
-from vivace.policies.step_table import StepTable
+from vivace.policies.language.decoding import Decoded, Decoder, Prompt, greedy
+from vivace.policies.language.past import Past
+from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.sampling.noise import Noise
+from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
+from vivace.policies.sampling.samplers import OWN, Sampler, Step
+from vivace.policies.sampling.step_table import StepTable
+from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec, check_actions
 from vivace.policies.stopwatch import Mark, ignore
-from vivace.policies.types import ActionKind, BlockInfo, PolicySpec, check_actions
 
 Batch = dict[str, Tensor]
 """lerobot keys -> normalised observations (B, To, ...)."""

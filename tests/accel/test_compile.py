@@ -8,18 +8,18 @@ import torch
 import torch._dynamo
 
 from vivace.accel.apply import accelerate
-from vivace.accel.block_cache import BlockCache
 from vivace.accel.compile import compile_execution
-from vivace.accel.hoist import Hoist
-from vivace.accel.jacobi import Jacobi
 from vivace.accel.plan import AccelerationPlan
-from vivace.policies.decoding import greedy
+from vivace.accel.techniques.block_cache import BlockCache
+from vivace.accel.techniques.hoist import Hoist
+from vivace.accel.techniques.jacobi import Jacobi
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import Execution, decode, sample
-from vivace.policies.tiny import tiny_dp_transformer, tiny_token_vla
+from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 pytestmark = [
     pytest.mark.slow,

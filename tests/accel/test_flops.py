@@ -8,13 +8,13 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
-from vivace.accel.token_select import TokenSelect
+from vivace.accel.techniques.patch_select import TokenSelect
 from vivace.accel.updates import uniform_updates
-from vivace.policies.dp_staged import StagedDPTransformer
-from vivace.policies.dp_transformer import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.families.dp_transformer.policy import DPTransformerConfig, DPTransformerPolicy
+from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.load import stage
 from vivace.policies.staged import Execution
-from vivace.policies.tiny import tiny_cogact
+from vivace.policies.tiny.policies import tiny_cogact
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.tiny.policies import tiny_dp_transformer
 
 
 def test_a_plan_remembers_its_episodes_through_its_file(tmp_path):

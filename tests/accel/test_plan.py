@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from vivace.accel.apply import accelerate, calibrate
-from vivace.accel.block_cache import BlockCache
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
-from vivace.accel.forecast import Forecast
-from vivace.accel.hoist import Hoist
-from vivace.accel.mlp_prune import MlpPrune
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.step_schedule import StepSchedule
 from vivace.accel.technique import TECHNIQUES, CalibrationData, Technique, technique_class
-from vivace.policies.dp_staged import StagedDPTransformer
+from vivace.accel.techniques.block_cache import BlockCache
+from vivace.accel.techniques.forecast import Forecast
+from vivace.accel.techniques.hoist import Hoist
+from vivace.accel.techniques.mlp_prune import MlpPrune
+from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import (
     BadSetting,
     CalibrationError,
@@ -24,10 +23,11 @@ from vivace.policies.errors import (
     PlanMismatch,
     UnknownBlock,
 )
+from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import Execution, sample
-from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.tiny.policies import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))
 

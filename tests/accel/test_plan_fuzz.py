@@ -18,10 +18,10 @@ from vivace.accel.technique import TECHNIQUES, CalibrationData
 from vivace.policies.errors import VivaceError
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.spec import Fingerprint
 from vivace.policies.staged import Execution, sample
-from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer, tiny_token_vla
-from vivace.policies.types import Fingerprint
+from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 KEYS = ((1, 0),)
 DENOISING = {"num_inference_steps": 4, "num_train_timesteps": 10}

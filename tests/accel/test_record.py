@@ -8,7 +8,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.policies.errors import CalibrationError
 from vivace.policies.load import stage
 from vivace.policies.staged import Execution
-from vivace.policies.tiny import tiny_dp_transformer
+from vivace.policies.tiny.policies import tiny_dp_transformer
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])

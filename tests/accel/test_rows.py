@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vivace.accel.forecast import Forecast
 from vivace.accel.rows import RowRunner, make_rows
+from vivace.accel.techniques.forecast import Forecast
 from vivace.policies.block import EMPTY, Block, through
-from vivace.policies.types import BlockInfo
+from vivace.policies.spec import BlockInfo
 
 NAMES = ("action.0.self", "action.0.mlp", "action.1.self", "action.1.mlp")
 INFOS = tuple(BlockInfo(name) for name in NAMES)

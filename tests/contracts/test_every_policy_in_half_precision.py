@@ -12,14 +12,15 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine
 from vivace.policies.arrays import is_image
-from vivace.policies.chunking import RealTimeChunking
 from vivace.policies.dtype import dtype_of
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
+from vivace.policies.spec import DELAY, PREVIOUS
 from vivace.policies.staged import Execution, sample
-from vivace.policies.tiny import (
+from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,
     tiny_diffusion,
@@ -28,7 +29,6 @@ from vivace.policies.tiny import (
     tiny_pi0_fast,
     tiny_token_vla,
 )
-from vivace.policies.types import DELAY, PREVIOUS
 
 KEYS = ((1, 0), (2, 0))
 POLICIES: dict[str, Callable[[Path], Any]] = {

@@ -16,13 +16,14 @@ from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
-from vivace.policies.chunking import Continuation, RealTimeChunking
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
+from vivace.policies.spec import Fingerprint
 from vivace.policies.staged import Execution, decode, sample
-from vivace.policies.tiny import (
+from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,
     tiny_diffusion,
@@ -31,7 +32,6 @@ from vivace.policies.tiny import (
     tiny_pi0_fast,
     tiny_token_vla,
 )
-from vivace.policies.types import Fingerprint
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS = "language", "guidance", "tokens"

@@ -15,8 +15,8 @@ OURS = ".".join(map(str, sys.version_info[:2]))
 NUMPY = {"3.10": "1.26.*", "3.11": "2.*", "3.12": "2.*", "3.13": "2.*"}
 """Python -> the numpy it is tried with; JetPack 6 and ROS 2 Humble have the first pair."""
 WITH_ROS = {
-    f"vivace.deploy.ros2_{name}"
-    for name in ("deadman", "inputs", "lifecycle", "outputs", "process", "topics")
+    f"vivace.deploy.ros2.{name}"
+    for name in ("deadman", "inputs", "lifecycle", "node_launch", "outputs", "process", "topics")
 }
 """Modules that import ROS 2 when they are imported."""
 
@@ -61,7 +61,7 @@ def robot_modules() -> list[str]:
 
     settings = tomllib.loads((SOURCE / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     named = next(c["source_modules"] for c in settings if c["name"] == "the robot side runs without torch")
-    return [name for name in named if name not in WITH_ROS]
+    return [module for name in named for module in _modules(name) if module not in WITH_ROS]
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +122,18 @@ def equipped(robots_python: RobotsPython, wheel: Path, shared: Path) -> RobotsPy
         wanted = (f"{wheel}[run]", f"numpy=={NUMPY[robots_python.version]}", "pytest", "hypothesis")
         _pip("--python", folder / "bin" / "python", "install", "--no-compile", *wanted)
     return RobotsPython(folder / "bin" / "python", robots_python.version)
+
+
+def _modules(name: str) -> list[str]:
+    """A module, or those of a room."""
+    place = SOURCE.joinpath(*name.split(".")[1:])
+    if not place.is_dir():
+        return [name]
+    return sorted(
+        ".".join(("vivace", *file.relative_to(SOURCE).with_suffix("").parts))
+        for file in place.rglob("*.py")
+        if file.stem != "__init__"
+    )
 
 
 def _pip(*arguments: object) -> None:

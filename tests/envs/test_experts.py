@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vivace.envs import NoiseSettings, expert, make
-from vivace.envs.experts import ActionNoise
+from vivace.envs.metaworld.experts import ActionNoise
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from vivace.envs import MetaWorld, make, task_names
-from vivace.envs.metaworld import SPEED_M_S
+from vivace.envs.metaworld.world import SPEED_M_S
 from vivace.envs.registry import instruction
 from vivace.policies.errors import BadSetting, UnknownEnvironment
-from vivace.policies.types import ActionKind
+from vivace.policies.spec import ActionKind
 
 pytestmark = pytest.mark.sim
 TASKS = ("push-v3", "drawer-open-v3", "box-close-v3", "reach-moving", "push-disturbed")

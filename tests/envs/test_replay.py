@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vivace.envs import make
-from vivace.envs.replay import Replay
+from vivace.envs.metaworld.replay import Replay
 
 pytestmark = pytest.mark.sim
 

@@ -8,21 +8,21 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.eval.cli import main
-from vivace.eval.recipe import statistics
-from vivace.eval.train import save
-from vivace.policies.cogact import make_cogact_pre_post_processors
-from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.eval.training.fit import save
+from vivace.eval.training.recipe import statistics
+from vivace.policies.families.cogact.policy import make_cogact_pre_post_processors
+from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.language.tokenize import train_tokenizer
 from vivace.policies.load import LoadedPolicy, stage
-from vivace.policies.prompt import train_tokenizer
-from vivace.policies.tiny import tiny_cogact, tiny_dp_transformer
+from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 
 @pytest.fixture(autouse=True)
 def robots_in_this_process(request, monkeypatch):
     """Robots that exist in a test's memory only cannot be made in a process of their own."""
     if "test_run_deadman" not in request.node.nodeid:
-        monkeypatch.setattr("vivace.deploy.robot_access.is_wanted", lambda settings, kind: False)
+        monkeypatch.setattr("vivace.deploy.deadman.robot_access.is_wanted", lambda settings, kind: False)
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from vivace.accel.apply import accelerate
-from vivace.accel.block_cache import BlockCache
-from vivace.accel.forecast import Forecast
-from vivace.accel.hoist import Hoist
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.step_schedule import StepSchedule
+from vivace.accel.techniques.block_cache import BlockCache
+from vivace.accel.techniques.forecast import Forecast
+from vivace.accel.techniques.hoist import Hoist
+from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import sample
-from vivace.policies.tiny import tiny_diffusion, tiny_dp_transformer
+from vivace.policies.tiny.policies import tiny_diffusion, tiny_dp_transformer
 
 HERE = Path(__file__).parent
 UPDATES = (0, 1, 4, 7)

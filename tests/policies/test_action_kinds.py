@@ -6,8 +6,8 @@ from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kind
 from vivace.policies.errors import BadBundle, BadSetting
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.tiny import tiny_cogact, tiny_diffusion, tiny_dp_transformer
-from vivace.policies.types import ActionKind
+from vivace.policies.spec import ActionKind
+from vivace.policies.tiny.policies import tiny_cogact, tiny_diffusion, tiny_dp_transformer
 
 A, D, V, U = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY, ActionKind.UNKNOWN
 LEKIWI = ("arm_shoulder_pan.pos", "arm_gripper.pos", "x.vel", "y.vel", "theta.vel")

@@ -11,7 +11,7 @@ from vivace.policies.arrays import (
     observation_layout,
 )
 from vivace.policies.errors import ObservationMismatch
-from vivace.policies.types import DELAY, PREVIOUS, ActionKind, PolicySpec
+from vivace.policies.spec import DELAY, PREVIOUS, ActionKind, PolicySpec
 
 STATE, CAMERA = "observation.state", "observation.images.front"
 SPEC = PolicySpec(

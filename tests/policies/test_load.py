@@ -16,7 +16,7 @@ from vivace.accel.apply import calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies import load as loading
-from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import (
     NonFiniteActions,
     ObservationMismatch,
@@ -24,14 +24,14 @@ from vivace.policies.errors import (
     PolicyNotFound,
     UnsupportedPolicy,
 )
+from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
-from vivace.policies.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.opaque import OpaquePolicy
+from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
+from vivace.policies.spec import PREVIOUS, ActionKind
 from vivace.policies.staged import Execution, sample
-from vivace.policies.tiny import tiny_dp_transformer
-from vivace.policies.types import PREVIOUS, ActionKind
+from vivace.policies.tiny.policies import tiny_dp_transformer
 
 STATE, CAMERA = "observation.state", "observation.images.front"
 

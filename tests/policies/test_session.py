@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from vivace.policies.chunking import RealTimeChunking, continuation
-from vivace.policies.dp_transformer import make_dp_transformer_pre_post_processors
+from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
+from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.language.tokenize import train_tokenizer
 from vivace.policies.load import LoadedPolicy, stage
-from vivace.policies.prompt import train_tokenizer
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking, continuation
 from vivace.policies.session import Session
+from vivace.policies.spec import DELAY, PREVIOUS
 from vivace.policies.staged import Execution
 from vivace.policies.stopwatch import STAGES, StageWatch
-from vivace.policies.tiny import tiny_dp_transformer, tiny_token_vla
-from vivace.policies.token_vla import make_token_vla_pre_post_processors
-from vivace.policies.types import DELAY, PREVIOUS
+from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 STATE, CAMERA = "observation.state", "observation.images.front"
 TASK = "Open the drawer"

@@ -1,0 +1,149 @@
+"""Jacobi decoding: guess a whole chunk of tokens, correct all of them at once, repeat until nothing changes.
+
+    y_i <- argmax p(y | y_{<i}, x) for all i in parallel                          (CEED-VLA, arXiv 2506.13725)
+
+After k passes at least the first k + 1 tokens are those of greedy decoding, so n - 1 passes always suffice
+and the fixed point is greedy decoding's answer, token for token. Faster because several settle in a pass.
+
+Exact unless it is told to stop early: after `max_iterations` passes (the paper's early exit), or once a pass
+moves no action by more than `tolerance`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from vivace.accel.technique import CalibrationData, Decoding, with_tokens
+from vivace.accel.techniques.greedy import executed_tokens
+from vivace.policies.block import Runner, compute
+from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, has_ended
+from vivace.policies.sampling.noise import EpisodeNoise, Noise
+from vivace.policies.staged import Execution, decode
+
+INITS = ("prompt", "previous", "marginal")
+UNTIL = ("all", "executed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jacobi(Decoding):
+    """How a chunk is guessed, and when it is good enough."""
+
+    kind: ClassVar[str] = "jacobi"
+
+    init: str = "prompt"
+    """First guess. prompt: random tokens of the prompt, as in the original code; previous: what is left of
+    the chunk before, then as prompt; marginal: at each place the token that is most frequent there."""
+    freeze: bool = True
+    """Tokens that are settled leave the block, their keys and values are kept: later passes are shorter."""
+    max_iterations: int = 0
+    """Early exit after so many passes; 0: none."""
+    tolerance: float = 0.0
+    """Stop once a pass moves no action by more than this (normalised, [-1, 1]); 0: once none changes."""
+    until: str = "all"
+    """all: every token settled; executed: those of the `n_action_steps` actions that will be executed."""
+    table: tuple[int, ...] = ()
+    """marginal: the first guess (n,)."""
+
+    def __post_init__(self) -> None:
+        """Choices must be known, limits not negative."""
+        if self.init not in INITS or self.until not in UNTIL:
+            raise BadSetting(
+                f"jacobi init {self.init!r}, until {self.until!r}; choose init of {', '.join(INITS)} and "
+                f"until of {', '.join(UNTIL)}"
+            )
+        if self.max_iterations < 0 or self.tolerance < 0:
+            raise BadSetting(
+                f"jacobi max_iterations={self.max_iterations}, tolerance={self.tolerance}; "
+                "0 or more is needed"
+            )
+
+    @property
+    def reads_one_size(self) -> bool:
+        """Whether settled tokens stay in the block."""
+        return not self.freeze
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Count tokens where a table is asked for; options are the fields."""
+        chosen = super().calibrate(execution, data, options)
+        if chosen.init != "marginal" or chosen.table:
+            return chosen
+        tokens = decode(execution, data.batch, EpisodeNoise(data.noise_keys)).tokens
+        return replace(chosen, table=tuple(tokens.mode(dim=0).values.tolist()))
+
+    def check(self, execution: Execution) -> None:
+        """Raise if the policy writes no tokens, or chunks of another length."""
+        policy = with_tokens(execution, self.kind)
+        n, known = policy.n_tokens, range(policy.vocabulary)
+        if self.init != "marginal" and not self.table:
+            return
+        if len(self.table) != n or any(token not in known for token in self.table):
+            raise PlanMismatch(
+                f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}, of ids "
+                f"0..{known[-1]}; recalibrate: vivace calibrate --policy.path=…"
+            )
+
+    def __call__(
+        self,
+        policy: Any,
+        prompt: Prompt,
+        noise: Noise,
+        draft: Tensor | None = None,
+        run: Runner = compute,
+        watch: Callable[[Tensor], None] = lambda tokens: None,
+    ) -> Decoded:
+        """Decode a chunk; see `policies.decoding.Decoder`. `watch` is told the first guess and every pass."""
+        n, batch = policy.n_tokens, len(prompt.logits)
+        first_token = prompt.logits.argmax(-1, keepdim=True)
+        guess = self._guess(n, prompt, noise, draft)
+        tokens = torch.cat([first_token, guess, first_token], dim=1)  # one place too many: see `target`
+        watch(tokens[:, :n])
+        needed = n if self.until == "all" else executed_tokens(policy)
+        past = prompt.past.with_room(n if batch == 1 else 2 * n)
+        places = torch.arange(n, device=tokens.device)
+        settled = torch.zeros_like(tokens)
+        passes = torch.zeros(batch, dtype=torch.long, device=tokens.device)
+        done = (passes >= n - 1) | has_ended(policy, first_token)
+        first = torch.zeros_like(passes)  # tokens before it are read and kept
+        while not done.all():
+            width = n - 1 - int(first[~done].min())
+            window = first[:, None] + places[:width]
+            target = (window + 1).clamp(max=n)  # what is behind the chunk's end goes to a place of its own
+            read = tokens.gather(1, window.clamp(max=n - 2))
+            logits, written = policy.extend(read, past, *chain(width, tokens.device), run)
+            passes = passes + ~done
+            old = tokens.gather(1, target)
+            new = torch.where((target < n) & ~done[:, None], logits.argmax(-1), old)
+            agrees = new == old
+            before, tokens = tokens, tokens.scatter(1, target, new)
+            watch(tokens[:, :n])
+            settled = torch.where(tokens != before, passes[:, None], settled)
+            # a guess that agrees was right, and what follows the last one of them is right now
+            right = (first + agrees.cumprod(1).sum(1) + 1).clamp(max=n - 1)  # tokens 0 … right are greedy's
+            enough = (right + 1 >= needed) | has_ended(policy, tokens[:, :n], right)
+            if self.tolerance:
+                moved = policy.detokenize(tokens[:, :n]) - policy.detokenize(before[:, :n])
+                enough |= moved.abs().flatten(1).amax(1) <= self.tolerance
+            if self.max_iterations:
+                enough |= passes >= self.max_iterations
+            if self.freeze:
+                past = written.keep(torch.where(done, 0, right - first))
+                first = torch.where(done, first, right)
+            done = done | enough
+        return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
+
+    def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
+        """Tokens 1 … n - 1 to begin with, (B, n - 1)."""
+        if self.init == "marginal":
+            table = torch.tensor(self.table[1:], dtype=torch.long, device=prompt.ids.device)
+            return table.expand(len(prompt.ids), -1)
+        uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits.float()))
+        length = prompt.is_text.sum(1, keepdim=True)
+        random = prompt.ids.gather(1, (uniform * length).long().clamp(max=length - 1))
+        if self.init == "previous" and draft is not None:
+            return torch.where(draft[:, 1:] >= 0, draft[:, 1:], random)
+        return random

@@ -1,0 +1,137 @@
+"""Drop language-model layers that hardly change the stream (EfficientVLA, arXiv 2506.10100, section 3.1).
+
+    I(l) = 1 - mean over observations and tokens of cos(x_l, x_{l+1})                             (eq. 1)
+
+x_l enters layer l, x_{l+1} leaves it, before any final norm. The n layers with the lowest I go. Indices mean
+the layers there are when the technique is applied.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_language
+from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.staged import Batch, Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSkipOptions:
+    """How the layers are chosen."""
+
+    n_dropped: int = 4
+    rule: str = "importance"
+    """importance: lowest I(l), as in the paper; greedy: scored anew after every drop; uniform: spread evenly,
+    whatever the input (unified layer skipping, arXiv 2404.06954)."""
+
+    def __post_init__(self) -> None:
+        """The rule must be known."""
+        if self.rule not in ("importance", "greedy", "uniform"):
+            raise BadSetting(
+                f"layer_skip rule {self.rule!r} is unknown; choose importance, greedy or uniform"
+            )
+        if self.n_dropped < 0:
+            raise BadSetting(f"layer_skip n_dropped={self.n_dropped}; 0 or more is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSkip:
+    """Which language layers run."""
+
+    kind: ClassVar[str] = "layer_skip"
+    seam: ClassVar[Seam] = Seam.LAYERS
+    is_static: ClassVar[bool] = True
+
+    kept: tuple[int, ...]
+    """Layers that run, ascending."""
+    importance: tuple[float, ...] = ()
+    """I(l) of every layer, all of them running."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Choose the layers; options are the fields of `LayerSkipOptions`."""
+        chosen = read_options(LayerSkipOptions, cls.kind, options)
+        policy = with_language(execution, cls.kind)
+        n = len(policy.language.layers)
+        if chosen.n_dropped >= n:
+            raise BadSetting(
+                f"layer_skip is to drop {chosen.n_dropped} of {n} language layers; drop 0..{n - 1}"
+            )
+        scores = layer_importance(execution, data.batch)
+        kept = keep(execution, data.batch, chosen, scores)
+        return cls(kept=kept, importance=tuple(round(x, 6) for x in scores), options=asdict(chosen))
+
+    def check(self, execution: Execution) -> None:
+        """Raise if the policy has no language stage, or not these layers."""
+        n = len(with_language(execution, self.kind).language.layers)
+        if not self.kept or not is_ascending(self.kept) or self.kept[0] < 0 or self.kept[-1] >= n:
+            raise PlanMismatch(
+                f"layer_skip keeps layers {list(self.kept)}, the language model has {n}; needed are "
+                f"ascending indices of 0..{n - 1}; recalibrate: vivace calibrate --policy.path=…"
+            )
+        if len(self.importance) not in (0, n):
+            raise PlanMismatch(
+                f"layer_skip tells the importance of {len(self.importance)} layers, the language model has "
+                f"{n}; recalibrate: vivace calibrate --policy.path=…"
+            )
+
+    def apply(self, execution: Execution) -> Execution:
+        """Run the kept layers."""
+        return replace(execution, policy=with_language(execution, self.kind).with_layers(self.kept))
+
+
+@torch.inference_mode()
+def layer_importance(execution: Execution, batch: Batch) -> list[float]:
+    """Return I(l) of every language layer on a batch of observations, padding left out."""
+    policy = execution.policy
+    scores: list[float] = []
+
+    def look(view: LayerView) -> Tensor | None:
+        likeness = F.cosine_similarity(view.before.float(), view.h.float(), dim=-1)  # (B, S)
+        is_token = token_mask(view.prefix.is_text, likeness.shape[1])
+        share = (likeness * is_token).sum(1) / is_token.sum(1)
+        scores.append(1.0 - float(share.mean()))
+        return execution.select(view)
+
+    policy.encode(batch, execution.language, look)
+    return scores
+
+
+def keep(
+    execution: Execution, batch: Batch, options: LayerSkipOptions, scores: list[float] | None = None
+) -> tuple[int, ...]:
+    """Return the layers that stay, ascending; `scores` are measured unless given."""
+    scores = layer_importance(execution, batch) if scores is None else scores
+    return _KEEP[options.rule](execution, batch, scores, options.n_dropped)
+
+
+def _lowest(execution: Execution, batch: Batch, scores: list[float], n: int) -> tuple[int, ...]:
+    dropped = set(sorted(range(len(scores)), key=scores.__getitem__)[:n])
+    return tuple(i for i in range(len(scores)) if i not in dropped)
+
+
+def _greedy(execution: Execution, batch: Batch, scores: list[float], n: int) -> tuple[int, ...]:
+    kept = tuple(range(len(scores)))
+    policy = with_language(execution, LayerSkip.kind)
+    for _ in range(n):
+        twin = replace(execution, policy=policy.with_layers(kept))
+        scores = layer_importance(twin, batch)
+        least = scores.index(min(scores))
+        kept = kept[:least] + kept[least + 1 :]
+    return kept
+
+
+def _evenly(execution: Execution, batch: Batch, scores: list[float], n: int) -> tuple[int, ...]:
+    """Keep layers spread evenly, the first and the last among them."""
+    total, keep = len(scores), len(scores) - n
+    if keep == 1:
+        return (0,)
+    return tuple(round(i * (total - 1) / (keep - 1)) for i in range(keep))
+
+
+_KEEP = {"importance": _lowest, "greedy": _greedy, "uniform": _evenly}

@@ -1,0 +1,137 @@
+"""Keep the visual tokens that matter (EfficientVLA, arXiv 2506.10100, section 3.2).
+
+    r_i   = sum over text tokens j of the mean over heads of A[j, i]                              (eq. 2)
+    key   = the K_key patches with the largest r                                                  (eq. 3)
+    task  = of the others, the floor(alpha (K_final - K_key)) with the largest r
+    Div_i = 1 - max over key patches k of cos(v_i, v_k), fills up the rest                        (eq. 4)
+
+A is the attention of the text rows on the patches: under the causal mask a patch cannot look at later text,
+so the paper's "visual to text" is read as its transpose. It is computed at the one layer that needs it.
+v is the stream after that layer. Which patches stay depends on the observation, how many does not.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
+from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.language.prefix import LayerView, take_rows
+from vivace.policies.staged import Execution
+
+METHODS = ("efficientvla", "fastv", "random", "uniform")
+SOURCES = ("text", "cognition")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSelect:
+    """How many patches stay, after which layer, chosen how."""
+
+    kind: ClassVar[str] = "token_select"
+    seam: ClassVar[Seam] = Seam.TOKENS
+    is_static: ClassVar[bool] = True
+
+    k_final: int = 56
+    """Patches kept, of all cameras together."""
+    method: str = "efficientvla"
+    """efficientvla; fastv: the largest r alone (arXiv 2403.06764); random; uniform: an even grid."""
+    layer: int = 1
+    """Patches are dropped after this layer, by its attention; counts layers after any deletion."""
+    k_key: int = 4
+    alpha: float = 0.5
+    """Share of the patches besides the key ones chosen by relevance; the rest by diversity."""
+    source: str = "text"
+    """Rows of the attention: all text tokens, or the cognition query alone."""
+    per_camera: bool = False
+    """Keep as many patches of each camera; otherwise cameras compete."""
+    seed: int = 0
+    """Of the random choice, which is the same for every observation."""
+
+    def __post_init__(self) -> None:
+        """Choices must be known and counts fit each other."""
+        if self.method not in METHODS or self.source not in SOURCES:
+            raise BadSetting(
+                f"token_select method {self.method!r}, source {self.source!r}; methods: "
+                f"{', '.join(METHODS)}; sources: {', '.join(SOURCES)}"
+            )
+        if not 0 <= self.k_key <= self.k_final or not 0 <= self.alpha <= 1 or self.k_final < 1:
+            raise BadSetting(
+                f"token_select k_final={self.k_final}, k_key={self.k_key}, alpha={self.alpha}; needed: "
+                "k_final >= 1, 0 <= k_key <= k_final, 0 <= alpha <= 1"
+            )
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+        """Nothing is measured; options are the fields."""
+        with_language(execution, cls.kind)
+        return read_options(cls, cls.kind, options)
+
+    def check(self, execution: Execution) -> None:
+        """Raise if the policy has no language stage, fewer layers, or fewer patches."""
+        policy = with_language(execution, self.kind)
+        counts = policy.n_patches
+        wanted = self.k_final // len(counts) if self.per_camera else self.k_final
+        available = min(counts) if self.per_camera else sum(counts)
+        if wanted > available or (self.per_camera and self.k_final % len(counts)):
+            raise PlanMismatch(
+                f"token_select keeps {self.k_final} patches, the policy has {' + '.join(map(str, counts))}; "
+                "choose k_final no larger, and with per_camera a multiple of the number of cameras"
+            )
+        if not 0 <= self.layer < len(policy.language.layers):
+            raise PlanMismatch(
+                f"token_select works after layer {self.layer}, the language model runs "
+                f"{len(policy.language.layers)}; choose 0..{len(policy.language.layers) - 1}"
+            )
+
+    def apply(self, execution: Execution) -> Execution:
+        """Drop the other patches."""
+        return replace(execution, select=self.select)
+
+    def select(self, view: LayerView) -> Tensor | None:
+        """Return the kept patches (B, k_final), ascending, after the chosen layer."""
+        if view.index != self.layer:
+            return None
+        relevance = self.relevance(view)
+        patches = view.h[:, view.prefix.patches]
+        counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
+        kept, first = [], 0
+        for n in counts:
+            part = slice(first, first + n)
+            choice = self._choose(relevance[:, part], patches[:, part], self.k_final // len(counts))
+            kept.append(first + choice)
+            first += n
+        return torch.cat(kept, dim=1)
+
+    def relevance(self, view: LayerView) -> Tensor:
+        """Relevance r of every patch, (B, patches)."""
+        n = view.prefix.n_visual
+        if self.method in ("random", "uniform"):
+            return view.h.new_zeros(view.h.shape[0], n)
+        weights = view.attention().mean(1)  # (B, L, patches)
+        rows = view.prefix.is_text
+        if self.source == "cognition":
+            rows = rows & (rows.cumsum(1) == rows.sum(1, keepdim=True))
+        return (weights * rows[..., None]).sum(1)
+
+    def _choose(self, relevance: Tensor, patches: Tensor, k: int) -> Tensor:
+        batch, n = relevance.shape
+        if self.method == "random":
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+            return order[:k].sort().values.to(relevance.device).expand(batch, -1)
+        if self.method == "uniform":
+            grid = torch.linspace(0, n - 1, k).round().long()
+            return grid.to(relevance.device).expand(batch, -1)
+        order = relevance.argsort(dim=1, descending=True)
+        if self.method == "fastv":
+            return order[:, :k].sort(dim=1).values
+        k_key = min(self.k_key, k)
+        k_task = int(self.alpha * (k - k_key))
+        first, rest = order[:, : k_key + k_task], order[:, k_key + k_task :]
+        unit = F.normalize(patches.float(), dim=-1)
+        key, others = take_rows(unit, first[:, :k_key]), take_rows(unit, rest)
+        nearest = (others @ key.mT).amax(-1) if k_key else others.new_zeros(others.shape[:2])
+        diverse = rest.gather(1, (-nearest).argsort(dim=1, descending=True)[:, : k - k_key - k_task])
+        return torch.cat([first, diverse], dim=1).sort(dim=1).values

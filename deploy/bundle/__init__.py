@@ -1,0 +1,1 @@
+"""A policy as files: manifest, graphs, digests, signature, golden chunks."""

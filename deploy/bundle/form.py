@@ -1,0 +1,109 @@
+"""What manifest.json holds: dataclasses whose annotations are its schema.
+
+It is read field by field as they say (`policies.plain_data`); what they cannot say, `bundle_checks` does. To
+write something new into a bundle, add a field to `Contents`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+from vivace.deploy.bundle.normalization import Normalization, Range
+from vivace.deploy.bundle.program import Name, Origin, Program
+from vivace.policies.plain_data import Between, Longest, plain
+from vivace.policies.spec import PolicySpec
+
+FORMAT, VERSION = "policy_package", "1.0"
+LAYOUT = 2
+"""Version of the section "vivace"."""
+TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+"""Of the instruction, as `encode` reads them."""
+NEXT = "next."
+"""Before the name of what a token policy has read: it is the one behind the tokens read now."""
+PAST = "past."
+"""Before the names of what a token policy has read."""
+INSTRUCTION = "{instruction}"
+"""Where the instruction stands in a template; nothing else in it is special."""
+
+Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], Longest(8)]
+"""Of a graph's input or output; -1: any."""
+Tokens = Annotated[tuple[Annotated[int, Between(0, 2**31)], ...], Longest(2**16)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph."""
+
+    file: Annotated[str, Longest(200)]
+    """Path inside the folder."""
+    inputs: Mapping[Name, Shape]
+    """Name -> shape."""
+    outputs: Mapping[Name, Shape]
+    origin: Origin
+    error: Annotated[float, Between(0.0, 1e30)]
+    """Largest difference of its outputs from torch's, in units of their size, when it was exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """How instructions are tokenised."""
+
+    length: Annotated[int, Between(1, 2**16)]
+    """Tokens the policy reads, padding among them."""
+    pad: Annotated[int, Between(0, 2**31)] = 0
+    tokenizer: Annotated[str, Longest(200)] = ""
+    """Its file; empty: only the instructions that were tokenised at export are known."""
+    template: Annotated[str, Longest(10_000)] = ""
+    """Text with {instruction} in it."""
+    bos: Annotated[int, Between(0, 2**31)] = 0
+    suffix: Tokens = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The section "vivace" of a manifest."""
+
+    spec: PolicySpec
+    graphs: Annotated[tuple[Graph, ...], Longest(4096)]
+    plans: Annotated[Mapping[Annotated[str, Longest(100)], Program], Longest(256)]
+    """Name -> how chunks are made under this plan; the usual one first."""
+    observations: Mapping[str, Normalization]
+    """One for every observation."""
+    actions: Normalization
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """What the observations were trained on, as far as its statistics say."""
+    prompts: Mapping[Annotated[str, Longest(10_000)], Tokens] = field(default_factory=dict)
+    """Instruction -> token ids, without padding; empty of a policy that reads none."""
+    prompt: PromptSettings | None = None
+    """How others are tokenised."""
+    files: Mapping[Annotated[str, Longest(200)], Annotated[str, Longest(64)]] = field(default_factory=dict)
+    """File -> sha256, of all that is used."""
+
+
+def manifest(name: str, contents: Contents) -> dict[str, Any]:
+    """Plain data of manifest.json, which has the fields of the `policy_package` format and our section."""
+    spec = contents.spec
+    cameras = [
+        {"name": key.removeprefix("observation.images."), "shape": list(shape)}
+        for key, shape in spec.observation_shapes.items()
+        if key.startswith("observation.image")
+    ]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "policy": {"name": name, "source": {"type": spec.type}},
+        "model": {
+            "n_obs_steps": spec.n_obs_steps,
+            "artifacts": {"onnx": [graph.file for graph in contents.graphs]},
+            "runner": {
+                "type": "action_chunking",
+                "chunk_size": spec.horizon,
+                "n_action_steps": spec.n_action_steps,
+            },
+            "preprocessors": [],
+            "postprocessors": [],
+        },
+        "hardware": {"robots": [], "cameras": cameras},
+        "vivace": {"layout": LAYOUT}
+        | {part.name: plain(getattr(contents, part.name)) for part in fields(Contents)},
+    }

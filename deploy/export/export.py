@@ -1,0 +1,377 @@
+"""`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.configs.types import FeatureType
+from torch import Tensor
+
+from vivace.accel.apply import accelerate
+from vivace.accel.judgement import check_apart, fitted_seeds
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.bundle.bundle import MANIFEST, PLANS, Bundle
+from vivace.deploy.bundle.form import MASK, TOKENS, PromptSettings
+from vivace.deploy.bundle.golden import FOLDER, GoldenSettings, golden_file
+from vivace.deploy.bundle.normalization import Normalization
+from vivace.deploy.bundle.program import Program
+from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
+from vivace.deploy.bundle.signature import private_key, signature
+from vivace.deploy.export.graph_writer import GraphWriter
+from vivace.deploy.export.onnx import check_steps, export_denoising
+from vivace.deploy.export.parity import check_parity, prove
+from vivace.deploy.export.precision import check_precision, stored
+from vivace.deploy.export.tokens import export_tokens
+from vivace.deploy.inference.ort_graph import Graphs, Runtime
+from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.deploy.inference.recording import (
+    GOLDEN_KEY,
+    GOLDEN_TOLERANCE,
+    check_golden,
+    recorded,
+    training_ranges,
+)
+from vivace.deploy.robots.action_range import learned_range
+from vivace.policies.arrays import is_image
+from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.plain_data import plain
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.session import Session
+from vivace.policies.spec import ActionRange
+from vivace.policies.staged import Execution, sample
+
+TOKENIZER = "tokenizer.json"
+PLAIN_NAME = "plan"
+"""Of a plan that was given without a name."""
+DECODERS = ("greedy_executed", "jacobi")
+"""Decoders that run in numpy, around the graphs."""
+
+_MODES: dict[str, tuple[str, str, float, float]] = {
+    "MIN_MAX": ("min", "max", 2.0, -1.0),
+    "QUANTILES": ("q01", "q99", 2.0, -1.0),
+    "QUANTILE10": ("q10", "q90", 2.0, -1.0),
+}
+"""lerobot's normalisation mode -> statistics at the ends, gain, shift."""
+
+_KNOWN_STEPS = {
+    "RenameObservationsProcessorStep",
+    "AddBatchDimensionProcessorStep",
+    "DeviceProcessorStep",
+    "NormalizerProcessorStep",
+    "UnnormalizerProcessorStep",
+    "PromptStep",
+    "TokenizerProcessorStep",
+}
+
+
+def export(
+    loaded: LoadedPolicy,
+    plans: AccelerationPlan | Mapping[str, AccelerationPlan],
+    data: CalibrationData,
+    folder: Path,
+    instructions: Sequence[str] = (),
+    on_graph: Callable[[str], None] = lambda name: None,
+    precision: str = "fp32",
+    into: bool = False,
+    sign_key: str | Path = "",
+) -> Bundle:
+    """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
+
+    Args:
+        loaded: the checkpoint.
+        plans: how it is run; name -> plan of this checkpoint, the usual one first. They share graphs.
+        data: observations to prove parity on, of other episodes than the plans were calibrated on; the first
+            one gives the graphs their shapes.
+        folder: where the bundle goes; one that is there is replaced.
+        instructions: texts to tokenise now, for policies that read one.
+        on_graph: told the name of every graph that is about to be exported.
+        precision: fp32, or one of `precision.PRECISIONS`; of the others the graphs are proven before they
+            are reduced, and the error of the actions is in the receipt.
+        into: add the plans to the bundle at `folder`; graphs that it has already are not exported again. A
+            plan of the same name is replaced.
+        sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed. A
+            bundle that was signed is added to only with its own key, for adding makes another manifest.
+
+    Raises:
+        BadSetting: the key cannot be read, a plan was calibrated on episodes that the observations are of, or
+            has no name.
+        BadBundle: `into` what is no bundle of this policy, or is signed with another key.
+        UnsupportedPolicy: the policy or a plan cannot be exported.
+        ParityError: ONNX Runtime gives other actions than torch.
+    """
+    check_precision(precision)
+    key = private_key(sign_key) if sign_key else None
+    named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
+    check_names(named)
+    for plan in named.values():
+        _check_techniques(plan)
+        check_apart(fitted_seeds(plan), data.seeds)
+    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
+    for run in runs.values():
+        if not run.writes_tokens:
+            check_steps(run)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    bundle = _copied(loaded, folder, partial, key) if into else _begun(loaded, partial, instructions)
+    if not into:
+        known = _action_range(loaded, next(iter(runs.values())), data)
+        bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
+    with torch.no_grad():
+        bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
+    for name, plan in named.items():
+        plan.save(bundle.record(name))
+    for name in named:
+        check_parity(name, bundle.plans[name].receipt)
+    bundle = _with_golden(bundle, loaded, runs, data, precision)
+    return _finish(bundle, folder, key)
+
+
+def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> Bundle:
+    """A bundle without plans yet."""
+    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+    (folder / PLANS).mkdir(parents=True)
+    return Bundle(
+        folder=folder,
+        name=loaded.path.name,
+        spec=loaded.staged.spec,
+        graphs=(),
+        plans={},
+        observations=observations,
+        actions=_actions(loaded),
+        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
+        prompts=prompts,
+        prompt=_prompt(loaded, folder),
+    )
+
+
+def _copied(loaded: LoadedPolicy, folder: Path, partial: Path, key: Any) -> Bundle:
+    """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
+    bundle, signed = Bundle.load(folder), folder / SIGNATURE
+    _check_same(bundle, loaded)
+    is_ours = (
+        key is not None
+        and signed.exists()
+        and signature((folder / MANIFEST).read_bytes(), key) == signed.read_bytes()
+    )
+    if signed.exists() and not is_ours:
+        raise BadBundle(
+            f"{folder} is signed, and plans that are added need its signature made anew: give the key that "
+            "made it as --export.sign_key, or export a new bundle"
+        )
+    for name in bundle.files:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, partial / name)
+    return replace(bundle, folder=partial)
+
+
+def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
+    """Write the manifest, sign it if there is a key, and put the bundle in its place."""
+    partial = bundle.folder
+    bundle.write()
+    if key is not None:
+        (partial / SIGNATURE).write_bytes(signature((partial / MANIFEST).read_bytes(), key))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return Bundle.load(folder)
+
+
+@torch.no_grad()
+def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationData) -> ActionRange | None:
+    """What the actions were that the policy learned from; None if its processors do not say."""
+    pipeline: Any = loaded.postprocess
+    stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
+    if not stats:
+        return None
+    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
+    if steps is None:
+        chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+        actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
+        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
+    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise `BadSetting` unless names of plans can stand in a path, and there are some."""
+    found = list(names)
+    bad = [name for name in found if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)]
+    if bad or not found:
+        raise BadSetting(
+            f"plans are named {found}; at least one is needed, of letters, digits, '-', '_' and '.'"
+        )
+
+
+def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
+    """Raise `BadBundle` unless a bundle holds this policy."""
+    held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
+    other = [name for name, value in needed.items() if held.get(name) != value]
+    if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
+        raise BadBundle(
+            f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
+            "differs; give the bundle of this one, or export a new one"
+        )
+
+
+def _with_plans(
+    bundle: Bundle,
+    loaded: LoadedPolicy,
+    runs: Mapping[str, Execution],
+    data: CalibrationData,
+    precision: str,
+    on_graph: Callable[[str], None],
+) -> Bundle:
+    """Export what plans need and is not there, and prove them."""
+    writer = GraphWriter.of(bundle, stored(precision), on_graph)
+    if any(run.writes_tokens for run in runs.values()):
+        made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
+    else:
+        made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
+    goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
+    bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
+    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    receipts = {}
+    for name, run in runs.items():
+        plans = {name: replace(made[name], receipt={"precision": precision})}
+        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
+        receipts[name] = prove(policy, loaded, run, data, precision)
+    proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
+    return replace(bundle, plans={**bundle.plans, **proven})
+
+
+def _with_golden(
+    bundle: Bundle,
+    loaded: LoadedPolicy,
+    runs: Mapping[str, Execution],
+    data: CalibrationData,
+    precision: str,
+) -> Bundle:
+    """Record the golden chunks of plans."""
+    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    (bundle.folder / FOLDER).mkdir(exist_ok=True)
+    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    plans: dict[str, Program] = dict(bundle.plans)
+    for name, run in runs.items():
+        settings = GoldenSettings(
+            file=golden_file(name),
+            noise_key=GOLDEN_KEY,
+            task=bundle.usual_task,
+            tolerance=GOLDEN_TOLERANCE[precision],
+        )
+        golden = recorded(OrtPolicy(replace(bundle, plan=name), graphs=shared), batch, settings)
+        (bundle.folder / settings.file).write_bytes(golden.to_bytes())
+        if precision == "fp32":
+            check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
+        plans[name] = replace(plans[name], golden=settings)
+    return replace(bundle, plans=plans)
+
+
+def _check_techniques(plan: AccelerationPlan) -> None:
+    for technique in plan.techniques:
+        if not (technique.is_static or technique.kind in DECODERS):
+            raise UnsupportedPolicy(
+                f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
+                "out of the plan: vivace calibrate --accel.techniques=…"
+            )
+
+
+def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
+    """Leave values as they are."""
+    return Normalization(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0, 0.0)
+
+
+def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
+    pipelines: tuple[Any, ...] = (loaded.preprocess, loaded.postprocess)
+    for pipeline in pipelines:
+        for step in pipeline.steps:
+            renames = getattr(step, "rename_map", {})
+            if type(step).__name__ not in _KNOWN_STEPS or renames:
+                raise UnsupportedPolicy(
+                    f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
+                    f"{', '.join(sorted(_KNOWN_STEPS))}, without renaming"
+                )
+    for key, shape in loaded.staged.spec.observation_shapes.items():
+        yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
+
+
+def _actions(loaded: LoadedPolicy) -> Normalization:
+    return _normalization(loaded.postprocess, "action", (loaded.staged.spec.action_dim,))
+
+
+def _normalization(pipeline: Any, key: str, shape: tuple[int, ...]) -> Normalization:
+    """Read how a pipeline (un)normalises a feature, number by number."""
+    found = _known_normalization(pipeline, key) or identity(shape)
+    low, span = (np.broadcast_to(values, shape) for values in (found.low, found.span))
+    return replace(found, low=low, span=span)
+
+
+def _known_normalization(pipeline: Any, key: str) -> Normalization | None:
+    for step in pipeline.steps:
+        if key not in getattr(step, "features", {}):
+            continue
+        kind: FeatureType = step.features[key].type
+        mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
+        stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
+        if mode == "IDENTITY" or not stats:
+            return None
+        if mode == "MEAN_STD":
+            return Normalization(_array(stats["mean"]), _array(stats["std"]) + np.float32(step.eps), 1.0, 0.0)
+        low, high, gain, shift = _MODES[mode]
+        span = _array(stats[high]) - _array(stats[low])
+        return Normalization(_array(stats[low]), np.where(span == 0, np.float32(step.eps), span), gain, shift)
+    return None
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _reads_text(loaded: LoadedPolicy) -> bool:
+    pipeline: Any = loaded.preprocess
+    return any(type(step).__name__ in ("PromptStep", "TokenizerProcessorStep") for step in pipeline.steps)
+
+
+def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
+    """Padded ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
+    spec = loaded.staged.spec
+    blank = {key: torch.zeros(1, spec.n_obs_steps, *s) for key, s in spec.observation_shapes.items()}
+    ready = loaded.preprocess(blank | {"task": [text]})
+    return ready[TOKENS][0].cpu(), ready[MASK][0].bool().cpu()
+
+
+def _prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    if not _reads_text(loaded):
+        return {}
+    if not instructions:
+        raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
+    found = {}
+    for text in instructions:
+        ids, mask = _tokens(loaded, text)
+        found[text.strip().lower()] = tuple(ids[mask].tolist())
+    return found
+
+
+def _prompt(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
+    """How instructions that come later are tokenised; writes the tokenizer's file."""
+    if not _reads_text(loaded):
+        return None
+    ids, mask = _tokens(loaded, "a")
+    settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
+    pipeline: Any = loaded.preprocess
+    for step in pipeline.steps:
+        if type(step).__name__ == "PromptStep":
+            (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
+            settings = replace(
+                settings,
+                tokenizer=TOKENIZER,
+                template=step.template,
+                bos=step.bos,
+                suffix=tuple(step.suffix),
+            )
+    return settings

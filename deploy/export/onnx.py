@@ -1,0 +1,367 @@
+"""Export denoising policies under their plans: a graph for `encode`, one for a step, one to finish.
+
+Plans share what is made of the same. What a plan decides of the layers and patches of a language model, of
+weights and of what is hoisted is in the graphs; steps, schedules, forecasts and guidance are in the manifest
+(`program`). Only blocks that a plan leaves out at some step get a branch, so a plan that computes everything
+runs a graph without any.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from vivace.accel.rows import Rows
+from vivace.accel.technique import Seam
+from vivace.accel.techniques.guidance import Linear
+from vivace.deploy.bundle.form import Graph
+from vivace.deploy.bundle.program import (
+    CONTEXT,
+    FRESH,
+    NEW,
+    Origin,
+    Program,
+    ScheduledStep,
+    cached,
+    depths,
+    weighed,
+)
+from vivace.deploy.export.branches import Branch
+from vivace.deploy.export.graph_writer import GraphWriter
+from vivace.deploy.export.traced import Encode, Finish, Traced, made_of
+from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.sampling.noise import Noise
+from vivace.policies.sampling.samplers import Sampler, Step
+from vivace.policies.staged import Batch, Execution, always_compute, evaluate
+
+_MOST_ROWS = 128
+"""Policies of no more training timesteps have all of them in their tables, so that any steps find theirs."""
+WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
+"""What is kept of predictions, where those without a condition are estimated from earlier ones."""
+
+
+def export_denoising(
+    writer: GraphWriter, executions: Mapping[str, Execution], batch: Batch, noise: Noise
+) -> dict[str, Program]:
+    """Export a denoising policy under several plans; graphs that are there already are taken as they are.
+
+    Args:
+        writer: where the graphs go.
+        executions: plan -> the policy and how it is run.
+        batch: one normalised observation.
+        noise: of one chunk.
+
+    Raises:
+        UnsupportedPolicy: it is opaque, or decides at run time what to compute.
+    """
+    for execution in executions.values():
+        check_steps(execution)
+    timesteps = _timesteps(executions.values())
+    subjects = {name: _Subject.of(run, timesteps, batch, writer) for name, run in executions.items()}
+    wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
+    programs = {}
+    for name, subject in subjects.items():
+        encode = writer.find(subject.encode)
+        if encode is None:
+            names = list(subject.context)
+            encode = writer.add(subject.encode, Encode(subject.execution, list(batch)), batch, names)
+        graphs = {kind: _step_graph(writer, subject, kind, wanted, noise) for kind in set(subject.kinds)}
+        steps = tuple(
+            ScheduledStep(graphs[kind], step.table, subject.row(writer.graphs[graphs[kind]], step), weights)
+            for step, kind, weights in zip(subject.steps, subject.kinds, subject.weights, strict=True)
+        )
+        programs[name] = Program(encode, steps, _finish(writer, subject, noise))
+    return programs
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What tells a step from those that run other graphs."""
+
+    is_guided: bool
+    """Both branches of guidance are run; so are they of a policy without guidance."""
+    window: int
+    """How many earlier predictions the one without a condition is estimated from; -1: it is not."""
+    is_plain: bool
+    """Every block is computed at every step of the plan."""
+    is_weighed: bool
+    """The plan forecasts."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A policy under a plan."""
+
+    execution: Execution
+    """As it is traced: its tables hold all timesteps."""
+    steps: tuple[Any, ...]
+    """Of the plan's sampler."""
+    context: Mapping[str, Tensor]
+    context_tree: Any
+    timesteps: tuple[float, ...]
+    """Of the rows of its tables; empty without tables."""
+    encode: Origin
+    digest: str
+    """Of what steps are made of."""
+    weights: tuple[dict[str, tuple[float, ...]], ...]
+    """Of every step, as in `ScheduledStep`."""
+
+    @classmethod
+    def of(
+        cls, execution: Execution, timesteps: Mapping[float, Tensor], batch: Batch, writer: GraphWriter
+    ) -> "_Subject":
+        policy, steps = execution.policy, execution.sampler.steps
+        hoists = any(technique.seam == Seam.HOIST for technique in execution.plan.techniques)
+        if hoists:
+            tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
+            execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
+        leaves, tree = pytree.tree_flatten(
+            execution.policy.encode(batch, execution.language, execution.select)
+        )
+        context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
+        shapes = [list(leaf.shape) for leaf in leaves]
+        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS, Seam.HOIST)
+        return cls(
+            execution,
+            steps,
+            context,
+            tree,
+            tuple(timesteps) if hoists else (),
+            Origin("encode", made_of(execution, stages, writer.precision)),
+            made_of(execution, (Seam.WEIGHTS, Seam.HOIST), writer.precision, shapes),
+            tuple(_weights(execution, step.index) for step in steps),
+        )
+
+    @cached_property
+    def kinds(self) -> tuple[_Kind, ...]:
+        """Kind of every step."""
+        guided = getattr(self.execution.policy, "guided", ())
+        blocks = [block for weights in self.weights for block in self.reused(weights)]
+        is_weighed = any(w != (1.0,) for weights in self.weights for w in self.reused(weights).values())
+        windows = [len(weights.get(WITH, ())) for weights in self.weights if NOW in weights]
+        return tuple(
+            _Kind(
+                is_guided=index >= len(guided) or guided[index],
+                window=max(windows) if NOW in weights else -1,
+                is_plain=not blocks,
+                is_weighed=is_weighed,
+            )
+            for index, weights in enumerate(self.weights)
+        )
+
+    @staticmethod
+    def reused(weights: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        """Weights of blocks."""
+        return {name: value for name, value in weights.items() if name not in (NOW, WITH, WITHOUT)}
+
+    @property
+    def kept(self) -> set[str]:
+        """Blocks that the plan leaves out at some step."""
+        return {block for weights in self.weights for block in self.reused(weights)}
+
+    def branches(self, kind: _Kind) -> dict[str, Branch]:
+        """Blocks that the plan leaves out at some step of a kind."""
+        more = not kind.is_guided and any(other.is_guided for other in self.kinds)
+        depth: dict[str, int] = {}
+        for weights, other in zip(self.weights, self.kinds, strict=True):
+            for block, row in self.reused(weights).items() if other == kind else ():
+                depth[block] = max(depth.get(block, 0), len(row))
+        return {block: Branch(block, n, kind.is_weighed, more) for block, n in depth.items()}
+
+    def row(self, graph: Graph, step: Step) -> int:
+        """Row of a step in a graph's tables."""
+        rows = graph.origin.timesteps
+        return rows.index(float(step.t)) if rows else 0
+
+
+def check_steps(execution: Execution) -> None:
+    """Raise `UnsupportedPolicy` unless its steps can be graphs."""
+    policy = execution.policy
+    if not policy.blocks:
+        raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: it has no stages to export")
+    if any(step.table is None for step in execution.sampler.steps):
+        raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
+    known = execution.action is always_compute or isinstance(execution.action, Rows)
+    if not known or not (execution.evaluate is evaluate or isinstance(execution.evaluate, Linear)):
+        raise UnsupportedPolicy("the plan decides at run time what to compute, which a graph cannot")
+
+
+def _stay(x: Tensor, out: Tensor, memory: Any, noise: Noise) -> Any:
+    raise NotImplementedError("a step of a table is not run")
+
+
+def _timesteps(executions: Iterable[Execution]) -> dict[float, Tensor]:
+    """Timesteps that tables hold, ascending: all of training where they are few, and those of the plans."""
+    found: dict[float, Tensor] = {}
+    for execution in executions:
+        found |= {float(step.t): step.t for step in execution.sampler.steps}
+        config = getattr(execution.policy.policy, "config", None)
+        n = getattr(config, "num_train_timesteps", None)
+        if n is not None and n <= _MOST_ROWS:
+            try:
+                steps = execution.policy.resample("ddpm", n).steps
+            except BadSetting:  # it is no diffusion
+                continue
+            found |= {float(step.t): step.t for step in steps}
+    return dict(sorted(found.items()))
+
+
+def _weights(execution: Execution, index: int) -> dict[str, tuple[float, ...]]:
+    """What is not computed at a step -> weights of what was kept of it."""
+    found: dict[str, tuple[float, ...]] = {}
+    if isinstance(execution.action, Rows):
+        for group in execution.action.rows[index].groups:
+            found |= dict.fromkeys(group.members, group.weights)
+    if isinstance(execution.evaluate, Linear) and (row := execution.evaluate.coefficients[index]):
+        found |= {NOW: row[:1], WITH: row[1::2], WITHOUT: row[2::2]}
+    return found
+
+
+def _step_graph(
+    writer: GraphWriter,
+    subject: _Subject,
+    kind: _Kind,
+    wanted: Sequence[tuple[_Subject, _Kind]],
+    noise: Noise,
+) -> int:
+    """Return the graph that serves a kind of step, made for all plans that want its like."""
+    at = next(i for i, other in enumerate(subject.kinds) if other == kind)
+    needed = {float(s.t) for s, k in zip(subject.steps, subject.kinds, strict=True) if k == kind}
+    is_linear = isinstance(subject.execution.evaluate, Linear)
+    digest = made_of(subject.execution, (), subject.digest, kind.is_guided, kind.window, is_linear)
+    origin = Origin("step", digest, tuple(sorted(needed)) if subject.timesteps else ())
+    own, kept = subject.branches(kind), subject.kept
+    found = writer.find(origin, lambda graph: _serves(graph, kept, own))
+    if found is not None:
+        return found
+    alike = {id(s): s for s, k in wanted if (s.digest, k) == (subject.digest, kind)}
+    branches = _merged([other.branches(kind) for other in alike.values()])
+    keeps = set().union(*(other.kept for other in alike.values()))
+    blocks = [block.id for block in subject.execution.policy.blocks if block.id in keeps]
+    module = _Step(subject, subject.steps[at], blocks, kind.window)
+    policy, example = subject.execution.policy, next(iter(subject.context.values()))
+    x = noise((1, policy.spec.horizon, policy.spec.action_dim), example.float())
+    row = subject.timesteps.index(float(subject.steps[at].t)) if subject.timesteps else 0
+    inputs = {"x": x, "t": subject.steps[at].t.float(), "at": torch.tensor(row), **subject.context}
+    inputs |= module.history(x)
+    outputs = ["out", *(NEW + name for name in module.keeps)]
+    origin = replace(origin, timesteps=subject.timesteps)
+    return writer.add(origin, module, inputs, outputs, branches=list(branches.values()))
+
+
+def _merged(found: Sequence[Mapping[str, Branch]]) -> dict[str, Branch]:
+    """Branches that serve several plans."""
+    merged: dict[str, Branch] = {}
+    for branch in (branch for branches in found for branch in branches.values()):
+        known = merged.get(branch.block, branch)
+        more = known.keeps_more_rows or branch.keeps_more_rows
+        merged[branch.block] = replace(known, depth=max(known.depth, branch.depth), keeps_more_rows=more)
+    return merged
+
+
+def _serves(graph: Graph, kept: set[str], branches: Mapping[str, Branch]) -> bool:
+    """Whether a graph keeps and leaves out what a plan does; without branches, if it leaves out nothing."""
+    if not branches and any(name.startswith(FRESH) for name in graph.inputs):
+        return False
+    found = depths(graph.inputs)
+    return {NEW + block for block in kept} <= graph.outputs.keys() and all(
+        found.get(block, 0) >= branch.depth
+        and (not branch.is_weighed or weighed(block, 1)[0] in graph.inputs)
+        and (not branch.keeps_more_rows or graph.inputs[cached(block, 1)[0]][0] < 0)
+        for block, branch in branches.items()
+    )
+
+
+def _finish(writer: GraphWriter, subject: _Subject, noise: Noise) -> int | None:
+    policy, example = subject.execution.policy, next(iter(subject.context.values()))
+    x = noise((1, policy.spec.horizon, policy.spec.action_dim), example.float())
+    context = pytree.tree_unflatten(list(subject.context.values()), subject.context_tree)
+    if policy.finish(x, context) is x:
+        return None
+    origin = Origin("finish", subject.digest)
+    found = writer.find(origin)
+    if found is not None:
+        return found
+    module = Finish(subject.execution, subject.context_tree)
+    return writer.add(origin, module, {"x": x, **subject.context}, ["actions"])
+
+
+@dataclass(frozen=True)
+class _Asked(Step):
+    """A step whose row in tables is an input of the graph."""
+
+    where: Tensor = field(kw_only=True)
+
+    @property
+    def at(self) -> Tensor:
+        """The input."""
+        return self.where
+
+
+class _Keep:
+    """Compute every block, and keep what some of them give."""
+
+    cache = EMPTY
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        self._blocks = blocks
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
+        """Compute."""
+        out = block.fn(h, *cond)
+        if block.id in self._blocks:
+            self.kept[block.id] = out
+        return out
+
+
+class _Step(Traced):
+    """x, t, row, context -> the denoiser's answer, and what blocks gave.
+
+    Where predictions without a condition are estimated, weights and earlier predictions come in behind the
+    context, and the present pair of predictions goes out.
+    """
+
+    def __init__(self, subject: _Subject, step: Step, blocks: Sequence[str], window: int):
+        super().__init__(subject.execution)
+        self._step, self._tree, self._n_context = step, subject.context_tree, len(subject.context)
+        self._blocks, self._window = list(blocks), window
+        self._is_linear = isinstance(subject.execution.evaluate, Linear)
+        self.keeps = [*blocks, *([WITH, WITHOUT] if self._is_linear else [])]
+
+    def history(self, like: Tensor) -> dict[str, Tensor]:
+        """Examples of weights and of earlier predictions."""
+        if self._window < 0:
+            return {}
+        n = self._window
+        names = [*weighed(NOW, 1), *weighed(WITH, n), *weighed(WITHOUT, n)]
+        kept = [*cached(WITH, n), *cached(WITHOUT, n)]
+        weights = {name: like.new_tensor(0.5) for name in names}  # one tensor for all would be one input
+        return weights | {name: like.roll(shift, -1) for shift, name in enumerate(kept)}
+
+    def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+        """Evaluate."""
+        context = pytree.tree_unflatten(list(leaves[: self._n_context]), self._tree)
+        step = _Asked(self._step.index, t.to(self._step.t.dtype), self._step.advance, where=at)
+        run = _Keep(self._blocks)
+        execution = replace(self.execution, action=lambda index, cache: run)
+        if self._is_linear:
+            execution, cache = self._estimating(execution, leaves[self._n_context :])
+            out, after = execution.evaluate(execution, step, x, context, cache)
+            return out, *(run.kept[block] for block in self._blocks), *Linear.newest(after)
+        out, _ = execution.evaluate(execution, step, x, context, EMPTY)
+        return out, *(run.kept[block] for block in self._blocks)
+
+    def _estimating(self, execution: Execution, given: tuple[Tensor, ...]) -> tuple[Execution, Cache]:
+        n = self._window
+        if n < 0:
+            return execution, EMPTY
+        now, with_condition, without = given[:1], given[1 : 1 + n], given[1 + n : 1 + 2 * n]
+        pairs = list(zip(given[1 + 2 * n : 1 + 3 * n], given[1 + 3 * n :], strict=True))
+        row = [*now, *(weight for pair in zip(with_condition, without, strict=True) for weight in pair)]
+        return replace(execution, evaluate=Linear({self._step.index: row})), Linear.history(pairs)

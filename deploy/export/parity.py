@@ -1,0 +1,133 @@
+"""Whether a bundle acts as torch does, on observations that its plans were not calibrated on."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vivace.accel.apply import accelerate
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.policies.errors import ParityError
+from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.streams import Streams
+from vivace.policies.staged import Execution, sample
+
+TOLERANCE = 1e-5
+"""Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
+ROUNDINGS = 2.0
+"""Where a sampler magnifies rounding beyond that, so many times as far from the exact actions as torch is."""
+_NUDGES = 8
+"""Runs of torch whose noise is rounded otherwise: one run may be near the exact actions by luck."""
+
+
+@dataclass(frozen=True)
+class ChunkError:
+    """How far a chunk of normalised actions is from torch's."""
+
+    largest: float
+    mean: float
+    rounding: float = 0.0
+    """How far torch's may be from the same in float64; 0: not asked, for the difference is small."""
+    is_right: bool = True
+    """It is as near as rounding lets it be."""
+
+
+def prove(
+    policy: OrtPolicy, loaded: LoadedPolicy, execution: Execution, data: CalibrationData, precision: str
+) -> dict[str, Any]:
+    """Run a bundle beside torch; return what was exported, and how far off it is.
+
+    Args:
+        policy: the bundle under one of its plans.
+        loaded: the checkpoint.
+        execution: the same plan in torch.
+        data: observations, of other episodes than the plan was calibrated on.
+        precision: of the graphs; at fp32 they have to be right.
+    """
+    plan, bundle = execution.plan, policy.bundle
+    must = precision == "fp32"
+    errors = [_chunk_error(policy, loaded, execution, one, must) for one in data.ones()]
+    means = [error.mean for error in errors]
+    return {
+        "fingerprint": asdict(plan.fingerprint),
+        "techniques": [technique.kind for technique in plan.techniques],
+        "torch": torch.__version__,
+        "observations": len(errors),
+        "seeds": sorted(data.seeds),
+        "precision": precision,
+        "chunk_error": max(error.largest for error in errors),
+        "rounding_error": max(error.rounding for error in errors),
+        "wrong": sum(not error.is_right for error in errors),
+        "action_error": float(np.mean(means)),
+        "action_error_spread": np.percentile(means, [10, 90]).tolist(),
+        "graph_error": max(bundle.graphs[index].error for index in bundle.program.graphs),
+        "tolerance": TOLERANCE,
+    }
+
+
+def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
+    """Raise `ParityError` if a plan's graphs, or at fp32 its chunks, differ from torch's."""
+    graph, chunk = receipt["graph_error"], receipt["chunk_error"]
+    if graph <= TOLERANCE and np.isfinite(chunk) and not receipt["wrong"]:
+        return
+    raise ParityError(
+        f"under plan {name!r} ONNX Runtime differs from torch by {max(graph, chunk):.2g} on "
+        f"{receipt['wrong']} of {receipt['observations']} observations, {TOLERANCE:g} is allowed, or "
+        f"{ROUNDINGS:g} times torch's own rounding, which is {receipt['rounding_error']:.2g}"
+    )
+
+
+def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
+    """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
+    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+    draft = None if one.draft is None else one.draft[0].numpy()
+    return policy.sample(batch, Streams(one.noise_keys), draft)
+
+
+def _chunk_error(
+    policy: OrtPolicy, loaded: LoadedPolicy, execution: Execution, one: CalibrationData, must: bool
+) -> ChunkError:
+    """Compare one chunk; with `must` it has to be right."""
+    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
+    found = sample_bundle(policy, one)
+    difference = np.abs(found - wanted)
+    largest, mean = float(difference.max()), float(difference.mean())
+    if largest <= TOLERANCE or not must:
+        return ChunkError(largest, mean)
+    if execution.writes_tokens or not np.isfinite(largest):
+        return ChunkError(largest, mean, is_right=False)
+    exact = _exact(loaded, execution, one)
+    nudged = [sample(execution, one.batch, _Nudged(one, seed)).cpu().numpy() for seed in range(_NUDGES)]
+    ours, *torchs = (float(np.abs(actions - exact).max()) for actions in (found, wanted, *nudged))
+    return ChunkError(largest, mean, max(torchs), ours <= max(TOLERANCE, ROUNDINGS * max(torchs)))
+
+
+class _Nudged:
+    """An observation's noise, each number of it up or down by the last bit of float32."""
+
+    def __init__(self, one: CalibrationData, seed: int) -> None:
+        self._noise, self._signs = EpisodeNoise(one.noise_keys), np.random.default_rng(seed)
+
+    def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        drawn = self._noise(shape, like)
+        ends = self._signs.choice(np.array([-np.inf, np.inf], np.float32), size=shape)
+        return torch.nextafter(drawn, torch.from_numpy(ends).to(drawn))
+
+
+def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData) -> np.ndarray:
+    """The chunk in float64, from the same noise."""
+    double = copy.deepcopy(loaded.policy).double()
+    run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in one.batch.items()}
+    drawn = EpisodeNoise(one.noise_keys)
+
+    def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return drawn(shape, like.float()).to(like)
+
+    return sample(run, batch, noise).cpu().numpy()

@@ -1,0 +1,97 @@
+"""Export a policy that writes tokens: the prompt with room for a chunk behind it, and reading more tokens."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivace.accel.technique import Seam
+from vivace.accel.techniques.greedy import executed_tokens
+from vivace.deploy.bundle.form import NEXT, PAST
+from vivace.deploy.bundle.program import Origin, Program
+from vivace.deploy.bundle.token_program import Decoder, TokenProgram
+from vivace.deploy.export.graph_writer import GraphWriter
+from vivace.deploy.export.traced import Observing, Traced, made_of
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.families.token_vla.staged import StagedTokenVLA
+from vivace.policies.language.decoding import chain
+from vivace.policies.language.past import Past
+from vivace.policies.plain_data import build
+from vivace.policies.staged import Batch, Execution
+
+_SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS)
+
+
+def export_tokens(writer: GraphWriter, execution: Execution, batch: Batch) -> Program:
+    """Export a token policy under a plan; graphs that were made of the same are taken as they are.
+
+    Args:
+        writer: where the graphs go.
+        execution: the policy and how it is run.
+        batch: one normalised observation.
+
+    Raises:
+        UnsupportedPolicy: its tokens are of another kind than token_vla's.
+    """
+    policy = execution.policy
+    if not isinstance(policy, StagedTokenVLA):
+        raise UnsupportedPolicy(
+            f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
+        )
+    encode, extend = _graphs(writer, execution, batch)
+    decoder = execution.decoder
+    kind = getattr(decoder, "kind", "greedy")
+    fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
+    settings = build(Decoder, "decoder", {"kind": kind, **fields})
+    bins = policy.policy.config.bins
+    tokens = TokenProgram(extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings)
+    return Program(encode, tokens=tokens)
+
+
+def _graphs(writer: GraphWriter, execution: Execution, batch: Batch) -> tuple[int, int]:
+    digest = made_of(execution, _SEAMS, writer.precision)
+    origins = Origin("prompt", digest), Origin("extend", digest)
+    found, more = (writer.find(origin) for origin in origins)
+    if found is not None and more is not None:
+        return found, more
+    encode = _Prompt(execution, list(batch))
+    logits, *leaves = encode(*batch.values())
+    names = _past_names(len(execution.policy.language.layers))
+    first = writer.add(origins[0], encode, batch, ["logits", *names])
+    width = min(4, execution.policy.n_tokens)
+    tokens = torch.full((1, width), execution.policy.action_ids[0])
+    inputs = {"tokens": tokens, "kept": torch.zeros(1, dtype=torch.long)}
+    inputs |= dict(zip(names, leaves, strict=True))
+    fresh = [NEXT + name for name in names if name.startswith((PAST + "keys", PAST + "values"))]
+    extend = writer.add(origins[1], _Extend(execution), inputs, ["logits", *fresh], dynamic={"tokens": 1})
+    return first, extend
+
+
+def _past_names(n_layers: int) -> list[str]:
+    parts = [f"{PAST}{part}.{i}" for part in ("keys", "values", "prompt") for i in range(n_layers)]
+    return [*parts, PAST + "positions"]
+
+
+class _Prompt(Observing):
+    """Normalised observations -> logits of the first token, what was read, with room for a chunk."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Read the prompt."""
+        prompt = self.encoded(values)
+        past = prompt.past.with_room(self.execution.policy.n_tokens)
+        return prompt.logits, *past.keys, *past.values, *past.prompt, past.n_positions
+
+
+class _Extend(Traced):
+    """Tokens in a row, how many are kept before them, what was read -> logits, keys and values."""
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Read more tokens."""
+        run = self.execution
+        tokens, kept, *leaves = given
+        n = len(run.policy.language.layers)
+        keys, values, seen = (tuple(leaves[i * n : (i + 1) * n]) for i in range(3))
+        past = Past(keys, values, seen, leaves[-1], kept)
+        logits, past = run.policy.extend(tokens, past, *chain(tokens.shape[1], tokens.device), run.language)
+        return logits, *past.keys, *past.values

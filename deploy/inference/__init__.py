@@ -1,0 +1,1 @@
+"""A bundle run by numpy and ONNX Runtime."""

@@ -1,0 +1,260 @@
+"""Run a bundle with numpy and ONNX Runtime."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vivace.deploy.bundle.bundle import Bundle
+from vivace.deploy.bundle.golden import Golden
+from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
+from vivace.deploy.inference.ort_graph import Graphs, OrtGraph, Runtime
+from vivace.deploy.inference.ort_sampler import Denoiser, Writer
+from vivace.deploy.inference.tokenize import Prompt
+from vivace.deploy.system.deadline import Deadline
+from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
+from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, UnsupportedPolicy
+from vivace.policies.sampling.real_time_chunking import (
+    NO_DENOISING,
+    Continuation,
+    RealTimeChunking,
+    continuation,
+)
+from vivace.policies.sampling.streams import Streams
+from vivace.policies.spec import DELAY, PREVIOUS, check_actions
+
+ROUGH = 10
+"""How much further golden chunks may be off where a provider computes with shorter numbers, such as TF32."""
+
+
+class OrtPolicy:
+    """An exported policy, ready to run; takes what `policies.session.Session` takes.
+
+    Args:
+        bundle: the bundle, or its folder; "folder#plan" for one of its plans.
+        providers: execution providers to try, first one first: cpu, cuda, tensorrt, openvino; those that this
+            installation lacks are an error.
+        threads: of one inference; ONNX Runtime's own choice when None.
+        task: instruction, for policies that read one; `task` may be set anew between two chunks.
+        chunking: how chunks continue the ones before; they do not when None. Without an exact Jacobian.
+        shares_threads: its graphs use the process's one pool of threads (`share_threads`), not one each.
+        plausible_spans: an observation with a number further outside of what training saw is refused, in
+            spans of that (`Bundle.ranges`).
+        graphs: where graphs are loaded, for plans that share them; with it providers and threads are its own.
+
+    Raises:
+        BadBundle: it cannot be read, or does not do here what it did at export (`replay`).
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        providers: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+        task: str = "",
+        chunking: RealTimeChunking | None = None,
+        shares_threads: bool = False,
+        plausible_spans: float = PLAUSIBLE_SPANS,
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self.spec, self.task, self.chunking = self.bundle.spec, task, chunking
+        self._check_chunking()
+        self.cut_short = 0
+        """Chunks that were returned unfinished, to be in time."""
+        if not plausible_spans >= 0:
+            raise BadSetting(f"plausible_spans={plausible_spans}; 0 or more is needed; inf: take anything")
+        self._plausible_spans = plausible_spans
+        self.outside = 0
+        """Observations with a number outside of what training saw, the refused ones among them."""
+        self.implausible = 0
+        """Observations that were refused for it."""
+        self._prompt = Prompt(self.bundle)
+        graphs = graphs or Graphs(Runtime.of(providers, threads, shares_threads))
+        self._is_exact = graphs.runtime_of(self.bundle).is_exact
+        program = self.bundle.program
+        loaded = {index: graphs.load(self.bundle, index) for index in program.graphs}
+        self._encode = loaded[program.encode].bind({})
+        self._sampler = self._bound(loaded)
+        self.golden_error = 0.0 if self.bundle.recorded is None else self.replay(self.bundle.recorded)
+        """How far its golden chunk is from the recorded one, see `replay`."""
+
+    def predict(
+        self,
+        observations: Mapping[str, np.ndarray],
+        noise_keys: Sequence[tuple[int, ...]],
+        deadline_s: float | None = None,
+    ) -> np.ndarray:
+        """Predict chunks (B, H - first_action, A) in the robot's units, one row after the other.
+
+        Args:
+            observations: key -> (B, To, ...), newest last; images are HWC uint8 in [0, 255].
+            noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
+            deadline_s: when the chunks must be there, on the monotonic clock [s]: if time runs out between
+                two denoising steps, or two passes of Jacobi decoding, what is known by then is returned.
+
+        Raises:
+            ObservationMismatch: a key is missing, a shape or kind differs, a value is not finite or far from
+                what training saw, or there is no row.
+            NonFiniteActions: an action is NaN or infinite.
+        """
+        if not noise_keys:
+            raise ObservationMismatch("the batch holds no observation; give at least one")
+        seen = enter_observations(observations, batch_layout(self.spec, len(noise_keys)))
+        if PREVIOUS in observations:
+            seen[PREVIOUS], seen[DELAY] = enter_previous(observations, self.spec, len(noise_keys))
+        rows = [
+            self._chunk({key: value[row : row + 1] for key, value in seen.items()}, noise, deadline_s)
+            for row, noise in enumerate(noise_keys)
+        ]
+        actions: np.ndarray = np.concatenate(rows)
+        check_actions(actions, self.spec.type)
+        return actions
+
+    def _chunk(
+        self, observations: Mapping[str, np.ndarray], key: tuple[int, ...], deadline_s: float | None
+    ) -> np.ndarray:
+        draft, follow = self._draft(observations), self._follow(observations)
+        batch, deadline = self.prepare(observations), Deadline(deadline_s)
+        normalised = self.sample(batch, Streams([key]), draft, follow, deadline)
+        self.cut_short += deadline.was_met_early
+        return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
+
+    def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Normalise one observation {key: (1, To, ...)} and add the prompt's tokens."""
+        seen = enter_observations(observations, batch_layout(self.spec, rows=1))
+        self._check_plausible(seen)
+        ready = {
+            key: self.bundle.observations[key].normalize(_chw(key, value))
+            if key in self.bundle.observations
+            else _chw(key, value)
+            for key, value in seen.items()
+        }
+        return ready | self._prompt(self.task)
+
+    def replay(self, golden: Golden) -> float:
+        """Do again what was recorded at export; returns how far the chunks differ, in units of the policy.
+
+        Raises:
+            BadBundle: they differ by more than the bundle's tolerance.
+        """
+        settings, unit = self.bundle.program.golden, self.bundle.actions.span / self.bundle.actions.gain
+        if settings is None:
+            raise BadBundle(
+                f"{self.bundle.folder} does not say how its golden chunk was made; export it again"
+            )
+        kept, errors = (self.task, self.chunking, self.cut_short, self.outside), []
+        tolerance = settings.tolerance * (1 if self._is_exact else ROUGH)
+        try:
+            self.task = settings.task
+            for chunking, given, deadline_s, wanted in (
+                (None, {}, None, golden.chunk),
+                (None, {}, 0.0, golden.cut),
+                (RealTimeChunking(), golden.before, None, golden.continued),
+            ):
+                self.chunking = chunking
+                if wanted is not None:
+                    found = self.predict(golden.batch | given, [settings.noise_key], deadline_s)[0]
+                    errors.append((np.abs(found - wanted) / unit).max())
+            if golden.logits is not None:
+                scale = max(1.0, float(np.abs(golden.logits).max()))
+                errors.append(np.abs(self.logits - golden.logits).max() / scale)
+        finally:
+            self.task, self.chunking, self.cut_short, self.outside = kept
+        worst = float(np.max(errors))  # NaN if one is
+        if not worst <= tolerance:
+            raise BadBundle(
+                f"{self.bundle.folder} gives other actions here than where it was exported: its golden chunk "
+                f"is off by {worst:.2g}, at most {tolerance:g} is allowed; export it again, on a "
+                "machine like this one"
+            )
+        return worst
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits (V,) of the first token of the last chunk, of a policy that writes tokens."""
+        found: np.ndarray = self._encode.outputs["logits"].host[0]
+        return found
+
+    def _check_plausible(self, seen: Mapping[str, np.ndarray]) -> None:
+        """Raise `ObservationMismatch` if a number is far outside of what training saw."""
+        furthest = 0.0
+        for key, known in self.bundle.ranges.items():
+            spans = known.spans_outside(seen[key], self.bundle.observations[key].span)
+            furthest = max(furthest, float(spans.max()))
+            if not furthest <= self._plausible_spans:
+                self.outside, self.implausible = self.outside + 1, self.implausible + 1
+                place = tuple(int(i) for i in np.unravel_index(spans.argmax(), spans.shape))
+                number = place[2:]
+                raise ObservationMismatch(
+                    f"number {', '.join(map(str, number))} of observation {key!r} is {seen[key][place]:g}, "
+                    f"training saw {known.low[number]:g}..{known.high[number]:g}: {furthest:.3g} "
+                    f"spans outside, at most {self._plausible_spans:g} are taken; check the sensor and its "
+                    "unit, or raise plausible_spans"
+                )
+        self.outside += furthest > 0
+
+    def sample(
+        self,
+        batch: Mapping[str, np.ndarray],
+        noise: Streams,
+        draft: np.ndarray | None = None,
+        follow: Continuation | None = None,
+        deadline: Deadline | None = None,
+    ) -> np.ndarray:
+        """Sample one chunk of normalised actions (1, H, A) from one normalised observation.
+
+        Args:
+            batch: the observation.
+            noise: of one row.
+            draft: of a policy that writes tokens, those of what the chunk before means (n,).
+            follow: what the chunk continues.
+            deadline: when it must be there.
+        """
+        deadline = deadline or Deadline()
+        self._encode({name: batch[name] for name in self._encode.inputs})
+        if isinstance(self._sampler, Writer):
+            return self._sampler.sample(batch, noise, draft, deadline)
+        return self._sampler.sample(noise, follow, deadline)
+
+    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer:
+        context, program = self._encode.outputs, self.bundle.program.tokens
+        if program is None:
+            return Denoiser(self.bundle, graphs, context)
+        return Writer(program, graphs[program.extend], context, self.spec.action_dim)
+
+    def _draft(self, observations: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Tokens (n,) of what the chunk before means; None if nothing is known or no tokens are written."""
+        program, previous = self.bundle.program.tokens, observations.get(PREVIOUS)
+        if program is None or previous is None:
+            return None
+        actions = np.full((self.spec.horizon, self.spec.action_dim), np.nan, np.float32)
+        n = min(previous.shape[1], self.spec.horizon)
+        actions[:n] = previous[0, :n]
+        return program.tokenize(self.bundle.actions.normalize(actions))
+
+    def _check_chunking(self) -> None:
+        if self.chunking is None:
+            return
+        if self.bundle.program.tokens is not None:
+            raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
+        if self.chunking.jacobian == "exact":
+            raise BadSetting(
+                "a bundle has no backward pass: rtc jacobian='exact' needs torch; use 'identity'"
+            )
+
+    def _follow(self, observations: Mapping[str, np.ndarray]) -> Continuation | None:
+        """Return what the chunk continues; None if it does not, or nothing is known."""
+        previous = observations.get(PREVIOUS)
+        if previous is None or self.chunking is None:
+            return None
+        delay = observations.get(DELAY, np.zeros(1, np.int64))
+        actions, weights = continuation(
+            self.chunking, previous, delay, self.spec.first_action, self.spec.horizon
+        )
+        return Continuation(self.chunking, self.bundle.actions.normalize(actions), weights)
+
+
+def _chw(key: str, value: np.ndarray) -> np.ndarray:
+    """What entered as float32; images become CHW in [0, 1]."""
+    return np.moveaxis(value, -1, -3).astype(np.float32) / np.float32(255) if is_image(key) else value

@@ -1,0 +1,62 @@
+"""What an instruction means to an exported policy: the tokens that were made at export, or are made here."""
+
+import numpy as np
+
+from vivace.deploy.bundle.bundle import Bundle
+from vivace.deploy.bundle.form import INSTRUCTION, MASK, TOKENS, PromptSettings
+from vivace.policies.errors import BadSetting
+
+
+class Prompt:
+    """Tokenises the instruction of a bundle's policy, once for each new one.
+
+    Args:
+        bundle: the bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._task: str | None = None
+        self._tokens: dict[str, np.ndarray] = {}
+
+    def __call__(self, task: str) -> dict[str, np.ndarray]:
+        """Return token ids (1, L), padded, and their mask; nothing of a policy that reads none.
+
+        Raises:
+            BadSetting: the instruction is empty, too long, or unknown where no tokenizer is.
+        """
+        settings = self._bundle.prompt
+        if settings is not None and task != self._task:
+            self._tokens = self._padded(task, settings)
+            self._task = task
+        return self._tokens
+
+    def _padded(self, task: str, settings: PromptSettings) -> dict[str, np.ndarray]:
+        ids = self._bundle.prompts.get(task.strip().lower()) or self._encode(task, settings)
+        length = settings.length
+        if len(ids) > length:
+            raise BadSetting(
+                f"instruction {task!r} makes {len(ids)} tokens with its prompt, this policy reads at most "
+                f"{length}; shorten it"
+            )
+        tokens = np.full((1, length), settings.pad, np.int64)
+        tokens[0, : len(ids)] = ids
+        return {TOKENS: tokens, MASK: np.arange(length)[None] < len(ids)}
+
+    def _encode(self, task: str, settings: PromptSettings) -> tuple[int, ...]:
+        known = ", ".join(repr(text) for text in self._bundle.prompts)
+        if not task.strip():
+            raise BadSetting(f"this policy reads an instruction, but none was given; it knows {known}")
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise BadSetting(
+                f"instruction {task!r} was not tokenised at export, and the package tokenizers is not "
+                f"installed; install it, or give one of {known}"
+            ) from error
+        if not settings.tokenizer:
+            raise BadSetting(f"this bundle holds the instructions {known} only; export it with {task!r} too")
+        tokenizer = Tokenizer.from_file(str(self._bundle.path(settings.tokenizer)))
+        text = settings.template.replace(INSTRUCTION, task.strip().lower())
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return (settings.bos, *ids, *settings.suffix)

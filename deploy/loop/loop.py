@@ -1,0 +1,367 @@
+"""The one control loop: scored in simulation, run on the robot.
+
+A tick is  observe → accept → submit → accept → pop → guard → act,  once every control period.
+
+    sync   n_action_steps of a chunk are executed from its first action on, whenever it arrives; then the loop
+           asks for the next one, and the fallback acts while the policy thinks and the world moves
+    async  the next chunk is asked for before the fresh actions are used up; action i of a chunk is executed
+           at its own tick or dropped, and a newer chunk replaces the older one when it arrives
+    rtc    as async, and the next chunk is made to continue the present one (`policies.chunking`)
+
+Each tick says what it executed. The age of an action is the ticks since the observation it was computed from.
+
+    chunk     an action younger than n_action_steps ticks, as in a world that waits
+    stale     an action of age n_action_steps or more: no action is that old in a world that waits. In async
+              mode an action of the previous chunk after the next one was due; in sync mode the last actions
+              of a chunk that arrived late
+    fallback  no action of a chunk: the queue was empty or the guard refused a non-finite action
+
+A robot that stands (before the first chunk, in a hold, or because the queue ran dry) goes no part of a chunk:
+what it stood through is left out of "its own tick", so that a chunk from a standstill begins with its first
+action, whatever it took to compute. Where it is known what the robot holds (`initial_action`), the first
+actions bring it from there by no more than the limits' step or the chunk's own (`ActionGuard.ramp`).
+
+`LatencyBudget` says when a chunk is due and a deadline missed.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vivace.deploy.loop.budget import LatencyBudget
+from vivace.deploy.loop.chunk_queue import ChunkQueue, Queued
+from vivace.deploy.loop.clock import Clock
+from vivace.deploy.loop.fallback import fallback_action, is_standstill
+from vivace.deploy.loop.guard import ActionGuard
+from vivace.deploy.loop.pace import Beat, Pace
+from vivace.deploy.loop.robot import Robot
+from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.watchdog import State, Watchdog
+from vivace.deploy.workers.worker import Request, Worker
+from vivace.policies.backports import StrEnum
+from vivace.policies.errors import BadSetting, ObservationMismatch, VivaceError
+from vivace.policies.spec import ActionKind, Observation, PolicySpec
+
+_KEPT = 100
+"""Errors that are remembered; all are counted."""
+
+
+class Source(StrEnum):
+    """What a tick executed."""
+
+    CHUNK = "chunk"
+    STALE = "stale"
+    FALLBACK = "fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class TickRecord:
+    """What happened at one tick."""
+
+    tick: int
+    source: Source
+    action: np.ndarray
+    """Executed action (A,), after the guard."""
+    chunk_id: int | None
+    """Count of the chunk it came from, None for the fallback."""
+    age_ticks: int | None
+    """Ticks since the observation it was computed from, None for the fallback."""
+    has_asked: bool
+    """A chunk was asked for at this tick."""
+    has_accepted: bool
+    """A chunk was there for the first time at this tick."""
+    is_guarded: bool
+    """The guard refused or changed an action."""
+    remaining: int
+    """Actions left for later ticks."""
+    beat: Beat = field(compare=False)
+    """When the tick began, how late, and what was skipped before it."""
+    ended_s: float = field(compare=False)
+    """When the robot had been told what to do [s]."""
+    latency_s: float | None
+    """Of the chunk that was there for the first time [s]."""
+    has_missed: bool
+    """A deadline was missed at this tick."""
+    state: State
+    """What the watchdog decided; run if there is none."""
+
+
+def executed_actions(asked: int | None, spec: PolicySpec) -> int:
+    """Actions of a chunk to execute: so many as are asked for, or the policy's own number.
+
+    Raises:
+        BadSetting: a chunk of the policy has fewer.
+    """
+    n_action_steps = asked or spec.n_action_steps
+    available = spec.horizon - spec.first_action
+    if n_action_steps > available:
+        raise BadSetting(
+            f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
+        )
+    return n_action_steps
+
+
+def make_queue(settings: LoopSettings) -> ChunkQueue:
+    """Build the queue a mode needs."""
+    if settings.mode == Mode.SYNC:
+        return ChunkQueue(drop_late=False, limit=settings.n_action_steps)
+    return ChunkQueue(drop_late=True, blend_ticks=settings.blend_ticks)
+
+
+class ControlLoop:
+    """Drives one robot with one policy for one episode.
+
+    Args:
+        robot: observed and acted on once a tick.
+        worker: computes chunks.
+        queue: of `make_queue(settings)`.
+        guard: limits every action.
+        budget: control rate, deadlines and their misses.
+        clock: wall or virtual time; the episode begins now.
+        settings: how chunks are executed.
+        spec: of the policy.
+        episode_seed: names this episode's noise, together with the tick.
+        watchdog: may take the robot away from the policy; it also judges inferences that come to nothing, of
+            which chunks of a wrong shape are raised where there is none.
+    """
+
+    def __init__(
+        self,
+        robot: Robot,
+        worker: Worker,
+        queue: ChunkQueue,
+        guard: ActionGuard,
+        budget: LatencyBudget,
+        clock: Clock,
+        settings: LoopSettings,
+        *,
+        spec: PolicySpec,
+        episode_seed: int = 0,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        _check_sizes(settings, queue, guard, spec)
+        self._robot, self._worker, self._guard, self._clock = robot, worker, guard, clock
+        self._settings, self._spec, self._seed = settings, spec, episode_seed
+        self.queue, self.budget = queue, budget
+        self.tick_count = 0
+        """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
+        self.failures = 0
+        """Inferences so far that gave no chunk."""
+        self.errors: deque[str] = deque(maxlen=_KEPT)
+        """What failed on the loop's side of them, newest last."""
+        self.pace = Pace(clock, budget.period_s)
+        self._watchdog = watchdog
+        self._beat = Beat(0, clock.now(), 0.0, 0)
+        self._asked_s = 0.0
+        self._latency_s: float | None = None
+        self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
+        start = settings.initial_action or (0.0,) * spec.action_dim
+        self._last = self._told = np.array(start, dtype=np.float32)
+        """What the policy did last, and what the robot was told last."""
+        self._fallback_ticks = 0
+        self._stands = True
+        self._has_asked = self._has_accepted = self._waits = False
+
+    def tick(self) -> TickRecord:
+        """Run one control period."""
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        """First half of a tick: wait for its time, observe, accept what is there, ask for more if due.
+
+        Many loops in virtual time do this half together, so that their requests form one batch.
+        """
+        self._beat = self.pace.wait(self.tick_count)
+        self.tick_count = self._beat.tick
+        self._has_asked = self._has_accepted = False
+        self._latency_s = None
+        self._observe()
+        self._accept()
+        if not self._worker.is_busy and (self._watchdog is None or self._watchdog.is_trusted):
+            fresh = self._fresh_left()
+            if self._is_due(fresh):
+                self._ask(fresh)
+
+    def end(self) -> TickRecord:
+        """Second half of a tick: accept what is there by now, then act."""
+        self._accept()
+        tick, misses = self.tick_count, self.budget.misses
+        if self._worker.is_busy:
+            self.budget.wait(tick)
+        interventions = self._guard.interventions
+        state = self._judge()
+        queued = self._pop() if state == State.RUN else None
+        action = None if queued is None else self._guard.check(queued.action)
+        if queued is None or action is None:
+            self._fallback_ticks += 1
+            source, chunk_id, age = Source.FALLBACK, None, None
+            action = self._guard.limit(self._fallback())
+            self._stands = is_standstill(action, self._told, self._spec.action_kinds)
+            if self._stands and queued is None:
+                self.queue.stand(tick)
+        else:
+            self._last, self._fallback_ticks, self._stands = action, 0, False
+            chunk_id, age = queued.chunk_id, queued.age_ticks
+            source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
+        self._told = action
+        self._robot.act(action)
+        ended_s = self._clock.now()
+        if self._watchdog is not None:
+            alive = (Source.CHUNK, Source.STALE) if self._settings.mode == Mode.SYNC else (Source.CHUNK,)
+            has_reached = getattr(self._robot, "has_reached", True)
+            # In sync mode late actions are usual.
+            self._watchdog.acted(ended_s, is_fresh=source in alive, has_reached=has_reached)
+        self.tick_count = tick + 1
+        return TickRecord(
+            tick,
+            source,
+            action,
+            chunk_id,
+            age,
+            self._has_asked,
+            self._has_accepted,
+            self._guard.interventions > interventions,
+            self.queue.remaining(tick + 1),
+            self._beat,
+            ended_s,
+            self._latency_s,
+            self.budget.misses > misses,
+            state,
+        )
+
+    def _pop(self) -> Queued | None:
+        """Take the action of this tick; a chunk that begins from a known posture is ramped to."""
+        queued = self.queue.pop(self.tick_count)
+        ahead = self.queue.ahead(self.tick_count)
+        if queued is not None and ahead is not None and self._stands and self._settings.initial_action:
+            self._guard.ramp(ahead)
+        return queued
+
+    def _judge(self) -> State:
+        """Ask the watchdog who acts; what was observed while it did not trust its eyes is forgotten."""
+        if self._watchdog is None:
+            return State.RUN
+        now, restarts = self._clock.now(), getattr(self._worker, "restarts", 0)
+        misses = 0 if self._settings.mode == Mode.SYNC else self.budget.misses  # there, every one is missed
+        state = self._watchdog.judge(
+            now,
+            misses,
+            restarts,
+            has_accepted=self._has_accepted,
+            failures=self.failures,
+            late_s=now - self._beat.due_s - self.budget.period_s,
+        )
+        if not self._watchdog.is_trusted:
+            self.queue.clear(self.tick_count + 1)
+        return state
+
+    def _observe(self) -> None:
+        observation = self._robot.observe()
+        if self._watchdog is not None:
+            self._watchdog.look(observation, self._clock.now())
+        if not self._history:  # padded by repetition, as Diffusion Policy does
+            self._history.extend([observation] * self._spec.n_obs_steps)
+        else:
+            self._history.append(observation)
+
+    def _accept(self) -> None:
+        chunk = self._worker.poll(self._clock.now())
+        if chunk is None:
+            if self._waits and not self._worker.is_busy:
+                self._fail()
+            return
+        self._waits = False
+        self._latency_s = max(0.0, chunk.ready_s - self._asked_s)  # a clock may have been set back
+        self.budget.arrive(self._latency_s)
+        shape = chunk.actions.shape
+        if len(shape) != 2 or shape[1] != self._spec.action_dim:
+            self._fail(BadSetting(f"a chunk has shape {shape}; (actions, {self._spec.action_dim}) is needed"))
+            return
+        self._has_accepted = self.queue.push(chunk, self.tick_count) or self._has_accepted
+
+    def _fail(self, error: VivaceError | None = None) -> None:
+        """Count an inference that gave no chunk; where nobody judges it, what we know of it is raised."""
+        if error is not None:
+            if self._watchdog is None:
+                raise error
+            self.errors.append(str(error))
+        self.failures += 1
+        self._waits = False
+
+    def _fresh_left(self) -> int:
+        """Actions in the queue that will still be fresh when their tick comes."""
+        observed = self.queue.observed_tick
+        if observed is None:
+            return 0
+        young = observed + self._settings.n_action_steps - self.tick_count
+        return max(0, min(young, self.queue.remaining(self.tick_count)))
+
+    def _is_due(self, fresh: int) -> bool:
+        if self._settings.mode == Mode.SYNC:
+            return self.queue.remaining(self.tick_count) == 0
+        lead = self._settings.request_at
+        return fresh <= (self.budget.lead_ticks if lead is None else lead)
+
+    def _ask(self, fresh: int) -> None:
+        self._asked_s = self._clock.now()
+        try:
+            self._worker.submit(self._request(fresh))
+        except VivaceError as error:
+            self._fail(error)
+            return
+        self._has_asked = self._waits = True
+        self.budget.ask(self.tick_count + fresh)
+
+    def _request(self, fresh: int) -> Request:
+        """What the next inference starts from.
+
+        Raises:
+            ObservationMismatch: what was observed does not fit the policy.
+        """
+        try:
+            keys = self._spec.observation_shapes
+            observations = {key: np.stack([seen.values[key] for seen in self._history]) for key in keys}
+        except KeyError as error:
+            raise ObservationMismatch(
+                f"observation has keys {sorted(self._history[-1].values)}, but the policy needs {error}; "
+                "map your names onto lerobot's keys"
+            ) from error
+        except ValueError as error:
+            raise ObservationMismatch(f"observations do not fit one another ({error})") from error
+        left_s = fresh * self.budget.period_s
+        return Request(
+            observations,
+            self.tick_count,
+            self._asked_s,
+            noise_key=(self._seed, self.tick_count),
+            plan=self.budget.choose(left_s),
+            previous=self.queue.ahead(self.tick_count),
+            task=self._history[-1].task,
+            delay_ticks=self.budget.expected_ticks,
+            deadline_s=self._asked_s + left_s if self._settings.anytime and fresh else None,
+        )
+
+    def _fallback(self) -> np.ndarray:
+        kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks
+        return fallback_action(self._last, kinds, self._fallback_ticks, ramp_ticks)
+
+
+def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, spec: PolicySpec) -> None:
+    if queue.drop_late == (settings.mode == Mode.SYNC):
+        raise BadSetting(
+            f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
+            "build it with make_queue(settings)"
+        )
+    if ActionKind.UNKNOWN in spec.action_kinds:
+        raise BadSetting(
+            f"what the actions mean is not known of all dimensions: {', '.join(spec.action_kinds)}; say it "
+            "when loading the policy (action_kinds)"
+        )
+    sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
+    if settings.initial_action is not None:
+        sizes["initial_action"] = len(settings.initial_action)
+    for name, size in sizes.items():
+        if size not in (None, spec.action_dim):
+            raise BadSetting(f"{name} has {size} dimensions, the policy's actions have {spec.action_dim}")

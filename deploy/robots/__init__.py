@@ -1,0 +1,1 @@
+"""Robots by name, what their actions may be, and how they come to rest."""

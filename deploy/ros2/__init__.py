@@ -1,0 +1,1 @@
+"""The ROS 2 lifecycle node around the same loop."""

@@ -1,0 +1,1 @@
+"""ROS 2 messages to observations and back, without ROS 2."""

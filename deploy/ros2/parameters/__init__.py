@@ -1,0 +1,1 @@
+"""The node's parameters, their ranges and an example."""

@@ -1,0 +1,1 @@
+"""Who infers: simulated, or a process with a bundle."""

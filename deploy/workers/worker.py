@@ -1,0 +1,183 @@
+"""Who computes chunks, and when they are there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from vivace.policies.errors import BadSetting, NonFiniteActions
+from vivace.policies.spec import DELAY, PREVIOUS, Chunk
+
+_SLACK_S = 1e-9
+"""Rounding of tick times is not lateness."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an inference starts from."""
+
+    observations: Mapping[str, np.ndarray]
+    """Key -> (To, ...), newest last."""
+    tick: int
+    """Tick of the newest observation."""
+    time_s: float
+    """When it was asked for [s]."""
+    noise_key: tuple[int, int]
+    """Names the noise of this inference: (episode seed, tick)."""
+    plan: str | None = None
+    """Plan the latency budget chose; None for a policy with one plan."""
+    previous: np.ndarray | None = None
+    """What the chunk before means for this tick and later (m, A), in the robot's units."""
+    task: str = ""
+    """Instruction, as the newest observation has it."""
+    delay_ticks: int = 0
+    """Ticks until the chunk will be there, as far as one can tell."""
+    deadline_s: float | None = None
+    """When it must be there [s]; an inference that can be cut short returns what it has by then."""
+
+
+class Worker(Protocol):
+    """Computes one request at a time, beside the control loop."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+
+    def submit(self, request: Request) -> None:
+        """Start an inference and return at once; the worker must be idle."""
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk in flight if it is there at `now` [s]; at most once."""
+
+
+Predict = Callable[[dict[str, np.ndarray], list[tuple[int, int]]], np.ndarray]
+"""(key -> (B, To, ...), noise keys (B)) -> actions (B, n, A) in the robot's units."""
+
+
+class BatchedInference:
+    """Computes the requests of many simulated workers in one batch a plan, when the first of them is needed.
+
+    Args:
+        predict: of a request that names no plan.
+        plans: name -> what computes that plan of a ladder.
+    """
+
+    def __init__(self, predict: Predict, plans: Mapping[str, Predict] | None = None) -> None:
+        self._predict: dict[str | None, Predict] = {None: predict}
+        self._predict.update(plans or {})
+        self._waiting: dict[SimulatedWorker, Request] = {}
+
+    def add(self, worker: "SimulatedWorker", request: Request) -> None:
+        """Take a request; it is computed later, with the others."""
+        self._waiting[worker] = request
+
+    def discard(self, worker: "SimulatedWorker") -> None:
+        """Forget the request of a worker, if it is not computed yet."""
+        self._waiting.pop(worker, None)
+
+    def flush(self) -> None:
+        """Compute every waiting request in one batch and hand out the chunks.
+
+        A request whose actions are not finite gets none: its inference failed, as one in a process would.
+
+        Raises:
+            BadSetting: `predict` returned another shape than (B, n, A).
+        """
+        waiting, self._waiting = self._waiting, {}
+        for plan in dict.fromkeys(request.plan for request in waiting.values()):
+            chosen = {worker: request for worker, request in waiting.items() if request.plan == plan}
+            self._flush(chosen, plan)
+
+    def _flush(self, waiting: "Mapping[SimulatedWorker, Request]", plan: str | None) -> None:
+        requests = list(waiting.values())
+        try:
+            actions = np.asarray(self._predict[plan](stacked(requests), [r.noise_key for r in requests]))
+        except NonFiniteActions as error:
+            if len(requests) > 1:  # one row must not cost the others their chunks
+                for worker, request in waiting.items():
+                    self._flush({worker: request}, plan)
+            else:
+                next(iter(waiting)).errors.append(str(error))
+            return
+        if actions.ndim != 3 or len(actions) != len(requests):
+            raise BadSetting(
+                f"predict returned shape {actions.shape} for {len(requests)} observations; "
+                f"({len(requests)}, actions, action size) is needed"
+            )
+        for worker, chunk in zip(waiting, actions, strict=True):
+            worker.receive(chunk.copy())
+
+
+def stacked(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Observations {key: (B, To, ...)} of some requests, and what the chunks before mean, NaN behind."""
+    batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
+    known = [r.previous for r in requests if r.previous is not None]
+    if not known:
+        return batch
+    longest = max(map(len, known))
+    previous = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)
+    for row, request in zip(previous, requests, strict=True):
+        if request.previous is not None:
+            row[: len(request.previous)] = request.previous
+    return batch | {PREVIOUS: previous, DELAY: np.array([r.delay_ticks for r in requests])}
+
+
+class SimulatedWorker:
+    """A worker in virtual time: its chunk is there when the latency has passed.
+
+    Args:
+        inference: shared by the workers that are batched together.
+        latency_s: (number of the request, from 0, the request) -> latency [s].
+    """
+
+    def __init__(self, inference: BatchedInference, latency_s: Callable[[int, Request], float]) -> None:
+        self._inference, self._latency_s = inference, latency_s
+        self._request: Request | None = None
+        self._actions: np.ndarray | None = None
+        self.asked: list[tuple[int, float]] = []
+        """(tick, latency [s]) of every request so far."""
+        self.errors: list[str] = []
+        """What inferences failed of; they gave no chunk."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in flight."""
+        return self._request is not None
+
+    def submit(self, request: Request) -> None:
+        """Start an inference.
+
+        Raises:
+            BadSetting: one is in flight already.
+        """
+        if self._request is not None:
+            raise BadSetting(
+                f"a request came at tick {request.tick} while that of {self._request.tick} is in flight; "
+                "a worker takes one at a time"
+            )
+        self._request = request
+        self.asked.append((request.tick, self._latency_s(len(self.asked), request)))
+        self._inference.add(self, request)
+
+    def receive(self, actions: np.ndarray) -> None:
+        """Take the computed actions (n, A) of the request in flight."""
+        self._actions = actions
+
+    def poll(self, now: float) -> Chunk | None:
+        """Return the chunk once its latency has passed."""
+        request = self._request
+        if request is None:
+            return None
+        ready_s = request.time_s + self.asked[-1][1]
+        if now < ready_s - _SLACK_S:
+            return None
+        if self._actions is None:
+            self._inference.flush()
+        actions, self._request, self._actions = self._actions, None, None
+        return None if actions is None else Chunk(actions, request.tick, ready_s)
+
+    def cancel(self) -> None:
+        """Drop the request in flight, if any."""
+        self._inference.discard(self)
+        self._request = self._actions = None

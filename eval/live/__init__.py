@@ -1,0 +1,1 @@
+"""A run in wall-clock time: its settings, screen, news and results."""

@@ -1,0 +1,1 @@
+"""Latency, error and success, and what they are measured of."""

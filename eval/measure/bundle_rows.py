@@ -1,0 +1,82 @@
+"""Exported bundles beside the plans of `vivace bench`: the same observations, the same rounds."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.export.parity import sample_bundle
+from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.deploy.loop.warm_up import warm_up
+from vivace.deploy.workers.process_worker import ProcessWorker, bundles
+from vivace.eval.measure.action_error import row_errors
+from vivace.eval.measure.latencies import asked
+from vivace.eval.measure.statistics import percentile, ratio_of_medians, spread_of
+from vivace.policies.errors import BadSetting
+from vivace.policies.load import LoadedPolicy
+
+
+class BundleRun:
+    """One bundle, run on observations as the loop gives them."""
+
+    def __init__(self, folder: str, loaded: LoadedPolicy, threads: int | None) -> None:
+        self.policy, self._threads = OrtPolicy(folder, threads=threads), threads
+        self.name = f"ort:{folder}"
+        bundle = self.policy.bundle
+        receipt = bundle.receipt
+        self.plan = AccelerationPlan.load(bundle.record(bundle.plan_name))
+        held, needed = receipt["fingerprint"], vars(loaded.fingerprint)
+        other = [name for name in ("weights", "processors") if held.get(name) != needed[name]]
+        if other:
+            raise BadSetting(
+                f"bundle {folder} holds another policy: its {' and '.join(other)} are others than those of "
+                f"{loaded.path}; export this one: vivace export"
+            )
+        plan = ", ".join(receipt["techniques"]) or "as trained"
+        self.label = f"ONNX Runtime {receipt['precision']}, {plan}"
+
+    def __call__(self, one: CalibrationData) -> np.ndarray:
+        """Predict a chunk (1, H - first_action, A) of one observation, in the robot's units."""
+        self.policy.task = one.raw["task"][0]
+        return self.policy.predict(asked(one), one.noise_keys)
+
+    def cold_start_s(self) -> float:
+        """From starting an inference process, as `vivace run` does, to its first chunk [s]."""
+        bundle = self.policy.bundle
+        worker = ProcessWorker(bundles({self.name: bundle.reference}, threads=self._threads), bundle.spec)
+        began = time.monotonic()
+        try:
+            worker.start()
+            warm_up(worker, bundle.spec, bundle.usual_task, 1, observations=bundle.example)
+            return time.monotonic() - began
+        finally:
+            worker.close()
+
+    def row(
+        self, times: Mapping[str, Sequence[float]], reference: torch.Tensor, data: CalibrationData
+    ) -> dict[str, Any]:
+        """Return the bundle's row of the table; arguments as of `bench.pareto_row`."""
+        found = np.concatenate([sample_bundle(self.policy, one) for one in data.ones()])
+        ratio = ratio_of_medians(times["plain"], times[self.name])
+        bundle = self.policy.bundle
+        return {
+            "name": self.name,
+            "label": self.label,
+            "family": "ort",
+            "latency_s": float(np.median(times[self.name])),
+            "latency_spread": [percentile(times[self.name], p) for p in (10, 90)],
+            "ratio": ratio.ratio,
+            "ratio_interval": list(ratio.interval),
+            **spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu())),
+            "gflop": None,
+            "bundle": {
+                "graphs": len(bundle.program.graphs),
+                "megabytes": bundle.megabytes,
+                "cold_start_s": self.cold_start_s(),
+                "chunk_error": bundle.receipt["chunk_error"],
+            },
+        }

@@ -1,0 +1,141 @@
+"""Latencies of several runs on this machine, measured together and kept for the next time.
+
+What is timed is a chunk as the control loop asks for one: from observations in the robot's units to actions
+in them, with the chunk before that it continues.
+
+Keeping latencies makes an evaluation repeatable: with the same seed, machine, policy, plan and code a second
+run meets the same ones. `--latency.refresh=true` measures again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vivace.accel.technique import CalibrationData
+from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
+from vivace.eval.machine import machine, versions
+from vivace.eval.measure.timing import Rounds, interleaved
+from vivace.eval.output import read_json, write_json
+from vivace.eval.terminal import progress
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.session import Session
+from vivace.policies.spec import DELAY, PREVIOUS
+from vivace.policies.staged import Execution, sample
+from vivace.policies.stopwatch import StageWatch
+
+CACHE = Path("outputs/latency")
+
+Chunk = Session | Callable[[CalibrationData], object]
+"""What computes a chunk of one observation; of a `Session` the stages are told apart."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of several runs in the same rounds."""
+
+    times_s: dict[str, list[float]]
+    """Name -> latencies [s], in the order of the rounds; some may have been timed in more of them."""
+    stages_s: dict[str, dict[str, float]]
+    """Name -> median time of each stage [s], of those whose stages are told apart."""
+
+    def median_s(self, name: str) -> float:
+        """Median latency of a run [s]."""
+        return float(np.median(self.times_s[name]))
+
+
+def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Rounds) -> Measured:
+    """Time chunks of every run at batch 1, interleaved.
+
+    Args:
+        runs: name -> what to time.
+        data: observations, one a round, in turn: decoding some takes longer than others.
+        rounds: how often.
+    """
+    device = next(iter(data.batch.values())).device
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
+    timed = {name: partial(_next, run, cycle(data.ones()), watches.get(name)) for name, run in runs.items()}
+    with progress() as bars:
+        bar = bars.add_task("measuring latencies, interleaved", total=1 + rounds.most)
+        times = interleaved(
+            timed, rounds, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
+        )
+    stages = {name: _medians(watch.chunks[-len(times[name]) :]) for name, watch in watches.items()}
+    return Measured(times, stages)
+
+
+def compile_graphs(execution: Execution, data: CalibrationData) -> None:
+    """Run once on every observation: what tokens come out decides which sizes of block there are."""
+    for one in data.ones():
+        sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
+
+
+def asked(one: CalibrationData) -> dict[str, Any]:
+    """One observation as the loop asks about it: nothing of the chunk before where nothing is known."""
+    found = dict(one.raw)
+    if PREVIOUS in found and not np.isfinite(found[PREVIOUS]).any():
+        del found[PREVIOUS]
+    return found if PREVIOUS not in found else {DELAY: np.zeros(len(one.noise_keys), np.int64)} | found
+
+
+def _next(run: Chunk, observations: Iterator[CalibrationData], watch: StageWatch | None) -> None:
+    one = next(observations)
+    if not isinstance(run, Session):
+        run(one)
+    elif watch is not None:
+        watch.start()
+        run.predict(asked(one), one.noise_keys, watch)
+
+
+def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:
+    return {stage: float(np.median([chunk[stage] for chunk in chunks])) for stage in chunks[-1]}
+
+
+def measured_latencies(
+    runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds, refresh: bool = False
+) -> Measured:
+    """Return `chunk_latencies`, read from the last time if the very same was measured before.
+
+    Args:
+        runs: name -> what to time.
+        data: observations, one a round.
+        rounds: how often.
+        refresh: measure again although they are known.
+    """
+    what = {
+        "runs": {name: describe_run(session) for name, session in runs.items()},
+        "observations": describe_observations(data),
+        "rounds": asdict(rounds),
+    }
+    device = str(next(iter(data.batch.values())).device)
+    return Measured(**kept(what, device, lambda: asdict(chunk_latencies(runs, data, rounds)), refresh))
+
+
+def kept(
+    what: Mapping[str, Any], device: str, measure: Callable[[], dict[str, Any]], refresh: bool = False
+) -> dict[str, Any]:
+    """Return what was measured of something the last time, else measure it and keep it.
+
+    Machine, threads, device, versions and vivace's own code must be the same, too.
+
+    Args:
+        what: everything it depends on besides, as plain data.
+        device: where it runs.
+        measure: measures, as plain data.
+        refresh: measure again although it is known.
+    """
+    where = {"machine": machine(device), "versions": versions(), "source": source_digest()}
+    file = CACHE / f"{digest({**what, **where})[:16]}.json"
+    if file.is_file() and not refresh:
+        found: dict[str, Any] = read_json(file, "measurement")["measured"]
+        return found
+    measured = measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**where, "measured": measured})
+    return measured

@@ -1,0 +1,278 @@
+"""The episodes of one evaluation: run under each plan's latency, stored as they end, filmed."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vivace.deploy.loop.budget import Rung
+from vivace.deploy.loop.loop import Mode, TickRecord
+from vivace.deploy.workers.worker import Predict
+from vivace.eval.measure.statistics import curve_area, percentile
+from vivace.eval.measure.variants import Entry
+from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
+from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel, MeasuredLatency
+from vivace.eval.simulation.patches import patch_frames
+from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
+from vivace.eval.simulation.video import caption, side_by_side, write_video
+from vivace.eval.subject import env_maker, session
+from vivace.eval.terminal import console, progress
+from vivace.policies.errors import BadSetting
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.spec import PolicySpec
+from vivace.policies.staged import Execution
+
+if TYPE_CHECKING:
+    from vivace.eval.verbs.eval import EvalCommand
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of running the policy, and how long its chunks take."""
+
+    entry: Entry
+    execution: Execution
+    latency: LatencyModel
+    ladder: "tuple[Run, ...]" = ()
+    """Plans to choose from before every chunk, best first; this one alone when empty."""
+
+    @property
+    def name(self) -> str:
+        """Its name in results."""
+        return self.entry.name
+
+    @property
+    def n_measurements(self) -> int | None:
+        """How many measurements its latencies are drawn from; of a ladder, the fewest of a plan."""
+        found = [run.latency.n_measurements for run in self.ladder or (self,)]
+        return min((n for n in found if n is not None), default=None)
+
+
+class Stopwatch:
+    """Tells the time the policy took from the time the world took."""
+
+    def __init__(self) -> None:
+        self.inference_s = self.total_s = self.simulated_s = 0.0
+
+    def timed(self, predict: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """Wrap `Session.predict`."""
+
+        def run(*args: Any) -> np.ndarray:
+            began = time.perf_counter()
+            actions = predict(*args)
+            self.inference_s += time.perf_counter() - began
+            return actions
+
+        return run
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """Time a whole rollout."""
+        began = time.perf_counter()
+        yield
+        self.total_s += time.perf_counter() - began
+
+    def summary(self) -> dict[str, float]:
+        """Wall times [s], simulated time [s] and how much faster than real time the world ran."""
+        world_s = self.total_s - self.inference_s
+        return {
+            "inference_s": round(self.inference_s, 2),
+            "world_s": round(world_s, 2),
+            "simulated_s": round(self.simulated_s, 2),
+            "faster_than_real_time": round(self.simulated_s / world_s, 1) if world_s > 0 else 0.0,
+        }
+
+
+def rollout_settings(command: "EvalCommand", latency: LatencyModel) -> RolloutSettings:
+    """What a command asks of every rollout; raises `BadSetting`."""
+    return RolloutSettings(
+        n_episodes=command.eval.n_episodes,
+        seed=command.seed,
+        batch_size=command.eval.batch_size,
+        control_hz=command.env.rate_hz,
+        mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
+        n_action_steps=command.policy.n_action_steps,
+        request_at=command.eval.request_at,
+        latency=latency,
+        max_steps=command.env.max_steps,
+    )
+
+
+def in_mode(command: "EvalCommand", mode: Mode) -> "EvalCommand":
+    """Return a command in another mode; sync mode asks when nothing is left, whatever was said."""
+    request_at = None if mode == Mode.SYNC else command.eval.request_at
+    return replace(command, eval=replace(command.eval, mode=mode.value, request_at=request_at))
+
+
+def stored_rollout(
+    store: Path,
+    label: str,
+    make_env: Callable[[], Any],
+    predict: Predict,
+    spec: PolicySpec,
+    settings: RolloutSettings,
+    on_episode: Callable[[EpisodeResult], None] = lambda result: None,
+    ladder: Sequence[RungRun] = (),
+) -> list[EpisodeResult]:
+    """`rollout` with a bar; each episode is added to the file `store` as it ends, those in it are done."""
+    done = load_results(store)
+    store.parent.mkdir(exist_ok=True)
+    with progress() as bars:
+        bar = bars.add_task(label, total=settings.n_episodes, completed=len(done))
+
+        def on_result(result: EpisodeResult) -> None:
+            append_result(store, result)
+            on_episode(result)
+            bars.advance(bar)
+
+        results = rollout(make_env, predict, spec, settings, on_result, done, ladder=ladder)
+    _tell_failures(label, results)
+    return results
+
+
+def _tell_failures(label: str, results: Sequence[EpisodeResult]) -> None:
+    """Say how many chunks a policy failed to give, and what of."""
+    failed = [error for result in results for error in result.errors]
+    if failed:
+        asked = sum(len(result.latencies_s) for result in results)
+        console.print(
+            f"{label}: {len(failed)} of {asked} chunks failed, the fallback acted; the first: {failed[0]}",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def quiet_p99(latency: LatencyModel) -> float:
+    """p99 [s] of what was measured of a plan beforehand, which is all a ladder may know.
+
+    Raises:
+        BadSetting: the latency model holds no measurements, or too few for a p99.
+    """
+    if not isinstance(latency, MeasuredLatency):
+        raise BadSetting("a ladder is chosen by measured latencies; use --latency.type=measured or bursty")
+    p99_s = percentile(latency.samples_s, 99)
+    if p99_s is None:
+        raise BadSetting(
+            f"a ladder chooses by the p99 of every plan, but one has {latency.n_measurements} measurements; "
+            "100 are needed: raise --eval.timed_s, or leave the slow plan out of --eval.ladder"
+        )
+    return latency.scale * p99_s
+
+
+class Trials:
+    """Runs the episodes of one command; those an interrupted evaluation has stored are not run again."""
+
+    def __init__(self, command: "EvalCommand", loaded: LoadedPolicy, folder: Path) -> None:
+        self._command, self._loaded, self._folder = command, loaded, folder
+        self.stopwatch = Stopwatch()
+
+    def episodes(self, run: Run) -> list[EpisodeResult]:
+        """Every episode of a run under its own latency."""
+        return self._episodes(run, run.name)
+
+    def curve(self, runs: list[Run]) -> dict[str, Any]:
+        """Success and jumps of the chosen runs at constant latencies, a line for each run and mode."""
+        options = self._command.eval
+        if not options.curve:
+            return {}
+        own = Mode(options.mode)
+        modes = [Mode(mode) for mode in options.curve_modes] or [own]
+        return {
+            run.name if mode == own else f"{run.name}_{mode}": {
+                "run": run.name,
+                "mode": mode.value,
+                "label": run.entry.label if len(modes) == 1 else f"{run.entry.label}, {mode}",
+                **self._line(run, mode),
+            }
+            for run in runs
+            if run.name in options.curve_runs
+            for mode in modes
+        }
+
+    def _line(self, run: Run, mode: Mode) -> dict[str, Any]:
+        """Points of one curve, and the area under it."""
+        points: list[dict[str, Any]] = []
+        for latency_s in sorted(set(self._command.eval.curve)):
+            constant = replace(run, latency=ConstantLatency(seconds=latency_s))
+            suffix = "" if mode == self._command.eval.mode else f"_{mode}"
+            episodes = self._episodes(constant, f"{run.name}{suffix}_{latency_s:g}s", mode)
+            points.append(
+                {
+                    "latency_s": latency_s,
+                    "successes": sum(e.success for e in episodes),
+                    "n": len(episodes),
+                    "seam_jump": mean_jump(e.seam_jumps for e in episodes),
+                    "inner_jump": mean_jump(e.inner_jumps for e in episodes),
+                }
+            )
+        rates = [point["successes"] / point["n"] for point in points]
+        return {"points": points, "area": curve_area([point["latency_s"] for point in points], rates)}
+
+    def film(self, runs: list[Run], seed: int) -> str | None:
+        """Run one episode of every run again with a camera; None, and a line why, without a renderer."""
+        films: dict[str, list[np.ndarray]] = {}
+        try:
+            for run in runs:
+                with console.status(f"filming {run.entry.label}"):
+                    films[run.name] = self._frames(run, seed)
+        except (ImportError, RuntimeError, AttributeError) as error:
+            console.print(f"no video: rendering failed ({error}); vivace doctor says more", style="yellow")
+            return None
+        name = "videos/side_by_side.mp4"
+        write_video(self._folder / name, side_by_side(films), self._command.env.rate_hz)
+        return name
+
+    def film_patches(self, run: Run, seed: int) -> str | None:
+        """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
+        if not hasattr(run.execution.policy, "language"):
+            return None
+        runner = session(self._command, self._loaded, run.execution)
+        with console.status("drawing the patches that were kept"):
+            frames = patch_frames(runner, env_maker(self._command, runner.spec), seed)
+        if not frames:
+            return None
+        name = "videos/patches.mp4"
+        write_video(self._folder / name, frames, fps=3)
+        return name
+
+    def _frames(self, run: Run, seed: int) -> list[np.ndarray]:
+        frames: list[np.ndarray] = []
+        control_hz = self._command.env.rate_hz
+
+        def on_tick(seed: int, env: Any, record: TickRecord) -> None:
+            frames.append(
+                caption(env.render(), run.entry.label, record.source.value, record.tick, control_hz)
+            )
+
+        runner = session(self._command, self._loaded, run.execution)
+        settings = replace(rollout_settings(self._command, run.latency), n_episodes=1, seed=seed)
+        rollout(env_maker(self._command, runner.spec), runner.predict, runner.spec, settings, on_tick=on_tick)
+        return frames
+
+    def _episodes(self, run: Run, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
+        command = in_mode(self._command, mode or Mode(self._command.eval.mode))
+        settings = rollout_settings(command, run.latency)
+        runner = session(command, self._loaded, run.execution)
+
+        def on_episode(result: EpisodeResult) -> None:
+            self.stopwatch.simulated_s += result.steps / self._command.env.rate_hz
+
+        rungs = []
+        for rung in run.ladder:
+            predict = self.stopwatch.timed(session(self._command, self._loaded, rung.execution).predict)
+            rungs.append(RungRun(Rung(rung.name, quiet_p99(rung.latency)), predict, rung.latency))
+        with self.stopwatch.rollout():
+            return stored_rollout(
+                self._folder / "episodes" / f"{name}.jsonl",
+                name.replace("_", " "),
+                env_maker(self._command, runner.spec),
+                self.stopwatch.timed(runner.predict),
+                runner.spec,
+                settings,
+                on_episode,
+                rungs,
+            )

@@ -1,0 +1,1 @@
+"""Where the observations come from that plans are fitted to and judged on."""

@@ -1,0 +1,72 @@
+"""What results.json says of how it was made, and the pages made from it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vivace.envs.registry import env_class
+from vivace.eval.machine import command as command_line
+from vivace.eval.machine import machine, versions
+from vivace.eval.options import CommonOptions
+from vivace.eval.output import write_json
+from vivace.eval.report.report import write_report
+from vivace.eval.simulation.trace import write_run_trace, write_trace
+
+if TYPE_CHECKING:
+    from vivace.policies.load import LoadedPolicy
+
+
+def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> dict[str, Any]:
+    """What was measured, where, with which versions, and by which command."""
+    spec = loaded.staged.spec
+    return {
+        "format": 1,
+        "kind": kind,
+        "command": command_line(),
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(command.policy.device, loaded.dtype),
+        "seed": command.seed,
+        "policy": {
+            "path": str(command.policy.path),
+            "type": spec.type,
+            "parameters": sum(p.numel() for p in loaded.policy.parameters()),
+            **_how(loaded.staged),
+            "horizon": spec.horizon,
+            "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
+            "weights": loaded.fingerprint.weights,
+        },
+        "environment": {
+            "type": command.env.type,
+            "task": command.env.task,
+            "control_hz": command.env.rate_hz,
+            "physics_hz": env_class(command.env.type, command.env.tasks[0]).physics_hz,
+            "trained_hz": spec.control_hz,
+        },
+    }
+
+
+def _how(staged: Any) -> dict[str, Any]:
+    """How actions come about: the sampler and its steps, or greedy tokens."""
+    if hasattr(staged, "n_tokens"):
+        return {"sampler": "greedy", "n_steps": staged.n_tokens}
+    return {"sampler": staged.sampler.name, "n_steps": len(staged.sampler)}
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json and the pages made from it."""
+    write_json(folder / "results.json", results)
+    write_pages(folder, results)
+
+
+def write_pages(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Write report.html and, of an evaluation or a run, trace.json; returns the report's path."""
+    written = write_report(folder, results)
+    if results["kind"] == "run" and (folder / "run.jsonl").is_file():
+        write_run_trace(folder / "trace.json", folder / "run.jsonl", results["settings"]["control_hz"])
+    if results["kind"] == "eval":
+        seed = results["shown_seed"]
+        shown = {r["name"]: next(e for e in r["episodes"] if e["seed"] == seed) for r in results["runs"]}
+        write_trace(folder / "trace.json", shown, results["environment"]["control_hz"])
+    return written

@@ -1,0 +1,105 @@
+"""What came of the runs of an evaluation, summed up for results.json and for a person."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from vivace.eval.measure.statistics import (
+    paired_difference,
+    percentiles,
+    wilson_interval,
+)
+from vivace.eval.measure.trials import Run
+from vivace.eval.simulation.episode import EpisodeResult, mean_jump
+from vivace.eval.terminal import milliseconds
+
+
+def run_summary(
+    run: Run, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
+) -> dict[str, Any]:
+    """Success with its interval, latency percentiles, what the ticks executed, and every episode.
+
+    Args:
+        run: the run.
+        episodes: what came of it.
+        control_hz: control rate [Hz].
+        gflop: work of one chunk [GFLOP], None if it cannot be counted.
+    """
+    successes, steps = sum(e.success for e in episodes), sum(e.steps for e in episodes)
+    times = [e.time_to_success_s for e in episodes if e.time_to_success_s is not None]
+    latencies = [latency for e in episodes for latency in e.latencies_s]
+    return {
+        "name": run.name,
+        "label": run.entry.label,
+        "latency": percentiles(latencies, run.n_measurements),
+        "latencies_s": latencies,
+        "gflop": gflop,
+        "successes": successes,
+        "n": len(episodes),
+        "interval": wilson_interval(successes, len(episodes)),
+        "time_to_success_s": float(np.median(times)) if times else None,
+        "ticks": {key: sum(e.ticks[key] for e in episodes) for key in episodes[0].ticks},
+        "deadline_misses": sum(e.deadline_misses for e in episodes),
+        "chunks": len(latencies),
+        "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
+        "seam_jump": mean_jump(e.seam_jumps for e in episodes),
+        "inner_jump": mean_jump(e.inner_jumps for e in episodes),
+        "choices": dict(sum((Counter(e.choices) for e in episodes), Counter())),
+        "episodes": [e.to_json() for e in episodes],
+    }
+
+
+def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> list[dict[str, Any]]:
+    """Compare the run named `ours` with each other run on the same seeds."""
+    mine = {e.seed: e.success for e in episodes[ours]}
+    return [
+        {"first": name, "second": ours, **vars(paired_difference({e.seed: e.success for e in others}, mine))}
+        for name, others in episodes.items()
+        if name != ours
+    ]
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The runs as a table a person reads."""
+    environment = results["environment"]
+    trained_hz = environment["trained_hz"]
+    other = (
+        "" if trained_hz in (None, environment["control_hz"]) else f", policy trained at {trained_hz:g} Hz"
+    )
+    title = (
+        f"{environment['task']} at {environment['control_hz']:g} Hz (physics {environment['physics_hz']:g} Hz"
+        f"{other}), {environment['mode']}, world moving"
+    )
+    out = Table(title=title)
+    for name in (
+        "run",
+        "chunk latency p50 / p99 [ms]",
+        "of",
+        "success under it",
+        "95 % interval",
+        "deadline misses",
+    ):
+        out.add_column(escape(name), justify="left" if name == "run" else "right")
+    for entry in results["runs"]:
+        low, high = entry["interval"]
+        out.add_row(
+            entry["label"],
+            f"{milliseconds(entry['latency']['p50_s'])} / {milliseconds(entry['latency']['p99_s'])}",
+            str(entry["latency"]["n"]),
+            f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
+            f"{low:.0%} … {high:.0%}",
+            f"{entry['deadline_misses']} of {entry['chunks']} chunks",
+        )
+    for pair in results["comparisons"]:
+        out.caption = (out.caption or "") + (
+            f"{pair['second']} - {pair['first']}: {pair['difference']:+.0%} "
+            f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}\n"
+        )
+    out.caption = (out.caption or "") + "".join(
+        f"left out: {name}: {reason}\n" for name, reason in results["left_out"].items()
+    )
+    return out

@@ -1,0 +1,1 @@
+"""Episodes in virtual time: a world that does not wait."""

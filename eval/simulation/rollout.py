@@ -1,0 +1,228 @@
+"""Run episodes in virtual time: the world moves while the policy thinks, and nobody sleeps.
+
+The episodes of a batch advance tick by tick together, and the inferences in flight are computed in one batch
+when the first of them is needed. An episode is a function of its seed, the plan and the latency model: its
+noise is keyed by (episode seed, tick of the observation), so neither order nor batching changes it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vivace.deploy.loop.budget import LatencyBudget, Rung
+from vivace.deploy.loop.clock import Clock, VirtualClock
+from vivace.deploy.loop.guard import ActionGuard, Limits
+from vivace.deploy.loop.loop import (
+    ControlLoop,
+    LoopSettings,
+    Mode,
+    Source,
+    TickRecord,
+    executed_actions,
+    make_queue,
+)
+from vivace.deploy.workers.worker import BatchedInference, Predict, SimulatedWorker
+from vivace.eval.simulation.env_robot import EnvRobot, control_rate
+from vivace.eval.simulation.episode import EpisodeResult, jumps
+from vivace.eval.simulation.latency_model import LatencyModel, NoLatency
+from vivace.policies.errors import BadSetting
+from vivace.policies.spec import PolicySpec
+
+
+@dataclass(frozen=True)
+class RungRun:
+    """One plan of a ladder in virtual time."""
+
+    rung: Rung
+    predict: Predict
+    latency: LatencyModel
+
+
+OnTick = Callable[[int, Any, TickRecord], None]
+"""Called with (episode seed, environment, record) after every tick."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """Which episodes, and at what pace."""
+
+    n_episodes: int = 20
+    seed: int = 100_000
+    """Episode i is reset with seed + i."""
+    batch_size: int = 20
+    """Episodes stepped together; results do not depend on it."""
+    control_hz: float | None = None
+    """Control rate [Hz]: the world moves on by one period a tick, always. The environment's own when None."""
+    mode: Mode = Mode.SYNC
+    n_action_steps: int | None = None
+    """Actions of a chunk that are fresh; the policy's own when None."""
+    request_at: int | None = None
+    """Async: fresh actions left when the next chunk is asked for; by expected latency when None."""
+    blend_ticks: int = 0
+    """Async: ticks over which a newer chunk is blended in."""
+    latency: LatencyModel = field(default_factory=NoLatency)
+    max_steps: int | None = None
+    """Longest episode; the environment's own when None."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Counts and rates must be positive, and the mode known."""
+        for name in ("n_episodes", "batch_size", "control_hz", "max_steps", "n_action_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise BadSetting(f"{name}={value}; a number above 0 is needed")
+        if self.seed < 0:
+            raise BadSetting(f"seed={self.seed}; 0 or more is needed")
+        LoopSettings(mode=self.mode)  # says what is wrong with it
+
+    def loop_settings(self, spec: PolicySpec) -> LoopSettings:
+        """Return what the control loop of a policy needs.
+
+        Raises:
+            BadSetting: a chunk of the policy has fewer actions than `n_action_steps`.
+        """
+        return LoopSettings(
+            mode=self.mode,
+            n_action_steps=executed_actions(self.n_action_steps, spec),
+            request_at=self.request_at,
+            blend_ticks=self.blend_ticks,
+        )
+
+
+def rollout(
+    make_env: Callable[[], Any],
+    predict: Predict,
+    spec: PolicySpec,
+    settings: RolloutSettings,
+    on_episode: Callable[[EpisodeResult], None] = lambda result: None,
+    done: Sequence[EpisodeResult] = (),
+    on_tick: OnTick | None = None,
+    ladder: Sequence[RungRun] = (),
+) -> list[EpisodeResult]:
+    """Run episodes in virtual time; each ends at its first success, when its world ends, or at `max_steps`.
+
+    Args:
+        make_env: makes one gymnasium environment with lerobot observation keys and `info["is_success"]`.
+        predict: (observations {key: (B, To, ...)}, noise keys (B)) -> actions (B, H - first_action, A) in the
+            robot's units.
+        spec: of the policy.
+        settings: which episodes, and at what pace.
+        on_episode: called with every new result as soon as its episode ends, e.g. to store it.
+        done: results of an interrupted run; their episodes are not run again.
+        on_tick: called with (seed, environment, record) after every tick, e.g. to film.
+        ladder: plans to choose from before every chunk, best first; `predict` alone when empty.
+
+    Returns:
+        Results in the order of their seeds.
+    """
+    loop_settings = settings.loop_settings(spec)
+    results = {result.seed: result for result in done}
+    seeds = [settings.seed + i for i in range(settings.n_episodes)]
+    missing = [seed for seed in seeds if seed not in results]
+    envs: list[Any] = []
+    try:
+        for _ in range(min(settings.batch_size, len(missing))):
+            envs.append(make_env())  # one by one: those made are closed if the next fails
+        control_hz = control_rate(envs[0], settings.control_hz) if envs else 0.0
+        for first in range(0, len(missing), settings.batch_size):
+            plans = {run.rung.name: run.predict for run in ladder}
+            inference, clock = BatchedInference(predict, plans), VirtualClock()
+            batch = [
+                _Episode(env, seed, inference, clock, spec, settings, control_hz, loop_settings, ladder)
+                for env, seed in zip(envs, missing[first : first + settings.batch_size], strict=False)
+            ]
+            for result in _run(batch, on_episode, on_tick):
+                results[result.seed] = result
+    finally:
+        for env in envs:
+            env.close()
+    return [results[seed] for seed in seeds]
+
+
+class _Episode:
+    """One running episode: a robot, its worker and its loop."""
+
+    def __init__(
+        self,
+        env: Any,
+        seed: int,
+        inference: BatchedInference,
+        clock: Clock,
+        spec: PolicySpec,
+        settings: RolloutSettings,
+        control_hz: float,
+        loop_settings: LoopSettings,
+        ladder: Sequence[RungRun],
+    ) -> None:
+        self.seed, self._settings, self._control_hz = seed, settings, control_hz
+        self.robot = EnvRobot(env, control_hz)
+        self.robot.reset(seed)
+        models = {None: settings.latency} | {run.rung.name: run.latency for run in ladder}
+        self.worker = SimulatedWorker(
+            inference, lambda n, request: models[request.plan].latency_s(seed, n, request.time_s)
+        )
+        self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / control_hz)
+        self.loop = ControlLoop(
+            self.robot,
+            self.worker,
+            make_queue(loop_settings),
+            self._guard,
+            LatencyBudget(control_hz, tuple(run.rung for run in ladder)),
+            clock,
+            loop_settings,
+            spec=spec,
+            episode_seed=seed,
+        )
+        self.records: list[TickRecord] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the world has ended or time is up."""
+        limit = self._settings.max_steps
+        return self.robot.is_over or (limit is not None and self.loop.tick_count >= limit)
+
+    def result(self) -> EpisodeResult:
+        """Sum the episode up."""
+        steps, success = self.loop.tick_count, self.robot.is_success
+        seam_jumps, inner_jumps = jumps(self.records)
+        counts = Counter(record.source for record in self.records)
+        return EpisodeResult(
+            seed=self.seed,
+            success=success,
+            steps=steps,
+            time_to_success_s=steps / self._control_hz if success else None,
+            ticks={source.value: counts[source] for source in Source},
+            deadline_misses=self.loop.budget.misses,
+            interventions=self._guard.interventions,
+            latencies_s=tuple(latency_s for _, latency_s in self.worker.asked),
+            request_ticks=tuple(tick for tick, _ in self.worker.asked),
+            seam_jumps=seam_jumps,
+            inner_jumps=inner_jumps,
+            choices=dict(self.loop.budget.choices),
+            timeline="".join(record.source.value[0] for record in self.records),
+            errors=tuple(self.worker.errors),
+            records=tuple(self.records),
+        )
+
+
+def _run(
+    running: list[_Episode], on_episode: Callable[[EpisodeResult], None], on_tick: OnTick | None
+) -> list[EpisodeResult]:
+    """Run episodes tick by tick together until all are over."""
+    results = []
+    while running:
+        for episode in running:
+            episode.loop.begin()
+        for episode in running:
+            record = episode.loop.end()
+            episode.records.append(record)
+            if on_tick is not None:
+                on_tick(episode.seed, episode.robot.env, record)
+            if episode.is_over:
+                episode.worker.cancel()
+                results.append(episode.result())
+                on_episode(results[-1])
+        running = [episode for episode in running if not episode.is_over]
+    return results

@@ -1,0 +1,87 @@
+"""What a command is about: its policy, its plan, its session and its environment."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vivace.accel.plan import AccelerationPlan
+from vivace.envs.registry import env_class, instruction, make
+from vivace.eval.options import CommonOptions
+from vivace.eval.terminal import console
+from vivace.policies.action_kinds import read_kinds
+from vivace.policies.errors import BadSetting
+from vivace.policies.load import LoadedPolicy, load_policy
+from vivace.policies.session import Session
+from vivace.policies.spec import PolicySpec
+from vivace.policies.staged import Execution, executing
+
+IMAGE = "observation.images."
+
+
+def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPolicy:
+    """Load the policy a command names, its actions understood as the environment's; settle the rate.
+
+    Args:
+        command: names policy and environment.
+        action_kinds: how its actions are to be understood instead, by name.
+    """
+    kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
+    if action_kinds:
+        kinds = read_kinds(action_kinds, len(kinds), "--export.action_kinds")
+    loaded = load_policy(command.policy.path, command.policy.device, kinds)
+    command.env.control_hz = control_hz(command, loaded.staged.spec)
+    return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
+
+
+def control_hz(command: CommonOptions, spec: PolicySpec) -> float:
+    """Return the rate a command asks for [Hz], else the policy's, else the tasks' own.
+
+    Raises:
+        BadSetting: nobody asked, the policy does not say, and the tasks differ.
+    """
+    if command.env.control_hz is not None:
+        if spec.control_hz not in (None, command.env.control_hz):
+            console.print(
+                f"the policy was trained at {spec.control_hz:g} Hz and runs at {command.env.control_hz:g} Hz",
+                style="yellow",
+            )
+        return command.env.control_hz
+    if spec.control_hz is not None:
+        return spec.control_hz
+    rates = {env_class(command.env.type, task).own_hz for task in command.env.tasks}
+    if len(rates) > 1:
+        raise BadSetting(
+            f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(rates))} Hz, and the "
+            "policy does not say at which it was trained; give --env.control_hz"
+        )
+    return rates.pop()
+
+
+def session(
+    command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None, task: str = ""
+) -> Session:
+    """Run a policy under an execution, told what to do in a task, the command's first when not given."""
+    text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
+    return Session(loaded, execution, text, command.chunking)
+
+
+def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
+    """Return what makes a task's environment, with the cameras that a policy looks through."""
+    shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
+    sizes = {shape[-1] for shape in shapes.values()}
+    if len(sizes) > 1:
+        raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
+    options: dict[str, Any] = {"control_hz": command.env.control_hz}
+    if shapes:
+        is_lazy = spec.n_obs_steps == 1
+        options |= {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
+    return partial(make, command.env.type, task or command.env.tasks[0], **options)
+
+
+def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
+    """Load the plan a command names, else the one beside the checkpoint; it must be the policy's."""
+    plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
+    plan.check(loaded.fingerprint)
+    return plan

@@ -1,0 +1,142 @@
+"""Options of the verbs that make checkpoints: collect, train, distill."""
+
+from dataclasses import dataclass, field
+
+import draccus
+
+from vivace.eval.training.trainer import TrainSettings
+
+
+@dataclass(kw_only=True)
+class ArchitectureOptions(draccus.ChoiceRegistry):
+    """What is trained; `--policy.type` picks the kind."""
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """Kind when none is given."""
+        return "dp_transformer"
+
+
+@ArchitectureOptions.register_subclass("dp_transformer")
+@dataclass(kw_only=True)
+class DPTransformerOptions(ArchitectureOptions):
+    """Size of a dp_transformer."""
+
+    n_layer: int = 8
+    n_head: int = 4
+    n_emb: int = 256
+    horizon: int = 16
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    p_drop_attn: float = 0.0
+
+
+@dataclass(kw_only=True)
+class VLAOptions(ArchitectureOptions):
+    """Size of a miniature VLA's vision and language side; both vision backbones have the same."""
+
+    image_size: int = 128
+    patch_size: int = 16
+    vision_layers: int = 5
+    """Blocks of each backbone; the features are those of the last but one."""
+    vision_width: int = 128
+    vision_heads: int = 2
+    language_layers: int = 12
+    language_width: int = 192
+    language_heads: int = 3
+    language_mlp: int = 384
+    horizon: int = 16
+    n_action_steps: int = 8
+    layer_drop: float = 0.0
+    """Share of the language layers a training row may skip, so that layer_skip finds some to drop."""
+    patch_drop: float = 0.0
+    """Share of the patches a training row may lose, so that token_select can."""
+
+
+@ArchitectureOptions.register_subclass("cogact")
+@dataclass(kw_only=True)
+class CogACTOptions(VLAOptions):
+    """Size of a miniature cogact."""
+
+    action_layers: int = 6
+    action_width: int = 128
+    action_heads: int = 2
+    guidance_scale: float = 1.5
+    repeated_diffusion_steps: int = 4
+    language_model: str = ""
+    """A pretrained language model instead of one with random weights, its sizes and tokenizer: smollm2."""
+
+
+@ArchitectureOptions.register_subclass("token_vla")
+@dataclass(kw_only=True)
+class TokenVLAOptions(VLAOptions):
+    """Size of a miniature token VLA."""
+
+    n_action_bins: int = 256
+    token_noise: float = 0.0
+    """Share of the earlier action tokens a training row may read wrong, so that it looks at the scene."""
+
+
+@dataclass(kw_only=True)
+class LearningOptions:
+    """What training from demonstrations needs, whatever is learned."""
+
+    data: list[str]
+    """Folders of LeRobotDatasets."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    threads: int | None = None
+    half: bool = False
+    """Store the weights as float16: half the size; they are computed with in float32."""
+    output_dir: str
+
+
+@dataclass(kw_only=True)
+class TrainCommand(LearningOptions):
+    """Train a policy on demonstrations; an interrupted run in output_dir continues.
+
+    Example: vivace train --data='[data/push-v3]' --policy.n_layer=6 --policy.n_emb=128
+    --train.steps=7000 --output_dir=outputs/train/push
+    """
+
+    policy: ArchitectureOptions = field(default_factory=DPTransformerOptions)
+    state_weight: float = 1.0
+    """VLAs: weight of a loss that reads the simulator's state out of the prompt's last token, in training."""
+    head_only: int = 0
+    """cogact: train the action head alone, on features of so many moments, computed once; 0: everything."""
+    start: str | None = None
+    """Checkpoint to go on from, zoo/<name> or a folder: its sizes, tokenizer and statistics stay."""
+    backbone: str | None = None
+    """VLAs: checkpoint of another kind to take vision, projector, language model and tokenizer from."""
+
+
+@dataclass(kw_only=True)
+class DistillOptions:
+    """What a student is taught, and from how many trajectories."""
+
+    trajectories: int = 10_000
+    """Moments of the demonstrations whose Jacobi trajectories are collected."""
+    batch_size: int = 64
+    """Trajectories decoded together."""
+    target: str = "self"
+    """Whose distribution at the fixed point is the target: self, average, teacher."""
+    ar_weight: float = 1.0
+    """Weight of the autoregressive loss."""
+    delta_max: float = 0.1
+    """Largest mean action error [normalised] of a teacher's answer that is still a label."""
+    lora_rank: int = 0
+    """Train low-rank adapters of the language model alone, merged at the end; 0: all weights."""
+
+
+@dataclass(kw_only=True)
+class DistillCommand(LearningOptions):
+    """Teach a token VLA to settle in few passes; an interrupted run in output_dir continues.
+
+    Example: vivace distill --teacher=zoo/halfway-tokens --data='[data/drawer-open-halfway]'
+    --train.steps=1000 --output_dir=outputs/train/distilled
+    """
+
+    teacher: str
+    """Checkpoint whose trajectories are learned."""
+    student: str | None = None
+    """Checkpoint the student begins as; the teacher itself when not given."""
+    distill: DistillOptions = field(default_factory=DistillOptions)

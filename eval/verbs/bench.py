@@ -1,0 +1,329 @@
+"""`vivace bench`: the claim and its baselines, timed interleaved in one process at batch 1.
+
+With `--bench.n_episodes` every plan also runs the same episodes in a frozen world, so many of every task, so
+that a Pareto table of latency against success comes out of one command.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.compile import compile_execution
+from vivace.accel.flops import count_flops
+from vivace.accel.judgement import check_apart, fitted_seeds
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.accel.techniques.greedy import GreedyExecuted, executed_tokens
+from vivace.eval.measure.action_error import action_errors, row_errors, sample_all
+from vivace.eval.measure.bundle_rows import BundleRun
+from vivace.eval.measure.judge import Judge, check_judging
+from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
+from vivace.eval.measure.layer_curve import policy_curve
+from vivace.eval.measure.statistics import percentile, ratio_of_medians, spread_of
+from vivace.eval.measure.threads import choose_threads, restored_threads
+from vivace.eval.measure.timing import Rounds
+from vivace.eval.measure.variants import SAVED, Entry, labelled, lineup_for, misfit
+from vivace.eval.observations.gather import JUDGEMENT_SEED
+from vivace.eval.observations.observe import observe
+from vivace.eval.options import CommonOptions
+from vivace.eval.output import claim, output_folder
+from vivace.eval.report.bench_table import table
+from vivace.eval.report.bundle_table import bundle_table
+from vivace.eval.report.results import circumstances, write_results
+from vivace.eval.report.stage_table import stage_table
+from vivace.eval.requirements import are_met, read_requirements
+from vivace.eval.subject import load, load_plan, session
+from vivace.eval.terminal import console
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.staged import Execution, decode, executing
+
+
+@dataclass(kw_only=True)
+class BenchOptions:
+    """How to time."""
+
+    repeats: int = 10
+    """Timed rounds; every plan runs once a round."""
+    threads: int | None = None
+    """torch threads; when not given as many as are measured to be fastest."""
+    compile: bool = True
+    """Time torch.compile too (takes a minute or more to compile)."""
+    n_episodes: int = 0
+    """Episodes in a frozen world by which every plan is judged too; 0 leaves success out."""
+    confirm: int | None = None
+    """Episodes on fresh seeds by which chosen plans are judged again; n_episodes when not given, 0: none."""
+    choose: str = ""
+    """The plan that is judged again; those on the front of latency and success when not given."""
+    batch_size: int = 50
+    """Episodes stepped together."""
+    only: list[str] = field(default_factory=list)
+    """Names of the plans to run besides the plain loop; all when empty."""
+    bundles: list[str] = field(default_factory=list)
+    """Folders of vivace export, of this policy, to time in the same rounds (success is not theirs)."""
+
+
+@dataclass(kw_only=True)
+class BenchCommand(CommonOptions):
+    """Time plans interleaved in one process, batch 1; with --bench.n_episodes also judge them by success.
+
+    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.updates=10 --accel.bubbling=5
+    """
+
+    bench: BenchOptions = field(default_factory=BenchOptions)
+
+
+@restored_threads()
+def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
+    """Calibrate every plan of the line-up, time them, judge them, print a table, write results.json."""
+    loaded = load(command)
+    entries = _entries(command, loaded)
+    names = [entry.name for entry in entries]
+    values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
+    requirements = read_requirements(command.require, names, values)
+    exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
+    folder = output_folder("bench", command.output_dir, command.job_name)
+    claim(folder, _identity(command, loaded, entries))
+    threads = _choose_threads(command, loaded, entries)
+    fitted = observe(command, loaded)
+    saved = load_plan(command, loaded) if SAVED[0] in entries or SAVED[1] in entries else None
+    known = [saved, *(run.plan for run in exported)]
+    seeds = fitted.seeds.union(*(fitted_seeds(plan) for plan in known if plan))
+    check_judging(command, names, seeds)
+    built = build(loaded, [entry for entry in entries if entry not in SAVED], fitted)
+    data = observe(command, loaded, seed=JUDGEMENT_SEED)
+    check_apart(seeds, data.seeds)
+    if saved:
+        built = built.joined(_saved(loaded, saved, [entry for entry in SAVED if entry in entries], fitted))
+    others = {run.name: run for run in exported}
+    sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
+    measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
+    times = measured.times_s
+    reference = sample_all(built.executions["plain"], data)
+    rows = [pareto_row(e, built.executions[e.name], times, reference, data) for e in built.entries]
+    rows += [run.row(times, reference, data) for run in exported]
+    for row in rows:
+        row["stages_s"] = measured.stages_s.get(row["name"], {})
+    if command.bench.n_episodes:
+        eager = {entry.name: entry.n_action_steps for entry in built.entries if not entry.is_compiled}
+        judge = Judge(command, loaded, built.executions, eager, folder)
+        judged = [row for row in rows if row["name"] in eager]
+        judge.judge(judged)
+        judge.confirm(judged)
+    results = circumstances("bench", command, loaded) | {
+        "pareto": rows,
+        "latencies_s": times,
+        "threads": threads,
+        "observations": {"fitted": counts(fitted), "judged": counts(data)},
+        "left_out": built.left_out,
+    }
+    if hasattr(loaded.staged, "language"):
+        results["layer_curve"] = {
+            rule: policy_curve(built.executions["plain"], data, rule) for rule in ("importance", "uniform")
+        }
+    write_results(folder, results)
+    Console().print(table(rows, built.left_out))
+    Console().print(stage_table(rows))
+    if exported:
+        Console().print(bundle_table(rows))
+    kept = ("latency_s", "ratio", "action_error", "success", "confirmed")
+    summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
+    report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
+    return report, are_met(requirements, summary)
+
+
+def counts(data: CalibrationData) -> dict[str, Any]:
+    """How many observations there are, and the seeds of the episodes they are of."""
+    return {"n": len(data.noise_keys), "seeds": sorted(data.seeds)}
+
+
+@dataclass(frozen=True)
+class Built:
+    """Rows of a table made ready to run, and why others are not."""
+
+    entries: tuple[Entry, ...]
+    executions: dict[str, Execution]
+    left_out: dict[str, str]
+    """Name of a row that does not fit the policy -> the reason."""
+
+    def joined(self, other: "Built") -> "Built":
+        """Return both."""
+        return Built(
+            self.entries + other.entries, self.executions | other.executions, self.left_out | other.left_out
+        )
+
+
+def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData) -> Built:
+    """Calibrate and apply every entry.
+
+    Args:
+        loaded: the policy.
+        entries: rows that the line-up offers.
+        data: observations to calibrate on.
+
+    Returns:
+        The rows that fit the policy, what calibration chose added to their labels, and why others do not.
+    """
+    made: list[Entry] = []
+    executions: dict[str, Execution] = {}
+    left_out: dict[str, str] = {}
+    eager: dict[str, tuple[AccelerationPlan, Execution]] = {}
+    for entry in entries:
+        reason = misfit(entry, loaded.staged)
+        if reason:
+            left_out[entry.name] = reason
+            continue
+        key = f"{entry.wanted!r} {entry.n_action_steps}"
+        try:
+            with console.status(f"calibrating {entry.label}"):
+                if key not in eager:
+                    policy = executing(loaded.staged, entry.n_action_steps)
+                    plan = calibrate(policy, loaded.fingerprint, data, entry.wanted)
+                    eager[key] = plan, accelerate(policy, plan)
+                plan, execution = eager[key]
+                executions[entry.name] = _made(entry, execution, data)
+        except UnsupportedPolicy as error:  # the policy lacks what the row works on; all else is a mistake
+            left_out[entry.name] = str(error)
+            continue
+        made.append(labelled(entry, plan))
+    return Built(tuple(made), executions, left_out)
+
+
+def _choose_threads(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Choose torch's threads by the saved plan if it is there, else by the plain loop."""
+    name, execution = "plain", None
+    if SAVED[0] in entries:
+        name, execution = SAVED[0].name, accelerate(loaded.staged, load_plan(command, loaded))
+    runs = {name: session(command, loaded, execution)}
+    return choose_threads(runs, command.bench.threads, command.policy.device)
+
+
+def _saved(
+    loaded: LoadedPolicy, plan: AccelerationPlan, entries: Sequence[Entry], data: CalibrationData
+) -> Built:
+    """The policy under the plan saved beside it; a plan that cannot be compiled says so."""
+    execution = accelerate(loaded.staged, plan)
+    built = Built((), {}, {})
+    for entry in entries:
+        try:
+            with console.status("making the saved plan ready"):
+                built = built.joined(Built((entry,), {entry.name: _made(entry, execution, data)}, {}))
+        except UnsupportedPolicy as error:
+            built = built.joined(Built((), {}, {entry.name: str(error)}))
+    return built
+
+
+def _made(entry: Entry, execution: Execution, data: CalibrationData) -> Execution:
+    """Return an execution as the entry has it; if compiled, with all graphs that the observations need."""
+    if not entry.is_compiled:
+        return execution
+    compiled = compile_execution(execution)
+    if compiled.writes_tokens:
+        compile_graphs(compiled, data)
+    return compiled
+
+
+def pareto_row(
+    entry: Entry,
+    execution: Execution,
+    times: Mapping[str, Sequence[float]],
+    reference: torch.Tensor,
+    data: CalibrationData,
+) -> dict[str, Any]:
+    """Latency, ratio to the plain loop, action error and FLOPs of one plan.
+
+    Args:
+        entry: the plan.
+        execution: the policy under it.
+        times: name -> latencies [s], of the same rounds; "plain" is what the others are compared with.
+        reference: normalised actions (B, H, A) of the plain loop on `data`, with the same noise.
+        data: observations to compare actions on.
+    """
+    found: dict[str, Any] = {"action_error": None, "gflop": None}
+    if not entry.is_compiled:  # it gives the eager actions, and another batch size is another graph
+        found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
+    ratio = ratio_of_medians(times["plain"], times[entry.name])
+    if execution.writes_tokens:
+        found |= _token_speed(execution, times[entry.name])
+    return found | {
+        "name": entry.name,
+        "label": entry.label,
+        "family": entry.family,
+        "latency_s": float(np.median(times[entry.name])),
+        "latency_spread": [percentile(times[entry.name], p) for p in (10, 90)],
+        "ratio": ratio.ratio,
+        "ratio_interval": list(ratio.interval),
+    }
+
+
+def gflop(execution: Execution, one: Mapping[str, torch.Tensor]) -> float | None:
+    """Work of one chunk [GFLOP]; None for an opaque policy, whose loop cannot be counted."""
+    is_opaque = not (execution.policy.blocks or execution.writes_tokens)
+    return None if is_opaque else count_flops(execution, dict(one)).total / 1e9
+
+
+def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationData) -> dict[str, Any]:
+    """Mean and spread over observations: action error and, of a policy that writes tokens, passes.
+
+    Returns:
+        "action_error" and "action_error_spread"; "passes", "passes_spread", "passes_of" every observation,
+        and "settled", the mean pass at which each token of the chunk last changed.
+    """
+    if not execution.writes_tokens:
+        return spread_of("action_error", action_errors(execution, reference, data))
+    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    actions = execution.policy.detokenize(found.tokens)
+    return {
+        **spread_of("action_error", row_errors(actions, reference)),
+        **spread_of("passes", found.passes.tolist()),
+        "passes_of": found.passes.tolist(),
+        "settled": found.settled.float().mean(0).tolist(),
+    }
+
+
+def _token_speed(execution: Execution, times: Sequence[float]) -> dict[str, Any]:
+    """Tokens a second over the whole chunk, reading the prompt included, and the slowest chunks [s]."""
+    policy: Any = execution.policy
+    n = executed_tokens(policy) if isinstance(execution.decoder, GreedyExecuted) else policy.n_tokens
+    return {
+        "tokens_per_s": n / float(np.median(times)),
+        "latency_p95_s": percentile(times, 95),
+        "latency_max_s": max(times),
+    }
+
+
+def _entries(command: BenchCommand, loaded: LoadedPolicy) -> list[Entry]:
+    everything = list(lineup_for(loaded.staged, command.accel))
+    if command.accel.path or (loaded.path / FILE_NAME).is_file():
+        everything += SAVED
+    known = [entry.name for entry in everything]
+    for name in command.bench.only:
+        if name not in known:
+            raise BadSetting(f"bench.only names {name!r}; known plans: {', '.join(known)}")
+    return [
+        entry
+        for entry in everything
+        if (command.bench.compile or not entry.is_compiled)
+        and (not command.bench.only or entry.name in ("plain", *command.bench.only))
+    ]
+
+
+def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
+    return {
+        "verb": "bench",
+        "weights": loaded.fingerprint.weights,
+        "processors": loaded.fingerprint.processors,
+        "plans": {entry.name: entry.wanted for entry in entries if not entry.is_compiled},
+        "saved": load_plan(command, loaded).to_json()["techniques"] if SAVED[0] in entries else None,
+        "calibration": [command.accel.episodes, command.accel.samples],
+        "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
+        "env": vars(command.env),
+        "seed": command.seed,
+        "n_action_steps": command.policy.n_action_steps,
+    }

@@ -1,0 +1,64 @@
+"""`vivace calibrate`: fit a plan to a checkpoint, and measure it on what it was not fitted to."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.explain import explain, measured
+from vivace.accel.flops import count_flops
+from vivace.accel.judgement import check_apart, fitted_seeds
+from vivace.accel.plan import FILE_NAME
+from vivace.eval.machine import machine
+from vivace.eval.measure.action_error import action_errors, sample_all
+from vivace.eval.measure.statistics import spread_of
+from vivace.eval.observations.gather import CALIBRATION_SEED, JUDGEMENT_SEED
+from vivace.eval.observations.observe import observe
+from vivace.eval.options import CommonOptions
+from vivace.eval.output import output_folder
+from vivace.eval.subject import load
+from vivace.eval.terminal import console
+from vivace.policies.staged import Execution
+
+
+@dataclass(kw_only=True)
+class CalibrateCommand(CommonOptions):
+    """Calibrate techniques for a policy and save them as acceleration.json beside the checkpoint.
+
+    Example: vivace calibrate --policy.path=outputs/train/push --env.task=push-v3
+    --accel.techniques='[hoist, block_cache]' --accel.updates=10 --accel.bubbling=5
+    """
+
+
+def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
+    """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
+    loaded = load(command)
+    wanted = command.accel.wanted()
+    data = observe(command, loaded)
+    with console.status("calibrating"):
+        plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
+    execution = accelerate(loaded.staged, plan)
+    baseline = Execution.of(loaded.staged)
+    judged = observe(command, loaded, seed=JUDGEMENT_SEED)
+    check_apart(fitted_seeds(plan), judged.seeds)
+    with console.status("comparing actions"):
+        errors = action_errors(execution, sample_all(baseline, judged), judged)
+    flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
+    measurements = {
+        **plan.measurements,
+        **machine(command.policy.device, loaded.dtype),
+        **spread_of("action_error", errors),
+        "flop_ratio": flops[1].total / flops[0].total,
+        "observations": len(data.noise_keys),
+        "env": f"{command.env.type}/{command.env.task}",
+        "seed": CALIBRATION_SEED,
+        "judged_observations": len(judged.noise_keys),
+        "judged_seed": JUDGEMENT_SEED,
+    }
+    plan = replace(plan, measurements=measurements)
+    target = loaded.path
+    if command.output_dir is not None:
+        target = output_folder("calibrate", command.output_dir, command.job_name)
+    plan.save(target)
+    console.print(explain(plan, execution, *flops), highlight=False)
+    console.print(measured(plan), highlight=False)
+    return {"plan": str(target / FILE_NAME), **measurements}, True

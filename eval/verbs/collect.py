@@ -1,0 +1,60 @@
+"""`vivace collect`: demonstrations of a task by its scripted expert."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vivace.envs.metaworld.demonstrations import CollectSettings, record
+from vivace.eval.options import EnvOptions
+from vivace.eval.terminal import progress
+
+
+@dataclass(kw_only=True)
+class CollectOptions:
+    """What to demonstrate."""
+
+    episodes: int = 300
+    seed: int = 0
+    image_size: int = 0
+    """Edge of the stored camera images [px]; 0 stores states only."""
+    cameras: list[str] = field(default_factory=lambda: ["close_up"])
+    max_steps: int | None = None
+    """Ticks an episode may take; the task's own number when not given."""
+
+
+@dataclass(kw_only=True)
+class CollectCommand:
+    """Demonstrate a task with its scripted expert and store a LeRobotDataset.
+
+    Example: vivace collect --env.task=push-v3 --collect.episodes=300 --output_dir=data/push-v3
+    """
+
+    env: EnvOptions = field(default_factory=EnvOptions)
+    collect: CollectOptions = field(default_factory=CollectOptions)
+    output_dir: str
+
+
+def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:
+    """Demonstrate a task and store it as a LeRobotDataset."""
+    options = command.collect
+    settings = CollectSettings(
+        task=command.env.task,
+        env_type=command.env.type,
+        episodes=options.episodes,
+        seed=options.seed,
+        image_size=options.image_size,
+        cameras=tuple(options.cameras),
+        control_hz=command.env.control_hz,
+        max_episode_steps=options.max_steps,
+    )
+    tries = 0
+    with progress() as bars:
+        bar = bars.add_task(f"demonstrating {command.env.task}", total=options.episodes)
+
+        def on_episode(kept: int, tried: int) -> None:
+            nonlocal tries
+            tries = tried
+            bars.update(bar, completed=kept)
+
+        record(settings, Path(command.output_dir), on_episode)
+    return {"dataset": command.output_dir, "episodes": options.episodes, "tried": tries}, True

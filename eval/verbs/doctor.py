@@ -1,0 +1,92 @@
+"""`vivace doctor`: does this installation do what it should?"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from vivace.accel.apply import accelerate
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.envs.registry import instruction, make
+from vivace.eval.machine import machine, versions
+from vivace.policies.errors import VivaceError
+from vivace.policies.load import ZOO, load_policy
+from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
+from vivace.policies.session import Session
+from vivace.policies.staged import Execution, sample
+
+
+@dataclass(kw_only=True)
+class DoctorCommand:
+    """Check this installation: versions, simulator, rendering, bundled checkpoints, parity.
+
+    Example: vivace doctor
+    """
+
+
+_TASK = "drawer-open-halfway"
+"""A task whose instruction every bundled checkpoint that reads one knows."""
+
+console = Console()
+
+
+def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
+    """Run every check; exit code 1 if one fails."""
+    console.print({**versions(), **machine()})
+    checks: dict[str, Callable[[], str]] = {"simulator": _simulator, "rendering": _rendering}
+    for folder in sorted(ZOO.glob("*/config.json")):
+        checks[f"zoo/{folder.parent.name}"] = partial(_checkpoint, folder.parent.name)
+    outcome = {}
+    for name, check in checks.items():
+        try:
+            outcome[name] = check()
+            console.print(f"[green]ok[/]      {name}: {outcome[name]}", highlight=False)
+        except (VivaceError, RuntimeError, OSError, ImportError) as error:
+            outcome[name] = f"failed: {error}"
+            console.print(f"[red]failed[/]  {name}: {error}", highlight=False)
+    return {"checks": outcome}, not any(text.startswith("failed") for text in outcome.values())
+
+
+def _simulator() -> str:
+    env = make("metaworld", "reach-v3")
+    env.reset(seed=0)
+    began = time.perf_counter()
+    for _ in range(100):
+        env.step(np.zeros(4, np.float32))
+    env.close()
+    return f"{100 / (time.perf_counter() - began):.0f} ticks of {1e3 / env.control_hz:g} ms a second"
+
+
+def _rendering() -> str:
+    env = make("metaworld", "reach-v3")
+    env.reset(seed=0)
+    frame = env.render()
+    env.close()
+    if frame.max() == frame.min():
+        raise RuntimeError("rendered frame is empty; set MUJOCO_GL=egl or osmesa and install its library")
+    return f"{frame.shape[1]} x {frame.shape[0]} px"
+
+
+def _checkpoint(name: str) -> str:
+    loaded = load_policy(f"zoo/{name}")
+    batch = Session(loaded, task=instruction("metaworld", _TASK)).blank()
+    torch.manual_seed(0)
+    plain = loaded.policy.sample_actions(batch)
+    torch.manual_seed(0)
+    if not torch.equal(plain, sample(Execution.of(loaded.staged), batch, GlobalNoise())):
+        raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
+    if not (loaded.path / FILE_NAME).exists():
+        return "bit-equal to its own sampling; no plan"
+    plan = AccelerationPlan.load(loaded.path)
+    execution = accelerate(loaded.staged, plan, loaded.fingerprint)
+    began = time.perf_counter()
+    sample(execution, batch, EpisodeNoise([(0, 0)]))
+    ms = 1e3 * (time.perf_counter() - began)
+    return (
+        f"bit-equal to its own sampling; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"
+    )

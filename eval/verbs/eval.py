@@ -1,0 +1,374 @@
+"""`vivace eval`: unaccelerated and accelerated side by side, in a world that does not wait.
+
+Several runs meet the same episodes: the policy as trained (`plain`), under its plan (`accelerated`), and the
+honest baselines: as many DDIM or Euler steps as take no longer than the accelerated run (`fewer_steps`), of
+diffusion as many DPM-Solver++ ones too (`fewer_steps_dpm`), or, of a policy that writes tokens, exact Jacobi
+decoding (`freeze`).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from vivace.accel.apply import accelerate
+from vivace.accel.judgement import check_apart, fitted_seeds
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.accel.techniques.layer_skip import LayerSkip
+from vivace.accel.techniques.mlp_prune import MlpPrune
+from vivace.deploy.loop.loop import Mode
+from vivace.eval.measure.action_error import sample_all
+from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
+from vivace.eval.measure.latencies import Measured, measured_latencies
+from vivace.eval.measure.threads import choose_threads, restored_threads
+from vivace.eval.measure.timing import Rounds, shared
+from vivace.eval.measure.trials import Run, Trials, rollout_settings
+from vivace.eval.measure.variants import Entry, lineup_for
+from vivace.eval.observations.gather import JUDGEMENT_SEED
+from vivace.eval.observations.observe import observe
+from vivace.eval.options import CommonOptions
+from vivace.eval.output import claim, output_folder
+from vivace.eval.report.results import circumstances, write_results
+from vivace.eval.report.schedule_section import calibration_section
+from vivace.eval.report.summary import comparisons, run_summary, table
+from vivace.eval.requirements import are_met, read_requirements
+from vivace.eval.simulation.episode import EpisodeResult
+from vivace.eval.simulation.latency_model import LatencyModel, MeasuredLatency, NoLatency
+from vivace.eval.subject import load, load_plan, session
+from vivace.eval.terminal import console
+from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
+from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.load import LoadedPolicy
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
+from vivace.policies.staged import Execution
+
+
+@dataclass(kw_only=True)
+class EvalOptions:
+    """How to evaluate."""
+
+    n_episodes: int = 20
+    batch_size: int = 50
+    """Episodes stepped together, their inference batched."""
+    mode: str = "sync"
+    """sync, async or rtc (async, and a chunk continues the one before)."""
+    request_at: int | None = None
+    """async, rtc: ask for the next chunk when so many fresh actions are left, which times the control period
+    is the latency budget; by the expected latency when not given."""
+    ladder: list[str] = field(default_factory=list)
+    """async, rtc: one more run, which chooses among these plans, best first, before every chunk: plain,
+    accelerated, or rows of bench's table such as ddim-4; each is run alone too."""
+    curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
+    """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
+    curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
+    """Runs that have a curve: plain, accelerated, fewer_steps, fewer_steps_dpm."""
+    curve_modes: list[str] = field(default_factory=list)
+    """Modes in which they have one, such as [sync,async,rtc]; the evaluation's own when empty."""
+    timed_chunks: int = 100
+    """Chunks of every run with episodes that are timed, as many as a p99 takes; other rows of the Pareto plot
+    are timed --bench.repeats times."""
+    timed_s: float = 20.0
+    """Longest time [s] a run is timed for; a slow one has fewer chunks then, and fewer percentiles."""
+    lineup: bool = True
+    """Time every baseline and compare its actions (the Pareto plot)."""
+    video: bool = True
+    """Film one episode under every run, side by side."""
+
+
+@dataclass(kw_only=True)
+class EvalCommand(CommonOptions):
+    """Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.
+
+    Example: vivace eval --policy.path=zoo/reach --env.task=reach-moving --eval.n_episodes=50
+    """
+
+    eval: EvalOptions = field(default_factory=EvalOptions)
+    bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5, compile=False))
+    latency: LatencyModel = field(default_factory=MeasuredLatency)
+    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
+
+    @property
+    def chunking(self) -> RealTimeChunking | None:
+        """How a chunk continues the one before; None unless the mode is rtc."""
+        return self.rtc if self.eval.mode == Mode.RTC else None
+
+
+PLAIN = Entry("plain", "as trained", "plain")
+ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
+SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
+"""How the episode that is filmed and drawn was chosen."""
+LADDER = "ladder"
+"""Name of the run that chooses among plans."""
+RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "fewer_steps_dpm", "freeze")
+BASELINES = (
+    "hoist",
+    "uniform",
+    "taylor1",
+    "ddim-4",
+    "ddim-16",
+    "dpmsolver++-4",
+    "dpmsolver++-16",
+    "ddim-16+bac",
+    "tokens",
+    "layers",
+    "cache",
+    "fastv",
+    "ddim-2",
+    "ddim-5",
+    "euler-2",
+    "euler-4",
+    "rk4-2",
+    "freeze",
+    "exit-1",
+    "exit-2",
+    "exit-4",
+    "recycling",
+    "stand",
+)
+"""Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
+
+
+@restored_threads()
+def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
+    """Measure latencies, run every episode under them, write results.json, report.html, trace and video."""
+    began = time.monotonic()
+    requirements = read_requirements(command.require, RUNS, ("success",))
+    _check(command)
+    loaded = load(command)
+    plan = load_plan(command, loaded)
+    accelerated = accelerate(loaded.staged, plan)
+    rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
+    folder = output_folder("eval", command.output_dir, command.job_name)
+    claim(folder, _identity(command, loaded, plan))
+    both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
+    decides = {ACCELERATED.name: session(command, loaded, accelerated)}
+    threads = choose_threads(decides, command.bench.threads, command.policy.device, _refresh(command))
+    fitted = observe(command, loaded, accelerated)
+    data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
+    episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
+    check_apart(fitted.seeds | fitted_seeds(plan), data.seeds.union(episodes_asked))
+    built = _executions(command, loaded, both, fitted)
+    rivals, skipped = _rivals(command, loaded, plan, accelerated, fitted, data)
+    executions = built.executions | {rival.name: rival.execution for rival in rivals}
+    measured = _latencies(command, loaded, executions, data)
+    ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
+    told = [rival.labelled(ratios[rival.name]) for rival in rivals]
+    entries = [*built.entries[: len(both)], *told, *built.entries[len(both) :]]
+    runs = _runs(command, entries, executions, measured.times_s)
+    trials = Trials(command, loaded, folder)
+    episodes = {run.name: trials.episodes(run) for run in runs}
+    results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
+    results["threads"] = threads
+    results["baselines"] = [
+        {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
+        for r in rivals
+    ]
+    results["left_out"] = built.left_out | skipped
+    results["pareto"] = _pareto(entries, executions, measured, data, episodes)
+    results["calibration"] = calibration_section(accelerated, fitted)
+    results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
+    results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
+    write_results(folder, results)
+    Console().print(table(results))
+    summary = {
+        entry["name"]: {
+            "latency_ms": round(1e3 * entry["latency"]["p50_s"], 2),
+            "success": entry["successes"] / entry["n"],
+            "deadline_misses": entry["deadline_misses"],
+        }
+        for entry in results["runs"]
+    }
+    report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
+    return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
+
+
+def _check(command: EvalCommand) -> None:
+    """Raise `BadSetting` for what no policy could be evaluated by."""
+    unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
+    if unknown:
+        raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")
+    unknown = sorted(set(command.eval.curve_modes) - set(Mode))
+    if unknown:
+        raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
+    if len(command.env.tasks) > 1:
+        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
+    if command.eval.ladder and command.eval.mode == Mode.SYNC:
+        raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
+
+
+def _runs(
+    command: EvalCommand,
+    entries: Sequence[Entry],
+    executions: Mapping[str, Execution],
+    times: Mapping[str, list[float]],
+) -> list[Run]:
+    """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
+    names = command.eval.ladder
+    known = {
+        entry.name: Run(entry, executions[entry.name], command.latency.for_run(entry.name, times[entry.name]))
+        for entry in entries
+    }
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BadSetting(f"eval.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
+    runs = [run for name, run in known.items() if name in _episodic(command)]
+    if not names:
+        return runs
+    entry = Entry(LADDER, f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
+    ladder = tuple(known[name] for name in names)
+    return [*runs, Run(entry, ladder[0].execution, ladder[0].latency, ladder)]
+
+
+def _outcomes(
+    command: EvalCommand,
+    trials: Trials,
+    runs: list[Run],
+    episodes: Mapping[str, list[EpisodeResult]],
+    data: CalibrationData,
+) -> dict[str, Any]:
+    """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
+    hz = command.env.rate_hz
+    curve = trials.curve(runs)
+    seed = command.seed
+    summaries = [run_summary(run, episodes[run.name], hz, gflop(run.execution, data.one)) for run in runs]
+    return {
+        "runs": summaries,
+        "comparisons": _comparisons(episodes),
+        "curve": curve,
+        "shown_seed": seed,
+        "shown_because": SHOWN_BECAUSE,
+        "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
+        "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
+    }
+
+
+def _comparisons(episodes: Mapping[str, list[EpisodeResult]]) -> list[dict[str, Any]]:
+    """The accelerated run against every other one, and a ladder against every plan that runs alone."""
+    alone = {name: found for name, found in episodes.items() if name != LADDER}
+    pairs = comparisons(alone, ACCELERATED.name)
+    return pairs + comparisons(episodes, LADDER) if LADDER in episodes else pairs
+
+
+def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
+    """What must be the same for an interrupted evaluation to be continued in its folder."""
+    return {
+        "verb": "eval",
+        "weights": loaded.fingerprint.weights,
+        "processors": loaded.fingerprint.processors,
+        "plan": plan.to_json()["techniques"],
+        "env": vars(command.env),
+        "seed": command.seed,
+        "latency": f"{command.latency}",
+        "mode": command.eval.mode,
+        "request_at": command.eval.request_at,
+        "n_action_steps": command.policy.n_action_steps,
+        "ladder": command.eval.ladder,
+        "rtc": f"{command.rtc}" if Mode.RTC in (command.eval.mode, *command.eval.curve_modes) else "",
+    }
+
+
+def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
+    """What was evaluated, where, and by which command."""
+    results = circumstances("eval", command, loaded)
+    results["environment"]["mode"] = command.eval.mode
+    layers = next((t for t in plan.techniques if isinstance(t, LayerSkip)), None)
+    return results | {
+        "plan": [entry for entry in plan.to_json()["techniques"] if entry["kind"] != MlpPrune.kind],
+        "layers": None if layers is None else {"importance": layers.importance, "kept": layers.kept},
+    }
+
+
+def _executions(
+    command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], fitted: CalibrationData
+) -> Built:
+    """Plain and accelerated, and rows of the line-up, fitted to `fitted`."""
+    built = Built((PLAIN, ACCELERATED), dict(both), {})
+    if not (loaded.staged.blocks or both[PLAIN.name].writes_tokens):
+        return built
+    others = [
+        e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
+    ]
+    others = [e for e in others if command.eval.lineup or e.name in _episodic(command)]
+    return built.joined(build(loaded, others, fitted))
+
+
+def _rivals(
+    command: EvalCommand,
+    loaded: LoadedPolicy,
+    plan: AccelerationPlan,
+    accelerated: Execution,
+    fitted: CalibrationData,
+    data: CalibrationData,
+) -> tuple[list[Rival], dict[str, str]]:
+    """The honest baselines of a policy that denoises, fitted to `fitted`; name -> why one is not there."""
+    if not loaded.staged.blocks:
+        return [], {}
+
+    def ratio(execution: Execution, repeats: int) -> float:
+        runs = {
+            name: session(command, loaded, found)
+            for name, found in (("fewer", execution), (ACCELERATED.name, accelerated))
+        }
+        measured = measured_latencies(runs, data, Rounds(repeats=repeats), _refresh(command))
+        return latency_ratio(measured, "fewer", ACCELERATED.name)
+
+    rivals, skipped = [], {}
+    for name, sampler in samplers(Execution.of(loaded.staged)).items():
+        try:
+            rivals.append(find_rival(name, sampler, loaded, plan, fitted, ratio, command.bench.repeats))
+        except VivaceError as error:
+            skipped[name] = str(error)
+            console.print(f"no row {name}: {error}", style="yellow", highlight=False)
+    return rivals, skipped
+
+
+def _latencies(
+    command: EvalCommand,
+    loaded: LoadedPolicy,
+    executions: Mapping[str, Execution],
+    data: CalibrationData,
+) -> Measured:
+    """Time every run, those whose p99 is told as often as that takes and their time allows."""
+    sessions = {name: session(command, loaded, execution) for name, execution in executions.items()}
+    rounds = Rounds(
+        repeats=command.bench.repeats,
+        more={name: command.eval.timed_chunks for name in executions if name in _episodic(command)},
+        limit_s=command.eval.timed_s,
+    )
+    return measured_latencies(sessions, data, rounds, _refresh(command))
+
+
+def _episodic(command: EvalCommand) -> tuple[str, ...]:
+    """Names of the rows that run episodes, as far as there are such."""
+    return (*RUNS, *command.eval.ladder)
+
+
+def _refresh(command: EvalCommand) -> bool:
+    return isinstance(command.latency, MeasuredLatency) and command.latency.refresh
+
+
+def _pareto(
+    entries: Sequence[Entry],
+    executions: Mapping[str, Execution],
+    measured: Measured,
+    data: CalibrationData,
+    episodes: Mapping[str, Sequence[EpisodeResult]],
+) -> list[dict[str, Any]]:
+    """Latency, action error and, where episodes were run, success under that latency."""
+    plain_s = measured.times_s[PLAIN.name]
+    with console.status("comparing actions"):
+        reference = sample_all(executions[PLAIN.name], data)
+        rows = []
+        for entry in entries:
+            before_s, times_s = shared(plain_s, measured.times_s[entry.name])
+            times = {PLAIN.name: before_s, entry.name: times_s}
+            rows.append(pareto_row(entry, executions[entry.name], times, reference, data))
+    for row in rows:
+        row["stages_s"] = measured.stages_s[row["name"]]
+        if row["name"] in episodes:
+            found = episodes[row["name"]]
+            row |= {"successes": sum(e.success for e in found), "n": len(found)}
+    return rows

@@ -1,0 +1,84 @@
+"""`vivace explain`: what a plan does, or what an architecture costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vivace.accel.apply import accelerate
+from vivace.accel.explain import explain, measured
+from vivace.accel.flops import count_flops
+from vivace.envs.registry import instruction, task_names
+from vivace.eval.options import CommonOptions
+from vivace.eval.subject import load, load_plan, session
+from vivace.eval.terminal import console
+from vivace.policies.errors import BadSetting
+from vivace.policies.staged import Execution
+
+
+@dataclass(kw_only=True)
+class ExplainCommand(CommonOptions):
+    """Say what a plan does: step by block grid, FLOPs saved stage by stage.
+
+    Example: vivace explain --policy.path=zoo/reach, or vivace explain --policy.type=cogact
+    """
+
+
+def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
+    """Print what the plan does, or what a published architecture costs."""
+    if command.policy.type:
+        return _explain_cost(command.policy.type)
+    loaded = load(command)
+    plan = load_plan(command, loaded)
+    execution = accelerate(loaded.staged, plan)
+    zeros = session(command, loaded).blank()
+    baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
+    Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
+    Console().print(measured(plan), highlight=False)
+    ratio = accelerated.total / baseline.total
+    return {
+        "policy": str(loaded.path),
+        "techniques": [t.kind for t in plan.techniques],
+        "flop_ratio": ratio,
+    }, True
+
+
+def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
+    if kind == "smollm2":
+        return _explain_layers()
+    if kind != "cogact":
+        raise BadSetting(f"policy.type={kind!r} has no published size to explain; known: cogact, smollm2")
+    from vivace.eval.measure.cost import cost_table, vla_costs
+    from vivace.policies.families.cogact.policy import full_size
+    from vivace.policies.families.cogact.staged import StagedCogACT
+
+    with console.status("counting on the meta device"):
+        rows = vla_costs(StagedCogACT(full_size()))
+    Console().print(cost_table(rows), highlight=False)
+    plans = {
+        row.name: {
+            "parameters": sum(row.parameters.values()),
+            "flops_paper": sum(row.paper.values()),
+            "flops_run": sum(row.full.values()),
+        }
+        for row in rows
+    }
+    return {"policy": kind, "plans": plans}, True
+
+
+def _explain_layers() -> tuple[dict[str, Any], bool]:
+    """Importance of SmolLM2's layers on the instructions of all tasks, and what dropping them costs."""
+    from vivace.eval.measure.layer_curve import text_curve
+    from vivace.policies.language.smollm2 import load_smollm2, prompts
+
+    model, tokenizer = load_smollm2()
+    texts = sorted({instruction("metaworld", task) for task in task_names("metaworld")})
+    scores, points = text_curve(model, *prompts(tokenizer, texts))
+    table = Table(title=f"SmolLM2-135M on {len(texts)} instructions, no patches")
+    for name in ("layer", "importance", "layers dropped", "error of the last token's state"):
+        table.add_column(name, justify="right")
+    for layer, (score, point) in enumerate(zip(scores, points, strict=True)):
+        table.add_row(str(layer), f"{score:.4f}", str(point["dropped"]), f"{point['hidden_error']:.4f}")
+    Console().print(table)
+    return {"policy": "smollm2", "importance": scores, "curve": points}, True

@@ -1,0 +1,1 @@
+"""lerobot's own policies, taken apart; one file each."""

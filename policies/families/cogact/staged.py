@@ -1,0 +1,144 @@
+"""`cogact` in stages: vision -> `language.i.{attn,mlp}` -> cognition feature -> `action.i.{attn,mlp}`.
+
+With classifier-free guidance the denoiser runs both branches as one batch of 2B rows, the conditional ones
+first, as the original does. Hoisting computes the timestep's half of the condition token for all steps once
+(at construction) and the cognition feature's half once a chunk.
+"""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vivace.policies.block import Block, HasBlocks, Runner, compute, through
+from vivace.policies.families.cogact.policy import CogACTPolicy, finish
+from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all
+from vivace.policies.sampling.samplers import OWN, Sampler, Step
+from vivace.policies.spec import ActionKind
+from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.vla.vla import query_row
+
+_MASK = "observation.language.attention_mask"
+
+
+class StagedCogACT(HasBlocks):
+    """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
+
+    def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
+        self.policy = policy.eval()
+        self.sampler = policy.sampler
+        self.net = policy.action_model.net
+        self.blocks = tuple(
+            block
+            for i, layer in enumerate(self.net.blocks)
+            for block in (
+                Block(f"action.{i}.attn", layer.attend),
+                Block(f"action.{i}.mlp", layer.feed_forward),
+            )
+        )
+        self.language = StagedLlama(policy.language)
+        self.guided: tuple[bool, ...] = ()
+        """Whether each step runs both branches; all do when empty."""
+        self.spec = policy_spec(policy.config, self.blocks, action_kinds)
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the policy is sampled with classifier-free guidance at all."""
+        return self.policy.config.guidance_scale > 1
+
+    @property
+    def n_patches(self) -> tuple[int, ...]:
+        """Patches of each camera."""
+        return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+        """Cognition feature (B, D)."""
+        is_text = batch[_MASK]
+        prefix = Prefix(self.n_patches, is_text[:, 1:])
+        hidden = self.language(self.policy.embed(batch), prefix, run, select)
+        return query_row(hidden, is_text)
+
+    def condition(self, step: Step, context: Tensor) -> Tensor:
+        """Condition tokens (2B, width), conditional rows first; (B, width) at a step without guidance."""
+        z = self._both(context) if self._is_guided(step) else context
+        return self.net.condition(step.t.to(z.device).expand(z.shape[0]), z)
+
+    def _is_guided(self, step: Step) -> bool:
+        return self.has_guidance and (step.index >= len(self.guided) or self.guided[step.index])
+
+    def _both(self, z: Tensor) -> Tensor:
+        """Features of the conditional rows and, behind them, of the rows without a condition."""
+        return torch.cat([z, self.net.z_embedder.uncondition.expand_as(z)])
+
+    def branches(self, x: Tensor, condition: Tensor, run: Runner = compute) -> tuple[Tensor, ...]:
+        """Predicted noise (B, H, A) with the condition and, if there are two conditions a row, without."""
+        n = condition.shape[0] // x.shape[0]
+        h = self.net.embed(torch.cat([x] * n), condition)
+        for block in self.blocks:
+            h = through(run, block, h)
+        return self.net.head(h).chunk(n)
+
+    def guide(self, with_condition: Tensor, without: Tensor) -> Tensor:
+        """Classifier-free guidance: away from the prediction without a condition."""
+        return without + self.policy.config.guidance_scale * (with_condition - without)
+
+    def denoise(self, x: Tensor, condition: Tensor, run: Runner = compute) -> Tensor:
+        """Predict noise (B, H, A) in x (B, H, A), guided if there are two conditions a row."""
+        predicted = self.branches(x, condition, run)
+        return self.guide(*predicted) if len(predicted) == 2 else predicted[0]
+
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """Clip, and make the gripper's dimensions 0 or 1."""
+        return finish(x, self.policy.config)
+
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+        """Build another diffusion sampler of the same process."""
+        return self.policy.resample(name, n_steps, spacing)
+
+    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+        """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
+        return HoistedCogACT(self, sampler)
+
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
+        twin = copy.copy(self)
+        twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
+        return twin
+
+    def with_guidance(self, guided: tuple[bool, ...]) -> Self:
+        """Return a twin that runs the branch without a condition at these steps only."""
+        twin = copy.copy(self)
+        twin.guided = guided
+        return twin
+
+    def with_weights(self, policy: CogACTPolicy) -> "StagedCogACT":
+        """Return the staged form of a twin with other weights."""
+        return StagedCogACT(policy, self.spec.action_kinds)
+
+
+class HoistedCogACT(StagedCogACT):
+    """The same policy with everything that x does not enter computed once."""
+
+    def __init__(self, plain: StagedCogACT, sampler: Sampler):
+        super().__init__(plain.policy, plain.spec.action_kinds)
+        self.language, self.guided, self.sampler = plain.language, plain.guided, sampler
+        with torch.no_grad():
+            t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
+            self._time = self.net.t_embedder(t)  # (S, width)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+        """The cognition feature's half of the condition tokens, (2B, width) or (B, width)."""
+        z = super().encode(batch, run, select)
+        return self.net.z_embedder(self._both(z) if self.has_guidance else z)
+
+    def condition(self, step: Step, context: Tensor) -> Tensor:
+        """Condition tokens (2B, width), or (B, width) at a step without guidance."""
+        if self.has_guidance and not self._is_guided(step):
+            context = context[: len(context) // 2]
+        return step.of(self._time) + context
+
+    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+        """Return a twin for another sampler."""
+        return HoistedCogACT(self, sampler)

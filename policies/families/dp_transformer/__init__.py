@@ -1,0 +1,1 @@
+"""The transformer Diffusion Policy (Chi et al. 2023)."""

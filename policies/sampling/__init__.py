@@ -1,0 +1,1 @@
+"""Samplers, their tables and the noise they draw."""

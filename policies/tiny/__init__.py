@@ -1,0 +1,1 @@
+"""Every policy in miniature, with random weights, for tests."""

@@ -1,0 +1,222 @@
+"""What is timed is what the loop asks for, has nothing left to compile, and is known under what it is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.technique import CalibrationData
+from vivace.eval import identity
+from vivace.eval.identity import describe_run, source_digest
+from vivace.eval.measure import latencies
+from vivace.eval.measure.latencies import Measured, asked, chunk_latencies, compile_graphs, measured_latencies
+from vivace.eval.measure.timing import Rounds
+from vivace.policies.language.decoding import greedy
+from vivace.policies.load import stage
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
+from vivace.policies.session import Session
+from vivace.policies.spec import DELAY, PREVIOUS
+from vivace.policies.staged import Execution, executing
+from vivace.policies.tiny.policies import tiny_token_vla
+
+STATE = "observation.state"
+
+
+def test_graphs_are_compiled_on_every_observation():
+    seen = []
+
+    def watched(policy, prompt, noise, draft=None, run=None):
+        seen.append(prompt.ids.tolist())
+        return greedy(policy, prompt, noise, draft)
+
+    policy = stage(tiny_token_vla(language_layers=1, horizon=2, n_action_steps=2))
+    tokens = torch.arange(48).reshape(3, 16)
+    batch = {
+        "observation.images.front": torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "observation.language.tokens": tokens,
+        "observation.language.attention_mask": torch.ones(3, 16, dtype=torch.bool),
+    }
+    data = CalibrationData(batch, [(0, 0), (0, 1), (0, 2)], None)
+    compile_graphs(replace(Execution.of(policy), decoder=watched), data)
+    assert seen == [[row] for row in tokens.tolist()]
+
+
+def observations(loaded, seed=0, n=2) -> CalibrationData:
+    """Two of them; the chunk before is known of the second."""
+    random = np.random.default_rng(seed)
+    previous = np.full((n, 8, 3), np.nan, np.float32)
+    previous[1:, :4] = random.uniform(10, 30, (n - 1, 4, 3))
+    raw = {
+        STATE: random.uniform(-2, 2, (n, 2, 5)).astype(np.float32),
+        PREVIOUS: previous,
+        "task": ["push it"] * n,
+    }
+    keys = tuple((seed, i) for i in range(n))
+    return CalibrationData(Session(loaded).inputs(raw).batch, keys, None, raw)
+
+
+def test_a_chunk_is_timed_from_robots_units_to_robots_units(tiny_loaded):
+    data = observations(tiny_loaded)
+    seen = {"before": [], "after": 0, "bundle": []}
+
+    def before(values):
+        seen["before"].append({key: np.shape(value) for key, value in values.items()})
+        return tiny_loaded.preprocess(values)
+
+    def after(actions):
+        seen["after"] += 1
+        return tiny_loaded.postprocess(actions)
+
+    session = Session(
+        replace(tiny_loaded, preprocess=before, postprocess=after),
+        chunking=RealTimeChunking(jacobian="exact"),
+    )
+    runs = {"plain": session, "bundle": lambda one: seen["bundle"].append(one.raw[STATE])}
+    found = chunk_latencies(runs, data, Rounds(repeats=3))
+    assert seen["after"] == 4, "one round to warm up"
+    first, second, *_ = seen["before"]
+    assert "action" not in first, "nothing is known of the chunk before"
+    assert second["action"] == (1, 8, 3), "the second one is continued"
+    assert [len(found.times_s[name]) for name in runs] == [3, 3]
+    assert set(found.stages_s) == {"plain"}
+    assert set(found.stages_s["plain"]) == {"prepare", "encode", "denoise", "finish"}
+    assert np.array_equal(np.concatenate(seen["bundle"][:2]), data.raw[STATE])
+
+
+def test_a_stage_is_never_longer_than_the_whole(tiny_loaded):
+    found = chunk_latencies({"plain": Session(tiny_loaded)}, observations(tiny_loaded), Rounds(repeats=5))
+    assert all(time_s > 0 for time_s in found.stages_s["plain"].values())
+    assert max(found.stages_s["plain"].values()) < max(found.times_s["plain"])
+
+
+def test_the_loop_leaves_out_what_it_does_not_know(tiny_loaded):
+    first, second = observations(tiny_loaded).ones()
+    assert set(asked(first)) == {STATE, "task"}
+    assert set(asked(second)) == {STATE, "task", PREVIOUS, DELAY}
+
+
+@pytest.fixture
+def measuring(tmp_path, monkeypatch):
+    """Latencies are the number of the measurement, and are kept in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def measure(runs, data, rounds):
+        done.append(tuple(runs))
+        return Measured({name: [float(len(done))] for name in runs}, {name: {} for name in runs})
+
+    monkeypatch.setattr(latencies, "chunk_latencies", measure)
+    return done
+
+
+def cached(loaded, data, updates) -> Execution:
+    wanted = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": updates})]
+    return accelerate(loaded.staged, calibrate(loaded.staged, loaded.fingerprint, data, wanted))
+
+
+def test_rows_of_one_name_are_known_by_what_they_do(tiny_loaded, measuring):
+    """A row "uniform" with 2 updates once answered for 50."""
+    data, rounds = observations(tiny_loaded), Rounds(repeats=5)
+    two, five = (Session(tiny_loaded, cached(tiny_loaded, data, n)) for n in (2, 5))
+    assert measured_latencies({"uniform": two}, data, rounds).median_s("uniform") == 1
+    assert measured_latencies({"uniform": five}, data, rounds).median_s("uniform") == 2
+    again = Session(tiny_loaded, cached(tiny_loaded, data, 2))
+    assert measured_latencies({"uniform": again}, data, rounds).median_s("uniform") == 1
+    assert len(measuring) == 2
+    assert measured_latencies({"uniform": two}, data, rounds, refresh=True).median_s("uniform") == 3
+
+
+CHANGES = {
+    "chunking": lambda loaded, data: (Session(loaded, chunking=RealTimeChunking()), data),
+    "jacobian": lambda loaded, data: (Session(loaded, chunking=RealTimeChunking(jacobian="exact")), data),
+    "task": lambda loaded, data: (Session(loaded, task="pull it"), data),
+    "n_action_steps": lambda loaded, data: (Session(loaded, Execution.of(executing(loaded.staged, 1))), data),
+    "observations": lambda loaded, data: (Session(loaded), observations(loaded, seed=1)),
+    "a row's task": lambda loaded, data: (
+        Session(loaded), replace(data, raw={**data.raw, "task": ["pull it"] * 2})),
+    "a row's state": lambda loaded, data: (
+        Session(loaded), replace(data, raw={**data.raw, STATE: data.raw[STATE] + 1})),
+    "weights": lambda loaded, data: (
+        Session(replace(loaded, fingerprint=replace(loaded.fingerprint, weights="others"))), data),
+    "processors": lambda loaded, data: (Session(_with_other_processor(loaded)), data),
+}  # fmt: skip
+
+
+def _with_other_processor(loaded):
+    file = loaded.path / "policy_preprocessor.json"
+    assert file.is_file()
+    file.write_text(file.read_text() + "\n")
+    return loaded
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_run_otherwise_is_measured_anew(tiny_loaded, measuring, change):
+    data, rounds = observations(tiny_loaded), Rounds(repeats=5)
+    measured_latencies({"plain": Session(tiny_loaded)}, data, rounds)
+    measured_latencies({"plain": Session(tiny_loaded)}, data, rounds)
+    assert len(measuring) == 1
+    other, seen = CHANGES[change](tiny_loaded, data)
+    measured_latencies({"plain": other}, seen, rounds)
+    assert len(measuring) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source_digest", lambda: "another vivace"),
+        ("versions", lambda: {"torch": "99"}),
+        ("machine", lambda device: {"threads": 64}),
+    ],
+)
+def test_other_code_or_another_machine_is_measured_anew(tiny_loaded, measuring, monkeypatch, name, value):
+    data, runs = observations(tiny_loaded), {"plain": Session(tiny_loaded)}
+    measured_latencies(runs, data, Rounds(repeats=5))
+    measured_latencies(runs, data, Rounds(repeats=6))
+    assert len(measuring) == 2
+    monkeypatch.setattr(latencies, name, value)
+    measured_latencies(runs, data, Rounds(repeats=5))
+    assert len(measuring) == 3
+
+
+def test_tensors_of_a_plan_count_too(tiny_loaded):
+    data = observations(tiny_loaded)
+    session = Session(tiny_loaded, cached(tiny_loaded, data, 2))
+    plan = session.execution.plan
+    described = describe_run(session)
+    assert [entry["kind"] for entry in described["techniques"]] == ["hoist", "block_cache"]
+
+    class WithTensors:
+        def __init__(self, value):
+            self.tensors = {"weight": torch.tensor([value])}
+
+    class Plan:
+        def __init__(self, value):
+            self.techniques = (WithTensors(value),)
+
+        def to_json(self):
+            return plan.to_json()
+
+    def of(value):
+        twin = Session(tiny_loaded, replace(session.execution, plan=Plan(value)))
+        return describe_run(twin)["tensors"]
+
+    assert of(1.0) == of(1.0) != of(2.0)
+
+
+def test_a_change_of_the_code_is_another_source(tmp_path, monkeypatch):
+    names = {folder.name for folder in identity.source_folders()}
+    assert names == {"policies", "accel", "deploy", "eval"}
+    code = tmp_path / "policies"
+    (code / "room").mkdir(parents=True)
+    (code / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(identity, "source_folders", lambda: [code])
+    found = []
+    for file, text in (("a.py", "x = 1\n"), ("a.py", "x = 2\n"), ("room/b.py", ""), ("notes.md", "none")):
+        (code / file).write_text(text)
+        source_digest.cache_clear()
+        found.append(source_digest())
+    source_digest.cache_clear()
+    assert len(set(found)) == 3
+    assert found[2] == found[3], "notes are no code"
