@@ -71,7 +71,7 @@ class BenchOptions:
 
 @dataclass(kw_only=True)
 class BenchCommand(CommonOptions):
-    """Time plans interleaved in one process, batch 1; with --bench.n_episodes also judge them by success.
+    """Time plans interleaved in one process, batch 1; judge them by success too.
 
     Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.updates=10 --accel.bubbling=5
     """

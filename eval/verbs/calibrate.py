@@ -22,7 +22,7 @@ from vivace.policies.staged import Execution
 
 @dataclass(kw_only=True)
 class CalibrateCommand(CommonOptions):
-    """Calibrate techniques for a policy and save them as acceleration.json beside the checkpoint.
+    """Calibrate techniques for a policy; save them as acceleration.json beside it.
 
     Example: vivace calibrate --policy.path=outputs/train/push --env.task=push-v3
     --accel.techniques='[hoist, block_cache]' --accel.updates=10 --accel.bubbling=5

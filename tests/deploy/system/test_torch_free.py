@@ -71,7 +71,7 @@ def test_usage_is_printed_without_torch_whatever_the_terminal_can_write():
         PYTHONIOENCODING="ascii",
     )
     assert re.search(r"^  run +Drive a robot", told, re.MULTILINE)
-    assert re.search(r"^  train +Needs pip install 'vivace\[all\]'", told, re.MULTILINE)
+    assert re.search(r"^  train +Train a ", told, re.MULTILINE)
 
 
 def _run(code: str, needed: tuple[str, ...] = (), **surroundings: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vivace.eval import cli
 from vivace.eval.cli import VERBS, main
 from vivace.eval.measure import trials
 from vivace.eval.observations.gather import CALIBRATION_SEED
@@ -327,3 +328,10 @@ def test_the_video_shows_the_runs_side_by_side(checkpoint, tmp_path):
     frames = imageio.imread(tmp_path / "out" / "videos" / "side_by_side.mp4", plugin="FFMPEG")
     assert frames.shape[0] == 25
     assert frames.shape[2] == 4 * 320
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_verb_says_the_same_of_itself_in_the_list_and_in_its_help(verb):
+    command = cli._load(f"vivace.eval.verbs.{verb}:{verb.title()}Command")
+    assert command.__doc__.splitlines()[0] == cli.VERBS[verb]
+    assert "Example: vivace " + verb in command.__doc__
