@@ -8,9 +8,10 @@ from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Technique, technique_class
 from vivace.policies.errors import CalibrationError
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import DenoisingPolicy, Execution, sample
+from vivace.policies.staged import DenoisingPolicy
 
 
 def accelerate(

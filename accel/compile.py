@@ -18,8 +18,9 @@ from vivace.accel.rows import Rows
 from vivace.accel.technique import Decoding
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Execution, always_compute, evaluate
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute, evaluate
+from vivace.policies.staged import Context, DenoisingPolicy
 
 
 def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:

@@ -3,7 +3,7 @@
 from vivace.accel.flops import Flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, Rows
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 FRESH, REUSED, FORECAST, SKIPPED = "#", "·", "~", "/"
 

@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache, compute
+from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, TokenSelector
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import CalibrationError, NonFiniteActions
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 
 
 @dataclass(frozen=True)

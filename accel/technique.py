@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
+from vivace.policies.staged import DenoisingPolicy, LanguagePolicy, TokenPolicy
 
 
 class Seam(IntEnum):

@@ -5,7 +5,8 @@ import importlib
 _LAZY = {
     "load": ("LoadedPolicy", "load_policy", "stage"),
     "session": ("Session",),
-    "staged": ("DenoisingPolicy", "Execution", "sample"),
+    "staged": ("DenoisingPolicy",),
+    "execution": ("Execution", "sample"),
     "block": ("Block", "Runner"),
     "spec": ("ActionKind", "Chunk", "Observation", "PolicySpec"),
     "errors": ("VivaceError",),

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.errors import ObservationMismatch
+from vivace.policies.execution import Execution, check_continuing, sample
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.spec import PREVIOUS, PolicySpec
-from vivace.policies.staged import Batch, Execution, check_continuing, sample
+from vivace.policies.staged import Batch
 from vivace.policies.stopwatch import Mark, ignore
 
 

@@ -14,7 +14,7 @@ from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_denoiser
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Runner
+from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, greedy, has_ended
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
-from vivace.policies.staged import Execution
 
 MAX_NODES = 1024
 """Of a tree: what one pass can read."""

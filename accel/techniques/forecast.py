@@ -29,7 +29,7 @@ from vivace.accel.technique import CalibrationData, Seam, read_options
 from vivace.accel.techniques.block_cache import calibrate_updates, check_schedule
 from vivace.accel.updates import UpdateOptions
 from vivace.policies.errors import BadSetting
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 _BETA = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}
 _FUSION = ((1, 0.2), (2, 0.3), (3, 0.5))

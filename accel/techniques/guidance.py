@@ -19,9 +19,10 @@ from torch import Tensor
 from vivace.accel.technique import CalibrationData, Seam, read_options
 from vivace.policies.block import Cache
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Context, Execution, GuidedPolicy, sample
+from vivace.policies.staged import Context, GuidedPolicy
 
 StepKind = Literal["full", "conditional", "linear"]
 FULL: StepKind = "full"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from vivace.accel.technique import CalibrationData, Decoding, with_tokens
 from vivace.accel.techniques.greedy import executed_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution, decode
 from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, has_ended
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
-from vivace.policies.staged import Execution, decode
 
 INITS = ("prompt", "previous", "marginal")
 UNTIL = ("all", "executed")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, token_mask
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ from vivace.accel.technique import (
 )
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
 from vivace.policies.language.prefix import LayerView, token_mask
-from vivace.policies.staged import Execution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from vivace.accel.technique import CalibrationData, Decoding, check_tensors, rea
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, decode_by_tree, greedy_logits
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoded, Prompt
 from vivace.policies.sampling.noise import Noise
-from vivace.policies.staged import Execution
 
 Context = tuple[int, ...]
 """(which kind of context, place, tokens …)."""

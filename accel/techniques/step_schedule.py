@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Self
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import OWN, SPACINGS, Sampler
-from vivace.policies.staged import DenoisingPolicy, Execution, sample
+from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"
 """Choose the spacing whose chunks are as near those of the checkpoint's own sampler as any."""

@@ -41,12 +41,12 @@ from vivace.deploy.inference.recording import (
 from vivace.deploy.robots.action_range import learned_range
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution, sample
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionRange
-from vivace.policies.staged import Execution, sample
 
 TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"

@@ -35,9 +35,10 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Encode, Finish, Traced, made_of
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution, always_compute, evaluate
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.samplers import Sampler, Step
-from vivace.policies.staged import Batch, Execution, always_compute, evaluate
+from vivace.policies.staged import Batch
 
 _MOST_ROWS = 128
 """Policies of no more training timesteps have all of them in their tables, so that any steps find theirs."""

@@ -13,10 +13,10 @@ from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.errors import ParityError
+from vivace.policies.execution import Execution, sample
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.streams import Streams
-from vivace.policies.staged import Execution, sample
 
 TOLERANCE = 1e-5
 """Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""

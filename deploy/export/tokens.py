@@ -14,11 +14,12 @@ from vivace.deploy.bundle.token_program import Decoder, TokenProgram
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Observing, Traced, made_of
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Execution
 from vivace.policies.families.token_vla.staged import StagedTokenVLA
 from vivace.policies.language.decoding import chain
 from vivace.policies.language.past import Past
 from vivace.policies.plain_data import build
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch
 
 _SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 
 class Traced(nn.Module):

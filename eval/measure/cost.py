@@ -14,7 +14,7 @@ from vivace.accel.flops import count_flops
 from vivace.accel.techniques.layer_skip import LayerSkip
 from vivace.accel.techniques.mlp_prune import MlpPrune
 from vivace.accel.techniques.patch_select import TokenSelect
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 PAPER_PLANS = (("L28 T112", 28, 112), ("L28 T56", 28, 56), ("L22 T112", 22, 112), ("L22 T56", 22, 56))
 """Name, language layers kept, patches kept: each with a quarter of the MLP channels cut, cache interval 5."""

@@ -14,8 +14,8 @@ from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import shared
 from vivace.eval.measure.variants import Entry
 from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.staged import Execution
 
 Ratio = Callable[[Execution, int], float]
 """(execution, rounds) -> median latency over the accelerated run's, timed side by side in so many rounds."""

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, with_language
 from vivace.accel.techniques.layer_skip import LayerSkip, LayerSkipOptions, keep, layer_importance
+from vivace.policies.execution import Execution, sample
 from vivace.policies.language.decoding import Prompt
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.prefix import Prefix
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 
 
 @torch.inference_mode()

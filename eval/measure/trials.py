@@ -22,9 +22,9 @@ from vivace.eval.simulation.video import caption, side_by_side, write_video
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console, progress
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.spec import PolicySpec
-from vivace.policies.staged import Execution
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.eval import EvalCommand

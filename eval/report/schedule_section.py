@@ -8,7 +8,7 @@ from vivace.accel.explain import grid
 from vivace.accel.record import record
 from vivace.accel.rows import Rows
 from vivace.accel.technique import CalibrationData
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 _MOST_STEPS = 50
 """Steps shown of a similarity matrix, evenly picked."""

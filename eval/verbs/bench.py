@@ -40,9 +40,9 @@ from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution, decode, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, executing
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 
 @dataclass(kw_only=True)

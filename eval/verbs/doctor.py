@@ -15,10 +15,10 @@ from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.policies.errors import VivaceError
+from vivace.policies.execution import Execution, sample
 from vivace.policies.load import ZOO, load_policy
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution, sample
 
 
 @dataclass(kw_only=True)

@@ -41,9 +41,9 @@ from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
 from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.staged import Execution
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 
 @dataclass(kw_only=True)

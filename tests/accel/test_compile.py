@@ -14,11 +14,11 @@ from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.jacobi import Jacobi
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Execution, decode, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 pytestmark = [

@@ -10,10 +10,10 @@ from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
 from vivace.accel.techniques.patch_select import TokenSelect
 from vivace.accel.updates import uniform_updates
+from vivace.policies.execution import Execution
 from vivace.policies.families.dp_transformer.policy import DPTransformerConfig, DPTransformerPolicy
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 

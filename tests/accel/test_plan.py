@@ -23,10 +23,10 @@ from vivace.policies.errors import (
     PlanMismatch,
     UnknownBlock,
 )
+from vivace.policies.execution import Execution, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))

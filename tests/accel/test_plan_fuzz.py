@@ -16,11 +16,11 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import TECHNIQUES, CalibrationData
 from vivace.policies.errors import VivaceError
+from vivace.policies.execution import Execution, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 KEYS = ((1, 0),)

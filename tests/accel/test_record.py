@@ -6,8 +6,8 @@ import torch
 from vivace.accel.record import mean_difference, record
 from vivace.accel.technique import CalibrationData
 from vivace.policies.errors import CalibrationError
+from vivace.policies.execution import Execution
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 

@@ -13,13 +13,13 @@ from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine
 from vivace.policies.arrays import is_image
 from vivace.policies.dtype import dtype_of
+from vivace.policies.execution import Execution, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,

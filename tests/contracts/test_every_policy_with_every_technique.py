@@ -17,12 +17,12 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
+from vivace.policies.execution import Execution, decode, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,

@@ -24,13 +24,13 @@ from vivace.policies.errors import (
     PolicyNotFound,
     UnsupportedPolicy,
 )
+from vivace.policies.execution import Execution, sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS, ActionKind
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 STATE, CAMERA = "observation.state", "observation.images.front"

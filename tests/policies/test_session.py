@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vivace.policies.execution import Execution
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
@@ -16,7 +17,6 @@ from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking, continuation
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution
 from vivace.policies.stopwatch import STAGES, StageWatch
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 

@@ -19,12 +19,12 @@ from vivace.accel.techniques.sjd import Sjd, draw
 from vivace.accel.techniques.stand import Stand, contexts
 from vivace.accel.techniques.token_recycling import TokenRecycling
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Execution, decode
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.language.decoding import Prompt, greedy
 from vivace.policies.language.past import Past
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, decode
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 KEYS = ((1, 0), (2, 0), (3, 0))

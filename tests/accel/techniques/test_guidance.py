@@ -12,10 +12,10 @@ from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.guidance import Guidance
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact
 
 

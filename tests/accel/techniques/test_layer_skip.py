@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.layer_skip import LayerSkip, layer_importance
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 

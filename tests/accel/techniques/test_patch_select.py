@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from vivace.accel.techniques.patch_select import TokenSelect
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, Prefix
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 HEADS, TEXT, PATCHES, WIDTH = 3, 5, 20, 8

@@ -9,11 +9,11 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions, UnsupportedPolicy
+from vivace.policies.execution import Execution
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler, make_sampler
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 H, A, MODE, SPREAD = 4, 2, 0.6, 0.3

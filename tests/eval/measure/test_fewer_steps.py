@@ -9,10 +9,10 @@ from vivace.accel.techniques.hoist import Hoist
 from vivace.eval.measure.fewer_steps import Rival, accepted, find_rival, latency_ratio, most_steps, samplers
 from vivace.eval.measure.latencies import Measured
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.samplers import make_flow_sampler
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 FIXED_MS, STEP_MS = 40.0, 15.0

@@ -13,12 +13,12 @@ from vivace.eval.identity import describe_run, source_digest
 from vivace.eval.measure import latencies
 from vivace.eval.measure.latencies import Measured, asked, chunk_latencies, compile_graphs, measured_latencies
 from vivace.eval.measure.timing import Rounds
+from vivace.policies.execution import Execution, executing
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution, executing
 from vivace.policies.tiny.policies import tiny_token_vla
 
 STATE = "observation.state"

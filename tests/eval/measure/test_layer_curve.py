@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.layer_curve import policy_curve, text_curve
 from vivace.policies.errors import PolicyNotFound
+from vivace.policies.execution import Execution
 from vivace.policies.language.smollm2 import load_smollm2, prompts
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 

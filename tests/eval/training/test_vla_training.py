@@ -12,9 +12,9 @@ from vivace.envs.metaworld.demonstrations import load_demonstrations
 from vivace.eval.cli import main
 from vivace.eval.training.vla_recipe import demonstrated, present
 from vivace.eval.verbs import distill
+from vivace.policies.execution import Execution, decode
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode
 
 pytestmark = pytest.mark.sim
 

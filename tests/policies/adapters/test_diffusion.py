@@ -6,8 +6,8 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.policies.adapters.diffusion import StagedDiffusion
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_diffusion
 
 BLOCKS = [

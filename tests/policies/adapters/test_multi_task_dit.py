@@ -8,8 +8,8 @@ from lerobot.policies.multi_task_dit.processor_multi_task_dit import make_multi_
 from vivace.policies.adapters.multi_task_dit import StagedMultiTaskDiT
 from vivace.policies.block import Compute
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_clip, tiny_multi_task_dit
 
 BLOCKS = ["action.0.attn", "action.0.mlp", "action.1.attn", "action.1.mlp"]

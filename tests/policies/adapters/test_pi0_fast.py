@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vivace.accel.techniques.jacobi import Jacobi
+from vivace.policies.execution import Execution, decode, sample
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_pi0_fast
 
 

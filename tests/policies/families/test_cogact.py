@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution, sample
 from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.families.cogact.policy import (
     CogACTConfig,
@@ -16,7 +17,6 @@ from vivace.policies.families.cogact.policy import (
 from vivace.policies.families.cogact.staged import StagedCogACT
 from vivace.policies.language.tokenize import train_tokenizer
 from vivace.policies.sampling.noise import GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact
 from vivace.policies.vla.vision import patch_features
 

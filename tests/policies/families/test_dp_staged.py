@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution, decode, sample
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy, make_token_vla_pre_post_processors
 from vivace.policies.families.token_vla.staged import StagedTokenVLA
 from vivace.policies.fingerprint import fingerprint
@@ -18,7 +19,6 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_token_vla
 
 TASKS = ["Open the drawer", "Close the window now please"]

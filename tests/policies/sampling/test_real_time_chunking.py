@@ -10,12 +10,12 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.sampling.samplers import make_flow_sampler, make_sampler
 from vivace.policies.sampling.step_table import StepTable
-from vivace.policies.staged import Execution, sample
 
 H, A = 16, 3
 
