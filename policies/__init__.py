@@ -6,7 +6,7 @@ _LAZY = {
     "load": ("LoadedPolicy", "load_policy", "stage"),
     "session": ("Session",),
     "staged": ("DenoisingPolicy",),
-    "execution": ("Execution", "sample"),
+    "execution": ("Decoding", "Denoising", "Execution", "as_trained", "sample"),
     "block": ("Block", "Runner"),
     "spec": ("ActionKind", "Chunk", "Observation", "PolicySpec"),
     "errors": ("VivaceError",),

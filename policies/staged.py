@@ -1,17 +1,18 @@
 """The staged forms of a policy: what one hands out so that it can be run faster."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
+from typing_extensions import TypeIs
 
-from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Block, Runner, compute
-from vivace.policies.language.decoding import Prompt
+from vivace.policies.language.action_bins import ActionBins
+from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import TokenSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
-from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.spec import PolicySpec
 
 Batch = dict[str, Tensor]
 """lerobot keys -> normalised observations (B, To, ...)."""
@@ -24,14 +25,19 @@ Condition = Any
 class DenoisingPolicy(Protocol):
     """A diffusion or flow-matching policy taken apart into stages, over its original weights."""
 
+    policy: Any
+    """lerobot's own object."""
     spec: PolicySpec
     blocks: tuple[Block, ...]
-    """Blocks of the denoiser in the order they run."""
+    """Blocks of the denoiser in the order they run; none of a policy that is one opaque piece."""
     sampler: Sampler
     """The sampler the checkpoint asks for."""
 
-    def with_blocks(self, fn: Callable[[Block], Block]) -> "DenoisingPolicy":
-        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
+    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
+        """Return a twin that runs `fn(block)` in the place of every block; weights are shared.
+
+        Every block is meant, those of a language stage too, whose ids are not among the spec's.
+        """
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Context:
         """Encode observations, once a chunk.
@@ -46,10 +52,10 @@ class DenoisingPolicy(Protocol):
         """Compute what depends on the timestep and the observation but not on x."""
 
     def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
-        """Predict noise, clean actions or velocity (B, H, A) from x (B, H, A)."""
+        """Predict noise, clean actions or velocity (B, *latent_shape) from x of that shape."""
 
     def finish(self, x: Tensor, context: Context) -> Tensor:
-        """Turn the last x into normalised actions (B, H, A)."""
+        """Turn the last x (B, *latent_shape) into normalised actions (B, H, A)."""
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the same process; raises `BadSetting` when it cannot."""
@@ -58,6 +64,16 @@ class DenoisingPolicy(Protocol):
         """Return a twin that computes once what depends on the timestep or the observation alone."""
 
 
+class LanguageStage(Protocol):
+    """A language model taken apart into layers; see `policies.language`."""
+
+    model: Any
+    """transformers' own object."""
+    layers: tuple[int, ...]
+    """Indices of its layers that run, ascending."""
+
+
+@runtime_checkable
 class LanguagePolicy(Protocol):
     """A policy, of either form, whose `encode` passes through a language model.
 
@@ -66,30 +82,33 @@ class LanguagePolicy(Protocol):
 
     policy: Any
     """lerobot's own object."""
-    language: Any
-    """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
+    language: LanguageStage
     spec: PolicySpec
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
         """Encode observations, as of `DenoisingPolicy.encode`."""
 
+    def said(self, context: Any) -> Tensor:
+        """What the language stage says at its end, of what `encode` gave: a vector (B, n) an observation."""
+
     @property
     def n_patches(self) -> tuple[int, ...]:
         """Patches of each camera."""
 
-    def with_layers(self, kept: tuple[int, ...]) -> "LanguagePolicy":
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs these of its language layers only."""
 
-    def with_weights(self, policy: Any) -> "LanguagePolicy":
+    def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
 
 
+@runtime_checkable
 class TokenPolicy(Protocol):
     """A policy that writes its actions as tokens, taken apart into stages, over its original weights."""
 
+    policy: Any
+    """lerobot's own object."""
     spec: PolicySpec
-    blocks: tuple[()]
-    """Blocks of a denoiser: none."""
     n_tokens: int
     """Tokens of a chunk."""
     period: int
@@ -101,7 +120,10 @@ class TokenPolicy(Protocol):
     end_token: int | None
     """Id that ends a chunk before its n tokens are written, if there is one; zeros follow it."""
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
+        """Return a twin that runs `fn(block)` in the place of every block, as of `DenoisingPolicy`."""
+
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
         """Read observation and instruction, once a chunk; arguments as of `DenoisingPolicy.encode`."""
 
     def extend(
@@ -124,8 +146,19 @@ class TokenPolicy(Protocol):
         """Normalised actions (B, H, A) of tokens (B, n)."""
 
 
+@runtime_checkable
+class BinnedPolicy(TokenPolicy, Protocol):
+    """A token policy that writes each action dimension as one of a number of bins, one token each."""
+
+    bins: ActionBins
+
+
+@runtime_checkable
 class GuidedPolicy(DenoisingPolicy, Protocol):
-    """A policy under classifier-free guidance, whose branches can be run apart."""
+    """A policy that knows classifier-free guidance, whose branches can be run apart."""
+
+    guided: tuple[bool, ...]
+    """Whether each step runs both branches; all do when empty."""
 
     @property
     def has_guidance(self) -> bool:
@@ -137,23 +170,34 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
     def guide(self, with_condition: Tensor, without: Tensor) -> Tensor:
         """Combine both predictions."""
 
-    def with_guidance(self, guided: tuple[bool, ...]) -> "GuidedPolicy":
+    def with_guidance(self, guided: tuple[bool, ...]) -> Self:
         """Return a twin that runs both branches at these steps only."""
 
 
-def policy_spec(
-    config: Any, blocks: Sequence[Block], action_kinds: tuple[ActionKind, ...] = ()
-) -> PolicySpec:
-    """Read a policy's spec from its lerobot config; what its actions mean as of `kinds_of_config`."""
-    action_dim = config.action_feature.shape[0]
-    return PolicySpec(
-        type=config.type,
-        action_dim=action_dim,
-        horizon=config.horizon,
-        n_obs_steps=config.n_obs_steps,
-        n_action_steps=config.n_action_steps,
-        observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-        action_kinds=kinds_of_config(config, action_kinds, action_dim),
-        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
-        control_hz=getattr(config, "control_hz", None),
-    )
+StagedPolicy = DenoisingPolicy | TokenPolicy
+"""A policy of either kind."""
+
+
+def writes_tokens(policy: object) -> TypeIs[TokenPolicy]:
+    """Whether a policy writes its actions as tokens; else it denoises."""
+    return isinstance(policy, TokenPolicy)
+
+
+def writes_bins(policy: object) -> TypeIs[BinnedPolicy]:
+    """Whether a policy writes bins of action dimensions, which can be decoded without it."""
+    return isinstance(policy, BinnedPolicy)
+
+
+def has_language(policy: object) -> TypeIs[LanguagePolicy]:
+    """Whether a policy has a language stage."""
+    return isinstance(policy, LanguagePolicy)
+
+
+def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
+    """Whether a policy is sampled with classifier-free guidance."""
+    return isinstance(policy, GuidedPolicy) and policy.has_guidance
+
+
+def guided_steps(policy: object) -> tuple[bool, ...]:
+    """Whether each step runs both branches of guidance; empty where all run what there is."""
+    return policy.guided if isinstance(policy, GuidedPolicy) else ()

@@ -83,7 +83,8 @@ class LayerSkip:
 
     def apply(self, execution: Execution) -> Execution:
         """Run the kept layers."""
-        return replace(execution, policy=with_language(execution, self.kind).with_layers(self.kept))
+        twin: Any = with_language(execution, self.kind).with_layers(self.kept)
+        return replace(execution, policy=twin)
 
 
 @torch.inference_mode()
@@ -120,8 +121,8 @@ def _greedy(execution: Execution, batch: Batch, scores: list[float], n: int) -> 
     kept = tuple(range(len(scores)))
     policy = with_language(execution, LayerSkip.kind)
     for _ in range(n):
-        twin = replace(execution, policy=policy.with_layers(kept))
-        scores = layer_importance(twin, batch)
+        twin: Any = policy.with_layers(kept)
+        scores = layer_importance(replace(execution, policy=twin), batch)
         least = scores.index(min(scores))
         kept = kept[:least] + kept[least + 1 :]
     return kept

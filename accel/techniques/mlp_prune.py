@@ -117,7 +117,7 @@ class MlpPrune:
     def apply(self, execution: Execution) -> Execution:
         """Run a twin with smaller MLPs; all other tensors are shared."""
         policy = with_language(execution, self.kind)
-        twin = policy.with_weights(copy_sharing_tensors(policy.policy))
+        twin: Any = policy.with_weights(copy_sharing_tensors(policy.policy))
         for i, (layer, stays) in enumerate(zip(twin.language.model.layers, self.kept, strict=True)):
             smaller = _cut(layer.mlp, torch.tensor(stays))
             if self.tensors:

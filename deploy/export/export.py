@@ -41,7 +41,7 @@ from vivace.deploy.inference.recording import (
 from vivace.deploy.robots.action_range import learned_range
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
-from vivace.policies.execution import Execution, sample
+from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -115,9 +115,8 @@ def export(
         _check_techniques(plan)
         check_apart(fitted_seeds(plan), data.seeds)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    for run in runs.values():
-        if not run.writes_tokens:
-            check_steps(run)
+    for run in _denoising(runs).values():
+        check_steps(run)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     bundle = _copied(loaded, folder, partial, key) if into else _begun(loaded, partial, instructions)
@@ -229,10 +228,11 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    if any(run.writes_tokens for run in runs.values()):
-        made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
-    else:
-        made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
+    made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
+    for name, run in runs.items():
+        match run:
+            case Decoding():
+                made[name] = export_tokens(writer, run, data.one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
@@ -270,6 +270,10 @@ def _with_golden(
             check_golden(Session(loaded, run, settings.task), bundle, golden, settings)
         plans[name] = replace(plans[name], golden=settings)
     return replace(bundle, plans=plans)
+
+
+def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
+    return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

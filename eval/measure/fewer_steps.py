@@ -14,7 +14,7 @@ from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import shared
 from vivace.eval.measure.variants import Entry
 from vivace.policies.errors import BadSetting, VivaceError
-from vivace.policies.execution import Execution
+from vivace.policies.execution import Denoising, Execution
 from vivace.policies.load import LoadedPolicy
 
 Ratio = Callable[[Execution, int], float]
@@ -47,7 +47,7 @@ class Rival:
         return replace(self.entry, label=f"{self.entry.label}, {ratio:.2f}x the latency{slower}")
 
 
-def samplers(execution: Execution) -> dict[str, str]:
+def samplers(execution: Denoising) -> dict[str, str]:
     """Row -> sampler a policy is compared with: of a flow Euler, of diffusion the two best known."""
     if execution.sampler.name in FLOWS:
         return {"fewer_steps": "euler"}

@@ -25,6 +25,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.spec import PolicySpec
+from vivace.policies.staged import has_language
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.eval import EvalCommand
@@ -228,7 +229,7 @@ class Trials:
 
     def film_patches(self, run: Run, seed: int) -> str | None:
         """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
-        if not hasattr(run.execution.policy, "language"):
+        if not has_language(run.execution.policy):
             return None
         runner = session(self._command, self._loaded, run.execution)
         with console.status("drawing the patches that were kept"):

@@ -14,7 +14,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
-from vivace.policies.execution import Execution
+from vivace.policies.execution import as_trained
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     plan = load_plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
     zeros = session(command, loaded).blank()
-    baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
+    baseline, accelerated = count_flops(as_trained(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
     Console().print(measured(plan), highlight=False)
     ratio = accelerated.total / baseline.total
