@@ -15,7 +15,7 @@ from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import DenoisingPolicy, LanguagePolicy, TokenPolicy, has_language
+from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_language
 
 
 class Seam(IntEnum):
@@ -167,11 +167,6 @@ def denoising(execution: Execution, kind: str) -> executions.Denoising:
 def with_tokens(execution: Execution, kind: str) -> TokenPolicy:
     """Return the policy of `decoding`."""
     return decoding(execution, kind).policy
-
-
-def with_denoiser(execution: Execution, kind: str) -> DenoisingPolicy:
-    """Return the policy of `denoising`."""
-    return denoising(execution, kind).policy
 
 
 def is_ascending(numbers: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import CalibrationData
+from vivace.accel.technique import CalibrationData, Seam
 from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import shared
 from vivace.eval.measure.variants import Entry
@@ -78,7 +78,9 @@ def find_rival(
     Raises:
         VivaceError: the policy has no such sampler, with as few steps or at all.
     """
-    hoisted: list[tuple[str, dict[str, Any]]] = [("hoist", {}) for t in plan.techniques if t.kind == "hoist"]
+    hoisted: list[tuple[str, dict[str, Any]]] = [
+        (technique.kind, {}) for technique in plan.techniques if technique.seam == Seam.HOIST
+    ]
 
     def made(n_steps: int, observations: CalibrationData) -> Execution:
         schedule = "step_schedule", {"sampler": sampler, "n_steps": n_steps}

@@ -15,7 +15,7 @@ from vivace.deploy.workers.worker import Predict
 from vivace.eval.measure.statistics import curve_area, percentile
 from vivace.eval.measure.variants import Entry
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
-from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel, MeasuredLatency
+from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
 from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
 from vivace.eval.simulation.video import caption, side_by_side, write_video
@@ -153,15 +153,16 @@ def quiet_p99(latency: LatencyModel) -> float:
     Raises:
         BadSetting: the latency model holds no measurements, or too few for a p99.
     """
-    if not isinstance(latency, MeasuredLatency):
+    known = latency.measured
+    if known is None:
         raise BadSetting("a ladder is chosen by measured latencies; use --latency.type=measured or bursty")
-    p99_s = percentile(latency.samples_s, 99)
+    p99_s = percentile(known.samples_s, 99)
     if p99_s is None:
         raise BadSetting(
             f"a ladder chooses by the p99 of every plan, but one has {latency.n_measurements} measurements; "
             "100 are needed: raise --eval.timed_s, or leave the slow plan out of --eval.ladder"
         )
-    return latency.scale * p99_s
+    return known.scale * p99_s
 
 
 class Trials:

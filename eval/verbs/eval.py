@@ -351,7 +351,8 @@ def _episodic(command: EvalCommand) -> tuple[str, ...]:
 
 
 def _refresh(command: EvalCommand) -> bool:
-    return isinstance(command.latency, MeasuredLatency) and command.latency.refresh
+    known = command.latency.measured
+    return known is not None and known.refresh
 
 
 def _pareto(

@@ -347,6 +347,8 @@ def _falling(n_steps: int) -> list[tuple[float, float]]:
     return [(1.0 + i * dt, dt) for i in range(n_steps)]
 
 
+_ARRIVED = 1e-6
+"""Time left of a flow that is rounding."""
 Flow = Callable[[float], dict[str, Any]]
 """Time -> coefficients of a step's table."""
 
@@ -356,11 +358,13 @@ def _euler_stages(t: float, dt: float, flow: Flow) -> list[tuple[Update, StepTab
 
 
 def _flow(t: float, noise_at: int) -> dict[str, Any]:
-    """Coefficients at a time, where a velocity is predicted: the clean sample is x + (time left) v."""
+    """Coefficients at a time, where a velocity is predicted and x is (1 - left) clean + left noise."""
+    left = t if noise_at else 1 - t
+    if left < _ARRIVED:  # the last stage of RK4, where x is clean but for rounding
+        left = 0.0
     if noise_at:
-        t = max(t, 0.0)  # the last stage of RK4 is at 0 but for rounding
-        return {"t": t, "alpha": 1 - t, "sigma": t, "clean_x": 1.0, "clean_out": -t}
-    return {"t": t, "alpha": t, "sigma": 1 - t, "clean_x": 1.0, "clean_out": 1 - t}
+        return {"t": t, "alpha": 1 - left, "sigma": left, "clean_x": 1.0, "clean_out": -left or 0.0}
+    return {"t": t, "alpha": t, "sigma": left, "clean_x": 1.0, "clean_out": left}
 
 
 def _rk4_stages(t: float, dt: float, flow: Flow) -> list[tuple[Update, StepTable]]:

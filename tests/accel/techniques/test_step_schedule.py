@@ -25,7 +25,7 @@ class TwoModes:
     """The best denoiser of actions that are N(+-MODE, SPREAD); `fault` is added to the noise it predicts."""
 
     class spec:  # noqa: N801
-        type, horizon, action_dim = "two modes", H, A
+        type, horizon, action_dim, latent_shape = "two modes", H, A, (H, A)
 
     def __init__(self, clip_sample, fault=0.0):
         self.schedule = NoiseSchedule(clip_sample=clip_sample)

@@ -55,6 +55,8 @@ def test_a_flow_step_is_corrected_as_lerobot_does(i):
 SAMPLERS = {
     "euler": make_flow_sampler("euler", 10),
     "rk4": make_flow_sampler("rk4", 3),
+    "euler-falling": make_flow_sampler("euler", 10, noise_at=1),
+    "rk4-falling": make_flow_sampler("rk4", 3, noise_at=1),
     **{
         f"{name}-{kind}": make_sampler(name, 10, NoiseSchedule(prediction_type=kind))
         for name in ("ddpm", "ddim", "dpmsolver++")
