@@ -8,7 +8,9 @@ from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Block, HasBlocks
+from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.llama import StagedLlama
+from vivace.policies.sampling.samplers import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 
 
@@ -16,6 +18,19 @@ class DenoisingForm(HasBlocks):
     """What denoises."""
 
     spec: PolicySpec
+
+    def hoist(self, sampler: Sampler) -> Any:
+        """Return a twin that computes once what depends on the timestep or the observation alone.
+
+        Raises:
+            UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
+        """
+        _check_own_blocks(self, self.spec, "hoist")
+        return self._hoisted(sampler)
+
+    def _hoisted(self, sampler: Sampler) -> Any:
+        """Make the hoisted form."""
+        raise UnsupportedPolicy(f"policy {self.spec.type!r} has no hoisted form; leave it unhoisted")
 
     def finish(self, x: Tensor, context: Any) -> Tensor:
         """Cut the last x (B, *latent_shape) to actions (B, H, A); x itself where it is no wider."""
@@ -46,10 +61,20 @@ class LanguageForm(HasBlocks):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
+        _check_own_blocks(self, self.spec, "exchange its weights")
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec = self.spec
         return twin
+
+
+def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+    """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
+    if form.is_replaced:
+        raise UnsupportedPolicy(
+            f"policy {spec.type!r} runs others in the place of its blocks, and would run its own again; "
+            f"{wanted} before they are replaced"
+        )
 
 
 def policy_spec(

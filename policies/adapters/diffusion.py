@@ -104,7 +104,7 @@ class StagedDiffusion(DenoisingForm):
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.schedule, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
+    def _hoisted(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""
         return HoistedDiffusion(self, sampler)
 

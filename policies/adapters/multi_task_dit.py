@@ -86,7 +86,7 @@ class StagedMultiTaskDiT(DenoisingForm):
             return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config), spacing)
         return make_flow_sampler(name, n_steps, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
+    def _hoisted(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin with the timestep's part of the modulation precomputed for the sampler's steps."""
         return HoistedMultiTaskDiT(self, sampler)
 

@@ -77,7 +77,7 @@ class OpaquePolicy(DenoisingForm):
         """Refuse: the loop is inside the policy."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
 
-    def hoist(self, sampler: Sampler) -> "OpaquePolicy":
+    def _hoisted(self, sampler: Sampler) -> "OpaquePolicy":
         """Refuse: there are no stages."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
 

@@ -422,6 +422,17 @@ def test_what_is_hoisted_refuses_the_steps_of_another_sampler(subject):
 
 
 @with_()
+def test_blocks_that_were_replaced_are_not_lost_in_silence(subject):
+    twin = subject.staged.with_blocks(lambda block: block)
+    if LANGUAGE in subject.has:
+        with pytest.raises(UnsupportedPolicy, match="exchange its weights before they are replaced"):
+            twin.with_weights(subject.policy)
+    if TOKENS not in subject.has:
+        with pytest.raises(UnsupportedPolicy, match="hoist before they are replaced"):
+            twin.hoist(twin.sampler)
+
+
+@with_()
 def test_a_twin_executes_as_many_actions_as_it_was_told(subject):
     few = executing(subject.staged, 1)
     twins = [few.with_weights(subject.policy)] if LANGUAGE in subject.has else []

@@ -98,7 +98,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
         """Build another diffusion sampler of the same process."""
         return self.policy.resample(name, n_steps, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+    def _hoisted(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
         return HoistedCogACT(self, sampler)
 

@@ -79,7 +79,7 @@ class StagedDPTransformer(DenoisingForm):
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.policy.schedule, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":
+    def _hoisted(self, sampler: Sampler) -> "HoistedDPTransformer":
         """Return a twin with the timestep's part of the condition precomputed for the sampler's steps."""
         return HoistedDPTransformer(self, sampler)
 
