@@ -8,13 +8,14 @@ from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Technique, technique_class
 from vivace.policies.errors import CalibrationError
+from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import DenoisingPolicy, Execution, sample
+from vivace.policies.staged import StagedPolicy
 
 
 def accelerate(
-    policy: DenoisingPolicy, plan: AccelerationPlan, fingerprint: Fingerprint | None = None
+    policy: StagedPolicy, plan: AccelerationPlan, fingerprint: Fingerprint | None = None
 ) -> Execution:
     """Return the execution of `policy` under `plan`; the policy itself is unchanged.
 
@@ -29,14 +30,14 @@ def accelerate(
     """
     if fingerprint is not None:
         plan.check(fingerprint)
-    execution = Execution.of(policy)
+    execution = as_trained(policy)
     for technique in plan.techniques:
         execution = _apply(technique, execution)
     return replace(execution, plan=plan)
 
 
 def calibrate(
-    policy: DenoisingPolicy,
+    policy: StagedPolicy,
     fingerprint: Fingerprint,
     data: CalibrationData,
     wanted: Sequence[tuple[str, Mapping[str, Any]]],
@@ -62,7 +63,7 @@ def calibrate(
             f"calibration has {len(data.noise_keys)} noise keys and batches of {sorted(rows)} observations; "
             "at least one observation and a key for each are needed"
         )
-    execution = Execution.of(policy)
+    execution = as_trained(policy)
     techniques: list[Technique] = []
     for kind, options in sorted(wanted, key=lambda entry: technique_class(entry[0]).seam):
         technique = technique_class(kind).calibrate(execution, data, dict(options))
@@ -73,5 +74,6 @@ def calibrate(
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:
+    technique.seam.check(technique.kind, execution)
     technique.check(execution)
     return technique.apply(execution)

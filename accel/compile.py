@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivace.accel.rows import Rows
-from vivace.accel.technique import Decoding
+from vivace.accel.rows import schedule_of
+from vivace.accel.technique import Decoding as DecodingTechnique
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Context, DenoisingPolicy, Execution, always_compute, evaluate
+from vivace.policies.staged import Context, StagedPolicy, has_language
 
 
 def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:
@@ -32,30 +33,51 @@ def compile_execution(execution: Execution, backend: str | Callable[..., Any] = 
     Raises:
         UnsupportedPolicy: the execution decides at run time what to compute.
     """
-    if execution.writes_tokens:
-        sizes_vary = isinstance(execution.decoder, Decoding) and not execution.decoder.reads_one_size
-        return replace(execution, policy=_with_compiled_passes(execution.policy, sizes_vary, backend))
-    if not execution.policy.blocks:
-        raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} is opaque: nothing to compile")
-    if execution.evaluate is not evaluate:
+    match execution:
+        case Decoding():
+            return _compiled_decoding(execution, backend)
+        case Denoising():
+            return _compiled_denoising(execution, backend)
+
+
+def _compiled_denoising(execution: Denoising, backend: str | Callable[..., Any]) -> Denoising:
+    """Return a twin whose denoiser is compiled, whole or block by block, and its language stage."""
+    policy = execution.policy
+    if execution.is_opaque:
+        raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: nothing to compile")
+    if execution.call is not call_denoiser:
         raise UnsupportedPolicy("a plan that estimates the unconditional branch linearly is not compiled")
-    policy = _with_compiled_encode(execution.policy, backend)
-    if execution.action is always_compute:
-        denoise = _compiled(policy.denoise, backend)
+    if schedule_of(execution) is not None:
 
-        def compiled(
-            execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
-        ) -> tuple[Tensor, Cache]:
-            return denoise(x, execution.policy.condition(step, context)), EMPTY
+        def compiled_block(block: Block) -> Block:
+            is_ours = block.id in policy.spec.block_ids  # the others are compiled together, in encode
+            return replace(block, fn=_compiled(block.fn, backend)) if is_ours else block
 
-        return replace(execution, policy=policy, evaluate=compiled)
-    if not isinstance(execution.action, Rows):
+        twin = policy.with_blocks(compiled_block)
+        return replace(execution, policy=_with_compiled_encode(twin, backend))
+    if execution.action is not always_compute:
         raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
+    denoise = _compiled(policy.denoise, backend)
 
-    def compiled_block(block: Block) -> Block:
-        return replace(block, fn=_compiled(block.fn, backend))
+    def compiled(
+        execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
+    ) -> tuple[Tensor, Cache]:
+        return denoise(x, execution.policy.condition(step, context)), EMPTY
 
-    return replace(execution, policy=policy.with_blocks(compiled_block))
+    return replace(execution, policy=_with_compiled_encode(policy, backend), call=compiled)
+
+
+def _compiled_decoding(execution: Decoding, backend: str | Callable[..., Any]) -> Decoding:
+    """Return a twin whose two bodies are compiled: reading the prefix, and a block of tokens.
+
+    One graph reads blocks of any size where sizes vary. A graph for each of up to n sizes would take many
+    minutes to compile; where there is one size only, a graph made for it is a little faster.
+    """
+    decoder = execution.decoder
+    sizes_vary = isinstance(decoder, DecodingTechnique) and not decoder.reads_one_size
+    twin: Any = _with_compiled_encode(execution.policy, backend)
+    twin.extend = _compiled(twin.extend, backend, sizes_vary=sizes_vary)
+    return replace(execution, policy=twin)
 
 
 def _compiled(
@@ -83,21 +105,9 @@ def _compiled(
     return torch.compile(own, fullgraph=is_whole, dynamic=sizes_vary, backend=backend)
 
 
-def _with_compiled_passes(policy: Any, sizes_vary: bool, backend: str | Callable[..., Any]) -> Any:
-    """Return a twin whose two bodies are compiled: reading the prompt, and a block of tokens.
-
-    One graph reads blocks of any size where sizes vary. A graph for each of up to n sizes would take many
-    minutes to compile; where there is one size only, a graph made for it is a little faster.
-    """
-    twin: Any = _with_compiled_encode(policy, backend)
-    twin.extend = _compiled(policy.extend, backend, sizes_vary=sizes_vary)
-    return twin
-
-
-def _with_compiled_encode(policy: DenoisingPolicy, backend: str | Callable[..., Any]) -> DenoisingPolicy:
+def _with_compiled_encode[Policy: StagedPolicy](policy: Policy, backend: str | Callable[..., Any]) -> Policy:
     """Return a twin whose encode is compiled, if it has a language stage."""
-    if not hasattr(policy, "language"):
-        return policy
     twin: Any = copy.copy(policy)
-    twin.encode = _compiled(policy.encode, backend, is_whole=False)
+    if has_language(policy):
+        twin.encode = _compiled(policy.encode, backend, is_whole=False)
     return twin

@@ -2,18 +2,21 @@
 
 from vivace.accel.flops import Flops
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.rows import Row, Rows
-from vivace.policies.staged import Execution
+from vivace.accel.rows import Row, schedule_of
+from vivace.policies.execution import Decoding, Execution
 
 FRESH, REUSED, FORECAST, SKIPPED = "#", "·", "~", "/"
 
 
 def grid(execution: Execution) -> dict[str, str]:
-    """Return block id -> one mark a step: # computed, · reused, ~ forecast, / skipped."""
-    blocks = execution.policy.spec.block_ids
-    if not isinstance(execution.action, Rows):
+    """Return block id -> one mark a step: # computed, · reused, ~ forecast, / skipped; nothing of tokens."""
+    match execution:
+        case Decoding():
+            return {}
+    blocks, schedule = execution.policy.spec.block_ids, schedule_of(execution)
+    if schedule is None:
         return dict.fromkeys(blocks, FRESH * len(execution.sampler))
-    marks = [_marks(row) for row in execution.action.rows]
+    marks = [_marks(row) for row in schedule.rows]
     return {name: "".join(mark.get(name, SKIPPED) for mark in marks) for name in blocks}
 
 
@@ -37,10 +40,11 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
     if not plan.techniques:
         lines.append("  no techniques: everything is computed at every step")
     lines += ["", _flops_table(baseline, accelerated), ""]
-    if isinstance(execution.action, Rows):
+    schedule = schedule_of(execution)
+    if schedule is not None:
         lines.append(
             f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   {SKIPPED} skipped   "
-            f"({execution.action.programs} distinct steps of {len(execution.sampler)})"
+            f"({schedule.programs} distinct steps of {len(schedule.rows)})"
         )
     rows = grid(execution)
     width = max((len(name) for name in rows), default=0)

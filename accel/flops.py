@@ -5,7 +5,7 @@ taken apart into its products, masks not credited); element-wise work, and so re
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,21 +14,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from vivace.accel.rows import Rows
-from vivace.policies.block import EMPTY, Block, Cache, compute
+from vivace.accel.rows import schedule_of
+from vivace.policies.block import Block, compute
+from vivace.policies.execution import Decoding, Denoising, Execution
 from vivace.policies.language.prefix import LayerView, TokenSelector
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch, Context, StagedPolicy
 
 
 @dataclass(frozen=True)
 class Flops:
     """FLOPs of one chunk."""
 
-    encode: int
+    encode: int = 0
     """Once a chunk: cameras, state, language stage."""
-    language: int
+    language: int = 0
     """Share of `encode` in the language stage: its blocks, and choosing patches inside it."""
     condition: int = 0
     """All steps."""
@@ -57,20 +58,26 @@ class _StepFlops:
     rest: int
 
 
-class _Counter:
-    """A runner that computes every block inside a counter of its own."""
+class _Counts:
+    """A twin of a policy that counts the FLOPs of its blocks, and what it has counted."""
 
-    cache: Cache = EMPTY
+    def __init__(self, policy: StagedPolicy):
+        self.blocks: dict[str, int] = {}
+        self.policy = policy.with_blocks(self._counted)
 
-    def __init__(self):
-        self.blocks: dict[str, int] = defaultdict(int)
+    def _counted(self, block: Block) -> Block:
+        def fn(*args: Tensor) -> Tensor:
+            with FlopCounterMode(display=False) as counter:
+                out = block.fn(*args)
+            self.blocks[block.id] = self.blocks.get(block.id, 0) + counter.get_total_flops()
+            return out
 
-    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
-        """Compute and count."""
-        with FlopCounterMode(display=False) as counter:
-            out = block.fn(h, *cond)
-        self.blocks[block.id] += counter.get_total_flops()
-        return out
+        return replace(block, fn=fn)
+
+    def take(self) -> dict[str, int]:
+        """Return what was counted since the last time: block id -> FLOPs."""
+        found, self.blocks = self.blocks, {}
+        return found
 
 
 class _CountingSelector:
@@ -89,32 +96,40 @@ class _CountingSelector:
 
 def count_flops(execution: Execution, batch: Batch) -> Flops:
     """Count the FLOPs of one chunk for a batch of observations (B, To, ...)."""
-    policy = execution.policy
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        language = _Counter()
+        counts = _Counts(execution.policy)
         selecting = _CountingSelector(execution.select)
         with FlopCounterMode(display=False) as counter:
-            context = policy.encode(batch, language, selecting)
-        read = sum(language.blocks.values()) + selecting.flops
-        if execution.writes_tokens:
-            with FlopCounterMode(display=False) as passes:
-                noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
-                execution.decoder(policy, context, noise, None, compute)
-            return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
-        like = next(value for value in batch.values() if value.is_floating_point())
-        x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
-        known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
-        steps = [_count_step(execution, step, context, x, known) for step in execution.sampler.steps]
+            context = counts.policy.encode(batch, compute, selecting)
+        read = sum(counts.take().values()) + selecting.flops
+        match execution:
+            case Decoding():
+                with FlopCounterMode(display=False) as passes:
+                    noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
+                    execution.decoder(execution.policy, context, noise, None, compute)
+                return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
+            case Denoising():
+                return replace(
+                    _count_steps(execution, counts, batch, context),
+                    encode=counter.get_total_flops(),
+                    language=read,
+                )
+
+
+def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: Context) -> Flops:
+    """Count the steps alone."""
+    like = next(value for value in batch.values() if value.is_floating_point())
+    x = torch.zeros(like.shape[0], *execution.policy.spec.latent_shape).to(like)
+    known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
+    steps = [_count_step(counts, step, context, x, known) for step in execution.sampler.steps]
     blocks: dict[str, int] = defaultdict(int)
-    rows = execution.action.rows if isinstance(execution.action, Rows) else None
+    schedule = schedule_of(execution)
     for step, found in zip(execution.sampler.steps, steps, strict=True):
         for name, flops in found.blocks.items():
-            if rows is None or name in rows[step.index].fresh:
+            if schedule is None or name in schedule.rows[step.index].fresh:
                 blocks[name] += flops
     return Flops(
-        encode=counter.get_total_flops(),
-        language=read,
         condition=sum(step.condition for step in steps),
         blocks=dict(blocks),
         rest=sum(step.rest for step in steps),
@@ -122,17 +137,19 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
 
 
 def _count_step(
-    execution: Execution, step: Step, context: Any, x: Tensor, known: dict[Any, _StepFlops]
+    counts: _Counts, step: Step, context: Context, x: Tensor, known: dict[Any, _StepFlops]
 ) -> _StepFlops:
     """Count one step, every block computed."""
+    policy: Any = counts.policy
     with FlopCounterMode(display=False) as counter:
-        condition = execution.policy.condition(step, context)
+        condition = policy.condition(step, context)
     shapes = tuple(tensor.shape for tensor in tree_leaves(condition))
     key = (shapes, counter.get_total_flops())
     if key not in known:
-        run = _Counter()
         with FlopCounterMode(display=False) as whole:
-            execution.policy.denoise(x, condition, run)
-        rest = whole.get_total_flops() - sum(run.blocks.values())
-        known[key] = _StepFlops(counter.get_total_flops(), dict(run.blocks), rest)
+            policy.denoise(x, condition)
+        blocks = counts.take()
+        known[key] = _StepFlops(
+            counter.get_total_flops(), blocks, whole.get_total_flops() - sum(blocks.values())
+        )
     return known[key]

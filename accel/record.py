@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
-from vivace.policies.block import EMPTY, Block, Cache
+from vivace.policies.block import Block
 from vivace.policies.errors import CalibrationError, NonFiniteActions
+from vivace.policies.execution import Denoising, always_compute, sample
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import DenoisingPolicy
 
 
 @dataclass(frozen=True)
-class Trace:
+class Recording:
     """How each block's output changes over the steps of the sampler."""
 
     similarity: dict[str, np.ndarray]
@@ -25,29 +26,29 @@ class Trace:
     """Block id -> mean over pairs of steps of the mean absolute difference."""
 
 
-class Recorder:
-    """A runner that computes every block and hands its output to `keep`."""
+def recorded(policy: DenoisingPolicy, outputs: dict[str, list[Tensor]]) -> DenoisingPolicy:
+    """Return a twin whose denoiser's blocks add their outputs, flattened (B, F), to a list of their own."""
+    ids = policy.spec.block_ids
 
-    cache: Cache = EMPTY
+    def told(block: Block) -> Block:
+        def fn(h: Tensor, *cond: Tensor) -> Tensor:
+            out = block.fn(h, *cond)
+            outputs[block.id].append(out.flatten(1))
+            return out
 
-    def __init__(self, outputs: dict[str, list[Tensor]]):
-        self._outputs = outputs
+        return replace(block, fn=fn) if block.id in ids else block
 
-    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
-        """Compute and keep."""
-        out = block.fn(h, *cond)
-        self._outputs[block.id].append(out.flatten(1))
-        return out
+    return policy.with_blocks(told)
 
 
-def record(execution: Execution, data: CalibrationData) -> Trace:
+def record(execution: Denoising, data: CalibrationData) -> Recording:
     """Sample once, every block computed, and compare each block's outputs between steps.
 
     Raises:
         CalibrationError: an output is not finite.
     """
     outputs: dict[str, list[Tensor]] = defaultdict(list)
-    uncached = replace(execution, action=lambda index, cache: Recorder(outputs))
+    uncached = replace(execution, policy=recorded(execution.policy, outputs), action=always_compute)
     with suppress(NonFiniteActions):  # which block they came from is said below
         sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
     similarity, volatility = {}, {}
@@ -62,7 +63,7 @@ def record(execution: Execution, data: CalibrationData) -> Trace:
         unit = torch.nn.functional.normalize(features, dim=-1)
         similarity[name] = (unit @ unit.mT).mean(0).clamp(-1, 1).double().cpu().numpy()
         volatility[name] = float(mean_difference(features))
-    return Trace(similarity, volatility)
+    return Recording(similarity, volatility)
 
 
 def mean_difference(features: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Block, Cache, Runner
+from vivace.policies.execution import Denoising, Execution
 from vivace.policies.spec import BlockInfo
 
 Predictor = Callable[[Sequence[int], int], tuple[float, ...]]
@@ -110,6 +111,14 @@ class Rows:
     def programs(self) -> int:
         """Distinct steps: how many graphs an export or a whole-step compilation needs."""
         return len(set(self.rows))
+
+
+def schedule_of(execution: Execution) -> Rows | None:
+    """Return the static schedule an execution runs; None if it computes everything, or decides as it runs."""
+    match execution:
+        case Denoising(action=Rows() as schedule):
+            return schedule
+    return None
 
 
 def make_rows(

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.policies import execution as executions
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import DenoisingPolicy, Execution, LanguagePolicy, TokenPolicy
+from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_language
 
 
 class Seam(IntEnum):
@@ -27,6 +29,24 @@ class Seam(IntEnum):
     HOIST = 5
     BLOCKS = 6
     DECODE = 7
+
+    @property
+    def fits(self) -> tuple[type, ...]:
+        """Executions it is a seam of."""
+        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS):
+            return executions.Denoising, executions.Decoding
+        return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
+
+    def check(self, kind: str, execution: Execution) -> None:
+        """Raise `UnsupportedPolicy` naming a technique and the policy if the execution has no such seam."""
+        if isinstance(execution, self.fits):
+            return
+        lack = (
+            "decodes action tokens, but policy {!r} writes none"
+            if self == Seam.DECODE
+            else "works on denoising steps, but policy {!r} writes tokens"
+        )
+        raise UnsupportedPolicy(f"{kind} {lack.format(execution.policy.spec.type)}; leave it out of the plan")
 
 
 @dataclass(frozen=True)
@@ -123,32 +143,30 @@ def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) 
 
 def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
-    if not hasattr(execution.policy, "language"):
+    policy = execution.policy
+    if not has_language(policy):
         raise UnsupportedPolicy(
-            f"{kind} works on a language stage, but policy {execution.policy.spec.type!r} has none; leave it "
+            f"{kind} works on a language stage, but policy {policy.spec.type!r} has none; leave it "
             "out of the plan"
         )
-    return cast(LanguagePolicy, execution.policy)
+    return policy
+
+
+def decoding(execution: Execution, kind: str) -> executions.Decoding:
+    """Return the execution if its policy writes tokens; raises `UnsupportedPolicy` naming both."""
+    Seam.DECODE.check(kind, execution)
+    return cast(executions.Decoding, execution)
+
+
+def denoising(execution: Execution, kind: str) -> executions.Denoising:
+    """Return the execution if its policy denoises; raises `UnsupportedPolicy` naming both."""
+    Seam.STEPS.check(kind, execution)
+    return cast(executions.Denoising, execution)
 
 
 def with_tokens(execution: Execution, kind: str) -> TokenPolicy:
-    """Return the execution's policy if it writes tokens; raises `UnsupportedPolicy` naming it."""
-    if not execution.writes_tokens:
-        raise UnsupportedPolicy(
-            f"{kind} decodes action tokens, but policy {execution.policy.spec.type!r} writes none; leave "
-            "it out of the plan"
-        )
-    return cast(TokenPolicy, execution.policy)
-
-
-def with_denoiser(execution: Execution, kind: str) -> DenoisingPolicy:
-    """Return the execution's policy if it denoises; raises `UnsupportedPolicy` naming it."""
-    if execution.writes_tokens:
-        raise UnsupportedPolicy(
-            f"{kind} works on denoising steps, but policy {execution.policy.spec.type!r} writes tokens; "
-            "leave it out of the plan"
-        )
-    return cast(DenoisingPolicy, execution.policy)
+    """Return the policy of `decoding`."""
+    return decoding(execution, kind).policy
 
 
 def is_ascending(numbers: Sequence[int]) -> bool:
@@ -209,4 +227,4 @@ class Decoding:
 
     def apply(self, execution: Execution) -> Execution:
         """Decode so."""
-        return replace(execution, decoder=cast(Decoder, self))
+        return replace(decoding(execution, self.kind), decoder=cast(Decoder, self))

@@ -12,10 +12,10 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import read_kinds
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution, executing
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.session import Session
 from vivace.policies.spec import PolicySpec
-from vivace.policies.staged import Execution, executing
 
 IMAGE = "observation.images."
 

@@ -5,7 +5,8 @@ import importlib
 _LAZY = {
     "load": ("LoadedPolicy", "load_policy", "stage"),
     "session": ("Session",),
-    "staged": ("DenoisingPolicy", "Execution", "sample"),
+    "staged": ("DenoisingPolicy",),
+    "execution": ("Decoding", "Denoising", "Execution", "as_trained", "sample"),
     "block": ("Block", "Runner"),
     "spec": ("ActionKind", "Chunk", "Observation", "PolicySpec"),
     "errors": ("VivaceError",),

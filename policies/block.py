@@ -31,11 +31,13 @@ class HasBlocks:
 
     blocks: tuple[Block, ...]
     """In the order they run."""
+    is_replaced: bool = False
+    """Whether others run in the place of its own."""
 
     def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
         twin = copy.copy(self)
-        twin.blocks = tuple(fn(block) for block in self.blocks)
+        twin.blocks, twin.is_replaced = tuple(fn(block) for block in self.blocks), True
         return twin
 
 

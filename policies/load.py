@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import PolicyNotFound
+from vivace.policies.execution import Execution, as_trained
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.spec import ActionKind, Fingerprint
-from vivace.policies.staged import DenoisingPolicy
+from vivace.policies.staged import StagedPolicy
 
 ADAPTERS = {
     "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
@@ -57,12 +58,17 @@ class LoadedPolicy:
     path: Path
     policy: Any
     """lerobot's own object, untouched."""
-    staged: DenoisingPolicy
+    staged: StagedPolicy
     preprocess: Callable[[dict[str, Any]], dict[str, Any]]
     """Normalise observations, as the checkpoint asks."""
     postprocess: Callable[[torch.Tensor], torch.Tensor]
     """Bring actions back to the robot's units."""
     fingerprint: Fingerprint
+
+    @property
+    def as_trained(self) -> Execution:
+        """The execution that the checkpoint asks for."""
+        return as_trained(self.staged)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +116,7 @@ def load_policy(
     return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
 
 
-def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> DenoisingPolicy:
+def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> StagedPolicy:
     """Take a lerobot policy apart with the adapter of its type."""
     module, name = ADAPTERS.get(policy.config.type, "vivace.policies.adapters.opaque:OpaquePolicy").split(":")
     return getattr(import_module(module), name)(policy, action_kinds)

@@ -40,6 +40,10 @@ _SHORT.maxstring = _SHOWN
 """Of lists and objects, which may be large."""
 
 
+SELDOM = {"is_seldom": True}
+"""Metadata of a field that is written only where it is not its default: older files stay as they are."""
+
+
 @dataclass(frozen=True)
 class Between:
     """Bound of a number."""
@@ -155,7 +159,9 @@ def check_types(settings: Any, name: str) -> None:
 def plain(value: Any) -> Any:
     """Plain data of a dataclass, or of what its fields hold; `build` restores it."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in fields(value) if _is_told(value, field)
+        }
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -163,6 +169,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, StrEnum) else value
+
+
+def _is_told(value: Any, field: Field[Any]) -> bool:
+    return not field.metadata.get("is_seldom") or bool(getattr(value, field.name) != field.default)
 
 
 def shown(value: Any) -> str:

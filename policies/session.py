@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.errors import ObservationMismatch
+from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.spec import PREVIOUS, PolicySpec
-from vivace.policies.staged import Batch, Execution, check_continuing, sample
+from vivace.policies.staged import Batch, TokenPolicy
 from vivace.policies.stopwatch import Mark, ignore
 
 
@@ -46,10 +47,12 @@ class Session:
         chunking: RealTimeChunking | None = None,
     ):
         self.loaded = loaded
-        self.execution = execution or Execution.of(loaded.staged)
+        self.execution = execution or as_trained(loaded.staged)
         self.spec = self.execution.policy.spec
         self.task = task
         self.chunking = chunking
+        self._writer = self.execution.policy if isinstance(self.execution, Decoding) else None
+        """The policy, if it writes tokens."""
         if chunking is not None:
             check_continuing(self.execution)
 
@@ -72,8 +75,10 @@ class Session:
         batch, known = self._read(observations, {} if placed is None else {"action": placed})
         if known is None:
             return Inputs(batch)
+        if self._writer is not None:
+            return Inputs(batch, draft=_draft(self._writer, known))
         if self.chunking is None or weights is None:
-            return Inputs(batch, draft=self._draft(known))
+            return Inputs(batch)
         return Inputs(batch, follow=Continuation(self.chunking, known, weights.to(known.device)))
 
     def _read(
@@ -101,19 +106,12 @@ class Session:
             placed = continuation(self.chunking, previous, delay, self.spec.first_action, horizon)
             actions, weights = map(torch.from_numpy, placed)
             return actions, weights
-        if not self.execution.writes_tokens:
+        if self._writer is None:
             return None, None
         actions = torch.full((len(previous), horizon, self.spec.action_dim), torch.nan)
         n = min(previous.shape[1], horizon)
         actions[:, :n] = torch.from_numpy(previous[:, :n])
         return actions, None
-
-    def _draft(self, actions: Tensor) -> Tensor:
-        """Tokens (B, n) of normalised actions (B, H, A), -1 where they are not known."""
-        is_known = actions.isfinite().all(-1)
-        tokens: Tensor = self.execution.policy.tokenize(actions.nan_to_num())
-        known = is_known.repeat_interleave(tokens.shape[1] // self.spec.horizon, dim=1)
-        return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
 
     def _tasks(self, observations: Mapping[str, Any], rows: int) -> list[str]:
         """One instruction a row: the observations' own "task" where they bring it, else the session's."""
@@ -168,6 +166,14 @@ def _rows(observations: Mapping[str, Any], spec: PolicySpec) -> int:
     if not rows:
         raise ObservationMismatch("the batch holds no observation; give at least one")
     return rows
+
+
+def _draft(policy: TokenPolicy, actions: Tensor) -> Tensor:
+    """Tokens (B, n) of normalised actions (B, H, A), -1 where they are not known."""
+    is_known = actions.isfinite().all(-1)
+    tokens = policy.tokenize(actions.nan_to_num())
+    known = is_known.repeat_interleave(tokens.shape[1] // policy.spec.horizon, dim=1)
+    return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
 
 
 def _tensor(key: str, value: np.ndarray) -> Tensor:

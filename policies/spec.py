@@ -1,14 +1,14 @@
 """What travels between a robot, a policy and the loop, and what a policy is; free of torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
 
 from vivace.policies.backports import StrEnum
-from vivace.policies.errors import NonFiniteActions
-from vivace.policies.plain_data import Between, Longest
+from vivace.policies.errors import BadSetting, NonFiniteActions
+from vivace.policies.plain_data import SELDOM, Between, Longest
 
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
@@ -80,6 +80,21 @@ class PolicySpec:
     """Control rate of the demonstrations it was trained on [Hz]; None: the checkpoint does not say."""
     action_range: ActionRange | None = None
     """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
+    latent_dim: Count | None = field(default=None, metadata=SELDOM)
+    """Numbers of an action as it is denoised, where they are more than the robot's; None: they are those."""
+
+    def __post_init__(self) -> None:
+        """What is denoised holds the action."""
+        if self.latent_dim is not None and self.latent_dim < self.action_dim:
+            raise BadSetting(
+                f"latent_dim={self.latent_dim}, but actions have {self.action_dim} numbers; needed are as "
+                "many, or more"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Shape of what is denoised: actions predicted at once, and numbers of each."""
+        return self.horizon, self.latent_dim or self.action_dim
 
     @property
     def first_action(self) -> int:

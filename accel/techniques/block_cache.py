@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_denoiser
+from vivace.accel.technique import CalibrationData, Seam, denoising, is_ascending, read_options
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
+from vivace.policies.staged import guided_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class BlockCache:
         """Choose update steps; options are the fields of `UpdateOptions`."""
         chosen = read_options(UpdateOptions, cls.kind, options)
         updates = calibrate_updates(execution, data, chosen)
-        return cls(n_steps=len(execution.sampler), updates=updates, options=asdict(chosen))
+        return cls(
+            n_steps=len(denoising(execution, cls.kind).sampler), updates=updates, options=asdict(chosen)
+        )
 
     def check(self, execution: Execution) -> None:
         """Block ids and number of steps must be those of the execution."""
@@ -45,18 +48,20 @@ class BlockCache:
 
     def apply(self, execution: Execution) -> Execution:
         """Run the schedule."""
-        return replace(execution, action=make_rows(execution.policy.spec.blocks, self.updates, self.n_steps))
+        rows = make_rows(execution.policy.spec.blocks, self.updates, self.n_steps)
+        return replace(denoising(execution, self.kind), action=rows)
 
 
 def calibrate_updates(execution: Execution, data: CalibrationData, options: UpdateOptions) -> Schedule:
     """Record an uncached run where the method needs one, and choose update steps."""
-    blocks = with_denoiser(execution, "a cache schedule").spec.block_ids
+    execution = denoising(execution, "a cache schedule")
+    blocks = execution.policy.spec.block_ids
     if not blocks:
         raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} has no blocks to cache; it is opaque")
     similarity, volatility = {}, {}
     if options.method in ("bac", "shared"):
-        trace = record(execution, data)
-        similarity, volatility = trace.similarity, trace.volatility
+        recording = record(execution, data)
+        similarity, volatility = recording.similarity, recording.volatility
     return choose_updates(blocks, similarity, volatility, len(execution.sampler), options)
 
 
@@ -67,7 +72,8 @@ def check_schedule(kind: str, updates: Schedule, n_steps: int, execution: Execut
         UnknownBlock: it names a block that the policy does not have.
         PlanMismatch: another number of steps, or update steps that are not ascending from 0.
     """
-    guided = getattr(with_denoiser(execution, kind), "guided", ())
+    execution = denoising(execution, kind)
+    guided = guided_steps(execution.policy)
     if any(later and not earlier for earlier, later in zip(guided, guided[1:], strict=False)):
         raise PlanMismatch(
             f"{kind} cannot reuse what a step without the unconditional branch left for one with it; combine "

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Runner
-from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, greedy, has_ended
+from vivace.policies.execution import Decoding
+from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, greedy, has_ended
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
-from vivace.policies.staged import Execution
 
 MAX_NODES = 1024
 """Of a tree: what one pass can read."""
@@ -47,7 +47,7 @@ class Drafter(Protocol):
     width: int
     """Nodes of a tree, the root included."""
 
-    def begin(self, prompt: Prompt, noise: Noise) -> Any:
+    def begin(self, prompt: Prefix, noise: Noise) -> Any:
         """Return what the drafter knows at the start of a chunk."""
 
     def guess(self, state: Any, tokens: Tensor, place: Tensor) -> Tree:
@@ -70,7 +70,7 @@ class Drafter(Protocol):
         """
 
 
-def decode_by_tree(drafter: Drafter, policy: Any, prompt: Prompt, noise: Noise, run: Runner) -> Decoded:
+def decode_by_tree(drafter: Drafter, policy: Any, prompt: Prefix, noise: Noise, run: Runner) -> Decoded:
     """Decode a chunk greedily with a drafter's guesses."""
     n, batch, width = policy.n_tokens, len(prompt.logits), drafter.width
     device = prompt.logits.device
@@ -148,7 +148,7 @@ def best_first(rates: Sequence[float], width: int) -> tuple[tuple[int, ...], tup
 
 
 @torch.inference_mode()
-def greedy_logits(execution: Execution, data: CalibrationData) -> tuple[Tensor, Tensor]:
+def greedy_logits(execution: Decoding, data: CalibrationData) -> tuple[Tensor, Tensor]:
     """Return the greedy tokens (B, n) of calibration observations and the logits (B, n, V) of each."""
     policy = execution.policy
     prompt = policy.encode(data.batch, execution.language, execution.select)

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
 from vivace.accel.techniques.block_cache import calibrate_updates, check_schedule
 from vivace.accel.updates import UpdateOptions
 from vivace.policies.errors import BadSetting
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution
 
 _BETA = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}
 _FUSION = ((1, 0.2), (2, 0.3), (3, 0.5))
@@ -105,7 +105,7 @@ class Forecast:
         chosen = read_options(ForecastOptions, cls.kind, options)
         plain = UpdateOptions(**{f.name: getattr(chosen, f.name) for f in fields(UpdateOptions)})
         return cls(
-            n_steps=len(execution.sampler),
+            n_steps=len(denoising(execution, cls.kind).sampler),
             updates=calibrate_updates(execution, data, plain),
             rule=chosen.rule,
             order=chosen.order,
@@ -130,4 +130,4 @@ class Forecast:
         """Run the schedule with forecasts in between."""
         depth = 4 if self.rule == "fused" else self.order + 1
         rows = make_rows(execution.policy.spec.blocks, self.updates, self.n_steps, depth, self.weights)
-        return replace(execution, action=rows)
+        return replace(denoising(execution, self.kind), action=rows)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vivace.accel.technique import Decoding
 from vivace.policies.block import Runner, compute
-from vivace.policies.language.decoding import Decoded, Prompt, greedy
+from vivace.policies.language.decoding import Decoded, Prefix, greedy
 from vivace.policies.sampling.noise import Noise
 
 
@@ -21,7 +21,7 @@ class GreedyExecuted(Decoding):
     reads_one_size: ClassVar[bool] = True
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
         """Decode a chunk; what will not be executed repeats the last token of its place in an action."""
         n = executed_tokens(policy)

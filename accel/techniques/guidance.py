@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, read_options
+from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
 from vivace.policies.block import Cache
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
-from vivace.policies.staged import Context, Execution, GuidedPolicy, sample
+from vivace.policies.staged import Context, GuidedPolicy, has_guidance
 
 StepKind = Literal["full", "conditional", "linear"]
 FULL: StepKind = "full"
@@ -74,11 +75,12 @@ class Guidance:
         """Record both branches over a sample; options are the fields of `GuidanceOptions`."""
         chosen = read_options(GuidanceOptions, cls.kind, options)
         _guided(execution)
+        execution = denoising(execution, cls.kind)
         n = len(execution.sampler)
         if chosen.full_steps is not None and not 1 <= chosen.full_steps <= n:
             raise BadSetting(f"guidance full_steps={chosen.full_steps}; the sampler runs {n}: choose 1..{n}")
         record = _Record()
-        sample(replace(execution, evaluate=record), data.batch, EpisodeNoise(data.noise_keys))
+        sample(replace(execution, call=record), data.batch, EpisodeNoise(data.noise_keys))
         pairs = zip(record.conditional, record.unconditional, strict=True)
         agreement = [float(F.cosine_similarity(c.flatten(1), u.flatten(1)).mean()) for c, u in pairs]
         settings: dict[str, Any] = {
@@ -99,6 +101,7 @@ class Guidance:
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no guidance, or another number of steps."""
         _guided(execution)
+        execution = denoising(execution, self.kind)
         n = len(self.steps)
         if n != len(execution.sampler) or self.steps[0] != FULL:
             raise PlanMismatch(
@@ -133,30 +136,29 @@ class Guidance:
     def apply(self, execution: Execution) -> Execution:
         """Run the unconditional branch at the full steps only."""
         twin = _guided(execution).with_guidance(tuple(step == FULL for step in self.steps))
-        if LINEAR not in self.steps:
-            return replace(execution, policy=twin)
-        return replace(execution, policy=twin, evaluate=Linear(self.coefficients))
+        execution = replace(denoising(execution, self.kind), policy=twin)
+        return execution if LINEAR not in self.steps else replace(execution, call=Linear(self.coefficients))
 
 
 def _guided(execution: Execution) -> GuidedPolicy:
     policy = execution.policy
-    if not getattr(policy, "has_guidance", False):
+    if not has_guidance(policy):
         raise UnsupportedPolicy(
             f"guidance works on classifier-free guidance, but policy {policy.spec.type!r} is sampled "
             "without; leave it out of the plan"
         )
-    return cast(GuidedPolicy, policy)
+    return policy
 
 
 class _Record:
-    """Evaluates both branches at every step and keeps them."""
+    """Calls both branches at every step and keeps them."""
 
     def __init__(self) -> None:
         self.conditional: list[Tensor] = []
         self.unconditional: list[Tensor] = []
 
     def __call__(
-        self, execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
+        self, execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
         policy = cast(GuidedPolicy, execution.policy)
         run = execution.action(step.index, cache)
@@ -167,7 +169,7 @@ class _Record:
 
 
 class Linear:
-    """Evaluates a step, the unconditional branch estimated where it is not run.
+    """Calls the denoiser at a step, the unconditional branch estimated where it is not run.
 
     Args:
         coefficients: of each step, by its index: for eps_c now, then eps_c and eps_u of earlier steps, newest
@@ -188,9 +190,9 @@ class Linear:
         return cache[_KEY][0]
 
     def __call__(
-        self, execution: Execution, step: Step, x: Tensor, context: Context, cache: Cache
+        self, execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
-        """Evaluate."""
+        """Call it."""
         policy = cast(GuidedPolicy, execution.policy)
         run = execution.action(step.index, cache)
         predicted = policy.branches(x, policy.condition(step, context), run)

@@ -7,9 +7,8 @@ every table can credit it apart from caching.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
-from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.staged import Execution
+from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
+from vivace.policies.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +25,10 @@ class Hoist:
         return read_options(cls, cls.kind, options)
 
     def check(self, execution: Execution) -> None:
-        """Raise `UnsupportedPolicy` if the policy cannot be hoisted."""
-        policy = with_denoiser(execution, self.kind)
-        if not policy.blocks:
-            raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: nothing to hoist")
-        policy.hoist(execution.sampler)
+        """Raise `UnsupportedPolicy` if the policy does not denoise; `apply` does if it cannot be hoisted."""
+        denoising(execution, self.kind)
 
     def apply(self, execution: Execution) -> Execution:
         """Run the hoisted twin."""
+        execution = denoising(execution, self.kind)
         return replace(execution, policy=execution.policy.hoist(execution.sampler))

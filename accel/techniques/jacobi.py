@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Decoding, with_tokens
+from vivace.accel.technique import CalibrationData, Decoding, decoding, with_tokens
 from vivace.accel.techniques.greedy import executed_tokens
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, has_ended
+from vivace.policies.execution import Execution, decode
+from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
-from vivace.policies.staged import Execution, decode
 
 INITS = ("prompt", "previous", "marginal")
 UNTIL = ("all", "executed")
@@ -72,7 +72,7 @@ class Jacobi(Decoding):
         chosen = super().calibrate(execution, data, options)
         if chosen.init != "marginal" or chosen.table:
             return chosen
-        tokens = decode(execution, data.batch, EpisodeNoise(data.noise_keys)).tokens
+        tokens = decode(decoding(execution, cls.kind), data.batch, EpisodeNoise(data.noise_keys)).tokens
         return replace(chosen, table=tuple(tokens.mode(dim=0).values.tolist()))
 
     def check(self, execution: Execution) -> None:
@@ -90,7 +90,7 @@ class Jacobi(Decoding):
     def __call__(
         self,
         policy: Any,
-        prompt: Prompt,
+        prompt: Prefix,
         noise: Noise,
         draft: Tensor | None = None,
         run: Runner = compute,
@@ -136,7 +136,7 @@ class Jacobi(Decoding):
             done = done | enough
         return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
-    def _guess(self, n: int, prompt: Prompt, noise: Noise, draft: Tensor | None) -> Tensor:
+    def _guess(self, n: int, prompt: Prefix, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""
         if self.init == "marginal":
             table = torch.tensor(self.table[1:], dtype=torch.long, device=prompt.ids.device)

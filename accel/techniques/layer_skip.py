@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, token_mask
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ class LayerSkip:
 
     def apply(self, execution: Execution) -> Execution:
         """Run the kept layers."""
-        return replace(execution, policy=with_language(execution, self.kind).with_layers(self.kept))
+        twin: Any = with_language(execution, self.kind).with_layers(self.kept)
+        return replace(execution, policy=twin)
 
 
 @torch.inference_mode()
@@ -119,8 +121,8 @@ def _greedy(execution: Execution, batch: Batch, scores: list[float], n: int) -> 
     kept = tuple(range(len(scores)))
     policy = with_language(execution, LayerSkip.kind)
     for _ in range(n):
-        twin = replace(execution, policy=policy.with_layers(kept))
-        scores = layer_importance(twin, batch)
+        twin: Any = policy.with_layers(kept)
+        scores = layer_importance(replace(execution, policy=twin), batch)
         least = scores.index(min(scores))
         kept = kept[:least] + kept[least + 1 :]
     return kept

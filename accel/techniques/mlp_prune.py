@@ -29,9 +29,9 @@ from vivace.accel.technique import (
 )
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
 from vivace.policies.language.prefix import LayerView, token_mask
-from vivace.policies.staged import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class MlpPrune:
     def apply(self, execution: Execution) -> Execution:
         """Run a twin with smaller MLPs; all other tensors are shared."""
         policy = with_language(execution, self.kind)
-        twin = policy.with_weights(copy_sharing_tensors(policy.policy))
+        twin: Any = policy.with_weights(copy_sharing_tensors(policy.policy))
         for i, (layer, stays) in enumerate(zip(twin.language.model.layers, self.kept, strict=True)):
             smaller = _cut(layer.mlp, torch.tensor(stays))
             if self.tensors:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, take_rows
-from vivace.policies.staged import Execution
 
 METHODS = ("efficientvla", "fastv", "random", "uniform")
 SOURCES = ("text", "cognition")

@@ -15,7 +15,7 @@ from torch import Tensor
 from vivace.accel.technique import Decoding
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting
-from vivace.policies.language.decoding import Decoded, Prompt, chain, ending, has_ended
+from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended
 from vivace.policies.sampling.noise import Noise
 
 _COLDEST, _HOTTEST = 1e-6, 1e6
@@ -40,7 +40,7 @@ class Sjd(Decoding):
             )
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
         """Decode a chunk; see `policies.decoding.Decoder`."""
         n, batch = policy.n_tokens, len(prompt.logits)

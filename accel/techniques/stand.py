@@ -18,13 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Decoding, check_tensors, read_options, with_tokens
+from vivace.accel.technique import (
+    CalibrationData,
+    Decoding,
+    check_tensors,
+    decoding,
+    read_options,
+    with_tokens,
+)
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, decode_by_tree, greedy_logits
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.language.decoding import Decoded, Prompt
+from vivace.policies.execution import Execution
+from vivace.policies.language.decoding import Decoded, Prefix
 from vivace.policies.sampling.noise import Noise
-from vivace.policies.staged import Execution
 
 Context = tuple[int, ...]
 """(which kind of context, place, tokens …)."""
@@ -76,7 +83,7 @@ class Stand(Decoding):
         """Fill the table from greedy decoding; options are the fields of `StandOptions`."""
         policy = with_tokens(execution, cls.kind)
         chosen = read_options(StandOptions, cls.kind, options)
-        tokens, logits = greedy_logits(execution, data)
+        tokens, logits = greedy_logits(decoding(execution, cls.kind), data)
         believed = logits.float().softmax(-1)
         sums: dict[Context, Tensor] = {}
         counts: dict[Context, int] = defaultdict(int)
@@ -133,7 +140,7 @@ class Stand(Decoding):
 
     def apply(self, execution: Execution) -> Execution:
         """Decode so."""
-        return replace(execution, decoder=_Bound(self, _read(self.tensors)))
+        return replace(decoding(execution, self.kind), decoder=_Bound(self, _read(self.tensors)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class _Bound:
     table: dict[Context, tuple[list[int], list[float]]]
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
         """Decode a chunk; see `policies.decoding.Decoder`."""
         return decode_by_tree(_Grams(self, policy.period), policy, prompt, noise, run)
@@ -156,7 +163,7 @@ class _Grams:
     def __init__(self, bound: _Bound, period: int):
         self.width, self._bound, self._period = bound.settings.nodes, bound, period
 
-    def begin(self, prompt: Prompt, noise: Noise) -> list[np.random.Generator | None]:
+    def begin(self, prompt: Prefix, noise: Noise) -> list[np.random.Generator | None]:
         """Random streams, if the tree is drawn."""
         if not self._bound.settings.stochastic:
             return [None] * len(prompt.logits)

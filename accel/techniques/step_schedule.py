@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_denoiser
+from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
+from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import OWN, SPACINGS, Sampler
-from vivace.policies.staged import DenoisingPolicy, Execution, sample
+from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"
 """Choose the spacing whose chunks are as near those of the checkpoint's own sampler as any."""
@@ -73,7 +74,8 @@ class StepSchedule:
     def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
         """Choose the spacing, if that is left open; options are the fields of `StepScheduleOptions`."""
         chosen = read_options(StepScheduleOptions, cls.kind, options)
-        policy = with_denoiser(execution, cls.kind)
+        execution = denoising(execution, cls.kind)
+        policy = execution.policy
         if chosen.spacing != AUTO:
             return cls(sampler=chosen.sampler, n_steps=chosen.n_steps, spacing=chosen.spacing)
         samplers = _spaced(policy, chosen.sampler, chosen.n_steps)
@@ -91,10 +93,11 @@ class StepSchedule:
 
     def check(self, execution: Execution) -> None:
         """Raise `BadSetting` if the policy's process has no such sampler."""
-        with_denoiser(execution, self.kind).resample(self.sampler, self.n_steps, self.spacing)
+        denoising(execution, self.kind).policy.resample(self.sampler, self.n_steps, self.spacing)
 
     def apply(self, execution: Execution) -> Execution:
         """Run the other sampler."""
+        execution = denoising(execution, self.kind)
         sampler = execution.policy.resample(self.sampler, self.n_steps, self.spacing)
         return replace(execution, sampler=sampler)
 
@@ -118,7 +121,7 @@ def _spaced(policy: DenoisingPolicy, name: str, n_steps: int) -> dict[str, Sampl
     return dict(found.values())
 
 
-def _errors(execution: Execution, samplers: Mapping[str, Sampler], data: CalibrationData) -> dict[str, float]:
+def _errors(execution: Denoising, samplers: Mapping[str, Sampler], data: CalibrationData) -> dict[str, float]:
     """Root mean square distance from the chunks as trained; spacings that give no finite ones left out."""
     as_trained = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
     found = {}

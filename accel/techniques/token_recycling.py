@@ -13,13 +13,20 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Decoding, check_tensors, read_options, with_tokens
+from vivace.accel.technique import (
+    CalibrationData,
+    Decoding,
+    check_tensors,
+    decoding,
+    read_options,
+    with_tokens,
+)
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, best_first, decode_by_tree, greedy_logits
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.language.decoding import Decoded, Prompt
+from vivace.policies.execution import Execution
+from vivace.policies.language.decoding import Decoded, Prefix
 from vivace.policies.sampling.noise import Noise
-from vivace.policies.staged import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class TokenRecycling(Decoding):
         """Fill the table from greedy decoding; options are the fields of `RecyclingOptions`."""
         policy = with_tokens(execution, cls.kind)
         chosen = read_options(RecyclingOptions, cls.kind, options)
-        tokens, logits = greedy_logits(execution, data)
+        tokens, logits = greedy_logits(decoding(execution, cls.kind), data)
         ids, period = policy.action_ids, policy.period
         k = min(chosen.k, len(ids))
         best = logits[..., ids.start : ids.stop].topk(k).indices + ids.start  # (B, n, k)
@@ -119,7 +126,7 @@ class TokenRecycling(Decoding):
             )
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
         """Decode a chunk; see `policies.decoding.Decoder`."""
         return decode_by_tree(_Table(self, policy), policy, prompt, noise, run)
@@ -132,7 +139,7 @@ class _Table:
         self._settings, self.width = settings, settings.width
         self._first, self._last, self._period = policy.action_ids[0], policy.action_ids[-1], policy.period
 
-    def begin(self, prompt: Prompt, noise: Noise) -> Tensor:
+    def begin(self, prompt: Prefix, noise: Noise) -> Tensor:
         """The table as calibrated (B, period, ids, k)."""
         table = self._settings.tensors["table"].to(prompt.logits.device).long()
         return table.expand(len(prompt.logits), *table.shape).clone()

@@ -178,6 +178,7 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
     Whether enough is kept of each block is checked when the steps are bound (`kept`).
     """
     spec, graphs = contents.spec, contents.graphs
+    latent: Shape = (1, *spec.latent_shape)
     chunk: Shape = (1, spec.horizon, spec.action_dim)
     context = graphs[program.encode].outputs
     _check_names(context, lambda name: name.startswith(CONTEXT), "encode")
@@ -187,9 +188,9 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
         graph, table, which = graphs[step.graph], step.table, f"step {index} of {where}"
         made |= {name.removeprefix(NEW): shape for name, shape in graph.outputs.items() if name != "out"}
         _check_names(graph.outputs, lambda name: name == "out" or name.startswith(NEW), which)
-        _check_reads(graph, {"x": chunk, "t": (), "at": (), **context, **_blocks(graph, made)})
+        _check_reads(graph, {"x": latent, "t": (), "at": (), **context, **_blocks(graph, made)})
         found = graph.outputs.get("out")
-        need(found == chunk, f"out of {which} of shape {found}", f"{chunk}")
+        need(found == latent, f"out of {which} of shape {found}", f"{latent}")
         rows = graph.origin.timesteps or (table.t,)
         is_row = step.at < len(rows) and abs(rows[step.at] - table.t) <= _SAME_TIMESTEP
         need(is_row, f"{which} looking up row {step.at} of {len(rows)}", f"the row of timestep {table.t}")
@@ -200,9 +201,11 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
         is_mix = table.alpha >= 0 and table.sigma >= 0 and table.alpha + table.sigma > 0
         need(is_mix, f"{which} with alpha={table.alpha:g}, sigma={table.sigma:g}", "0 or more, not both 0")
         need(table.clip is None or table.clip > 0, f"{which} with clip={table.clip}", "above 0")
-    if program.finish is not None:
+    if program.finish is None:
+        need(latent == chunk, f"a chunk of shape {latent} and no graph that finishes", f"one to {chunk}")
+    else:
         graph = graphs[program.finish]
-        _check_reads(graph, {"x": chunk, **context})
+        _check_reads(graph, {"x": latent, **context})
         need(
             graph.outputs == {"actions": chunk}, f"finish with {shown(graph.outputs)}", f"actions of {chunk}"
         )

@@ -11,6 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs.types import FeatureType
+from lerobot.processor import (
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    NormalizerProcessorStep,
+    RenameObservationsProcessorStep,
+    TokenizerProcessorStep,
+    UnnormalizerProcessorStep,
+)
 from torch import Tensor
 
 from vivace.accel.apply import accelerate
@@ -41,12 +49,13 @@ from vivace.deploy.inference.recording import (
 from vivace.deploy.robots.action_range import learned_range
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Decoding, Denoising, Execution, sample
+from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionRange
-from vivace.policies.staged import Execution, sample
 
 TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"
@@ -61,15 +70,15 @@ _MODES: dict[str, tuple[str, str, float, float]] = {
 }
 """lerobot's normalisation mode -> statistics at the ends, gain, shift."""
 
-_KNOWN_STEPS = {
-    "RenameObservationsProcessorStep",
-    "AddBatchDimensionProcessorStep",
-    "DeviceProcessorStep",
-    "NormalizerProcessorStep",
-    "UnnormalizerProcessorStep",
-    "PromptStep",
-    "TokenizerProcessorStep",
-}
+_READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
+_KNOWN_STEPS: tuple[type, ...] = (
+    RenameObservationsProcessorStep,
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    NormalizerProcessorStep,
+    UnnormalizerProcessorStep,
+    *_READS_TEXT,
+)
 
 
 def export(
@@ -115,9 +124,8 @@ def export(
         _check_techniques(plan)
         check_apart(fitted_seeds(plan), data.seeds)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    for run in runs.values():
-        if not run.writes_tokens:
-            check_steps(run)
+    for run in _denoising(runs).values():
+        check_steps(run)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     bundle = _copied(loaded, folder, partial, key) if into else _begun(loaded, partial, instructions)
@@ -229,10 +237,11 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    if any(run.writes_tokens for run in runs.values()):
-        made = {name: export_tokens(writer, run, data.one) for name, run in runs.items()}
-    else:
-        made = export_denoising(writer, runs, data.one, EpisodeNoise(data.noise_keys[:1]))
+    made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
+    for name, run in runs.items():
+        match run:
+            case Decoding():
+                made[name] = export_tokens(writer, run, data.one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
@@ -272,6 +281,10 @@ def _with_golden(
     return replace(bundle, plans=plans)
 
 
+def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
+    return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
+
+
 def _check_techniques(plan: AccelerationPlan) -> None:
     for technique in plan.techniques:
         if not (technique.is_static or technique.kind in DECODERS):
@@ -291,10 +304,10 @@ def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
     for pipeline in pipelines:
         for step in pipeline.steps:
             renames = getattr(step, "rename_map", {})
-            if type(step).__name__ not in _KNOWN_STEPS or renames:
+            if type(step) not in _KNOWN_STEPS or renames:
                 raise UnsupportedPolicy(
                     f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
-                    f"{', '.join(sorted(_KNOWN_STEPS))}, without renaming"
+                    f"{', '.join(sorted(known.__name__ for known in _KNOWN_STEPS))}, without renaming"
                 )
     for key, shape in loaded.staged.spec.observation_shapes.items():
         yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
@@ -334,7 +347,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _reads_text(loaded: LoadedPolicy) -> bool:
     pipeline: Any = loaded.preprocess
-    return any(type(step).__name__ in ("PromptStep", "TokenizerProcessorStep") for step in pipeline.steps)
+    return any(type(step) in _READS_TEXT for step in pipeline.steps)
 
 
 def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
@@ -365,7 +378,7 @@ def _prompt(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
     settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
     pipeline: Any = loaded.preprocess
     for step in pipeline.steps:
-        if type(step).__name__ == "PromptStep":
+        if type(step) is PromptStep:
             (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
             settings = replace(
                 settings,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vivace.accel.rows import Rows
+from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Seam
 from vivace.accel.techniques.guidance import Linear
 from vivace.deploy.bundle.form import Graph
@@ -35,9 +35,10 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Encode, Finish, Traced, made_of
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.samplers import Sampler, Step
-from vivace.policies.staged import Batch, Execution, always_compute, evaluate
+from vivace.policies.staged import Batch, guided_steps
 
 _MOST_ROWS = 128
 """Policies of no more training timesteps have all of them in their tables, so that any steps find theirs."""
@@ -46,7 +47,7 @@ WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
 
 
 def export_denoising(
-    writer: GraphWriter, executions: Mapping[str, Execution], batch: Batch, noise: Noise
+    writer: GraphWriter, executions: Mapping[str, Denoising], batch: Batch, noise: Noise
 ) -> dict[str, Program]:
     """Export a denoising policy under several plans; graphs that are there already are taken as they are.
 
@@ -97,7 +98,7 @@ class _Kind:
 class _Subject:
     """A policy under a plan."""
 
-    execution: Execution
+    execution: Denoising
     """As it is traced: its tables hold all timesteps."""
     steps: tuple[Any, ...]
     """Of the plan's sampler."""
@@ -113,7 +114,7 @@ class _Subject:
 
     @classmethod
     def of(
-        cls, execution: Execution, timesteps: Mapping[float, Tensor], batch: Batch, writer: GraphWriter
+        cls, execution: Denoising, timesteps: Mapping[float, Tensor], batch: Batch, writer: GraphWriter
     ) -> "_Subject":
         policy, steps = execution.policy, execution.sampler.steps
         hoists = any(technique.seam == Seam.HOIST for technique in execution.plan.techniques)
@@ -140,7 +141,7 @@ class _Subject:
     @cached_property
     def kinds(self) -> tuple[_Kind, ...]:
         """Kind of every step."""
-        guided = getattr(self.execution.policy, "guided", ())
+        guided = guided_steps(self.execution.policy)
         blocks = [block for weights in self.weights for block in self.reused(weights)]
         is_weighed = any(w != (1.0,) for weights in self.weights for w in self.reused(weights).values())
         windows = [len(weights.get(WITH, ())) for weights in self.weights if NOW in weights]
@@ -179,23 +180,29 @@ class _Subject:
         return rows.index(float(step.t)) if rows else 0
 
 
-def check_steps(execution: Execution) -> None:
+def check_steps(execution: Denoising) -> None:
     """Raise `UnsupportedPolicy` unless its steps can be graphs."""
-    policy = execution.policy
-    if not policy.blocks:
-        raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: it has no stages to export")
+    if execution.is_opaque:
+        kind = execution.policy.spec.type
+        raise UnsupportedPolicy(f"policy {kind!r} is opaque: it has no stages to export")
     if any(step.table is None for step in execution.sampler.steps):
         raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
-    known = execution.action is always_compute or isinstance(execution.action, Rows)
-    if not known or not (execution.evaluate is evaluate or isinstance(execution.evaluate, Linear)):
+    knows_blocks = execution.action is always_compute or schedule_of(execution) is not None
+    knows_calls = execution.call is call_denoiser or _linear(execution) is not None
+    if not (knows_blocks and knows_calls):
         raise UnsupportedPolicy("the plan decides at run time what to compute, which a graph cannot")
+
+
+def _linear(execution: Denoising) -> Linear | None:
+    """How a plan estimates predictions without a condition; None if it does not."""
+    return execution.call if isinstance(execution.call, Linear) else None
 
 
 def _stay(x: Tensor, out: Tensor, memory: Any, noise: Noise) -> Any:
     raise NotImplementedError("a step of a table is not run")
 
 
-def _timesteps(executions: Iterable[Execution]) -> dict[float, Tensor]:
+def _timesteps(executions: Iterable[Denoising]) -> dict[float, Tensor]:
     """Timesteps that tables hold, ascending: all of training where they are few, and those of the plans."""
     found: dict[float, Tensor] = {}
     for execution in executions:
@@ -211,13 +218,14 @@ def _timesteps(executions: Iterable[Execution]) -> dict[float, Tensor]:
     return dict(sorted(found.items()))
 
 
-def _weights(execution: Execution, index: int) -> dict[str, tuple[float, ...]]:
+def _weights(execution: Denoising, index: int) -> dict[str, tuple[float, ...]]:
     """What is not computed at a step -> weights of what was kept of it."""
     found: dict[str, tuple[float, ...]] = {}
-    if isinstance(execution.action, Rows):
-        for group in execution.action.rows[index].groups:
+    schedule, linear = schedule_of(execution), _linear(execution)
+    if schedule is not None:
+        for group in schedule.rows[index].groups:
             found |= dict.fromkeys(group.members, group.weights)
-    if isinstance(execution.evaluate, Linear) and (row := execution.evaluate.coefficients[index]):
+    if linear is not None and (row := linear.coefficients[index]):
         found |= {NOW: row[:1], WITH: row[1::2], WITHOUT: row[2::2]}
     return found
 
@@ -232,7 +240,7 @@ def _step_graph(
     """Return the graph that serves a kind of step, made for all plans that want its like."""
     at = next(i for i, other in enumerate(subject.kinds) if other == kind)
     needed = {float(s.t) for s, k in zip(subject.steps, subject.kinds, strict=True) if k == kind}
-    is_linear = isinstance(subject.execution.evaluate, Linear)
+    is_linear = _linear(subject.execution) is not None
     digest = made_of(subject.execution, (), subject.digest, kind.is_guided, kind.window, is_linear)
     origin = Origin("step", digest, tuple(sorted(needed)) if subject.timesteps else ())
     own, kept = subject.branches(kind), subject.kept
@@ -245,7 +253,7 @@ def _step_graph(
     blocks = [block.id for block in subject.execution.policy.blocks if block.id in keeps]
     module = _Step(subject, subject.steps[at], blocks, kind.window)
     policy, example = subject.execution.policy, next(iter(subject.context.values()))
-    x = noise((1, policy.spec.horizon, policy.spec.action_dim), example.float())
+    x = noise((1, *policy.spec.latent_shape), example.float())
     row = subject.timesteps.index(float(subject.steps[at].t)) if subject.timesteps else 0
     inputs = {"x": x, "t": subject.steps[at].t.float(), "at": torch.tensor(row), **subject.context}
     inputs |= module.history(x)
@@ -279,7 +287,7 @@ def _serves(graph: Graph, kept: set[str], branches: Mapping[str, Branch]) -> boo
 
 def _finish(writer: GraphWriter, subject: _Subject, noise: Noise) -> int | None:
     policy, example = subject.execution.policy, next(iter(subject.context.values()))
-    x = noise((1, policy.spec.horizon, policy.spec.action_dim), example.float())
+    x = noise((1, *policy.spec.latent_shape), example.float())
     context = pytree.tree_unflatten(list(subject.context.values()), subject.context_tree)
     if policy.finish(x, context) is x:
         return None
@@ -301,6 +309,10 @@ class _Asked(Step):
     def at(self) -> Tensor:
         """The input."""
         return self.where
+
+    def is_of(self, sampler: Sampler) -> bool:
+        """Whoever calls the graph gives the row of its own timestep."""
+        return True
 
 
 class _Keep:
@@ -331,7 +343,7 @@ class _Step(Traced):
         super().__init__(subject.execution)
         self._step, self._tree, self._n_context = step, subject.context_tree, len(subject.context)
         self._blocks, self._window = list(blocks), window
-        self._is_linear = isinstance(subject.execution.evaluate, Linear)
+        self._run, self._is_linear = subject.execution, _linear(subject.execution) is not None
         self.keeps = [*blocks, *([WITH, WITHOUT] if self._is_linear else [])]
 
     def history(self, like: Tensor) -> dict[str, Tensor]:
@@ -345,23 +357,23 @@ class _Step(Traced):
         return weights | {name: like.roll(shift, -1) for shift, name in enumerate(kept)}
 
     def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """Evaluate."""
+        """Call the denoiser."""
         context = pytree.tree_unflatten(list(leaves[: self._n_context]), self._tree)
         step = _Asked(self._step.index, t.to(self._step.t.dtype), self._step.advance, where=at)
         run = _Keep(self._blocks)
-        execution = replace(self.execution, action=lambda index, cache: run)
+        execution = replace(self._run, action=lambda index, cache: run)
         if self._is_linear:
             execution, cache = self._estimating(execution, leaves[self._n_context :])
-            out, after = execution.evaluate(execution, step, x, context, cache)
+            out, after = execution.call(execution, step, x, context, cache)
             return out, *(run.kept[block] for block in self._blocks), *Linear.newest(after)
-        out, _ = execution.evaluate(execution, step, x, context, EMPTY)
+        out, _ = execution.call(execution, step, x, context, EMPTY)
         return out, *(run.kept[block] for block in self._blocks)
 
-    def _estimating(self, execution: Execution, given: tuple[Tensor, ...]) -> tuple[Execution, Cache]:
+    def _estimating(self, execution: Denoising, given: tuple[Tensor, ...]) -> tuple[Denoising, Cache]:
         n = self._window
         if n < 0:
             return execution, EMPTY
         now, with_condition, without = given[:1], given[1 : 1 + n], given[1 + n : 1 + 2 * n]
         pairs = list(zip(given[1 + 2 * n : 1 + 3 * n], given[1 + 3 * n :], strict=True))
         row = [*now, *(weight for pair in zip(with_condition, without, strict=True) for weight in pair)]
-        return replace(execution, evaluate=Linear({self._step.index: row})), Linear.history(pairs)
+        return replace(execution, call=Linear({self._step.index: row})), Linear.history(pairs)

@@ -14,16 +14,16 @@ from vivace.deploy.bundle.token_program import Decoder, TokenProgram
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Observing, Traced, made_of
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.families.token_vla.staged import StagedTokenVLA
+from vivace.policies.execution import Decoding
 from vivace.policies.language.decoding import chain
 from vivace.policies.language.past import Past
 from vivace.policies.plain_data import build
-from vivace.policies.staged import Batch, Execution
+from vivace.policies.staged import Batch, has_language, writes_bins
 
 _SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS)
 
 
-def export_tokens(writer: GraphWriter, execution: Execution, batch: Batch) -> Program:
+def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Program:
     """Export a token policy under a plan; graphs that were made of the same are taken as they are.
 
     Args:
@@ -35,36 +35,38 @@ def export_tokens(writer: GraphWriter, execution: Execution, batch: Batch) -> Pr
         UnsupportedPolicy: its tokens are of another kind than token_vla's.
     """
     policy = execution.policy
-    if not isinstance(policy, StagedTokenVLA):
+    if not (writes_bins(policy) and has_language(policy)):
         raise UnsupportedPolicy(
             f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
         )
-    encode, extend = _graphs(writer, execution, batch)
+    encode, extend = _graphs(writer, execution, len(policy.language.layers), batch)
     decoder = execution.decoder
     kind = getattr(decoder, "kind", "greedy")
     fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
     settings = build(Decoder, "decoder", {"kind": kind, **fields})
-    bins = policy.policy.config.bins
+    bins = policy.bins
     tokens = TokenProgram(extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings)
     return Program(encode, tokens=tokens)
 
 
-def _graphs(writer: GraphWriter, execution: Execution, batch: Batch) -> tuple[int, int]:
+def _graphs(writer: GraphWriter, execution: Decoding, n_layers: int, batch: Batch) -> tuple[int, int]:
     digest = made_of(execution, _SEAMS, writer.precision)
     origins = Origin("prompt", digest), Origin("extend", digest)
     found, more = (writer.find(origin) for origin in origins)
     if found is not None and more is not None:
         return found, more
-    encode = _Prompt(execution, list(batch))
+    encode = _Prefix(execution, list(batch))
     logits, *leaves = encode(*batch.values())
-    names = _past_names(len(execution.policy.language.layers))
+    names = _past_names(n_layers)
     first = writer.add(origins[0], encode, batch, ["logits", *names])
     width = min(4, execution.policy.n_tokens)
     tokens = torch.full((1, width), execution.policy.action_ids[0])
     inputs = {"tokens": tokens, "kept": torch.zeros(1, dtype=torch.long)}
     inputs |= dict(zip(names, leaves, strict=True))
     fresh = [NEXT + name for name in names if name.startswith((PAST + "keys", PAST + "values"))]
-    extend = writer.add(origins[1], _Extend(execution), inputs, ["logits", *fresh], dynamic={"tokens": 1})
+    extend = writer.add(
+        origins[1], _Extend(execution, n_layers), inputs, ["logits", *fresh], dynamic={"tokens": 1}
+    )
     return first, extend
 
 
@@ -73,24 +75,31 @@ def _past_names(n_layers: int) -> list[str]:
     return [*parts, PAST + "positions"]
 
 
-class _Prompt(Observing):
+class _Prefix(Observing):
     """Normalised observations -> logits of the first token, what was read, with room for a chunk."""
 
+    def __init__(self, execution: Decoding, keys: list[str]):
+        super().__init__(execution, keys)
+        self._n_tokens = execution.policy.n_tokens
+
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Read the prompt."""
-        prompt = self.encoded(values)
-        past = prompt.past.with_room(self.execution.policy.n_tokens)
-        return prompt.logits, *past.keys, *past.values, *past.prompt, past.n_positions
+        """Read the prefix."""
+        prefix = self.encoded(values)
+        past = prefix.past.with_room(self._n_tokens)
+        return prefix.logits, *past.keys, *past.values, *past.prompt, past.n_positions
 
 
 class _Extend(Traced):
     """Tokens in a row, how many are kept before them, what was read -> logits, keys and values."""
 
+    def __init__(self, execution: Decoding, n_layers: int):
+        super().__init__(execution)
+        self._run, self._n_layers = execution, n_layers
+
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Read more tokens."""
-        run = self.execution
+        run, n = self._run, self._n_layers
         tokens, kept, *leaves = given
-        n = len(run.policy.language.layers)
         keys, values, seen = (tuple(leaves[i * n : (i + 1) * n]) for i in range(3))
         past = Past(keys, values, seen, leaves[-1], kept)
         logits, past = run.policy.extend(tokens, past, *chain(tokens.shape[1], tokens.device), run.language)

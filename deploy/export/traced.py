@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Denoising, Execution
 
 
 class Traced(nn.Module):
@@ -18,7 +18,7 @@ class Traced(nn.Module):
 
     def __init__(self, execution: Execution):
         super().__init__()
-        self.weights = getattr(execution.policy, "policy", None)
+        self.weights = execution.policy.policy
         self.execution = execution
 
 
@@ -46,14 +46,14 @@ class Encode(Observing):
 class Finish(Traced):
     """Last x, context -> normalised actions."""
 
-    def __init__(self, execution: Execution, context_tree: Any):
+    def __init__(self, execution: Denoising, context_tree: Any):
         super().__init__(execution)
-        self.context_tree = context_tree
+        self.policy, self.context_tree = execution.policy, context_tree
 
     def forward(self, x: Tensor, *leaves: Tensor) -> tuple[Tensor]:
         """Finish."""
         context = pytree.tree_unflatten(list(leaves), self.context_tree)
-        return (self.execution.policy.finish(x, context),)
+        return (self.policy.finish(x, context),)
 
 
 def made_of(execution: Execution, seams: Sequence[Seam], *others: Any) -> str:

@@ -1,6 +1,7 @@
 """Sample chunks with the graphs of a bundle: by denoising, or token by token."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,8 +49,9 @@ class Denoiser:
 
     def sample(self, noise: Streams, follow: Continuation | None, deadline: Deadline) -> np.ndarray:
         """Return a chunk of normalised actions (1, H, A); arguments as of `OrtPolicy.sample`."""
-        shape = (self._spec.horizon, self._spec.action_dim)
+        shape = self._spec.latent_shape
         x = noise(shape)
+        follow = None if follow is None else _widened(follow, x.shape[-1])
         memory: Memory = ()
         for index, (step, call) in enumerate(zip(self._schedule, self._steps, strict=True)):
             out = call({"x": x})["out"].host.copy()
@@ -62,6 +64,16 @@ class Denoiser:
         if follow is not None:
             x = follow.hold(x)
         return x if self._finish is None else self._finish({"x": x})["actions"].host.copy()
+
+
+def _widened(follow: Continuation, width: int) -> Continuation:
+    """What chunks continue, as wide as what is denoised: where an action has no number, nothing is known."""
+    missing = width - follow.actions.shape[-1]
+    if not missing:
+        return follow
+    weights = np.broadcast_to(follow.weights, follow.actions.shape)
+    beside = ((0, 0), (0, 0), (0, missing))
+    return replace(follow, actions=np.pad(follow.actions, beside), weights=np.pad(weights, beside))
 
 
 class Writer:

@@ -35,9 +35,19 @@ def decode(
     deadline: Deadline | None = None,
 ) -> tuple[np.ndarray, int]:
     """Return the tokens (n,) of a chunk, and the passes they took; Jacobi decoding stops at the deadline."""
-    if program.decoder.kind == "jacobi":
-        return _jacobi(program, prompted, extend, noise, action_dim, deadline or Deadline())
-    n = program.n if program.decoder.kind == "greedy" else program.executed
+    match program.decoder.kind:
+        case "jacobi":
+            return _jacobi(program, prompted, extend, noise, action_dim, deadline or Deadline())
+        case "greedy":
+            return _greedy(program, prompted, extend, action_dim, program.n)
+        case "greedy_executed":
+            return _greedy(program, prompted, extend, action_dim, program.executed)
+
+
+def _greedy(
+    program: TokenProgram, prompted: Prompted, extend: Extend, action_dim: int, n: int
+) -> tuple[np.ndarray, int]:
+    """Decode n tokens, the rest as the last action."""
     tokens = [int(prompted.logits.argmax())]
     while len(tokens) < n:
         logits = extend(np.array(tokens[-1:]), len(tokens) - 1)

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 
 
 def sample_all(execution: Execution, data: CalibrationData) -> Tensor:

@@ -14,7 +14,7 @@ from vivace.accel.flops import count_flops
 from vivace.accel.techniques.layer_skip import LayerSkip
 from vivace.accel.techniques.mlp_prune import MlpPrune
 from vivace.accel.techniques.patch_select import TokenSelect
-from vivace.policies.staged import Execution
+from vivace.policies.execution import Execution, as_trained
 
 PAPER_PLANS = (("L28 T112", 28, 112), ("L28 T56", 28, 56), ("L22 T112", 22, 112), ("L22 T56", 22, 56))
 """Name, language layers kept, patches kept: each with a quarter of the MLP channels cut, cache interval 5."""
@@ -42,7 +42,7 @@ def vla_costs(staged: Any) -> list[Cost]:
     Args:
         staged: with a language stage; on the meta device nothing is computed.
     """
-    plain = Execution.of(staged)
+    plain = as_trained(staged)
     rows = [_cost("none", plain, 1.0, sum(staged.n_patches))]
     for name, layers, patches in PAPER_PLANS:
         if layers <= len(staged.language.layers) and patches <= sum(staged.n_patches):

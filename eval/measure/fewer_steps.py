@@ -9,13 +9,13 @@ import numpy as np
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import CalibrationData
+from vivace.accel.technique import CalibrationData, Seam
 from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import shared
 from vivace.eval.measure.variants import Entry
 from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.execution import Denoising, Execution
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.staged import Execution
 
 Ratio = Callable[[Execution, int], float]
 """(execution, rounds) -> median latency over the accelerated run's, timed side by side in so many rounds."""
@@ -47,7 +47,7 @@ class Rival:
         return replace(self.entry, label=f"{self.entry.label}, {ratio:.2f}x the latency{slower}")
 
 
-def samplers(execution: Execution) -> dict[str, str]:
+def samplers(execution: Denoising) -> dict[str, str]:
     """Row -> sampler a policy is compared with: of a flow Euler, of diffusion the two best known."""
     if execution.sampler.name in FLOWS:
         return {"fewer_steps": "euler"}
@@ -78,7 +78,9 @@ def find_rival(
     Raises:
         VivaceError: the policy has no such sampler, with as few steps or at all.
     """
-    hoisted: list[tuple[str, dict[str, Any]]] = [("hoist", {}) for t in plan.techniques if t.kind == "hoist"]
+    hoisted: list[tuple[str, dict[str, Any]]] = [
+        (technique.kind, {}) for technique in plan.techniques if technique.seam == Seam.HOIST
+    ]
 
     def made(n_steps: int, observations: CalibrationData) -> Execution:
         schedule = "step_schedule", {"sampler": sampler, "n_steps": n_steps}

@@ -14,8 +14,8 @@ from vivace.eval.measure.trials import stored_rollout
 from vivace.eval.simulation.rollout import RolloutSettings
 from vivace.eval.subject import env_maker, session
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.staged import Execution
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.bench import BenchCommand

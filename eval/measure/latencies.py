@@ -23,10 +23,10 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
+from vivace.policies.execution import Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution, sample
 from vivace.policies.stopwatch import StageWatch
 
 CACHE = Path("outputs/latency")

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, with_language
 from vivace.accel.techniques.layer_skip import LayerSkip, LayerSkipOptions, keep, layer_importance
-from vivace.policies.language.decoding import Prompt
+from vivace.policies.execution import Execution, sample
 from vivace.policies.language.llama import StagedLlama
-from vivace.policies.language.prefix import Prefix
+from vivace.policies.language.prefix import PrefixRows
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 
 
 @torch.inference_mode()
@@ -30,13 +29,14 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
     """
     policy = with_language(execution, LayerSkip.kind)
     n = len(policy.language.layers)
-    feature, actions = _feature(policy.encode(data.batch)), _sample(execution, data)
+    feature, actions = policy.said(policy.encode(data.batch)), _sample(execution, data)
     scores = layer_importance(execution, data.batch)
     points = []
     for dropped in range(n):
         kept = keep(execution, data.batch, LayerSkipOptions(n_dropped=dropped, rule=rule), scores)
-        fewer = replace(execution, policy=policy.with_layers(kept))
-        found = _feature(fewer.policy.encode(data.batch))
+        twin: Any = policy.with_layers(kept)
+        fewer = replace(execution, policy=twin)
+        found = twin.said(twin.encode(data.batch))
         likeness = F.cosine_similarity(found.float(), feature.float(), dim=-1)
         points.append(
             {
@@ -46,11 +46,6 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
             }
         )
     return points
-
-
-def _feature(context: Any) -> Tensor:
-    """What the language stage says: its last state, or the logits of the first action token."""
-    return context.logits if isinstance(context, Prompt) else context
 
 
 def _sample(execution: Execution, data: CalibrationData) -> Tensor:
@@ -69,7 +64,7 @@ def text_curve(model: Any, tokens: Tensor, is_text: Tensor) -> tuple[list[float]
     Returns:
         I(l) of every layer, and {"dropped", "hidden_error"} for every number of the least important dropped.
     """
-    whole, prefix = StagedLlama(model), Prefix((), is_text[:, 1:])
+    whole, prefix = StagedLlama(model), PrefixRows((), is_text[:, 1:])
     h = model.embed_tokens(tokens)
     scores: list[float] = []
 

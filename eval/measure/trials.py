@@ -15,16 +15,17 @@ from vivace.deploy.workers.worker import Predict
 from vivace.eval.measure.statistics import curve_area, percentile
 from vivace.eval.measure.variants import Entry
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
-from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel, MeasuredLatency
+from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
 from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
 from vivace.eval.simulation.video import caption, side_by_side, write_video
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console, progress
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.spec import PolicySpec
-from vivace.policies.staged import Execution
+from vivace.policies.staged import has_language
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.eval import EvalCommand
@@ -152,15 +153,16 @@ def quiet_p99(latency: LatencyModel) -> float:
     Raises:
         BadSetting: the latency model holds no measurements, or too few for a p99.
     """
-    if not isinstance(latency, MeasuredLatency):
+    known = latency.measured
+    if known is None:
         raise BadSetting("a ladder is chosen by measured latencies; use --latency.type=measured or bursty")
-    p99_s = percentile(latency.samples_s, 99)
+    p99_s = percentile(known.samples_s, 99)
     if p99_s is None:
         raise BadSetting(
             f"a ladder chooses by the p99 of every plan, but one has {latency.n_measurements} measurements; "
             "100 are needed: raise --eval.timed_s, or leave the slow plan out of --eval.ladder"
         )
-    return latency.scale * p99_s
+    return known.scale * p99_s
 
 
 class Trials:
@@ -228,7 +230,7 @@ class Trials:
 
     def film_patches(self, run: Run, seed: int) -> str | None:
         """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
-        if not hasattr(run.execution.policy, "language"):
+        if not has_language(run.execution.policy):
             return None
         runner = session(self._command, self._loaded, run.execution)
         with console.status("drawing the patches that were kept"):

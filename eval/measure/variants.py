@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vivace.accel.plan import AccelerationPlan
+from vivace.policies.staged import has_language, writes_tokens
 
 Options = dict[str, Any]
 Wanted = tuple[tuple[str, Options], ...]
@@ -242,11 +243,11 @@ def lineup_for(staged: Any, options: Any) -> tuple[Entry, ...]:
             stage EfficientVLA's, one without blocks nothing but itself.
         options: `updates`, `bubbling` and `force_last` of the other one.
     """
-    if hasattr(staged, "n_tokens"):
+    if writes_tokens(staged) and has_language(staged):
         return token_lineup(len(staged.language.layers), sum(staged.n_patches))
     if not staged.blocks:
         return (Entry("plain", "as trained", "plain"),)
-    if hasattr(staged, "language"):
+    if has_language(staged):
         return vla_lineup(staged)
     return lineup(staged, options.updates, options.bubbling, options.force_last)
 

@@ -13,8 +13,8 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.staged import Execution
 
 
 def observe(

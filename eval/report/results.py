@@ -32,7 +32,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "path": str(command.policy.path),
             "type": spec.type,
             "parameters": sum(p.numel() for p in loaded.policy.parameters()),
-            **_how(loaded.staged),
+            **loaded.as_trained.told,
             "horizon": spec.horizon,
             "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
             "weights": loaded.fingerprint.weights,
@@ -45,13 +45,6 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "trained_hz": spec.control_hz,
         },
     }
-
-
-def _how(staged: Any) -> dict[str, Any]:
-    """How actions come about: the sampler and its steps, or greedy tokens."""
-    if hasattr(staged, "n_tokens"):
-        return {"sampler": "greedy", "n_steps": staged.n_tokens}
-    return {"sampler": staged.sampler.name, "n_steps": len(staged.sampler)}
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

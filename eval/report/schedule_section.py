@@ -6,9 +6,9 @@ import numpy as np
 
 from vivace.accel.explain import grid
 from vivace.accel.record import record
-from vivace.accel.rows import Rows
-from vivace.accel.technique import CalibrationData
-from vivace.policies.staged import Execution
+from vivace.accel.rows import schedule_of
+from vivace.accel.technique import CalibrationData, denoising
+from vivace.policies.execution import Execution
 
 _MOST_STEPS = 50
 """Steps shown of a similarity matrix, evenly picked."""
@@ -25,18 +25,19 @@ def calibration_section(accelerated: Execution, data: CalibrationData) -> dict[s
         "steps" shown of the sampler, "similarity" {block: (n, n) in percent}, "volatility" {block: mean
         absolute change between steps}, "grid" {block: one mark a step}, "distinct_steps".
     """
-    if not isinstance(accelerated.action, Rows):
+    schedule = schedule_of(accelerated)
+    if schedule is None:
         return None
-    trace = record(accelerated, data)
-    n_steps = len(accelerated.sampler)
+    recording = record(denoising(accelerated, "a cache schedule"), data)
+    n_steps = len(schedule.rows)
     picks = np.unique(np.linspace(0, n_steps - 1, min(n_steps, _MOST_STEPS)).astype(int))
     return {
         "steps": picks.tolist(),
         "similarity": {
             name: np.rint(100 * matrix[np.ix_(picks, picks)]).astype(int).tolist()
-            for name, matrix in trace.similarity.items()
+            for name, matrix in recording.similarity.items()
         },
-        "volatility": {name: round(value, 5) for name, value in trace.volatility.items()},
+        "volatility": {name: round(value, 5) for name, value in recording.volatility.items()},
         "grid": grid(accelerated),
-        "distinct_steps": accelerated.action.programs,
+        "distinct_steps": schedule.programs,
     }

@@ -40,6 +40,11 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
         """How many measurements it draws from; None if it is a rule and draws from none."""
         return None
 
+    @property
+    def measured(self) -> "MeasuredLatency | None":
+        """The model, if it rests on measurements of this machine."""
+        return None
+
     def for_run(self, name: str, measured_s: Sequence[float]) -> "LatencyModel":
         """Return the model of one of several runs; the same for all, unless it can tell them apart.
 
@@ -97,6 +102,11 @@ class MeasuredLatency(LatencyModel):
     def n_measurements(self) -> int:
         """Measured latencies."""
         return len(self.samples_s)
+
+    @property
+    def measured(self) -> "MeasuredLatency":
+        """This one."""
+        return self
 
     def for_run(self, name: str, measured_s: Sequence[float]) -> "MeasuredLatency":
         """Fill the run's own measurements in, unless samples were given."""

@@ -1,6 +1,7 @@
 """Options of the verbs that make checkpoints: collect, train, distill."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import draccus
 
@@ -51,6 +52,17 @@ class VLAOptions(ArchitectureOptions):
     """Share of the language layers a training row may skip, so that layer_skip finds some to drop."""
     patch_drop: float = 0.0
     """Share of the patches a training row may lose, so that token_select can."""
+    TRAINING: ClassVar[tuple[str, ...]] = ("layer_drop", "patch_drop")
+    """Config fields that matter in training only: these count, also when a checkpoint is gone on from."""
+
+    @property
+    def pretrained(self) -> str:
+        """Name of a pretrained language model; empty: one with random weights."""
+        return ""
+
+    def acting(self, words: int) -> dict[str, Any]:
+        """Config fields of how it acts, for a tokenizer of so many words."""
+        return {"language_vocabulary": words}
 
 
 @ArchitectureOptions.register_subclass("cogact")
@@ -65,6 +77,16 @@ class CogACTOptions(VLAOptions):
     repeated_diffusion_steps: int = 4
     language_model: str = ""
     """A pretrained language model instead of one with random weights, its sizes and tokenizer: smollm2."""
+    TRAINING: ClassVar[tuple[str, ...]] = (*VLAOptions.TRAINING, "repeated_diffusion_steps")
+
+    @property
+    def pretrained(self) -> str:
+        """Name of a pretrained language model."""
+        return self.language_model
+
+    def acting(self, words: int) -> dict[str, Any]:
+        """Add the action head's size."""
+        return super().acting(words) | {"action_head": "custom"}
 
 
 @ArchitectureOptions.register_subclass("token_vla")
@@ -75,6 +97,12 @@ class TokenVLAOptions(VLAOptions):
     n_action_bins: int = 256
     token_noise: float = 0.0
     """Share of the earlier action tokens a training row may read wrong, so that it looks at the scene."""
+    TRAINING: ClassVar[tuple[str, ...]] = (*VLAOptions.TRAINING, "token_noise")
+
+    def acting(self, words: int) -> dict[str, Any]:
+        """Put the action tokens behind the words."""
+        vocabulary = words + self.n_action_bins
+        return super().acting(vocabulary) | {"vocabulary_end": vocabulary}
 
 
 @dataclass(kw_only=True)

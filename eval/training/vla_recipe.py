@@ -2,7 +2,8 @@
 
 import copy
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +26,6 @@ from vivace.policies.language.smollm2 import llama_settings, load_smollm2
 from vivace.policies.language.tokenize import PromptStep, train_tokenizer
 from vivace.policies.load import load_policy
 from vivace.policies.vla.vla import VisionLanguage, make_vla_processors
-
-_VLAS: dict[type, tuple[Any, Any]] = {
-    CogACTOptions: (CogACTConfig, CogACTPolicy),
-    TokenVLAOptions: (TokenVLAConfig, TokenVLAPolicy),
-}
-"""Options -> config and policy."""
 
 
 class Grounded(nn.Module):
@@ -62,21 +57,17 @@ def present(policy: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
 BACKBONE = ("vision_backbone.", "projector.", "language.")
 """Prefixes of the weights that do not depend on how a policy acts."""
 
-TRAINING_FIELDS = ("layer_drop", "patch_drop", "repeated_diffusion_steps", "token_noise")
-"""Config fields that matter in training only: the options' count, also when a checkpoint is gone on from."""
-
 
 def vla_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
     """A miniature VLA on images and instructions."""
     options = cast(VLAOptions, command.policy)
     policy, pre, post = (
-        begun(command.start, _VLAS[type(options)][1])
+        begun(command.start, _VLAS[type(options)].policy)
         if command.start
         else _new_vla(demonstrations, options, command.backbone)
     )
-    for name in TRAINING_FIELDS:
-        if hasattr(options, name):
-            setattr(policy.config, name, getattr(options, name))
+    for name in options.TRAINING:
+        setattr(policy.config, name, getattr(options, name))
     windows = demonstrated(demonstrations, policy, pre)
     if command.head_only:
         return _head_recipe(policy, pre, post, windows, command)
@@ -199,20 +190,12 @@ def _new_vla(
     }
     taken = ("patch_size", "vision_layers", "vision_width", "vision_heads", "language_model")
     settings: dict[str, Any] = {key: value for key, value in asdict(options).items() if key not in taken}
-    settings |= {
-        "language_kv_heads": options.language_heads,
-        "language_vocabulary": tokenizer.get_vocab_size(),
-    }
-    if isinstance(options, TokenVLAOptions):
-        settings["language_vocabulary"] += options.n_action_bins
-        settings["vocabulary_end"] = settings["language_vocabulary"]
-    else:
-        settings["action_head"] = "custom"
+    settings |= {"language_kv_heads": options.language_heads, **options.acting(tokenizer.get_vocab_size())}
     if pretrained:
         settings |= llama_settings(language)
     prompt = PromptStep(suffix=words["prompt_suffix"], tokenizer=tokenizer, max_tokens=1000)
-    config_class, policy_class = _VLAS[type(options)]
-    config = config_class(
+    kind = _VLAS[type(options)]
+    config = kind.config(
         input_features={
             key: PolicyFeature(FeatureType.VISUAL, images.shape[1:])
             for key, images in demonstrations.images.items()
@@ -225,9 +208,8 @@ def _new_vla(
         **words,
         **settings,
     )
-    policy = policy_class(config)
-    if isinstance(policy, TokenVLAPolicy):
-        _order_action_tokens(policy)
+    policy = kind.policy(config)
+    kind.begin(policy)
     if pretrained:
         policy.language.load_state_dict(language.state_dict())
     if other:
@@ -249,9 +231,26 @@ def _order_action_tokens(policy: TokenVLAPolicy) -> None:
         weight[ids] = waves[:, : weight.shape[1]] * weight[ids].std()
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of VLA."""
+
+    config: Any
+    policy: Any
+    begin: Callable[[Any], None] = lambda policy: None
+    """Prepares random weights."""
+
+
+_VLAS: dict[type, _Kind] = {
+    CogACTOptions: _Kind(CogACTConfig, CogACTPolicy),
+    TokenVLAOptions: _Kind(TokenVLAConfig, TokenVLAPolicy, _order_action_tokens),
+}
+"""Options -> what they make."""
+
+
 def _pretrained(options: VLAOptions) -> tuple[Any, Any, dict[str, Any]] | None:
     """Language model, tokenizer, and config fields of its special tokens; None if none is asked for."""
-    name = getattr(options, "language_model", "")
+    name = options.pretrained
     if not name:
         return None
     if name != "smollm2":

@@ -40,9 +40,10 @@ from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Decoding, Denoising, Execution, decode, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, executing
+from vivace.policies.staged import has_language
 
 
 @dataclass(kw_only=True)
@@ -123,7 +124,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         "observations": {"fitted": counts(fitted), "judged": counts(data)},
         "left_out": built.left_out,
     }
-    if hasattr(loaded.staged, "language"):
+    if has_language(loaded.staged):
         results["layer_curve"] = {
             rule: policy_curve(built.executions["plain"], data, rule) for rule in ("importance", "uniform")
         }
@@ -224,8 +225,9 @@ def _made(entry: Entry, execution: Execution, data: CalibrationData) -> Executio
     if not entry.is_compiled:
         return execution
     compiled = compile_execution(execution)
-    if compiled.writes_tokens:
-        compile_graphs(compiled, data)
+    match compiled:
+        case Decoding():
+            compile_graphs(compiled, data)
     return compiled
 
 
@@ -249,8 +251,9 @@ def pareto_row(
     if not entry.is_compiled:  # it gives the eager actions, and another batch size is another graph
         found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
     ratio = ratio_of_medians(times["plain"], times[entry.name])
-    if execution.writes_tokens:
-        found |= _token_speed(execution, times[entry.name])
+    match execution:
+        case Decoding():
+            found |= _token_speed(execution, times[entry.name])
     return found | {
         "name": entry.name,
         "label": entry.label,
@@ -264,8 +267,7 @@ def pareto_row(
 
 def gflop(execution: Execution, one: Mapping[str, torch.Tensor]) -> float | None:
     """Work of one chunk [GFLOP]; None for an opaque policy, whose loop cannot be counted."""
-    is_opaque = not (execution.policy.blocks or execution.writes_tokens)
-    return None if is_opaque else count_flops(execution, dict(one)).total / 1e9
+    return None if execution.is_opaque else count_flops(execution, dict(one)).total / 1e9
 
 
 def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationData) -> dict[str, Any]:
@@ -275,8 +277,9 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
         "action_error" and "action_error_spread"; "passes", "passes_spread", "passes_of" every observation,
         and "settled", the mean pass at which each token of the chunk last changed.
     """
-    if not execution.writes_tokens:
-        return spread_of("action_error", action_errors(execution, reference, data))
+    match execution:
+        case Denoising():
+            return spread_of("action_error", action_errors(execution, reference, data))
     found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
     actions = execution.policy.detokenize(found.tokens)
     return {
@@ -287,9 +290,9 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
     }
 
 
-def _token_speed(execution: Execution, times: Sequence[float]) -> dict[str, Any]:
+def _token_speed(execution: Decoding, times: Sequence[float]) -> dict[str, Any]:
     """Tokens a second over the whole chunk, reading the prompt included, and the slowest chunks [s]."""
-    policy: Any = execution.policy
+    policy = execution.policy
     n = executed_tokens(policy) if isinstance(execution.decoder, GreedyExecuted) else policy.n_tokens
     return {
         "tokens_per_s": n / float(np.median(times)),

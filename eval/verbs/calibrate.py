@@ -17,7 +17,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
-from vivace.policies.staged import Execution
+from vivace.policies.execution import as_trained
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
     execution = accelerate(loaded.staged, plan)
-    baseline = Execution.of(loaded.staged)
+    baseline = as_trained(loaded.staged)
     judged = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(fitted_seeds(plan), judged.seeds)
     with console.status("comparing actions"):

@@ -15,10 +15,10 @@ from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.policies.errors import VivaceError
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import ZOO, load_policy
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
-from vivace.policies.staged import Execution, sample
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,7 @@ def _checkpoint(name: str) -> str:
     torch.manual_seed(0)
     plain = loaded.policy.sample_actions(batch)
     torch.manual_seed(0)
-    if not torch.equal(plain, sample(Execution.of(loaded.staged), batch, GlobalNoise())):
+    if not torch.equal(plain, sample(as_trained(loaded.staged), batch, GlobalNoise())):
         raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
     if not (loaded.path / FILE_NAME).exists():
         return "bit-equal to its own sampling; no plan"

@@ -41,9 +41,9 @@ from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
 from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.execution import Decoding, Execution, as_trained
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.staged import Execution
 
 
 @dataclass(kw_only=True)
@@ -143,7 +143,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
-    both = {PLAIN.name: Execution.of(loaded.staged), ACCELERATED.name: accelerated}
+    both = {PLAIN.name: as_trained(loaded.staged), ACCELERATED.name: accelerated}
     decides = {ACCELERATED.name: session(command, loaded, accelerated)}
     threads = choose_threads(decides, command.bench.threads, command.policy.device, _refresh(command))
     fitted = observe(command, loaded, accelerated)
@@ -286,7 +286,7 @@ def _executions(
 ) -> Built:
     """Plain and accelerated, and rows of the line-up, fitted to `fitted`."""
     built = Built((PLAIN, ACCELERATED), dict(both), {})
-    if not (loaded.staged.blocks or both[PLAIN.name].writes_tokens):
+    if both[PLAIN.name].is_opaque:
         return built
     others = [
         e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
@@ -304,7 +304,11 @@ def _rivals(
     data: CalibrationData,
 ) -> tuple[list[Rival], dict[str, str]]:
     """The honest baselines of a policy that denoises, fitted to `fitted`; name -> why one is not there."""
-    if not loaded.staged.blocks:
+    plain = as_trained(loaded.staged)
+    match plain:
+        case Decoding():
+            return [], {}
+    if plain.is_opaque:
         return [], {}
 
     def ratio(execution: Execution, repeats: int) -> float:
@@ -316,7 +320,7 @@ def _rivals(
         return latency_ratio(measured, "fewer", ACCELERATED.name)
 
     rivals, skipped = [], {}
-    for name, sampler in samplers(Execution.of(loaded.staged)).items():
+    for name, sampler in samplers(plain).items():
         try:
             rivals.append(find_rival(name, sampler, loaded, plan, fitted, ratio, command.bench.repeats))
         except VivaceError as error:
@@ -347,7 +351,8 @@ def _episodic(command: EvalCommand) -> tuple[str, ...]:
 
 
 def _refresh(command: EvalCommand) -> bool:
-    return isinstance(command.latency, MeasuredLatency) and command.latency.refresh
+    known = command.latency.measured
+    return known is not None and known.refresh
 
 
 def _pareto(

@@ -1,5 +1,6 @@
 """`vivace explain`: what a plan does, or what an architecture costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
-from vivace.policies.staged import Execution
+from vivace.policies.execution import as_trained
 
 
 @dataclass(kw_only=True)
@@ -28,12 +29,12 @@ class ExplainCommand(CommonOptions):
 def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     """Print what the plan does, or what a published architecture costs."""
     if command.policy.type:
-        return _explain_cost(command.policy.type)
+        return _published(command.policy.type)()
     loaded = load(command)
     plan = load_plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
     zeros = session(command, loaded).blank()
-    baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
+    baseline, accelerated = count_flops(as_trained(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
     Console().print(measured(plan), highlight=False)
     ratio = accelerated.total / baseline.total
@@ -44,11 +45,8 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     }, True
 
 
-def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
-    if kind == "smollm2":
-        return _explain_layers()
-    if kind != "cogact":
-        raise BadSetting(f"policy.type={kind!r} has no published size to explain; known: cogact, smollm2")
+def _explain_cost() -> tuple[dict[str, Any], bool]:
+    """Parameters and FLOPs of CogACT as published, and under the plans of EfficientVLA's paper."""
     from vivace.eval.measure.cost import cost_table, vla_costs
     from vivace.policies.families.cogact.policy import full_size
     from vivace.policies.families.cogact.staged import StagedCogACT
@@ -64,7 +62,7 @@ def _explain_cost(kind: str) -> tuple[dict[str, Any], bool]:
         }
         for row in rows
     }
-    return {"policy": kind, "plans": plans}, True
+    return {"policy": "cogact", "plans": plans}, True
 
 
 def _explain_layers() -> tuple[dict[str, Any], bool]:
@@ -82,3 +80,11 @@ def _explain_layers() -> tuple[dict[str, Any], bool]:
         table.add_row(str(layer), f"{score:.4f}", str(point["dropped"]), f"{point['hidden_error']:.4f}")
     Console().print(table)
     return {"policy": "smollm2", "importance": scores, "curve": points}, True
+
+
+def _published(name: str) -> Callable[[], tuple[dict[str, Any], bool]]:
+    """Return what explains an architecture in its published size."""
+    known = {"cogact": _explain_cost, "smollm2": _explain_layers}
+    if name not in known:
+        raise BadSetting(f"policy.type={name!r} has no published size to explain; known: {', '.join(known)}")
+    return known[name]

@@ -21,16 +21,17 @@ from lerobot.policies.diffusion.modeling_diffusion import (
 from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
-from vivace.policies.block import Block, HasBlocks, Runner, compute, through
+from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import TokenSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.spec import ActionKind
-from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.staged import Batch
 
 
-class StagedDiffusion(HasBlocks):
+class StagedDiffusion(DenoisingForm):
     """lerobot's U-Net Diffusion Policy as a `DenoisingPolicy`, over its own modules.
 
     Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
@@ -99,15 +100,11 @@ class StagedDiffusion(HasBlocks):
             h = through(run, next(blocks), h) if _resamples(modules) else h
         return self.network.final_conv(h).transpose(1, 2)
 
-    def finish(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return x: the sampler's last step already gives actions."""
-        return x
-
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.schedule, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
+    def _hoisted(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""
         return HoistedDiffusion(self, sampler)
 
@@ -122,7 +119,7 @@ class HoistedDiffusion(StagedDiffusion):
 
     def __init__(self, plain: StagedDiffusion, sampler: Sampler):
         super().__init__(plain.policy, plain.spec.action_kinds)
-        self.sampler = sampler
+        self.spec, self.sampler = plain.spec, sampler
         levels = (*self.network.down_modules, self.network.mid_modules, *self.network.up_modules)
         linears = [module.cond_encoder[1] for level in levels for module in level[:2]]
         self._channels = [linear.out_features for linear in linears]
@@ -154,8 +151,4 @@ class HoistedDiffusion(StagedDiffusion):
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """FiLM vector (B, C), or scale and bias (B, 2C), of every residual block."""
-        return (step.of(self._time) + context).split(self._channels, dim=-1)
-
-    def hoist(self, sampler: Sampler) -> "HoistedDiffusion":
-        """Return a twin for another sampler."""
-        return HoistedDiffusion(self, sampler)
+        return (step.of(self._time, self.sampler) + context).split(self._channels, dim=-1)

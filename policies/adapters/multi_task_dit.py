@@ -20,16 +20,17 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 )
 from torch import Tensor
 
-from vivace.policies.block import Block, HasBlocks, Runner, compute, through
+from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import TokenSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_flow_sampler, make_sampler
 from vivace.policies.spec import ActionKind
-from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.staged import Batch
 
 
-class StagedMultiTaskDiT(HasBlocks):
+class StagedMultiTaskDiT(DenoisingForm):
     """lerobot's multi-task diffusion transformer as a `DenoisingPolicy`, over its own modules.
 
     Besides state and cameras it reads the instruction: `observation.language.tokens` and
@@ -79,17 +80,13 @@ class StagedMultiTaskDiT(HasBlocks):
             h = through(run, block, h, modulation)
         return self.network.output_proj(h)
 
-    def finish(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return x: the sampler's last step already gives actions."""
-        return x
-
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the process the policy was trained with; raises `BadSetting`."""
         if self.policy.config.is_diffusion:
             return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config), spacing)
         return make_flow_sampler(name, n_steps, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
+    def _hoisted(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin with the timestep's part of the modulation precomputed for the sampler's steps."""
         return HoistedMultiTaskDiT(self, sampler)
 
@@ -112,7 +109,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
 
     def __init__(self, plain: StagedMultiTaskDiT, sampler: Sampler):
         super().__init__(plain.policy, plain.spec.action_kinds)
-        self.sampler = sampler
+        self.spec, self.sampler = plain.spec, sampler
         self._linears = [layer.adaLN_modulation[1] for layer in self.network.transformer_blocks]
         self._n_time = self.network.timestep_embed_dim
         with torch.no_grad():
@@ -132,8 +129,4 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""
-        return (step.of(self._time) + context).chunk(len(self.blocks), dim=-1)
-
-    def hoist(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
-        """Return a twin for another sampler."""
-        return HoistedMultiTaskDiT(self, sampler)
+        return (step.of(self._time, self.sampler) + context).chunk(len(self.blocks), dim=-1)

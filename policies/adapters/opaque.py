@@ -14,13 +14,14 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
 from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import TokenSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
 
-class OpaquePolicy:
+class OpaquePolicy(DenoisingForm):
     """Calls the policy's own `predict_action_chunk`, row by row."""
 
     blocks = ()
@@ -72,15 +73,11 @@ class OpaquePolicy:
         missing = self.spec.horizon - actions.shape[1]
         return actions if missing <= 0 else torch.cat([actions, actions[:, -1:].repeat(1, missing, 1)], 1)
 
-    def finish(self, x: Tensor, context: Batch) -> Tensor:
-        """Return x."""
-        return x
-
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Refuse: the loop is inside the policy."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
 
-    def hoist(self, sampler: Sampler) -> "OpaquePolicy":
+    def _hoisted(self, sampler: Sampler) -> "OpaquePolicy":
         """Refuse: there are no stages."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
 

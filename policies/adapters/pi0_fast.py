@@ -4,29 +4,27 @@ Patches and text see each other, action tokens see both and those before them. C
 they end with "|". Decoded greedily the tokens are those of lerobot's own loop.
 """
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
-from vivace.policies.language.decoding import Prompt
+from vivace.policies.forms import LanguageForm
+from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Layout, Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import Layout, PrefixRows, TokenSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
 _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
-class StagedPI0Fast:
+class StagedPI0Fast(LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
-    blocks = ()
-    """Nothing is denoised."""
     period = 1
     """FAST tokens have no fixed places."""
 
@@ -35,6 +33,8 @@ class StagedPI0Fast:
         self.policy = policy.eval()
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
+        vision = self._core.config.vision_config
+        self.n_patches = ((vision.image_size // vision.patch_size) ** 2,) * len(config.image_features)
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")
@@ -53,13 +53,7 @@ class StagedPI0Fast:
             blocks=(),
         )
 
-    @property
-    def n_patches(self) -> tuple[int, ...]:
-        """Patches of each camera."""
-        vision = self._core.config.vision_config
-        return ((vision.image_size // vision.patch_size) ** 2,) * len(self.policy.config.image_features)
-
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
         """Read images and text once; their keys and values are kept."""
         model = self.policy.model
         present = {key: value[:, 0] if value.ndim == 5 else value for key, value in batch.items()}
@@ -73,7 +67,7 @@ class StagedPI0Fast:
         rows: list[tuple[Tensor, Tensor]] = []
         hidden = self.language(
             self._typed(h),
-            Prefix(self.n_patches, is_text, 0, layout),
+            PrefixRows(self.n_patches, is_text, 0, layout),
             run,
             select,
             lambda keys, values: rows.append((keys, values)),
@@ -84,7 +78,11 @@ class StagedPI0Fast:
             [_readable(is_there, is_text, keys.shape[2]) for keys, _ in rows],
             is_there.sum(1),
         )
-        return Prompt(past, self._core.lm_head(hidden[:, -1]), ids, is_text)
+        return Prefix(past, self._core.lm_head(hidden[:, -1]), ids, is_text)
+
+    def said(self, context: Prefix) -> Tensor:
+        """Return the logits of the first token (B, V)."""
+        return context.logits
 
     def extend(
         self, tokens: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
@@ -106,16 +104,6 @@ class StagedPI0Fast:
         return self.policy.detokenize_actions(
             tokens, action_horizon=self.spec.horizon, action_dim=self.spec.action_dim
         )
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
-        twin = copy.copy(self)
-        twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
-        return twin
-
-    def with_weights(self, policy: Any) -> "StagedPI0Fast":
-        """Return the staged form of a twin with other weights."""
-        return StagedPI0Fast(policy, self.spec.action_kinds)
 
 
 def _readable(is_there: Tensor, is_text: Tensor, length: int) -> Tensor:

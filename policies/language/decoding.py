@@ -13,14 +13,14 @@ from vivace.policies.sampling.noise import Noise
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a token policy makes of an observation."""
+class Prefix:
+    """What a token policy read before it writes: the observation and the instruction."""
 
     past: Past
     logits: Tensor
     """Of the first token (B, V)."""
     ids: Tensor
-    """Ids of the prompt's text (B, L)."""
+    """Ids of the instruction (B, L)."""
     is_text: Tensor
     """Which of them are not padding (B, L)."""
 
@@ -32,22 +32,22 @@ class Decoded:
     tokens: Tensor
     """(B, n)"""
     passes: Tensor
-    """Forward passes after the prompt's, (B,)."""
+    """Forward passes after the prefix's, (B,)."""
     settled: Tensor
     """Pass after which each token no longer changed, (B, n); 0: it was right in the first guess."""
 
 
 class Decoder(Protocol):
-    """Turns a prompt into the tokens of a chunk."""
+    """Turns what was read into the tokens of a chunk."""
 
     def __call__(
-        self, policy: Any, prompt: Prompt, noise: Noise, draft: Tensor | None, run: Runner
+        self, policy: Any, prefix: Prefix, noise: Noise, draft: Tensor | None, run: Runner, /
     ) -> Decoded:
         """Decode.
 
         Args:
             policy: a `TokenPolicy`.
-            prompt: what it made of the observation.
+            prefix: what it read.
             noise: where random numbers come from.
             draft: tokens the chunk may begin with (B, n), -1 where nothing is known; None: nothing at all.
             run: runs the blocks of the language stage.
@@ -56,7 +56,7 @@ class Decoder(Protocol):
 
 def greedy(
     policy: Any,
-    prompt: Prompt,
+    prefix: Prefix,
     noise: Noise,
     draft: Tensor | None = None,
     run: Runner = compute,
@@ -67,8 +67,8 @@ def greedy(
     Arguments are those of `Decoder`; `n` tokens, a whole chunk when None.
     """
     n = policy.n_tokens if n is None else n
-    token = prompt.logits.argmax(-1, keepdim=True)
-    tokens, past = [token], prompt.past.with_room(n)
+    token = prefix.logits.argmax(-1, keepdim=True)
+    tokens, past = [token], prefix.past.with_room(n)
     alone = chain(1, token.device)
     for _ in range(n - 1):
         logits, past = policy.extend(token, past, *alone, run)

@@ -5,8 +5,9 @@ added), `language.i.attn` and `language.i.mlp` are the residual branches. Keys a
 attention branch, so that whoever reuses or skips the branch leaves no hole in what later tokens look at.
 """
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import LayerView, Prefix, TokenSelector, keep_all, take_rows
+from vivace.policies.language.prefix import LayerView, PrefixRows, TokenSelector, keep_all, take_rows
 
-Rows = Callable[[Tensor, Tensor], None]
+OnLayer = Callable[[Tensor, Tensor], None]
 """Told the keys and values (B, heads, S, d) of each layer, in order."""
 
 
@@ -40,16 +41,32 @@ class StagedLlama:
         modules: list[Any] = list(model.layers)
         self.layers = tuple(range(len(modules))) if layers is None else layers
         self._layers = tuple(_layer_blocks(i, modules[i]) for i in self.layers)
-        self.blocks = tuple(block for blocks in self._layers for block in blocks[1:])
-        """The residual branches."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block, in the order they run."""
+        return tuple(block for layer in self._layers for block in layer)
+
+    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
+        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
+        twin = copy.copy(self)
+        twin._layers = tuple((fn(kv), fn(attn), fn(mlp)) for kv, attn, mlp in self._layers)
+        return twin
+
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs these layers only, ascending indices of those that run here."""
+        twin = copy.copy(self)
+        twin.layers = tuple(self.layers[i] for i in kept)
+        twin._layers = tuple(self._layers[i] for i in kept)
+        return twin
 
     def __call__(
         self,
         h: Tensor,
-        prefix: Prefix,
+        prefix: PrefixRows,
         run: Runner = compute,
         select: TokenSelector = keep_all,
-        keep: Rows = forget,
+        keep: OnLayer = forget,
     ) -> Tensor:
         """Return the final normalised stream (B, S', D); S' < S once patches were dropped.
 

@@ -25,8 +25,8 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """What the language model reads: a first token or none, the patches of all cameras, then the text."""
+class PrefixRows:
+    """What the rows of a prefix are: a first token or none, the patches of all cameras, then the text."""
 
     n_patches: tuple[int, ...]
     """Patches of each camera, in the order they are read."""
@@ -58,7 +58,7 @@ class LayerView:
     """Stream that entered the layer (B, S, D): first token, patches, text."""
     h: Tensor
     """Stream after it."""
-    prefix: Prefix
+    prefix: PrefixRows
     attention: Callable[[], Tensor]
     """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
 

@@ -16,7 +16,8 @@ no more, changes nothing (diffusers divides by zero).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.step_table import StepTable
@@ -60,9 +61,22 @@ class Step:
         """`index` as a tensor, 0-d."""
         return torch.tensor(self.index)
 
-    def of(self, table: Tensor) -> Tensor:
-        """Look this step up in a table of all steps (S, ...); in a graph `at` may be an input."""
+    def of(self, table: Tensor, sampler: "Sampler") -> Tensor:
+        """Look this step up in a table (S, ...) of all steps of a sampler; in a graph `at` may be an input.
+
+        Raises:
+            PlanMismatch: it is a step of another sampler, for whose times the table does not hold.
+        """
+        if not self.is_of(sampler):
+            raise PlanMismatch(
+                f"what is hoisted holds for the {len(sampler)} steps of its own sampler {sampler.name!r}, "
+                "and was asked for a step of another one; hoist the policy for that sampler"
+            )
         return table.index_select(0, self.at.view(1).to(table.device)).squeeze(0)
+
+    def is_of(self, sampler: "Sampler") -> bool:
+        """Whether a sampler has this very step."""
+        return self.index < len(sampler) and sampler.steps[self.index] is self
 
 
 @dataclass(frozen=True)
@@ -291,8 +305,15 @@ def _dpm_timesteps(n_steps: int, scheduler: Any, spacing: str) -> list[int]:
 _BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}
 
 
-def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Sampler:
-    """Build a flow-matching sampler from t = 0 to 1; "rk4" calls the denoiser four times a step.
+def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Literal[0, 1] = 0) -> Sampler:
+    """Build a flow-matching sampler from noise to actions, the denoiser predicting the velocity dx/dt.
+
+    Args:
+        name: "euler", or "rk4", which calls the denoiser four times a step.
+        n_steps: of one width each.
+        spacing: `OWN`.
+        noise_at: t at which x is noise alone. 0: x = t a + (1 - t) n, as lerobot's multi_task_dit; 1:
+            x = t n + (1 - t) a, as its pi0 and smolvla (openpi), where t falls to 0.
 
     Raises:
         BadSetting: unknown name, no steps, or a spacing other than `OWN`: steps are of one width.
@@ -303,12 +324,10 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
     if spacing != OWN:
         raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
-    grid = torch.linspace(0, 1, n_steps + 1)
-    starts = [grid[i].item() for i in range(n_steps)]
-    widths = [(grid[i + 1] - grid[i]).item() for i in range(n_steps)]
     steps: list[Step] = []
-    for t, dt in zip(starts, widths, strict=True):
-        stages = _euler_stages(t, dt) if name == "euler" else _rk4_stages(t, dt)
+    for t, dt in _falling(n_steps) if noise_at else _rising(n_steps):
+        flow = partial(_flow, noise_at=noise_at)
+        stages = _euler_stages(t, dt, flow) if name == "euler" else _rk4_stages(t, dt, flow)
         steps += [
             Step(len(steps) + k, torch.tensor(table.t), update, table)
             for k, (update, table) in enumerate(stages)
@@ -316,16 +335,39 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Sampler:
     return Sampler(name, tuple(steps))
 
 
-def _euler_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
-    return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(**_flow(t), x=1.0, out=dt))]
+def _rising(n_steps: int) -> list[tuple[float, float]]:
+    """Start and width of steps from 0 to 1, with the rounding of lerobot's multi_task_dit."""
+    grid = torch.linspace(0, 1, n_steps + 1)
+    return [(grid[i].item(), (grid[i + 1] - grid[i]).item()) for i in range(n_steps)]
 
 
-def _flow(t: float) -> dict[str, Any]:
-    """Coefficients where x is t clean + (1 - t) noise, and a velocity is predicted."""
-    return {"t": t, "alpha": t, "sigma": 1 - t, "clean_x": 1.0, "clean_out": 1 - t}
+def _falling(n_steps: int) -> list[tuple[float, float]]:
+    """Start and width of steps from 1 to 0, with the rounding of lerobot's `euler_integrate`."""
+    dt = -1.0 / n_steps
+    return [(1.0 + i * dt, dt) for i in range(n_steps)]
 
 
-def _rk4_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
+_ARRIVED = 1e-6
+"""Time left of a flow that is rounding."""
+Flow = Callable[[float], dict[str, Any]]
+"""Time -> coefficients of a step's table."""
+
+
+def _euler_stages(t: float, dt: float, flow: Flow) -> list[tuple[Update, StepTable]]:
+    return [(lambda x, v, memory, noise: (x + dt * v, memory), StepTable(**flow(t), x=1.0, out=dt))]
+
+
+def _flow(t: float, noise_at: int) -> dict[str, Any]:
+    """Coefficients at a time, where a velocity is predicted and x is (1 - left) clean + left noise."""
+    left = t if noise_at else 1 - t
+    if left < _ARRIVED:  # the last stage of RK4, where x is clean but for rounding
+        left = 0.0
+    if noise_at:
+        return {"t": t, "alpha": 1 - left, "sigma": left, "clean_x": 1.0, "clean_out": -left or 0.0}
+    return {"t": t, "alpha": t, "sigma": left, "clean_x": 1.0, "clean_out": left}
+
+
+def _rk4_stages(t: float, dt: float, flow: Flow) -> list[tuple[Update, StepTable]]:
     """Memory is (x at the start of the step, k1, …)."""
 
     def last(x: Tensor, v: Tensor, memory: Memory, noise: Noise) -> tuple[Tensor, Memory]:
@@ -336,15 +378,15 @@ def _rk4_stages(t: float, dt: float) -> list[tuple[Update, StepTable]]:
     return [
         (
             lambda x, v, memory, noise: (x + dt * v / 2, (x, v)),
-            StepTable(**_flow(t), x=1.0, out=half, keep=("x", "out")),
+            StepTable(**flow(t), x=1.0, out=half, keep=("x", "out")),
         ),
         (
             lambda x, v, memory, noise: (memory[0] + dt * v / 2, (*memory, v)),
-            StepTable(**_flow(t + half), out=half, memory=(1.0, 0.0), keep=("m0", "m1", "out")),
+            StepTable(**flow(t + half), out=half, memory=(1.0, 0.0), keep=("m0", "m1", "out")),
         ),
         (
             lambda x, v, memory, noise: (memory[0] + dt * v, (*memory, v)),
-            StepTable(**_flow(t + half), out=dt, memory=(1.0, 0.0, 0.0), keep=("m0", "m1", "m2", "out")),
+            StepTable(**flow(t + half), out=dt, memory=(1.0, 0.0, 0.0), keep=("m0", "m1", "m2", "out")),
         ),
-        (last, StepTable(**_flow(t + dt), out=sixth, memory=(1.0, sixth, 2 * sixth, 2 * sixth))),
+        (last, StepTable(**flow(t + dt), out=sixth, memory=(1.0, sixth, 2 * sixth, 2 * sixth))),
     ]

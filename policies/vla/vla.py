@@ -214,9 +214,14 @@ class VisionLanguage(nn.Module):
         return thinned(self.language, h, self.n_visual, layers, patches, layout)
 
     @property
+    def n_patches(self) -> tuple[int, ...]:
+        """Patches of each camera."""
+        return (self.vision_backbone.n_patches,) * len(self.config.image_features)
+
+    @property
     def n_visual(self) -> int:
         """Patches of all cameras."""
-        return self.vision_backbone.n_patches * len(self.config.image_features)
+        return sum(self.n_patches)
 
     def cognition(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the final hidden state (B, D) of the prompt's last token: CogACT's cognition feature."""

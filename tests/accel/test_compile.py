@@ -14,11 +14,11 @@ from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.jacobi import Jacobi
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Denoising, as_trained, decode, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 pytestmark = [
@@ -45,7 +45,7 @@ def test_compiled_equals_eager(is_cached):
 )
 def test_compiled_passes_write_the_eager_tokens(decoder):
     execution = replace(
-        Execution.of(stage(tiny_token_vla(language_layers=2, horizon=2, n_action_steps=2))), decoder=decoder
+        as_trained(stage(tiny_token_vla(language_layers=2, horizon=2, n_action_steps=2))), decoder=decoder
     )
     generator = torch.Generator().manual_seed(0)
     batch = {
@@ -81,6 +81,6 @@ def _graphs():
 
 def test_a_plan_that_decides_at_run_time_is_refused():
     staged = stage(tiny_dp_transformer(n_layer=1))
-    execution = Execution(staged, staged.sampler, lambda index, cache: None)
+    execution = Denoising(staged, staged.sampler, lambda index, cache: None)
     with pytest.raises(UnsupportedPolicy, match="decides at run time"):
         compile_execution(execution)

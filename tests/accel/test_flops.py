@@ -10,10 +10,10 @@ from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
 from vivace.accel.techniques.patch_select import TokenSelect
 from vivace.accel.updates import uniform_updates
+from vivace.policies.execution import as_trained
 from vivace.policies.families.dp_transformer.policy import DPTransformerConfig, DPTransformerPolicy
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 
@@ -27,7 +27,7 @@ def image_shape():
         device="cpu",
     )
     staged = StagedDPTransformer(DPTransformerPolicy(config))
-    return Execution.of(staged), {"observation.state": torch.randn(1, 2, 137)}
+    return as_trained(staged), {"observation.state": torch.randn(1, 2, 137)}
 
 
 def test_full_sampling_costs_what_the_paper_prints(image_shape):
@@ -59,7 +59,7 @@ PATCHES, TEXT, WIDTH = 16, 16, 32
 
 def looking(**options):
     """Count the miniature's encoding as it is, and with patches chosen after its last layer."""
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     batch = {
         "observation.images.front": torch.rand(1, 1, 3, 32, 32),
         "observation.language.tokens": torch.arange(TEXT)[None],

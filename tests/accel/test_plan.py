@@ -23,10 +23,10 @@ from vivace.policies.errors import (
     PlanMismatch,
     UnknownBlock,
 )
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))
@@ -48,7 +48,7 @@ def data():
 
 
 def test_the_identity_plan_is_bit_equal_to_no_plan(policy, mark, data):
-    plain = sample(Execution.of(policy), data.batch, EpisodeNoise(KEYS))
+    plain = sample(as_trained(policy), data.batch, EpisodeNoise(KEYS))
     planned = sample(accelerate(policy, AccelerationPlan(mark), mark), data.batch, EpisodeNoise(KEYS))
     assert torch.equal(plain, planned)
 
@@ -56,7 +56,7 @@ def test_the_identity_plan_is_bit_equal_to_no_plan(policy, mark, data):
 def test_computing_everything_on_a_schedule_is_bit_equal_to_no_plan(policy, mark, data):
     everything = BlockCache(n_steps=10, updates=dict.fromkeys(policy.spec.block_ids, tuple(range(10))))
     planned = accelerate(policy, AccelerationPlan(mark, (everything,)))
-    plain = sample(Execution.of(policy), data.batch, EpisodeNoise(KEYS))
+    plain = sample(as_trained(policy), data.batch, EpisodeNoise(KEYS))
     assert torch.equal(plain, sample(planned, data.batch, EpisodeNoise(KEYS)))
 
 
@@ -213,11 +213,11 @@ def test_explain_shows_what_is_computed(policy, mark, data):
     )
     execution = accelerate(policy, plan)
     assert grid(execution)["action.1.cross"] == "#····#····"
-    baseline = count_flops(Execution.of(policy), data.batch)
+    baseline = count_flops(as_trained(policy), data.batch)
     text = explain(plan, execution, baseline, count_flops(execution, data.batch))
     assert "sampler=ddim, n_steps=10" in text
     assert "blocks" in text
     assert "80.0%" in text
     forecast = replace(plan, techniques=(Forecast(n_steps=10, updates=updates, order=1),))
     assert grid(accelerate(policy, forecast))["action.0.self"] == "#····#~~~~"
-    assert set(grid(Execution.of(policy)).values()) == {"#" * 10}
+    assert set(grid(as_trained(policy)).values()) == {"#" * 10}

@@ -16,11 +16,11 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import TECHNIQUES, CalibrationData
 from vivace.policies.errors import VivaceError
+from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 KEYS = ((1, 0),)
@@ -177,7 +177,7 @@ def run(execution: Execution, subject: Subject) -> Tensor:
 
 def outcomes(subject: Subject, n: int, seed: str) -> dict[str, int]:
     """Mutate a plan n times; returns how many were refused, meant the same, and were valid others."""
-    draw, shape = random.Random(seed), run(Execution.of(subject.staged), subject).shape
+    draw, shape = random.Random(seed), run(as_trained(subject.staged), subject).shape
     plain = json.dumps(subject.plan.to_json())
     (technique,) = subject.plan.techniques
     tensors = {f"{technique.kind}.{k}": v for k, v in getattr(technique, "tensors", {}).items()}

@@ -6,8 +6,8 @@ import torch
 from vivace.accel.record import mean_difference, record
 from vivace.accel.technique import CalibrationData
 from vivace.policies.errors import CalibrationError
+from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 
@@ -24,7 +24,7 @@ def test_mean_difference_is_the_mean_over_pairs(steps):
 def test_a_trace_has_every_block_and_unit_diagonals():
     staged = stage(tiny_dp_transformer())
     data = CalibrationData({"observation.state": torch.rand(2, 2, 5)}, ((1, 0), (2, 0)))
-    trace = record(Execution.of(staged), data)
+    trace = record(as_trained(staged), data)
     assert list(trace.similarity) == list(staged.spec.block_ids) == list(trace.volatility)
     for matrix in trace.similarity.values():
         assert matrix.shape == (10, 10)
@@ -39,4 +39,4 @@ def test_a_policy_that_gives_nan_is_refused():
         policy.model.decoder.layers[1].norm3.weight[0] = torch.nan
     data = CalibrationData({"observation.state": torch.rand(1, 2, 5)}, ((1, 0),))
     with pytest.raises(CalibrationError, match=r"block 'action\.\d\.\w+' gave NaN or infinity"):
-        record(Execution.of(stage(policy)), data)
+        record(as_trained(stage(policy)), data)

@@ -13,13 +13,14 @@ from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine
 from vivace.policies.arrays import is_image
 from vivace.policies.dtype import dtype_of
+from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution, sample
+from vivace.policies.staged import writes_tokens
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,
@@ -78,7 +79,7 @@ def words(policy: Any) -> dict[str, torch.Tensor]:
 
 def first_logits(execution: Execution, batch: dict[str, torch.Tensor]) -> Any:
     with torch.inference_mode():
-        return execution.policy.encode(batch).logits if execution.writes_tokens else None
+        return execution.policy.encode(batch).logits if writes_tokens(execution.policy) else None
 
 
 @every_dtype
@@ -86,9 +87,9 @@ def first_logits(execution: Execution, batch: dict[str, torch.Tensor]) -> Any:
 def test_actions_are_float32_and_near_those_of_float32(name, dtype, clip):
     policy = POLICIES[name](clip)
     batch = observations(policy)
-    whole = Execution.of(stage(policy))
+    whole = as_trained(stage(policy))
     wanted, logits = sample(whole, batch, EpisodeNoise(KEYS)), first_logits(whole, batch)
-    execution = Execution.of(stage(policy.to(dtype)))
+    execution = as_trained(stage(policy.to(dtype)))
     found = sample(execution, batch, EpisodeNoise(KEYS))
     assert found.dtype == torch.float32
     assert found.isfinite().all()
@@ -116,10 +117,10 @@ def loaded(policy: Any) -> LoadedPolicy:
 @every_policy
 def test_a_session_gives_float32_alone_and_behind_another_chunk(name, dtype, clip):
     policy = POLICIES[name](clip).to(dtype)
-    writes_tokens = policy.config.type in ("token_vla", "pi0_fast")
     it = loaded(policy)
+    continues = not writes_tokens(it.staged)
     assert it.dtype == dtype
-    session = Session(it, chunking=None if writes_tokens else RealTimeChunking(method="freeze"))
+    session = Session(it, chunking=RealTimeChunking(method="freeze") if continues else None)
     random = np.random.default_rng(0)
     seen: dict[str, np.ndarray] = {}
     for key, shape in session.spec.observation_shapes.items():
@@ -133,7 +134,7 @@ def test_a_session_gives_float32_alone_and_behind_another_chunk(name, dtype, cli
     seen |= {PREVIOUS: np.full_like(found[:, :2], 0.25), DELAY: np.array([2, 1])}
     following = session.predict(seen, KEYS)
     assert following.dtype == np.float32
-    if not writes_tokens:
+    if continues:
         assert (following[0, :2] == 0.25).all()
         assert (following[1, :1] == 0.25).all()
 
@@ -177,5 +178,5 @@ def test_techniques_run_in_half_precision(plan, dtype, clip):
     assert found.dtype == torch.float32
     assert found.isfinite().all()
     if plan == "hoisted":
-        plain = sample(Execution.of(staged), batch, EpisodeNoise(KEYS))
+        plain = sample(as_trained(staged), batch, EpisodeNoise(KEYS))
         assert (found - plain).abs().mean() < MEAN_ERROR[dtype]

@@ -1,5 +1,6 @@
 """What every technique promises on every policy; those that lack what it works on refuse it by name."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
+from vivace.policies.execution import Denoising, Execution, as_trained, decode, executing, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution, decode, sample
+from vivace.policies.staged import has_guidance, has_language, writes_tokens
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,
@@ -248,7 +250,7 @@ def run(execution, subject) -> torch.Tensor:
 
 @every_pair
 def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
-    plain = Execution.of(subject.staged)
+    plain = as_trained(subject.staged)
     before = {name: value.clone() for name, value in subject.policy.state_dict().items()}
     reference = run(plain, subject)
     execution = accelerate(subject.staged, plan, subject.mark)
@@ -264,12 +266,12 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     assert restored == plan
     assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
-    if not plain.writes_tokens:  # there it depends on how many guesses are right
+    if TOKENS not in subject.has:  # there it depends on how many guesses are right
         assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
-    assert all(
-        name in text and len(marks) == len(execution.sampler) for name, marks in grid(execution).items()
-    )
+    marks = grid(execution)
+    assert list(marks) == list(subject.staged.spec.block_ids)
+    assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
 
 
 @with_()
@@ -281,7 +283,7 @@ def test_a_plan_of_other_weights_is_refused(subject):
 
 @with_()
 def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
-    plain = run(Execution.of(subject.staged), subject)
+    plain = run(as_trained(subject.staged), subject)
     assert torch.equal(plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject))
 
 
@@ -291,14 +293,14 @@ def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
     options = {"method": "uniform", "updates": len(subject.staged.sampler)}
     plan = calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
     execution = accelerate(subject.staged, plan)
-    assert torch.equal(run(Execution.of(subject.staged), subject), run(execution, subject))
+    assert torch.equal(run(as_trained(subject.staged), subject), run(execution, subject))
 
 
 @without(TOKENS)
 def test_hoisting_changes_rounding_only(subject):
     plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
     hoisted = run(accelerate(subject.staged, plan), subject)
-    torch.testing.assert_close(hoisted, run(Execution.of(subject.staged), subject), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hoisted, run(as_trained(subject.staged), subject), atol=1e-5, rtol=0)
 
 
 @without(TOKENS)
@@ -336,15 +338,15 @@ def test_tokens_continue_nothing(subject):
     follow = Continuation(RealTimeChunking(), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     noise = EpisodeNoise(subject.data.noise_keys)
     with pytest.raises(UnsupportedPolicy, match=f"policy '{subject.staged.spec.type}' has none of its own"):
-        sample(Execution.of(subject.staged), subject.data.batch, noise, follow=follow)
+        sample(as_trained(subject.staged), subject.data.batch, noise, follow=follow)
 
 
 @with_()
 def test_a_policy_has_what_it_is_said_to_have(subject):
     found = {
-        LANGUAGE: hasattr(subject.staged, "language"),
-        GUIDANCE: getattr(subject.staged, "has_guidance", False),
-        TOKENS: Execution.of(subject.staged).writes_tokens,
+        LANGUAGE: has_language(subject.staged),
+        GUIDANCE: has_guidance(subject.staged),
+        TOKENS: writes_tokens(subject.staged),
     }
     assert {name for name, has in found.items() if has} == subject.has
 
@@ -355,11 +357,14 @@ def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int
     compiled = compile_execution(execution, lambda graph, _: lambda *args: (runs.append(1), graph(*args))[1])
     compiled.policy.encode(subject.data.batch)
     in_encode = len(runs)
+    assert bool(in_encode) == (LANGUAGE in subject.has), "a language stage is compiled"
     runs.clear()
     return compiled, runs, in_encode
 
 
-@pytest.mark.parametrize("wanted", [[], [("block_cache", {"method": "uniform", "updates": 2})]], ids=len)
+@pytest.mark.parametrize(
+    "wanted", [[], [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})]], ids=len
+)
 @without(TOKENS)
 def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
     execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
@@ -371,20 +376,66 @@ def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
 
 @with_(TOKENS)
 def test_every_pass_over_tokens_is_compiled_code(subject):
-    execution, noise = Execution.of(subject.staged), EpisodeNoise(subject.data.noise_keys)
+    execution, noise = as_trained(subject.staged), EpisodeNoise(subject.data.noise_keys)
     compiled, runs, in_encode = counted(execution, subject)
     found, wanted = (decode(how, subject.data.batch, noise) for how in (compiled, execution))
     assert torch.equal(found.tokens, wanted.tokens)
     assert len(runs) - in_encode == wanted.passes.max()
 
 
-@without(TOKENS)
+@with_()
 def test_a_twin_runs_other_blocks_everywhere(subject):
-    ran = []
+    ran, spec = Counter(), subject.staged.spec
 
     def told(block: Block) -> Block:
-        return replace(block, fn=lambda *args: (ran.append(block.id), block.fn(*args))[1])
+        return replace(block, fn=lambda *args: (ran.update([block.id]), block.fn(*args))[1])
 
-    twin, steps = subject.staged.with_blocks(told), len(subject.staged.sampler)
-    assert torch.equal(run(Execution.of(twin), subject), run(Execution.of(subject.staged), subject))
-    assert ran == list(subject.staged.spec.block_ids) * steps
+    twin = subject.staged.with_blocks(told)
+    assert torch.equal(run(as_trained(twin), subject), run(as_trained(subject.staged), subject))
+    language = {block.id for block in subject.staged.language.blocks} if LANGUAGE in subject.has else set()
+    assert set(ran) == {*spec.block_ids, *language}
+    steps = 0 if TOKENS in subject.has else len(subject.staged.sampler)
+    assert {ran[name] for name in spec.block_ids} == {steps} - {0}
+    if language:  # as often as each other: once a chunk, and once a pass over tokens
+        assert len({ran[name] for name in language}) == 1
+        assert ran[min(language)] > 1 or TOKENS not in subject.has
+
+
+@with_(LANGUAGE)
+def test_a_twin_of_fewer_layers_keeps_the_other_blocks(subject):
+    ran = []
+    twin = subject.staged.with_blocks(
+        lambda block: replace(block, fn=lambda *args: (ran.append(block.id), block.fn(*args))[1])
+    )
+    twin.with_layers((0, 2)).encode(subject.data.batch)
+    assert ran == [f"language.{i}.{branch}" for i in (0, 2) for branch in ("kv", "attn", "mlp")]
+
+
+@without(TOKENS)
+def test_what_is_hoisted_refuses_the_steps_of_another_sampler(subject):
+    hoisted = subject.staged.hoist(subject.staged.sampler)
+    other = subject.staged.resample(subject.staged.sampler.name, len(subject.staged.sampler))
+    with pytest.raises(PlanMismatch, match="asked for a step of another one; hoist the policy"):
+        run(Denoising(hoisted, other), subject)
+    again = hoisted.hoist(other)
+    assert torch.equal(run(Denoising(again, other), subject), run(as_trained(hoisted), subject))
+
+
+@with_()
+def test_blocks_that_were_replaced_are_not_lost_in_silence(subject):
+    twin = subject.staged.with_blocks(lambda block: block)
+    if LANGUAGE in subject.has:
+        with pytest.raises(UnsupportedPolicy, match="exchange its weights before they are replaced"):
+            twin.with_weights(subject.policy)
+    if TOKENS not in subject.has:
+        with pytest.raises(UnsupportedPolicy, match="hoist before they are replaced"):
+            twin.hoist(twin.sampler)
+
+
+@with_()
+def test_a_twin_executes_as_many_actions_as_it_was_told(subject):
+    few = executing(subject.staged, 1)
+    twins = [few.with_weights(subject.policy)] if LANGUAGE in subject.has else []
+    twins += [] if TOKENS in subject.has else [few.hoist(few.sampler)]
+    assert few.spec.n_action_steps == 1
+    assert all(twin.spec == few.spec for twin in twins)

@@ -15,10 +15,10 @@ from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.forecast import Forecast
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.step_schedule import StepSchedule
+from vivace.policies.execution import sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import sample
 from vivace.policies.tiny.policies import tiny_diffusion, tiny_dp_transformer
 
 HERE = Path(__file__).parent

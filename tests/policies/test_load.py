@@ -24,13 +24,13 @@ from vivace.policies.errors import (
     PolicyNotFound,
     UnsupportedPolicy,
 )
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS, ActionKind
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 STATE, CAMERA = "observation.state", "observation.images.front"
@@ -192,7 +192,7 @@ class Dice(torch.nn.Module):
 
 
 def test_an_opaque_policy_draws_as_its_noise_keys_say():
-    execution = Execution.of(OpaquePolicy(Dice()))
+    execution = as_trained(OpaquePolicy(Dice()))
 
     def chunks(*keys):
         return sample(execution, {STATE: torch.zeros(len(keys), 1, 5)}, EpisodeNoise(keys))
@@ -245,7 +245,7 @@ def test_a_policy_without_adapter_runs_but_has_no_blocks():
     policy = ACTPolicy(config).eval()
     staged = stage(policy)
     batch = {STATE: torch.rand(2, 1, 5), "observation.environment_state": torch.rand(2, 1, 4)}
-    chunk = sample(Execution.of(staged), batch, GlobalNoise())
+    chunk = sample(as_trained(staged), batch, GlobalNoise())
     theirs = policy.predict_action_chunk({key: value[:, 0] for key, value in batch.items()})
     torch.testing.assert_close(chunk[:, : theirs.shape[1]], theirs)
     data = CalibrationData(batch, ((1, 0), (2, 0)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vivace.policies.execution import as_trained
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
@@ -16,7 +17,6 @@ from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking, continuation
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution
 from vivace.policies.stopwatch import STAGES, StageWatch
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
@@ -149,9 +149,9 @@ def test_an_exact_jacobian_is_timed_as_denoising():
     loaded = dp_policy()
     n_steps = 3
     execution = replace(
-        Execution.of(loaded.staged),
+        as_trained(loaded.staged),
         sampler=loaded.staged.resample("ddim", n_steps),
-        evaluate=lambda execution, step, x, context, cache: (Costly.apply(x), cache),
+        call=lambda execution, step, x, context, cache: (Costly.apply(x), cache),
     )
     found = {}
     for jacobian in ("identity", "exact"):

@@ -11,19 +11,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vivace.policies.block import Block, HasBlocks, Runner, compute, through
+from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
+from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import StagedLlama
-from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all
+from vivace.policies.language.prefix import PrefixRows, TokenSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind
-from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import query_row
 
 _MASK = "observation.language.attention_mask"
 
 
-class StagedCogACT(HasBlocks):
+class StagedCogACT(LanguageForm, DenoisingForm):
     """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
@@ -39,6 +40,7 @@ class StagedCogACT(HasBlocks):
             )
         )
         self.language = StagedLlama(policy.language)
+        self.n_patches = policy.n_patches
         self.guided: tuple[bool, ...] = ()
         """Whether each step runs both branches; all do when empty."""
         self.spec = policy_spec(policy.config, self.blocks, action_kinds)
@@ -48,17 +50,16 @@ class StagedCogACT(HasBlocks):
         """Whether the policy is sampled with classifier-free guidance at all."""
         return self.policy.config.guidance_scale > 1
 
-    @property
-    def n_patches(self) -> tuple[int, ...]:
-        """Patches of each camera."""
-        return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
-
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
         """Cognition feature (B, D)."""
         is_text = batch[_MASK]
-        prefix = Prefix(self.n_patches, is_text[:, 1:])
+        prefix = PrefixRows(self.n_patches, is_text[:, 1:])
         hidden = self.language(self.policy.embed(batch), prefix, run, select)
         return query_row(hidden, is_text)
+
+    def said(self, context: Tensor) -> Tensor:
+        """Return the cognition feature (B, D)."""
+        return context
 
     def condition(self, step: Step, context: Tensor) -> Tensor:
         """Condition tokens (2B, width), conditional rows first; (B, width) at a step without guidance."""
@@ -97,15 +98,9 @@ class StagedCogACT(HasBlocks):
         """Build another diffusion sampler of the same process."""
         return self.policy.resample(name, n_steps, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
+    def _hoisted(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
         return HoistedCogACT(self, sampler)
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
-        twin = copy.copy(self)
-        twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
-        return twin
 
     def with_guidance(self, guided: tuple[bool, ...]) -> Self:
         """Return a twin that runs the branch without a condition at these steps only."""
@@ -113,17 +108,14 @@ class StagedCogACT(HasBlocks):
         twin.guided = guided
         return twin
 
-    def with_weights(self, policy: CogACTPolicy) -> "StagedCogACT":
-        """Return the staged form of a twin with other weights."""
-        return StagedCogACT(policy, self.spec.action_kinds)
-
 
 class HoistedCogACT(StagedCogACT):
     """The same policy with everything that x does not enter computed once."""
 
     def __init__(self, plain: StagedCogACT, sampler: Sampler):
         super().__init__(plain.policy, plain.spec.action_kinds)
-        self.language, self.guided, self.sampler = plain.language, plain.guided, sampler
+        self.spec, self.sampler = plain.spec, sampler
+        self.language, self.guided = plain.language, plain.guided
         with torch.no_grad():
             t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
             self._time = self.net.t_embedder(t)  # (S, width)
@@ -137,8 +129,4 @@ class HoistedCogACT(StagedCogACT):
         """Condition tokens (2B, width), or (B, width) at a step without guidance."""
         if self.has_guidance and not self._is_guided(step):
             context = context[: len(context) // 2]
-        return step.of(self._time) + context
-
-    def hoist(self, sampler: Sampler) -> "HoistedCogACT":
-        """Return a twin for another sampler."""
-        return HoistedCogACT(self, sampler)
+        return step.of(self._time, self.sampler) + context

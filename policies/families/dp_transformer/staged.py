@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vivace.policies.block import Block, HasBlocks, Runner, compute, through
+from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
+from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import TokenSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.spec import ActionKind
-from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.staged import Batch
 
 
-class StagedDPTransformer(HasBlocks):
+class StagedDPTransformer(DenoisingForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):
@@ -74,15 +75,11 @@ class StagedDPTransformer(HasBlocks):
             h = through(run, feed_forward, h)
         return self.network.head(self.network.ln_f(h))
 
-    def finish(self, x: Tensor, context: Tensor) -> Tensor:
-        """Return x: the sampler's last step already gives actions."""
-        return x
-
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.policy.schedule, spacing)
 
-    def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":
+    def _hoisted(self, sampler: Sampler) -> "HoistedDPTransformer":
         """Return a twin with the timestep's part of the condition precomputed for the sampler's steps."""
         return HoistedDPTransformer(self, sampler)
 
@@ -103,7 +100,7 @@ class HoistedDPTransformer(StagedDPTransformer):
                 "its timestep and observation tokens attend to each other; leave 'hoist' out of the plan"
             )
         super().__init__(plain.policy, plain.spec.action_kinds)
-        self.sampler = sampler
+        self.spec, self.sampler = plain.spec, sampler
         attention = [layer.multihead_attn for layer in self.network.decoder.layers]
         n = self.network.pos_emb.shape[-1]
         self._heads = attention[0].num_heads
@@ -143,9 +140,5 @@ class HoistedDPTransformer(StagedDPTransformer):
     def condition(self, step: Step, context: _Memory) -> tuple[Tensor, ...]:
         """Keys and values (2, B, heads, 1 + To, d) of every layer."""
         observation = context.observation
-        time = step.of(self._time).expand(*observation.shape[:4], 1, -1)
+        time = step.of(self._time, self.sampler).expand(*observation.shape[:4], 1, -1)
         return torch.cat([time, observation], dim=-2).unbind(0)
-
-    def hoist(self, sampler: Sampler) -> "HoistedDPTransformer":
-        """Return a twin for another sampler."""
-        return HoistedDPTransformer(self, sampler)

@@ -1,50 +1,43 @@
 """`token_vla` in stages: vision -> `language.i.{kv,attn,mlp}` over the prompt, then over action tokens."""
 
-import copy
-from typing import Self
-
 from torch import Tensor
 
 from vivace.policies.block import Runner, compute
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy
-from vivace.policies.language.decoding import Prompt
+from vivace.policies.forms import LanguageForm, policy_spec
+from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import PrefixRows, TokenSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind
-from vivace.policies.staged import Batch, policy_spec
+from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import query_row
 
 _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
-class StagedTokenVLA:
+class StagedTokenVLA(LanguageForm):
     """A token VLA as a `TokenPolicy`, over its own modules."""
 
-    blocks = ()
-    """Nothing is denoised."""
     end_token = None
     """Chunks are of one length."""
 
     def __init__(self, policy: TokenVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.language = StagedLlama(policy.language)
+        self.n_patches = policy.n_patches
         config = policy.config
         self.n_tokens = config.n_tokens
         self.period = config.n_tokens // config.horizon
+        self.bins = config.bins
         self.action_ids = range(config.bins.first, config.bins.end)
         self.vocabulary = config.language_vocabulary
         self.spec = policy_spec(config, (), action_kinds)
 
-    @property
-    def n_patches(self) -> tuple[int, ...]:
-        """Patches of each camera."""
-        return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
-
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
         """Read the prompt once; its keys and values are kept."""
         is_text = batch[_MASK]
-        prefix = Prefix(self.n_patches, is_text[:, 1:])
+        prefix = PrefixRows(self.n_patches, is_text[:, 1:])
         h = self.policy.embed(batch)
         rows: list[tuple[Tensor, Tensor]] = []
         hidden = self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
@@ -54,7 +47,11 @@ class StagedTokenVLA:
             [token_mask(is_text[:, 1:], keys.shape[2]) for keys, _ in rows],
             prefix.n_visual + is_text.sum(1),
         )
-        return Prompt(past, self.policy.lm_head(query_row(hidden, is_text)), batch[_TOKENS], is_text)
+        return Prefix(past, self.policy.lm_head(query_row(hidden, is_text)), batch[_TOKENS], is_text)
+
+    def said(self, context: Prefix) -> Tensor:
+        """Return the logits of the first token (B, V)."""
+        return context.logits
 
     def extend(
         self, tokens: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
@@ -71,13 +68,3 @@ class StagedTokenVLA:
     def detokenize(self, tokens: Tensor) -> Tensor:
         """Normalised actions (B, H, A) of tokens (B, n)."""
         return self.policy.detokenize(tokens)
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
-        twin = copy.copy(self)
-        twin.language = StagedLlama(self.language.model, tuple(self.language.layers[i] for i in kept))
-        return twin
-
-    def with_weights(self, policy: TokenVLAPolicy) -> "StagedTokenVLA":
-        """Return the staged form of a twin with other weights."""
-        return StagedTokenVLA(policy, self.spec.action_kinds)

@@ -19,12 +19,12 @@ from vivace.accel.techniques.sjd import Sjd, draw
 from vivace.accel.techniques.stand import Stand, contexts
 from vivace.accel.techniques.token_recycling import TokenRecycling
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import as_trained, decode
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.language.decoding import Prompt, greedy
+from vivace.policies.language.decoding import Prefix, greedy
 from vivace.policies.language.past import Past
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, decode
 from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 KEYS = ((1, 0), (2, 0), (3, 0))
@@ -47,7 +47,7 @@ def noise():
 
 @pytest.fixture(scope="module")
 def execution():
-    return Execution.of(stage(tiny_token_vla()))
+    return as_trained(stage(tiny_token_vla()))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_chunk_of_one_token(technique, options, data):
     one = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
     policy = tiny_token_vla(horizon=1, n_action_steps=1, language_layers=2, output_features=one)
     staged = stage(policy)
-    execution = Execution.of(staged)
+    execution = as_trained(staged)
     plan = calibrate(staged, fingerprint(policy, ()), data, [(technique.kind, options)])
     found = decode(accelerate(staged, plan), data.batch, noise())
     assert found.tokens.shape == (3, 1)
@@ -111,7 +111,7 @@ def test_jacobi_equals_greedy_on_random_models(seed, scale, freeze, horizon):
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=scale, generator=generator)
-    execution, batch = Execution.of(stage(policy)), observations(seed=seed)
+    execution, batch = as_trained(stage(policy)), observations(seed=seed)
     found = decode(replace(execution, decoder=Jacobi(freeze=freeze)), batch, noise())
     assert torch.equal(found.tokens, decode(execution, batch, noise()).tokens)
     assert (found.passes <= max(1, policy.config.n_tokens - 1)).all()
@@ -157,7 +157,7 @@ def test_only_the_executed_actions_need_to_settle(execution, data, expected):
     found = decode(replace(execution, decoder=Jacobi(until="executed")), data.batch, noise())
     needed = 4 * 3  # the miniature executes all of its 4 actions of 3 tokens
     assert torch.equal(found.tokens[:, :needed], expected.tokens[:, :needed])
-    short = Execution.of(stage(tiny_token_vla(n_action_steps=2)))
+    short = as_trained(stage(tiny_token_vla(n_action_steps=2)))
     few = decode(replace(short, decoder=Jacobi(until="executed")), data.batch, noise())
     assert torch.equal(few.tokens[:, :6], expected.tokens[:, :6])
     assert (few.passes <= 5).all()
@@ -176,7 +176,7 @@ class Chains:
 
     def prompt(self, rows):
         zeros = torch.zeros(rows, dtype=torch.long)
-        return Prompt(
+        return Prefix(
             Past((), (), (), zeros, zeros), self.first.expand(rows, 4), zeros[:, None], zeros[:, None] == 0
         )
 
@@ -240,7 +240,7 @@ def test_contexts_go_from_the_most_telling_to_the_least():
 
 @pytest.mark.parametrize("technique", [Jacobi, Sjd, TokenRecycling, Stand])
 def test_a_policy_that_writes_no_tokens_refuses_by_name(technique):
-    execution = Execution.of(stage(tiny_dp_transformer()))
+    execution = as_trained(stage(tiny_dp_transformer()))
     with pytest.raises(UnsupportedPolicy, match=r"policy 'dp_transformer' writes none"):
         technique.calibrate(execution, CalibrationData({}, ()), {})
 
@@ -267,7 +267,7 @@ def test_impossible_settings_are_refused(technique, options, message, execution,
 def test_tables_of_another_policy_are_refused(technique, options, execution, data):
     calibrated = technique.calibrate(execution, data, options)
     features = {"output_features": {"action": tiny_token_vla().config.output_features["action"]}}
-    other = Execution.of(stage(tiny_token_vla(horizon=2, n_action_steps=2, n_action_bins=64, **features)))
+    other = as_trained(stage(tiny_token_vla(horizon=2, n_action_steps=2, n_action_bins=64, **features)))
     with pytest.raises(PlanMismatch, match="recalibrate"):
         calibrated.check(other)
 

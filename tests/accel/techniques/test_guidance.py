@@ -12,10 +12,10 @@ from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.guidance import Guidance
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact
 
 
@@ -35,7 +35,7 @@ def run(execution, data):
 
 
 def test_all_steps_full_is_the_plain_loop_bit_for_bit(data):
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     full = Guidance(steps=("full",) * 10)
     assert torch.equal(run(full.apply(execution), data), run(execution, data))
 
@@ -44,7 +44,7 @@ def test_conditional_steps_are_the_policy_without_guidance(data):
     """After the first step guided, the rest must be what scale 1 gives from there."""
     guided, free = stage(tiny_cogact()), stage(tiny_cogact(guidance_scale=1.0))
     technique = Guidance(steps=("full",) + ("conditional",) * 9)
-    actions = run(technique.apply(Execution.of(guided)), data)
+    actions = run(technique.apply(as_trained(guided)), data)
 
     noise = EpisodeNoise(data.noise_keys)
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_conditional_steps_are_the_policy_without_guidance(data):
 
 
 def test_adaptive_guidance_stops_once_both_branches_agree(data):
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     recorded = Guidance.calibrate(execution, data, {"threshold": -1.0})
     assert recorded.steps == ("full",) + ("conditional",) * 9
     threshold = sorted(recorded.agreement)[5]
@@ -74,14 +74,14 @@ def test_a_linear_unconditional_branch_is_estimated_exactly(data):
     policy = tiny_cogact()
     with torch.no_grad():
         policy.action_model.net.z_embedder.linear.weight.zero_()
-    execution = Execution.of(stage(policy))
+    execution = as_trained(stage(policy))
     technique = Guidance.calibrate(execution, data, {"method": "linear"})
     assert technique.steps == ("full",) * 5 + ("linear", "full", "linear", "full", "linear")
     torch.testing.assert_close(run(technique.apply(execution), data), run(execution, data), atol=0.03, rtol=0)
 
 
 def test_linear_guidance_is_nearer_than_giving_up(data):
-    execution = Execution.of(stage(tiny_cogact(guidance_scale=3.0)))
+    execution = as_trained(stage(tiny_cogact(guidance_scale=3.0)))
     reference = run(execution, data)
     linear = Guidance.calibrate(execution, data, {"method": "linear"})
     gone = Guidance(steps=tuple("conditional" if step == "linear" else step for step in linear.steps))
@@ -90,7 +90,7 @@ def test_linear_guidance_is_nearer_than_giving_up(data):
 
 
 def test_work_is_saved_step_by_step(data):
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     half = Guidance(steps=("full",) * 5 + ("conditional",) * 5).apply(execution)
     before, after = count_flops(execution, data.one), count_flops(half, data.one)
     assert sum(after.blocks.values()) == pytest.approx(0.75 * sum(before.blocks.values()))
@@ -104,7 +104,7 @@ def test_caching_goes_with_adaptive_guidance_but_not_with_linear(data):
     adaptive = Guidance(steps=("full",) * 3 + ("conditional",) * 7)
     actions = run(accelerate(staged, AccelerationPlan(mark, (adaptive, cache))), data)
     assert actions.isfinite().all()
-    linear = Guidance.calibrate(Execution.of(staged), data, {"method": "linear"})
+    linear = Guidance.calibrate(as_trained(staged), data, {"method": "linear"})
     with pytest.raises(PlanMismatch, match="not with LinearAG"):
         accelerate(staged, AccelerationPlan(mark, (linear, cache)))
 
@@ -114,13 +114,13 @@ def test_caching_goes_with_adaptive_guidance_but_not_with_linear(data):
 )
 def test_bad_options_are_refused(data, options):
     with pytest.raises(BadSetting, match="guidance"):
-        Guidance.calibrate(Execution.of(stage(tiny_cogact())), data, options)
+        Guidance.calibrate(as_trained(stage(tiny_cogact())), data, options)
 
 
 @pytest.mark.parametrize("steps", [("full",) * 9, ("conditional",) * 10, ("full",) * 9 + ("odd",)])
 def test_steps_that_do_not_fit_are_refused(steps):
     with pytest.raises(PlanMismatch):
-        Guidance(steps=steps).check(Execution.of(stage(tiny_cogact())))
+        Guidance(steps=steps).check(as_trained(stage(tiny_cogact())))
 
 
 def test_it_fits_beside_fewer_steps(data):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.layer_skip import LayerSkip, layer_importance
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 
@@ -21,7 +21,7 @@ def subject():
         "observation.language.tokens": torch.arange(48).view(2, 24),
         "observation.language.attention_mask": torch.arange(24) < torch.tensor([[9], [24]]),
     }
-    return policy, Execution.of(stage(policy)), CalibrationData(batch, ((0, 0), (0, 1)))
+    return policy, as_trained(stage(policy)), CalibrationData(batch, ((0, 0), (0, 1)))
 
 
 def reference_importance(policy, batch):
@@ -72,7 +72,7 @@ def test_greedy_scores_anew(subject):
     scores = reference_importance(policy, data.batch)
     first = scores.index(min(scores))
     left = [i for i in range(6) if i != first]
-    twin = Execution.of(execution.policy.with_layers(tuple(left)))
+    twin = as_trained(execution.policy.with_layers(tuple(left)))
     again = layer_importance(twin, data.batch)
     second = left[again.index(min(again))]
     assert set(range(6)) - set(technique.kept) == {first, second}

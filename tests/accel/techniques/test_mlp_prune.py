@@ -7,9 +7,9 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.mlp_prune import MlpPrune, compensation, copy_sharing_tensors
 from vivace.policies.errors import BadSetting, PlanMismatch
+from vivace.policies.execution import as_trained
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 
@@ -30,7 +30,7 @@ def test_dead_channels_go_first_and_cost_nothing(data):
     with torch.no_grad():
         for layer in policy.language.layers:
             layer.mlp.down_proj.weight[:, dead] = 0.0
-    execution = Execution.of(stage(policy))
+    execution = as_trained(stage(policy))
     technique = MlpPrune.calibrate(execution, data, {"sparsity": 0.25})
     assert all(set(range(48)) - set(stays) == set(dead.tolist()) for stays in technique.kept)
     pruned = technique.apply(execution).policy
@@ -42,7 +42,7 @@ def test_dead_channels_go_first_and_cost_nothing(data):
 
 def test_what_is_not_cut_is_shared_and_the_policy_is_untouched(data):
     policy = tiny_cogact()
-    execution = Execution.of(stage(policy))
+    execution = as_trained(stage(policy))
     twin = MlpPrune.calibrate(execution, data, {}).apply(execution).policy.policy
     cut = ("gate_proj", "up_proj", "down_proj")
     for name, tensor in twin.named_parameters():
@@ -52,7 +52,7 @@ def test_what_is_not_cut_is_shared_and_the_policy_is_untouched(data):
 
 
 def test_cutting_nothing_changes_nothing(data):
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     same = MlpPrune.calibrate(execution, data, {"sparsity": 0.0}).apply(execution)
     assert torch.equal(same.policy.encode(data.batch), execution.policy.encode(data.batch))
 
@@ -78,7 +78,7 @@ def test_compensation_is_least_squares_at_full_rank_and_the_best_at_a_lower_one(
 
 
 def test_compensation_brings_the_output_back(data):
-    execution = Execution.of(stage(tiny_cogact()))
+    execution = as_trained(stage(tiny_cogact()))
     reference = execution.policy.encode(data.batch)
     errors = [
         float(
@@ -100,7 +100,7 @@ def test_compensation_brings_the_output_back(data):
 def test_tensors_travel_beside_the_plan(data, tmp_path):
     policy = tiny_cogact()
     staged = stage(policy)
-    technique = MlpPrune.calibrate(Execution.of(staged), data, {"rank": 2})
+    technique = MlpPrune.calibrate(as_trained(staged), data, {"rank": 2})
     plan = AccelerationPlan(fingerprint(policy, staged.spec.block_ids), (technique,))
     plan.save(tmp_path)
     restored = AccelerationPlan.load(tmp_path).techniques[0]
@@ -108,7 +108,7 @@ def test_tensors_travel_beside_the_plan(data, tmp_path):
     assert all(torch.equal(restored.tensors[name], technique.tensors[name]) for name in technique.tensors)
     (tmp_path / "acceleration.safetensors").unlink()
     with pytest.raises(PlanMismatch, match="copy acceleration.safetensors"):
-        AccelerationPlan.load(tmp_path).techniques[0].check(Execution.of(staged))
+        AccelerationPlan.load(tmp_path).techniques[0].check(as_trained(staged))
     (tmp_path / "acceleration.safetensors").write_bytes(b"short")
     with pytest.raises(PlanMismatch, match="truncated or not safetensors"):
         AccelerationPlan.load(tmp_path)
@@ -117,13 +117,13 @@ def test_tensors_travel_beside_the_plan(data, tmp_path):
 @pytest.mark.parametrize("options", [{"sparsity": 1.0}, {"sparsity": -0.1}, {"rank": -1}])
 def test_bad_options_are_refused(data, options):
     with pytest.raises(BadSetting, match="mlp_prune"):
-        MlpPrune.calibrate(Execution.of(stage(tiny_cogact())), data, options)
+        MlpPrune.calibrate(as_trained(stage(tiny_cogact())), data, options)
 
 
 @pytest.mark.parametrize("kept", [((0, 1),) * 3, ((0, 48),) * 4, ((),) * 4])
 def test_channels_that_do_not_exist_are_refused(kept):
     with pytest.raises(PlanMismatch, match="the language model has 4"):
-        MlpPrune(kept=kept).check(Execution.of(stage(tiny_cogact())))
+        MlpPrune(kept=kept).check(as_trained(stage(tiny_cogact())))
 
 
 def test_a_copy_shares_every_tensor():

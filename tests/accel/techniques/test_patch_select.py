@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from vivace.accel.techniques.patch_select import TokenSelect
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.language.prefix import LayerView, Prefix
+from vivace.policies.execution import as_trained
+from vivace.policies.language.prefix import LayerView, PrefixRows
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 HEADS, TEXT, PATCHES, WIDTH = 3, 5, 20, 8
@@ -20,7 +20,7 @@ def view(index=1, cameras=(PATCHES,), seed=0):
     attention = torch.rand(2, HEADS, TEXT, n, generator=generator).softmax(-1)
     h = torch.randn(2, 1 + n + TEXT, WIDTH, generator=generator)
     is_text = torch.arange(TEXT) < torch.tensor([[3], [5]])
-    return LayerView(index, h, h, Prefix(cameras, is_text), lambda: attention)
+    return LayerView(index, h, h, PrefixRows(cameras, is_text), lambda: attention)
 
 
 def reference(attention, is_text, patches, k_final, k_key, alpha):
@@ -117,7 +117,7 @@ def test_bad_options_are_refused(options):
 )
 def test_more_than_there_is_is_refused(options, message):
     with pytest.raises(PlanMismatch, match=message):
-        TokenSelect(**options).check(Execution.of(stage(tiny_cogact(cameras=2))))
+        TokenSelect(**options).check(as_trained(stage(tiny_cogact(cameras=2))))
 
 
 @pytest.mark.parametrize("seed", range(3))

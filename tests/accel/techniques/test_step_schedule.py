@@ -9,11 +9,11 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions, UnsupportedPolicy
+from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler, make_sampler
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 H, A, MODE, SPREAD = 4, 2, 0.6, 0.3
@@ -25,7 +25,7 @@ class TwoModes:
     """The best denoiser of actions that are N(+-MODE, SPREAD); `fault` is added to the noise it predicts."""
 
     class spec:  # noqa: N801
-        type, horizon, action_dim = "two modes", H, A
+        type, horizon, action_dim, latent_shape = "two modes", H, A, (H, A)
 
     def __init__(self, clip_sample, fault=0.0):
         self.schedule = NoiseSchedule(clip_sample=clip_sample)
@@ -57,11 +57,11 @@ class Flow(TwoModes):
 
 
 def calibrated(policy, **options):
-    return StepSchedule.calibrate(Execution.of(policy), DATA, {"n_steps": 2} | options)
+    return StepSchedule.calibrate(as_trained(policy), DATA, {"n_steps": 2} | options)
 
 
 def timesteps(technique, policy):
-    return [int(step.t) for step in technique.apply(Execution.of(policy)).sampler.steps]
+    return [int(step.t) for step in technique.apply(as_trained(policy)).sampler.steps]
 
 
 def test_a_policy_that_clips_starts_at_the_last_timestep():
@@ -120,8 +120,8 @@ def test_cogact_runs_any_number_of_steps(n_steps):
         },
         KEYS[:1],
     )
-    found = StepSchedule.calibrate(Execution.of(staged), data, {"n_steps": n_steps})
-    assert len(found.apply(Execution.of(staged)).sampler) == n_steps
+    found = StepSchedule.calibrate(as_trained(staged), data, {"n_steps": n_steps})
+    assert len(found.apply(as_trained(staged)).sampler) == n_steps
     assert (OWN in found.errors) == (n_steps == 1)  # at 4 it is that of leading
 
 
@@ -156,7 +156,7 @@ def test_a_plan_never_says_auto():
 
 def test_a_policy_that_writes_tokens_refuses_by_name():
     with pytest.raises(UnsupportedPolicy, match="step_schedule works on denoising steps"):
-        StepSchedule.calibrate(Execution.of(stage(tiny_token_vla())), DATA, {})
+        StepSchedule.calibrate(as_trained(stage(tiny_token_vla())), DATA, {})
 
 
 def test_a_policy_that_gives_nan_is_refused():

@@ -26,13 +26,13 @@ from vivace.deploy.loop.rungs import load_plans
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
 from vivace.policies.errors import BadBundle, BadSetting, ParityError
+from vivace.policies.execution import sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import load_policy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.streams import Streams
 from vivace.policies.session import Session
-from vivace.policies.staged import sample
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 KEYS, FITTED = ((1, 0), (2, 8)), ((3, 0), (4, 0))

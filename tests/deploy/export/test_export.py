@@ -38,6 +38,7 @@ from vivace.policies.errors import (
     ParityError,
     UnsupportedPolicy,
 )
+from vivace.policies.execution import sample
 from vivace.policies.families.cogact.policy import make_cogact_pre_post_processors
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
@@ -49,7 +50,6 @@ from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeCh
 from vivace.policies.sampling.streams import Streams
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import sample
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,

@@ -9,10 +9,10 @@ from vivace.accel.techniques.hoist import Hoist
 from vivace.eval.measure.fewer_steps import Rival, accepted, find_rival, latency_ratio, most_steps, samplers
 from vivace.eval.measure.latencies import Measured
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import as_trained
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.samplers import make_flow_sampler
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 FIXED_MS, STEP_MS = 40.0, 15.0
@@ -121,8 +121,8 @@ def test_a_sampler_that_the_policy_lacks_is_refused_with_the_reason(loaded, data
 
     with pytest.raises(BadSetting, match="policy 'flow' takes no number of ddim steps: .*ddim"):
         accepted(Flow(), "ddim")
-    assert samplers(Execution.of(Flow())) == {"fewer_steps": "euler"}
-    assert samplers(Execution.of(loaded.staged)) == {"fewer_steps": "ddim", "fewer_steps_dpm": "dpmsolver++"}
+    assert samplers(as_trained(Flow())) == {"fewer_steps": "euler"}
+    assert samplers(as_trained(loaded.staged)) == {"fewer_steps": "ddim", "fewer_steps_dpm": "dpmsolver++"}
 
     class Closed(Flow):
         def resample(self, name, n_steps):

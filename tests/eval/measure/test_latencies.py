@@ -13,12 +13,12 @@ from vivace.eval.identity import describe_run, source_digest
 from vivace.eval.measure import latencies
 from vivace.eval.measure.latencies import Measured, asked, chunk_latencies, compile_graphs, measured_latencies
 from vivace.eval.measure.timing import Rounds
+from vivace.policies.execution import Execution, as_trained, executing
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.staged import Execution, executing
 from vivace.policies.tiny.policies import tiny_token_vla
 
 STATE = "observation.state"
@@ -39,7 +39,7 @@ def test_graphs_are_compiled_on_every_observation():
         "observation.language.attention_mask": torch.ones(3, 16, dtype=torch.bool),
     }
     data = CalibrationData(batch, [(0, 0), (0, 1), (0, 2)], None)
-    compile_graphs(replace(Execution.of(policy), decoder=watched), data)
+    compile_graphs(replace(as_trained(policy), decoder=watched), data)
     assert seen == [[row] for row in tokens.tolist()]
 
 
@@ -132,7 +132,7 @@ CHANGES = {
     "chunking": lambda loaded, data: (Session(loaded, chunking=RealTimeChunking()), data),
     "jacobian": lambda loaded, data: (Session(loaded, chunking=RealTimeChunking(jacobian="exact")), data),
     "task": lambda loaded, data: (Session(loaded, task="pull it"), data),
-    "n_action_steps": lambda loaded, data: (Session(loaded, Execution.of(executing(loaded.staged, 1))), data),
+    "n_action_steps": lambda loaded, data: (Session(loaded, as_trained(executing(loaded.staged, 1))), data),
     "observations": lambda loaded, data: (Session(loaded), observations(loaded, seed=1)),
     "a row's task": lambda loaded, data: (
         Session(loaded), replace(data, raw={**data.raw, "task": ["pull it"] * 2})),

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.layer_curve import policy_curve, text_curve
 from vivace.policies.errors import PolicyNotFound
+from vivace.policies.execution import as_trained
 from vivace.policies.language.smollm2 import load_smollm2, prompts
 from vivace.policies.load import stage
-from vivace.policies.staged import Execution
 from vivace.policies.tiny.policies import tiny_cogact
 
 
@@ -26,7 +26,7 @@ def test_curve_of_a_policy(policy, rule):
         "observation.language.tokens": torch.arange(48).view(2, 24),
         "observation.language.attention_mask": torch.ones(2, 24, dtype=torch.bool),
     }
-    execution = Execution.of(stage(policy))
+    execution = as_trained(stage(policy))
     points = policy_curve(execution, CalibrationData(batch, ((0, 0), (0, 1))), rule)
     assert [point["dropped"] for point in points] == [0, 1, 2, 3, 4]
     assert points[0]["action_error"] == 0

@@ -12,9 +12,9 @@ from vivace.envs.metaworld.demonstrations import load_demonstrations
 from vivace.eval.cli import main
 from vivace.eval.training.vla_recipe import demonstrated, present
 from vivace.eval.verbs import distill
+from vivace.policies.execution import as_trained, decode
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode
 
 pytestmark = pytest.mark.sim
 
@@ -130,7 +130,7 @@ def test_trajectories_end_where_greedy_decoding_does(teacher):
     batches = distill.TrajectoryBatches(windows, found)
     seen, _ = batches.batch(torch.arange(6))
     batch = present(loaded.policy, {k: v for k, v in seen.items() if k.startswith("observation")})
-    expected = decode(Execution.of(loaded.staged), batch, EpisodeNoise([(i, 0) for i in range(6)]))
+    expected = decode(as_trained(loaded.staged), batch, EpisodeNoise([(i, 0) for i in range(6)]))
     assert torch.equal(seen["trajectory.answer"], expected.tokens)
     assert (seen["trajectory.state"][:, 0] == expected.tokens[:, 0]).all()
 

@@ -6,8 +6,8 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.policies.adapters.diffusion import StagedDiffusion
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_diffusion
 
 BLOCKS = [
@@ -40,7 +40,7 @@ def lerobot_sample(policy, observations) -> torch.Tensor:
 
 def staged_sample(staged, observations) -> torch.Tensor:
     torch.manual_seed(0)
-    return sample(Execution.of(staged), observations, GlobalNoise())
+    return sample(as_trained(staged), observations, GlobalNoise())
 
 
 @pytest.mark.parametrize("film_scale", [True, False])
@@ -96,7 +96,7 @@ def test_every_block_runs_once_a_step_in_order(hoist, seen, spying):
     if hoist:
         staged = staged.hoist(staged.sampler)
     observations = batch(staged.policy)
-    sample(Execution(staged, staged.sampler, spying), observations, GlobalNoise())
+    sample(Denoising(staged, staged.sampler, spying), observations, GlobalNoise())
     assert list(staged.spec.block_ids) == BLOCKS
     assert not any(block.additive for block in staged.blocks)
     assert seen == BLOCKS * 10
@@ -107,8 +107,8 @@ def test_hoisted_conditions_belong_to_the_sampler_they_were_computed_for():
     hoisted = staged.hoist(staged.sampler).hoist(staged.resample("ddim", 4))
     assert len(hoisted.sampler) == 4
     observations = batch(staged.policy)
-    plain = sample(Execution(staged, hoisted.sampler), observations, EpisodeNoise([(7,), (8,)]))
-    twin = sample(Execution.of(hoisted), observations, EpisodeNoise([(7,), (8,)]))
+    plain = sample(Denoising(staged, hoisted.sampler), observations, EpisodeNoise([(7,), (8,)]))
+    twin = sample(as_trained(hoisted), observations, EpisodeNoise([(7,), (8,)]))
     torch.testing.assert_close(twin, plain, atol=1e-5, rtol=0)
 
 

@@ -8,8 +8,8 @@ from lerobot.policies.multi_task_dit.processor_multi_task_dit import make_multi_
 from vivace.policies.adapters.multi_task_dit import StagedMultiTaskDiT
 from vivace.policies.block import Compute
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_clip, tiny_multi_task_dit
 
 BLOCKS = ["action.0.attn", "action.0.mlp", "action.1.attn", "action.1.mlp"]
@@ -52,7 +52,7 @@ def lerobot_sample(policy, observations) -> torch.Tensor:
 
 def staged_sample(staged, observations) -> torch.Tensor:
     torch.manual_seed(0)
-    return sample(Execution.of(staged), observations, GlobalNoise())
+    return sample(as_trained(staged), observations, GlobalNoise())
 
 
 @pytest.mark.parametrize("rope", [True, False])
@@ -109,7 +109,7 @@ def test_every_block_runs_once_a_call_in_order(clip, objective, hoist, seen, spy
     staged = StagedMultiTaskDiT(tiny_multi_task_dit(clip, **objective))
     if hoist:
         staged = staged.hoist(staged.sampler)
-    execution = Execution(staged, staged.sampler, spying)
+    execution = Denoising(staged, staged.sampler, spying)
     sample(execution, batch(staged.policy), GlobalNoise())
     assert list(staged.spec.block_ids) == BLOCKS
     assert all(block.additive for block in staged.blocks)
@@ -127,7 +127,7 @@ def test_no_block_of_the_miniature_is_trivial(clip, skipped):
             return None if block.id == skipped else super().__call__(block, h, *cond)
 
     torch.manual_seed(0)
-    execution = Execution(staged, staged.sampler, lambda index, cache: Skip())
+    execution = Denoising(staged, staged.sampler, lambda index, cache: Skip())
     without = sample(execution, observations, GlobalNoise())
     assert (without - staged_sample(staged, observations)).abs().max() > 1e-3
 
@@ -137,8 +137,8 @@ def test_hoisted_modulation_belongs_to_the_sampler_it_was_computed_for(clip):
     hoisted = staged.hoist(staged.sampler).hoist(staged.resample("ddim", 4))
     assert len(hoisted.sampler) == 4
     observations = batch(staged.policy)
-    plain = sample(Execution(staged, hoisted.sampler), observations, EpisodeNoise([(7,), (8,)]))
-    twin = sample(Execution.of(hoisted), observations, EpisodeNoise([(7,), (8,)]))
+    plain = sample(Denoising(staged, hoisted.sampler), observations, EpisodeNoise([(7,), (8,)]))
+    twin = sample(as_trained(hoisted), observations, EpisodeNoise([(7,), (8,)]))
     torch.testing.assert_close(twin, plain, atol=1e-5, rtol=0)
 
 

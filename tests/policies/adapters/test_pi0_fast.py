@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vivace.accel.techniques.jacobi import Jacobi
+from vivace.policies.execution import as_trained, decode, sample
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_pi0_fast
 
 
@@ -39,7 +39,7 @@ def test_greedy_tokens_are_lerobots(seed):
     policy = tiny_pi0_fast()
     batch = observations(seed=seed)
     expected = lerobots(policy, batch, "sample_actions_fast")
-    found = decode(Execution.of(stage(policy)), batch, noise())
+    found = decode(as_trained(stage(policy)), batch, noise())
     assert torch.equal(found.tokens, expected)
     assert torch.equal(found.tokens, lerobots(policy, batch))
     assert len(found.tokens.unique()) > 5
@@ -54,7 +54,7 @@ def test_decoding_stops_at_the_end_token(monkeypatch):
     first = int((free[0] == end).long().argmax())
     expected = lerobots(policy, batch)
     assert torch.equal(expected[0, first + 1 :], torch.zeros(11 - first, dtype=torch.long))
-    execution = Execution.of(stage(policy))
+    execution = as_trained(stage(policy))
     found = decode(execution, batch, noise(1))
     assert torch.equal(found.tokens, expected)
     assert found.passes.item() == first
@@ -65,7 +65,7 @@ def test_decoding_stops_at_the_end_token(monkeypatch):
 
 def test_actions_are_of_the_policys_shape():
     policy = tiny_pi0_fast()
-    actions = sample(Execution.of(stage(policy)), observations(), noise())
+    actions = sample(as_trained(stage(policy)), observations(), noise())
     assert actions.shape == (2, 4, 3)
     assert torch.equal(actions, policy.detokenize_actions(lerobots(policy, observations()), 4, 3))
 

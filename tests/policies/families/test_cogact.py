@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.families.cogact.policy import (
     CogACTConfig,
@@ -16,7 +17,6 @@ from vivace.policies.families.cogact.policy import (
 from vivace.policies.families.cogact.staged import StagedCogACT
 from vivace.policies.language.tokenize import train_tokenizer
 from vivace.policies.sampling.noise import GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_cogact
 from vivace.policies.vla.vision import patch_features
 
@@ -49,7 +49,7 @@ def test_staged_equals_the_plain_forward(cameras, scale, hoist):
         staged = staged.hoist(staged.sampler)
     seen = batch(policy)
     expected = policy.sample_actions(seen, draw())
-    torch.testing.assert_close(sample(Execution.of(staged), seen, draw()), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sample(as_trained(staged), seen, draw()), expected, atol=1e-5, rtol=0)
     assert expected.std() > 0.1
 
 
@@ -76,7 +76,7 @@ def test_every_block_runs_once_in_order(seen, spying):
     staged.encode(batch(policy), spying(0, {}))
     assert seen == [f"language.{i}.{branch}" for i in range(4) for branch in ("kv", "attn", "mlp")]
     seen.clear()
-    sample(Execution(staged, staged.sampler, spying), batch(policy), draw())
+    sample(Denoising(staged, staged.sampler, spying), batch(policy), draw())
     assert seen == ["action.0.attn", "action.0.mlp", "action.1.attn", "action.1.mlp"] * 10
 
 
@@ -155,7 +155,7 @@ def test_fewer_layers_are_another_policy_over_the_same_weights():
     staged, seen = StagedCogACT(policy), batch(policy)
     twin = staged.with_layers((0, 2, 3))
     ids = [block.id for block in twin.language.blocks]
-    assert ids == [f"language.{i}.{branch}" for i in (0, 2, 3) for branch in ("attn", "mlp")]
+    assert ids == [f"language.{i}.{branch}" for i in (0, 2, 3) for branch in ("kv", "attn", "mlp")]
     h = policy.embed(seen)
     angles = policy.language.rotary_emb(h, torch.arange(h.shape[1])[None])
     for i in (0, 2, 3):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
-from vivace.policies.staged import Execution, sample
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 
@@ -21,7 +21,7 @@ def test_staged_is_bit_equal_to_the_plain_loop(scheduler, architecture):
     torch.manual_seed(3)
     plain = policy.sample_actions(batch())
     torch.manual_seed(3)
-    staged = sample(Execution.of(StagedDPTransformer(policy)), batch(), GlobalNoise())
+    staged = sample(as_trained(StagedDPTransformer(policy)), batch(), GlobalNoise())
     assert torch.equal(plain, staged)
 
 
@@ -29,8 +29,8 @@ def test_hoisting_changes_rounding_only():
     policy = tiny_dp_transformer()
     staged = StagedDPTransformer(policy)
     keys = [(7, 0), (7, 1), (8, 0)]
-    plain = sample(Execution.of(staged), batch(), EpisodeNoise(keys))
-    hoisted = sample(Execution.of(staged.hoist(staged.sampler)), batch(), EpisodeNoise(keys))
+    plain = sample(as_trained(staged), batch(), EpisodeNoise(keys))
+    hoisted = sample(as_trained(staged.hoist(staged.sampler)), batch(), EpisodeNoise(keys))
     assert not torch.equal(plain, torch.zeros_like(plain))
     torch.testing.assert_close(hoisted, plain, atol=1e-5, rtol=0)
 
@@ -43,15 +43,15 @@ def test_hoisting_refuses_a_condition_encoder_that_mixes_tokens():
 
 def test_every_block_runs_once_a_step_in_order(seen, spying):
     staged = StagedDPTransformer(tiny_dp_transformer())
-    sample(Execution(staged, staged.sampler, spying), batch(), GlobalNoise())
+    sample(Denoising(staged, staged.sampler, spying), batch(), GlobalNoise())
     assert seen == list(staged.spec.block_ids) * 10
     assert seen[:3] == ["action.0.self", "action.0.cross", "action.0.mlp"]
 
 
 def test_an_episode_does_not_depend_on_its_neighbours():
     staged = StagedDPTransformer(tiny_dp_transformer())
-    together = sample(Execution.of(staged), batch(3), EpisodeNoise([(1, 0), (2, 0), (3, 0)]))
-    alone = sample(Execution.of(staged), {k: v[1:2] for k, v in batch(3).items()}, EpisodeNoise([(2, 0)]))
+    together = sample(as_trained(staged), batch(3), EpisodeNoise([(1, 0), (2, 0), (3, 0)]))
+    alone = sample(as_trained(staged), {k: v[1:2] for k, v in batch(3).items()}, EpisodeNoise([(2, 0)]))
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.execution import as_trained, decode, sample
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy, make_token_vla_pre_post_processors
 from vivace.policies.families.token_vla.staged import StagedTokenVLA
 from vivace.policies.fingerprint import fingerprint
@@ -18,7 +19,6 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS
-from vivace.policies.staged import Execution, decode, sample
 from vivace.policies.tiny.policies import tiny_token_vla
 
 TASKS = ["Open the drawer", "Close the window now please"]
@@ -60,7 +60,7 @@ def test_greedy_decoding_equals_the_plain_forward(cameras):
     policy = tiny_token_vla(cameras)
     seen = batch(policy)
     expected = policy.sample_actions(seen)
-    found = sample(Execution.of(StagedTokenVLA(policy)), seen, GlobalNoise())
+    found = sample(as_trained(StagedTokenVLA(policy)), seen, GlobalNoise())
     assert torch.equal(found, expected)
     assert found.shape == (2, 4, 3)
     assert found.std() > 0.1
@@ -131,10 +131,10 @@ def test_padding_of_the_prompt_is_not_seen():
     assert not mask.all()
     changed = seen | {"observation.language.tokens": torch.where(mask, ids, 17)}
     for other in (changed, seen):
-        found = decode(Execution.of(staged), other, GlobalNoise())
-        assert torch.equal(found.tokens, decode(Execution.of(staged), seen, GlobalNoise()).tokens)
+        found = decode(as_trained(staged), other, GlobalNoise())
+        assert torch.equal(found.tokens, decode(as_trained(staged), seen, GlobalNoise()).tokens)
     alone = {key: value[:1] for key, value in seen.items()}
-    assert torch.equal(decode(Execution.of(staged), alone, GlobalNoise()).tokens[0], found.tokens[0])
+    assert torch.equal(decode(as_trained(staged), alone, GlobalNoise()).tokens[0], found.tokens[0])
 
 
 def test_greedy_says_what_it_cost():
@@ -216,7 +216,7 @@ def test_a_session_passes_the_chunk_before_on_as_tokens():
         drafts.append(draft)
         return greedy(policy, prompt, noise)
 
-    session = Session(loaded, replace(Execution.of(loaded.staged), decoder=decoder), TASKS[0])
+    session = Session(loaded, replace(as_trained(loaded.staged), decoder=decoder), TASKS[0])
     image = np.zeros((1, 1, 32, 32, 3), np.uint8)
     chunk = session.predict({"observation.images.front": image}, [(0, 0)])
     previous = np.full((1, 4, 3), np.nan, np.float32)

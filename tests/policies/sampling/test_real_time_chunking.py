@@ -10,12 +10,12 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
 from vivace.policies.sampling.samplers import make_flow_sampler, make_sampler
 from vivace.policies.sampling.step_table import StepTable
-from vivace.policies.staged import Execution, sample
 
 H, A = 16, 3
 
@@ -55,6 +55,8 @@ def test_a_flow_step_is_corrected_as_lerobot_does(i):
 SAMPLERS = {
     "euler": make_flow_sampler("euler", 10),
     "rk4": make_flow_sampler("rk4", 3),
+    "euler-falling": make_flow_sampler("euler", 10, noise_at=1),
+    "rk4-falling": make_flow_sampler("rk4", 3, noise_at=1),
     **{
         f"{name}-{kind}": make_sampler(name, 10, NoiseSchedule(prediction_type=kind))
         for name in ("ddpm", "ddim", "dpmsolver++")
@@ -85,7 +87,7 @@ class Linear:
     """A denoiser whose every prediction is a multiple of x; enough of a policy to be sampled."""
 
     class spec:  # noqa: N801
-        type, horizon, action_dim = "linear", H, A
+        type, horizon, action_dim, latent_shape = "linear", H, A, (H, A)
 
     def __init__(self, sampler, factor=0.3):
         self.sampler, self.factor = sampler, factor
@@ -108,7 +110,7 @@ def run(name, settings, delay=4, n_known=10):
     previous[:, :n_known] = random(1, n_known, A, seed=5).numpy().clip(-0.9, 0.9)
     actions, weights = continuation(settings, previous, np.array([delay]), 0, H)
     follow = Continuation(settings, torch.from_numpy(actions), torch.from_numpy(weights))
-    execution = Execution.of(Linear(SAMPLERS[name]))
+    execution = as_trained(Linear(SAMPLERS[name]))
     batch = {"observation.state": torch.zeros(1, 1, 2)}
     free = sample(execution, batch, EpisodeNoise([(3,)]))
     return sample(execution, batch, EpisodeNoise([(3,)]), follow=follow), free, torch.from_numpy(actions)
@@ -150,7 +152,7 @@ def test_an_exact_jacobian_scales_the_pull_by_what_x_does_to_the_clean_chunk():
     settings = RealTimeChunking(jacobian="exact")
     weights = torch.from_numpy(settings.weights(10, 4, H))[None, :, None]
     follow = Continuation(settings, wish, weights)
-    one = Execution(Linear(SAMPLERS["euler"]), type(SAMPLERS["euler"])("one", (step,)))
+    one = Denoising(Linear(SAMPLERS["euler"]), type(SAMPLERS["euler"])("one", (step,)))
     batch = {"observation.state": torch.zeros(1, 1, 2)}
     found = sample(one, batch, lambda shape, like: x, follow=follow)
     slope = 1 + 0.3 * (1 - float(step.t))
@@ -171,7 +173,7 @@ def test_rows_that_end_early_count_as_far_as_they_go():
 
 def test_a_policy_that_samples_by_itself_is_refused():
     bare = tuple(replace(step, table=None) for step in SAMPLERS["euler"].steps)
-    execution = Execution.of(Linear(type(SAMPLERS["euler"])("own", bare)))
+    execution = as_trained(Linear(type(SAMPLERS["euler"])("own", bare)))
     follow = Continuation(RealTimeChunking(), torch.zeros(1, H, A), torch.ones(1, H, 1))
     with pytest.raises(UnsupportedPolicy, match="works on denoising steps, but policy 'linear'"):
         sample(execution, {"observation.state": torch.zeros(1, 1, 2)}, EpisodeNoise([(1,)]), follow=follow)

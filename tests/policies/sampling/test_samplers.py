@@ -7,6 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from lerobot.policies.common.flow_matching import euler_integrate
 
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.noise import GlobalNoise
@@ -72,16 +73,37 @@ def test_dpm_solver_agrees_with_diffusers(n_steps, clip_sample):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("noise_at", [0, 1])
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("rk4", 4)])
-def test_flow_samplers_have_their_order(name, order):
-    """dx/dt = x over [0, 1]: the error falls by 2^order when the step is halved."""
+def test_flow_samplers_have_their_order(name, order, noise_at):
+    """dx/dt = x over [0, 1] or back: the error falls by 2^order when the step is halved."""
     start = torch.ones(1, 1, 1, dtype=torch.float64)
 
     def error(n_steps):
-        found = run(make_flow_sampler(name, n_steps), start, lambda x, t: x)
-        return abs(found.item() - torch.e)
+        found = run(make_flow_sampler(name, n_steps, noise_at=noise_at), start, lambda x, t: x)
+        return abs(found.item() - torch.e ** (1 - 2 * noise_at))
 
     assert error(8) / error(16) == pytest.approx(2**order, rel=0.15)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3, 10])
+def test_a_flow_from_one_to_zero_is_lerobots_bit_for_bit(n_steps):
+    start = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    theirs = euler_integrate(lambda x, t: torch.tanh(x + t[:, None, None]), start, n_steps)
+    ours = run(make_flow_sampler("euler", n_steps, noise_at=1), start, lambda x, t: torch.tanh(x + t))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_flow_from_one_to_zero_knows_its_noise_and_its_actions():
+    """As lerobot trains pi0 and smolvla: x_t = t n + (1 - t) a, and the denoiser says n - a."""
+    generator = torch.Generator().manual_seed(0)
+    noise, actions = (torch.randn(2, 8, 3, generator=generator) for _ in range(2))
+    for step in make_flow_sampler("rk4", 4, noise_at=1).steps:
+        table = step.table
+        x = step.t * noise + (1 - step.t) * actions
+        torch.testing.assert_close(table.alpha * actions + table.sigma * noise, x, atol=1e-6, rtol=0)
+        clean = torch.from_numpy(table.cleaned(x.numpy(), (noise - actions).numpy()))
+        torch.testing.assert_close(clean, actions, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "n_steps", "message"), [
@@ -115,6 +137,8 @@ def samplers():
                 yield make_sampler(name, n_steps, schedule)
     yield make_flow_sampler("euler", 5)
     yield make_flow_sampler("rk4", 3)
+    yield make_flow_sampler("euler", 6, noise_at=1)
+    yield make_flow_sampler("rk4", 2, noise_at=1)
 
 
 @pytest.mark.parametrize("sampler", samplers(), ids=lambda sampler: f"{sampler.name}-{len(sampler)}")

@@ -1,0 +1,237 @@
+"""How a staged policy is run: two executions, one of each kind of policy, and the loops that run them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from vivace.policies.block import EMPTY, Cache, Runner, compute
+from vivace.policies.dtype import dtype_of
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.language.decoding import Decoded, Decoder, greedy
+from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.sampling.noise import Noise
+from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
+from vivace.policies.sampling.samplers import Sampler, Step
+from vivace.policies.sampling.step_table import StepTable
+from vivace.policies.spec import check_actions
+from vivace.policies.staged import (
+    Batch,
+    Context,
+    DenoisingPolicy,
+    StagedPolicy,
+    TokenPolicy,
+    writes_tokens,
+)
+from vivace.policies.stopwatch import Mark, ignore
+
+ActionRunner = Callable[[int, Cache], Runner]
+"""(step index, what the previous step left) -> the runner of the denoiser's blocks."""
+
+
+def always_compute(index: int, cache: Cache) -> Runner:
+    """Compute every block at every step."""
+    return compute
+
+
+DenoiserCall = Callable[["Denoising", Step, Tensor, Context, Cache], tuple[Tensor, Cache]]
+"""(execution, step, x, context, what the step before left) -> the denoiser's output, what this one leaves."""
+
+
+def call_denoiser(
+    execution: "Denoising", step: Step, x: Tensor, context: Context, cache: Cache
+) -> tuple[Tensor, Cache]:
+    """Call the denoiser at one step; returns its output and what the next step may use."""
+    run = execution.action(step.index, cache)
+    out = execution.policy.denoise(x, execution.policy.condition(step, context), run)
+    return out, run.cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What both executions share: how observations are read, and under which plan.
+
+    `language` and `select` go to the policy's `encode`; a policy without a language stage ignores them.
+    """
+
+    language: Runner = compute
+    select: TokenSelector = keep_all
+    plan: Any = None
+    """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""
+
+
+@dataclass(frozen=True)
+class Denoising(_Reading):
+    """A policy that denoises, run by its sampler; the defaults mean everything, always."""
+
+    policy: DenoisingPolicy
+    sampler: Sampler
+    action: ActionRunner = always_compute
+    call: DenoiserCall = call_denoiser
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether it is one piece, that nothing can be counted, cached, compiled or exported of."""
+        return not self.policy.blocks
+
+    @property
+    def told(self) -> dict[str, str | int]:
+        """How actions come about, for tables."""
+        return {"sampler": self.sampler.name, "n_steps": len(self.sampler)}
+
+
+@dataclass(frozen=True)
+class Decoding(_Reading):
+    """A policy that writes its actions as tokens, run by its decoder."""
+
+    policy: TokenPolicy
+    decoder: Decoder = greedy
+
+    @property
+    def is_opaque(self) -> bool:
+        """Its passes over tokens are always known."""
+        return False
+
+    @property
+    def told(self) -> dict[str, str | int]:
+        """How actions come about, for tables."""
+        return {"sampler": "greedy", "n_steps": self.policy.n_tokens}
+
+
+Execution = Denoising | Decoding
+"""How a staged policy is run."""
+
+
+@overload
+def as_trained(policy: DenoisingPolicy) -> Denoising: ...
+@overload
+def as_trained(policy: TokenPolicy) -> Decoding: ...
+@overload
+def as_trained(policy: StagedPolicy) -> Execution: ...
+def as_trained(policy: StagedPolicy) -> Execution:
+    """Return the execution that a policy's checkpoint asks for."""
+    return Decoding(policy) if writes_tokens(policy) else Denoising(policy, policy.sampler)
+
+
+def executing[Policy: StagedPolicy](policy: Policy, n_action_steps: int | None) -> Policy:
+    """Return a twin of a staged policy that executes so many actions of a chunk; itself when None."""
+    if n_action_steps is None:
+        return policy
+    twin = copy.copy(policy)
+    twin.spec = replace(policy.spec, n_action_steps=n_action_steps)
+    return twin
+
+
+@torch.inference_mode()
+def decode(
+    execution: Decoding, batch: Batch, noise: Noise, draft: Tensor | None = None, mark: Mark = ignore
+) -> Decoded:
+    """Decode the action tokens of a batch of observations; `draft` as of `Decoder`, `mark` as of `sample`."""
+    prefix = execution.policy.encode(batch, execution.language, execution.select)
+    mark("encode")
+    decoded = execution.decoder(execution.policy, prefix, noise, draft, execution.language)
+    mark("decode")
+    return decoded
+
+
+def sample(
+    execution: Execution,
+    batch: Batch,
+    noise: Noise,
+    draft: Tensor | None = None,
+    follow: Continuation | None = None,
+    mark: Mark = ignore,
+) -> Tensor:
+    """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...).
+
+    Args:
+        execution: the policy, and how to run it.
+        batch: normalised observations.
+        noise: where random numbers come from.
+        draft: of a policy that writes tokens, see `Decoder`.
+        follow: what the chunks continue; of a policy that denoises.
+        mark: told when "encode" and "denoise" or "decode" are over; the rest belongs to "finish".
+
+    Raises:
+        NonFiniteActions: an action is NaN or infinite.
+        UnsupportedPolicy: chunks of this policy cannot continue others.
+    """
+    if follow is not None:
+        check_continuing(execution)
+    needs_gradients = follow is not None and follow.settings.jacobian == "exact"
+    with torch.no_grad() if needs_gradients else torch.inference_mode():
+        match execution:
+            case Decoding():
+                tokens = decode(execution, batch, noise, draft, mark).tokens
+                actions = execution.policy.detokenize(tokens)
+            case Denoising():
+                actions = _denoised(execution, batch, noise, follow, mark)
+    check_actions(actions.float().cpu(), execution.policy.spec.type)
+    return actions
+
+
+def check_continuing(execution: Execution) -> None:
+    """Raise `UnsupportedPolicy` unless its steps can be corrected so that a chunk continues another."""
+    match execution:
+        case Denoising() if all(step.table is not None for step in execution.sampler.steps):
+            return
+    raise UnsupportedPolicy(NO_DENOISING.format(execution.policy.spec.type))
+
+
+def _denoised(
+    execution: Denoising, batch: Batch, noise: Noise, follow: Continuation | None, mark: Mark
+) -> Tensor:
+    policy = execution.policy
+    context = policy.encode(batch, execution.language, execution.select)
+    mark("encode")
+    like = next(value for value in batch.values() if value.is_floating_point())
+    dtype = dtype_of(getattr(policy, "policy", None))
+    like = like.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    x = noise((len(next(iter(batch.values()))), *policy.spec.latent_shape), like)
+    follow = None if follow is None else _widened(follow, x.shape[-1])
+    memory: tuple[Tensor, ...] = ()
+    cache = EMPTY
+    for step in execution.sampler.steps:
+        if follow is None:
+            out, cache = execution.call(execution, step, x.to(dtype), context, cache)
+            out = out.to(x.dtype)
+        else:
+            out, cache = _follow(execution, step, x, context, cache, follow)
+        x, memory = step.advance(x, out, memory, noise)
+    mark("denoise")
+    return policy.finish(x if follow is None else follow.hold(x), context)
+
+
+def _widened(follow: Continuation, width: int) -> Continuation:
+    """What chunks continue, as wide as what is denoised: where an action has no number, nothing is known."""
+    missing = width - follow.actions.shape[-1]
+    if not missing:
+        return follow
+    weights = follow.weights.expand_as(follow.actions)
+    return replace(follow, actions=F.pad(follow.actions, (0, missing)), weights=F.pad(weights, (0, missing)))
+
+
+def _follow(
+    execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache, follow: Continuation
+) -> tuple[Tensor, Cache]:
+    """What the denoiser says at one step, drawn towards what the chunk continues."""
+    table = cast(StepTable, step.table)
+    dtype = dtype_of(getattr(execution.policy, "policy", None))
+    if follow.settings.jacobian == "identity":
+        out, cache = execution.call(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
+        return follow.correct(table, out, follow.error(table, x, out)), cache
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out, cache = execution.call(execution, step, x.to(dtype), context, cache)
+        out = out.to(x.dtype)
+        clean = table.clean_x * x + table.clean_out * out
+        error = follow.error(table, x, out).detach()
+        (pulled,) = torch.autograd.grad(clean, x, error)
+    cache = tree_map_only(Tensor, Tensor.detach, dict(cache))
+    return follow.correct(table, out.detach(), pulled * (table.alpha + table.sigma)), cache

@@ -1,0 +1,99 @@
+"""What staged forms of policies share, whatever their network."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from torch import Tensor
+
+from vivace.policies.action_kinds import kinds_of_config
+from vivace.policies.block import Block, HasBlocks
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.language.llama import StagedLlama
+from vivace.policies.sampling.samplers import Sampler
+from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+
+
+class DenoisingForm(HasBlocks):
+    """What denoises."""
+
+    spec: PolicySpec
+
+    def hoist(self, sampler: Sampler) -> Any:
+        """Return a twin that computes once what depends on the timestep or the observation alone.
+
+        Raises:
+            UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
+        """
+        _check_own_blocks(self, self.spec, "hoist")
+        return self._hoisted(sampler)
+
+    def _hoisted(self, sampler: Sampler) -> Any:
+        """Make the hoisted form."""
+        raise UnsupportedPolicy(f"policy {self.spec.type!r} has no hoisted form; leave it unhoisted")
+
+    def finish(self, x: Tensor, context: Any) -> Tensor:
+        """Cut the last x (B, *latent_shape) to actions (B, H, A); x itself where it is no wider."""
+        return x if x.shape[-1] == self.spec.action_dim else x[..., : self.spec.action_dim]
+
+
+class LanguageForm(HasBlocks):
+    """What has a language stage: its layers, its weights, its blocks."""
+
+    policy: Any
+    spec: PolicySpec
+    language: StagedLlama
+    n_patches: tuple[int, ...]
+    """Patches of each camera."""
+    blocks: tuple[Block, ...] = ()
+
+    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
+        """Return a twin that runs `fn(block)` in the place of every block, the language stage's too."""
+        twin = super().with_blocks(fn)
+        twin.language = self.language.with_blocks(fn)
+        return twin
+
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs these language layers only, ascending indices of the layers there are."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_layers(kept)
+        return twin
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+        _check_own_blocks(self, self.spec, "exchange its weights")
+        form: Any = type(self)
+        twin: Self = form(policy, self.spec.action_kinds)
+        twin.spec = self.spec
+        return twin
+
+
+def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+    """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
+    if form.is_replaced:
+        raise UnsupportedPolicy(
+            f"policy {spec.type!r} runs others in the place of its blocks, and would run its own again; "
+            f"{wanted} before they are replaced"
+        )
+
+
+def policy_spec(
+    config: Any,
+    blocks: Sequence[Block],
+    action_kinds: tuple[ActionKind, ...] = (),
+    latent_dim: int | None = None,
+) -> PolicySpec:
+    """Read a policy's spec from its lerobot config; what its actions mean as of `kinds_of_config`."""
+    action_dim = config.action_feature.shape[0]
+    return PolicySpec(
+        type=config.type,
+        action_dim=action_dim,
+        horizon=config.horizon,
+        n_obs_steps=config.n_obs_steps,
+        n_action_steps=config.n_action_steps,
+        observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
+        action_kinds=kinds_of_config(config, action_kinds, action_dim),
+        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+        control_hz=getattr(config, "control_hz", None),
+        latent_dim=latent_dim,
+    )
