@@ -14,7 +14,7 @@ from vivace.policies.block import EMPTY, Cache, Runner, compute
 from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
 from vivace.policies.sampling.samplers import Sampler, Step
@@ -60,7 +60,7 @@ class _Reading:
     """
 
     language: Runner = compute
-    select: TokenSelector = keep_all
+    select: PatchSelector = keep_all
     plan: Any = None
     """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""
 

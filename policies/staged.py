@@ -10,7 +10,7 @@ from vivace.policies.block import Block, Runner, compute
 from vivace.policies.language.action_bins import ActionBins
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import PolicySpec
 
@@ -39,7 +39,7 @@ class DenoisingPolicy(Protocol):
         Every block is meant, those of a language stage too, whose ids are not among the spec's.
         """
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Context:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
         """Encode observations, once a chunk.
 
         Args:
@@ -85,7 +85,7 @@ class LanguagePolicy(Protocol):
     language: LanguageStage
     spec: PolicySpec
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Encode observations, as of `DenoisingPolicy.encode`."""
 
     def said(self, context: Any) -> Tensor:
@@ -123,7 +123,7 @@ class TokenPolicy(Protocol):
     def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block, as of `DenoisingPolicy`."""
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prefix:
         """Read observation and instruction, once a chunk; arguments as of `DenoisingPolicy.encode`."""
 
     def extend(

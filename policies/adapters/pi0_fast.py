@@ -15,7 +15,7 @@ from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Layout, PrefixRows, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import Layout, PatchSelector, PrefixRows, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
@@ -53,7 +53,7 @@ class StagedPI0Fast(LanguageForm):
             blocks=(),
         )
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prefix:
         """Read images and text once; their keys and values are kept."""
         model = self.policy.model
         present = {key: value[:, 0] if value.ndim == 5 else value for key, value in batch.items()}

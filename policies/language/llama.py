@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import LayerView, PrefixRows, TokenSelector, keep_all, take_rows
+from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
 
 OnLayer = Callable[[Tensor, Tensor], None]
 """Told the keys and values (B, heads, S, d) of each layer, in order."""
@@ -65,7 +65,7 @@ class StagedLlama:
         h: Tensor,
         prefix: PrefixRows,
         run: Runner = compute,
-        select: TokenSelector = keep_all,
+        select: PatchSelector = keep_all,
         keep: OnLayer = forget,
     ) -> Tensor:
         """Return the final normalised stream (B, S', D); S' < S once patches were dropped.

@@ -15,7 +15,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import StagedLlama
-from vivace.policies.language.prefix import PrefixRows, TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
@@ -50,7 +50,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
         """Whether the policy is sampled with classifier-free guidance at all."""
         return self.policy.config.guidance_scale > 1
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Cognition feature (B, D)."""
         is_text = batch[_MASK]
         prefix = PrefixRows(self.n_patches, is_text[:, 1:])
@@ -120,7 +120,7 @@ class HoistedCogACT(StagedCogACT):
             t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
             self._time = self.net.t_embedder(t)  # (S, width)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """The cognition feature's half of the condition tokens, (2B, width) or (B, width)."""
         z = super().encode(batch, run, select)
         return self.net.z_embedder(self._both(z) if self.has_guidance else z)

@@ -16,7 +16,7 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
 from vivace.policies.forms import DenoisingForm, policy_spec
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
@@ -56,7 +56,7 @@ class StagedDPTransformer(DenoisingForm):
             Block(f"action.{i}.mlp", feed_forward),
         )
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.features(batch)
 
@@ -132,7 +132,7 @@ class HoistedDPTransformer(StagedDPTransformer):
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> _Memory:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> _Memory:
         """Keys and values of the observation tokens."""
         tokens = self.network.cond_obs_emb(self.policy.features(batch)) + self.network.cond_pos_emb[:, 1:]
         return _Memory(self._keys_values(self.network.encoder(tokens)))

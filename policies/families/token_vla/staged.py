@@ -8,7 +8,7 @@ from vivace.policies.forms import LanguageForm, policy_spec
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import PrefixRows, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, token_mask
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import query_row
@@ -34,7 +34,7 @@ class StagedTokenVLA(LanguageForm):
         self.vocabulary = config.language_vocabulary
         self.spec = policy_spec(config, (), action_kinds)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prefix:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prefix:
         """Read the prompt once; its keys and values are kept."""
         is_text = batch[_MASK]
         prefix = PrefixRows(self.n_patches, is_text[:, 1:])
