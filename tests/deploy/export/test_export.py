@@ -62,7 +62,7 @@ from vivace.policies.tiny.policies import (
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
 EFFICIENT = [
     ("layer_skip", {"n_dropped": 1}),
-    ("token_select", {"k_final": 6, "k_key": 2}),
+    ("patch_select", {"k_final": 6, "k_key": 2}),
     ("hoist", {}),
     ("block_cache", {"method": "uniform", "updates": 2}),
 ]

@@ -163,7 +163,8 @@ def test_a_missed_target_is_exit_code_1(checkpoint, capsys):
 def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-v3", "--env.max_steps=20",
                "--bench.only=[hoist,bac,ddim-2,accelerated]", "--bench.repeats=3", "--bench.n_episodes=2",
-               "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+               "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
+               "--accel.samples=2",
                "--accel.judged_episodes=1",
                "--accel.judged_samples=2",
                "--output_dir=out"]  # fmt: skip
@@ -181,7 +182,8 @@ def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
 
 
 BENCH = ("--env.task=reach-v3", "--env.max_steps=20", "--bench.repeats=1", "--bench.compile=false",
-         "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+         "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
+         "--accel.samples=2",
          "--accel.judged_episodes=2", "--accel.judged_samples=3", "--output_dir=out")  # fmt: skip
 
 
@@ -209,7 +211,7 @@ def test_bench_refuses_to_judge_on_what_was_fitted_to(checkpoint, monkeypatch, c
 
 def test_bench_runs_its_choice_again_and_names_what_does_not_fit(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", *BENCH, "--bench.only=[hoist,bac,ddim-2]",
-               "--accel.bubbling=50", "--bench.n_episodes=2", "--bench.confirm=3"]  # fmt: skip
+               "--accel.block_cache.bubbling=50", "--bench.n_episodes=2", "--bench.confirm=3"]  # fmt: skip
     assert main([*command, "--bench.choose=ddim-2"]) == 0
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -283,7 +285,7 @@ def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
     assert np.isfinite(last_line(capsys)["loss"])
     calibrate = ["calibrate", "--policy.path=out", "--env.task=reach-v3", "--accel.episodes=1",
                  "--accel.samples=1", "--accel.judged_episodes=1",
-                 "--accel.judged_samples=2", "--accel.bubbling=1"]  # fmt: skip
+                 "--accel.judged_samples=2", "--accel.block_cache.bubbling=1"]  # fmt: skip
     assert main(calibrate) == 0
     assert (tmp_path / "out" / "pretrained_model" / "acceleration.json").is_file()
     more = [*train[:2], "--start=out", "--train.steps=1", "--train.lr=1e-9", "--output_dir=more"]
