@@ -9,6 +9,8 @@ from vivace.accel.technique import Technique
 from vivace.policies.errors import BadSetting
 
 _ROOM = "vivace.accel.techniques"
+_SAID = ("kind", "seam", "label", "is_static")
+"""What every technique says of itself."""
 _KNOWN: dict[str, type[Technique]] = {}
 """Kind -> class."""
 
@@ -17,18 +19,21 @@ def register[T: type[Technique]](technique: T) -> T:
     """Make a technique known by its kind; a class decorator.
 
     Raises:
-        BadSetting: another one has its kind, or an option has no default.
+        BadSetting: it does not say what it is, another one has its kind, or an option has no default.
     """
+    unsaid = [name for name in _SAID if not hasattr(technique, name)]
+    if unsaid:
+        raise BadSetting(f"{technique.__module__}.{technique.__name__} does not say its {', '.join(unsaid)}")
+    needed = [f.name for f in fields(technique.Options) if f.default is f.default_factory is MISSING]
+    if needed:
+        raise BadSetting(
+            f"technique {technique.kind!r} has options without a default: {', '.join(needed)}; give them one"
+        )
     other = _KNOWN.setdefault(technique.kind, technique)
     if other is not technique:
         raise BadSetting(
             f"{technique.__module__} and {other.__module__} both register a technique {technique.kind!r}; "
             "give one of them another kind"
-        )
-    needed = [f.name for f in fields(technique.Options) if f.default is f.default_factory is MISSING]
-    if needed:
-        raise BadSetting(
-            f"technique {technique.kind!r} has options without a default: {', '.join(needed)}; give them one"
         )
     return technique
 

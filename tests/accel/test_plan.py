@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass, make_dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import register, techniques
-from vivace.accel.technique import CalibrationData, Technique
+from vivace.accel.technique import CalibrationData, Seam, Technique
 from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.forecast import Forecast
 from vivace.accel.techniques.hoist import Hoist
@@ -225,9 +225,15 @@ def test_every_technique_says_what_it_is():
     assert list(techniques())[:3] == ["mlp_prune", "layer_skip", "patch_select"], "not in the order of seams"
 
 
-def test_two_techniques_of_one_kind_are_refused():
+def test_what_is_no_technique_of_its_own_is_not_registered():
+    said = {"kind": "other", "seam": Seam.HOIST, "label": "other", "is_static": True}
+    with pytest.raises(BadSetting, match="Other does not say its seam, label, is_static"):
+        register(type("Other", (Technique,), {"kind": "other"}))
     with pytest.raises(BadSetting, match="both register a technique 'hoist'; give one of them another kind"):
-        register(type("Other", (Technique,), {"kind": "hoist"}))
+        register(type("Other", (Technique,), {**said, "kind": "hoist"}))
+    with pytest.raises(BadSetting, match="'other' has options without a default: n; give them one"):
+        register(type("Other", (Technique,), {**said, "Options": make_dataclass("Options", [("n", int)])}))
+    assert "other" not in techniques()
 
 
 def test_explain_shows_what_is_computed(policy, mark, data):

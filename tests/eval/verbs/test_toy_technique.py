@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
@@ -69,13 +70,16 @@ def toy(tmp_path, monkeypatch):
     return import_module("toy_technique").EveryNth
 
 
-def test_its_option_is_in_help(capsys):
+def test_every_option_of_it_and_all_others_is_in_help(capsys):
     with pytest.raises(SystemExit) as end:
         main(["calibrate", "--help"])
     assert end.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "--accel.every_nth.n int One step of so many is computed. (default: 2)" in told
     assert "--accel.techniques list[str] Kinds of the techniques to calibrate, in any order." in told
+    for kind, technique in registry.techniques().items():
+        for option in fields(technique.Options):
+            assert f" --accel.{kind}.{option.name} " in told
 
 
 def test_it_is_a_row_of_every_table_that_it_fits():
