@@ -81,7 +81,7 @@ class BenchCommand(CommonOptions):
 
 @restored_threads()
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate every plan of the line-up, time them, judge them, print a table, write results.json."""
+    """Calibrate every row of the table, time them, judge them, print the table, write results.json."""
     loaded = load(command)
     variants = _variants(command, loaded)
     names = [variant.name for variant in variants]
@@ -92,19 +92,18 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     claim(folder, _identity(command, loaded, variants))
     threads = _choose_threads(command, loaded, variants)
     fitted = observe(command, loaded)
-    saved = load_plan(command, loaded) if any(one in variants for one in SAVED) else None
+    kept = [one for one in SAVED if one in variants]
+    saved = load_plan(command, loaded) if kept else None
     known = [saved, *(run.plan for run in exported)]
     seeds = fitted.seeds.union(*(fitted_seeds(plan) for plan in known if plan))
     check_judging(command, names, seeds)
-    built = build(loaded, [variant for variant in variants if variant not in SAVED], fitted)
+    built = build(loaded, [one for one in variants if one not in SAVED], fitted)
     if not command.bench.only:
         built = built.joined(Built((), {}, unfit(loaded.staged)))
     data = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(seeds, data.seeds)
     if saved:
-        built = built.joined(
-            _saved(loaded, saved, [variant for variant in SAVED if variant in variants], fitted)
-        )
+        built = built.joined(_saved(loaded, saved, kept, fitted))
     others = {run.name: run for run in exported}
     sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
     measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
@@ -115,9 +114,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     for row in rows:
         row["stages_s"] = measured.stages_s.get(row["name"], {})
     if command.bench.n_episodes:
-        eager = {
-            variant.name: variant.n_action_steps for variant in built.variants if not variant.is_compiled
-        }
+        eager = {one.name: one.n_action_steps for one in built.variants if not one.is_compiled}
         judge = Judge(command, loaded, built.executions, eager, folder)
         judged = [row for row in rows if row["name"] in eager]
         judge.judge(judged)
@@ -138,8 +135,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     Console().print(stage_table(rows))
     if exported:
         Console().print(bundle_table(rows))
-    kept = ("latency_s", "ratio", "action_error", "success", "confirmed")
-    summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
+    told = ("latency_s", "ratio", "action_error", "success", "confirmed")
+    summary = {row["name"]: {key: row[key] for key in told if key in row} for row in rows}
     report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
     return report, are_met(requirements, summary)
 

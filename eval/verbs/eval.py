@@ -254,7 +254,7 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
 def _executions(
     command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], fitted: CalibrationData
 ) -> Built:
-    """Plain and accelerated, and rows of the line-up, fitted to `fitted`."""
+    """Plain and accelerated, and short rows of the table, fitted to `fitted`."""
     built = Built((PLAIN, ACCELERATED), dict(both), {})
     if not (loaded.staged.blocks or both[PLAIN.name].writes_tokens):
         return built
