@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vivace.accel.rows import Rows
 from vivace.policies.block import EMPTY, Block, Cache, compute
-from vivace.policies.language.prefix import LayerView, TokenSelector
+from vivace.policies.language.prefix import LayerView, PatchSelector
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
 from vivace.policies.staged import Batch, Execution
@@ -74,9 +74,9 @@ class _Counter:
 
 
 class _CountingSelector:
-    """A token selector that counts what choosing costs."""
+    """A patch selector that counts what choosing costs."""
 
-    def __init__(self, select: TokenSelector):
+    def __init__(self, select: PatchSelector):
         self._select, self.flops = select, 0
 
     def __call__(self, view: LayerView) -> Tensor | None:

@@ -15,7 +15,7 @@ from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, Prompt, greedy
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
@@ -43,7 +43,7 @@ class DenoisingPolicy(Protocol):
     def with_blocks(self, fn: Callable[[Block], Block]) -> "DenoisingPolicy":
         """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Context:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
         """Encode observations, once a chunk.
 
         Args:
@@ -80,7 +80,7 @@ class LanguagePolicy(Protocol):
     """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
     spec: PolicySpec
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Encode observations, as of `DenoisingPolicy.encode`."""
 
     @property
@@ -111,7 +111,7 @@ class TokenPolicy(Protocol):
     end_token: int | None
     """Id that ends a chunk before its n tokens are written, if there is one; zeros follow it."""
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prompt:
         """Read observation and instruction, once a chunk; arguments as of `DenoisingPolicy.encode`."""
 
     def extend(
@@ -213,7 +213,7 @@ class Execution:
     action: ActionRunner = always_compute
     evaluate: Evaluate = evaluate
     language: Runner = compute
-    select: TokenSelector = keep_all
+    select: PatchSelector = keep_all
     decoder: Decoder = greedy
     plan: Any = None
     """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.spec import ActionKind
@@ -64,7 +64,7 @@ class StagedDiffusion(HasBlocks):
     def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
         return Block(block_id, module, additive=False)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Observation features (B, D) of all observation steps and cameras."""
         batch = cast(batch, dtype_of(self.policy))
         cameras = list(self.policy.config.image_features)
@@ -148,7 +148,7 @@ class HoistedDiffusion(StagedDiffusion):
 
         return Block(block_id, modulate, additive=False)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Observation's part of the FiLM vectors of all residual blocks (B, F)."""
         return F.linear(F.mish(super().encode(batch)), self._weight, self._bias)
 

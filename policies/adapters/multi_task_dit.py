@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.dtype import cast, dtype_of, embed_time
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_flow_sampler, make_sampler
 from vivace.policies.spec import ActionKind
@@ -54,7 +54,7 @@ class StagedMultiTaskDiT(HasBlocks):
         )
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
         return self.policy.observation_encoder.encode(
             self.policy._prepare_batch(cast(batch, dtype_of(self.policy)))
@@ -122,7 +122,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
                 [F.linear(embedding, linear.weight[:, : self._n_time]) for linear in self._linears], dim=-1
             )  # (S, L * 6n)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Observation's part of the modulation of all layers (B, L * 6n)."""
         features = F.silu(super().encode(batch))
         return torch.cat(

@@ -14,7 +14,7 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
 from vivace.policies.dtype import cast, dtype_of
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
@@ -48,7 +48,7 @@ class OpaquePolicy:
             blocks=(),
         )
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Batch:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
         batch = cast(batch, dtype_of(self.policy))
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}

@@ -15,7 +15,7 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.language.decoding import Prompt
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Layout, Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import Layout, PatchSelector, Prefix, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
@@ -59,7 +59,7 @@ class StagedPI0Fast:
         vision = self._core.config.vision_config
         return ((vision.image_size // vision.patch_size) ** 2,) * len(self.policy.config.image_features)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prompt:
         """Read images and text once; their keys and values are kept."""
         model = self.policy.model
         present = {key: value[:, 0] if value.ndim == 5 else value for key, value in batch.items()}

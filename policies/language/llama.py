@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import LayerView, Prefix, TokenSelector, keep_all, take_rows
+from vivace.policies.language.prefix import LayerView, PatchSelector, Prefix, keep_all, take_rows
 
 Rows = Callable[[Tensor, Tensor], None]
 """Told the keys and values (B, heads, S, d) of each layer, in order."""
@@ -48,7 +48,7 @@ class StagedLlama:
         h: Tensor,
         prefix: Prefix,
         run: Runner = compute,
-        select: TokenSelector = keep_all,
+        select: PatchSelector = keep_all,
         keep: Rows = forget,
     ) -> Tensor:
         """Return the final normalised stream (B, S', D); S' < S once patches were dropped.

@@ -63,7 +63,7 @@ class LayerView:
     """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
 
 
-class TokenSelector(Protocol):
+class PatchSelector(Protocol):
     """Chooses which patches stay."""
 
     def __call__(self, view: LayerView) -> Tensor | None:

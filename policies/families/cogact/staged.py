@@ -14,7 +14,7 @@ from torch import Tensor
 from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.language.llama import StagedLlama
-from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, Prefix, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch, policy_spec
@@ -53,7 +53,7 @@ class StagedCogACT(HasBlocks):
         """Patches of each camera."""
         return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Cognition feature (B, D)."""
         is_text = batch[_MASK]
         prefix = Prefix(self.n_patches, is_text[:, 1:])
@@ -128,7 +128,7 @@ class HoistedCogACT(StagedCogACT):
             t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
             self._time = self.net.t_embedder(t)  # (S, width)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """The cognition feature's half of the condition tokens, (2B, width) or (B, width)."""
         z = super().encode(batch, run, select)
         return self.net.z_embedder(self._both(z) if self.has_guidance else z)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
-from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch, policy_spec
@@ -55,7 +55,7 @@ class StagedDPTransformer(HasBlocks):
             Block(f"action.{i}.mlp", feed_forward),
         )
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.features(batch)
 
@@ -135,7 +135,7 @@ class HoistedDPTransformer(StagedDPTransformer):
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> _Memory:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> _Memory:
         """Keys and values of the observation tokens."""
         tokens = self.network.cond_obs_emb(self.policy.features(batch)) + self.network.cond_pos_emb[:, 1:]
         return _Memory(self._keys_values(self.network.encoder(tokens)))

@@ -10,7 +10,7 @@ from vivace.policies.families.token_vla.policy import TokenVLAPolicy
 from vivace.policies.language.decoding import Prompt
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.language.prefix import PatchSelector, Prefix, keep_all, token_mask
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.vla.vla import query_row
@@ -41,7 +41,7 @@ class StagedTokenVLA:
         """Patches of each camera."""
         return (self.policy.vision_backbone.n_patches,) * len(self.policy.config.image_features)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Prompt:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prompt:
         """Read the prompt once; its keys and values are kept."""
         is_text = batch[_MASK]
         prefix = Prefix(self.n_patches, is_text[:, 1:])
