@@ -5,7 +5,8 @@ import importlib
 _LAZY = {
     "apply": ("accelerate", "calibrate"),
     "plan": ("AccelerationPlan",),
-    "technique": ("CalibrationData", "Seam", "Technique"),
+    "registry": ("register", "techniques"),
+    "technique": ("CalibrationData", "Need", "Seam", "Technique"),
     "flops": ("count_flops",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

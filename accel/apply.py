@@ -6,7 +6,8 @@ from typing import Any
 
 from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import CalibrationData, Technique, technique_class
+from vivace.accel.registry import technique_class
+from vivace.accel.technique import CalibrationData, Technique
 from vivace.policies.errors import CalibrationError
 from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise

@@ -31,12 +31,9 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
     """Describe a plan in text: techniques, FLOPs stage by stage, and the grid."""
     lines = [f"plan for {plan.fingerprint}"]
     for technique in plan.techniques:
-        settings = getattr(technique, "options", None) or {
-            key: value
-            for key, value in vars(technique).items()
-            if key not in ("updates", "options", "tensors", "table")
-        }
-        lines.append(f"  {technique.kind:<14}" + ", ".join(f"{k}={v}" for k, v in settings.items()))
+        told = ["exact"] if technique.is_exact else []
+        told += [f"{name}={value}" for name, value in technique.told().items()]
+        lines.append(f"  {technique.kind:<14} {', '.join(told)}".rstrip())
     if not plan.techniques:
         lines.append("  no techniques: everything is computed at every step")
     lines += ["", _flops_table(baseline, accelerated), ""]

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vivace.accel.technique import Seam, Technique, technique_class
+from vivace.accel.registry import technique_class, today
+from vivace.accel.technique import Seam, Technique
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.plain_data import build, check_plain, check_types, read_json
 from vivace.policies.spec import Fingerprint
@@ -162,6 +163,7 @@ def _technique(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Technique:
     prefix = kind + "."
     own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     settings = {key: value for key, value in entry.items() if key != "kind"}
+    kind = today(kind)
     return build(technique_class(kind), kind, settings | ({"tensors": own} if own else {}))
 
 

@@ -1,21 +1,21 @@
-"""What a technique is, where it attaches, and the list of known ones."""
+"""What a technique is, what it needs of a policy, and where it attaches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from importlib import import_module
-from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
+from enum import Enum, IntEnum
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.accel.variant import GREY, Choices, Variant
 from vivace.policies import execution as executions
-from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_language
+from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_guidance, has_language, writes_tokens
 
 
 class Seam(IntEnum):
@@ -23,7 +23,7 @@ class Seam(IntEnum):
 
     WEIGHTS = 0
     LAYERS = 1
-    TOKENS = 2
+    PATCHES = 2
     STEPS = 3
     GUIDANCE = 4
     HOIST = 5
@@ -33,7 +33,7 @@ class Seam(IntEnum):
     @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS):
+        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -86,81 +86,152 @@ class CalibrationData:
             yield CalibrationData(batch, self.noise_keys[i : i + 1], draft, raw)
 
 
-@runtime_checkable
-class Technique(Protocol):
-    """A technique *is* its calibrated settings: a frozen, JSON-able dataclass."""
+class Need(Enum):
+    """What a policy must have for a technique to work on it; how that is said, and how that it lacks it."""
+
+    DENOISER = "works on denoising steps", "has none that come apart"
+    LANGUAGE = "works on a language stage", "has none"
+    GUIDANCE = "works on classifier-free guidance", "is sampled without"
+    TOKENS = "decodes action tokens", "writes none"
+
+    def is_met(self, policy: Any) -> bool:
+        """Whether a staged policy has it."""
+        return _HAS[self](policy)
+
+    def lack(self, policy: Any) -> str:
+        """Say that a staged policy lacks it."""
+        works_on, lacks = self.value
+        return f"{works_on}, but policy {policy.spec.type!r} {lacks}"
+
+    def require(self, policy: Any, kind: str) -> None:
+        """Raise `UnsupportedPolicy` naming the technique unless a staged policy has it."""
+        if not self.is_met(policy):
+            raise UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
+
+
+_HAS: dict[Need, Callable[[Any], bool]] = {
+    Need.DENOISER: lambda policy: bool(policy.blocks),
+    Need.LANGUAGE: has_language,
+    Need.GUIDANCE: has_guidance,
+    Need.TOKENS: writes_tokens,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Nothing to choose."""
+
+
+class Technique:
+    """A technique *is* its calibrated settings: each is a frozen, JSON-able dataclass in a file of its own.
+
+    All that is known of a technique is said in its class; tables, figures, command line, exports and contract
+    tests ask the registry (`accel.registry`). What is here is what holds for most.
+    """
 
     kind: ClassVar[str]
-    """Key in acceleration.json, e.g. "block_cache"."""
+    """Key in acceleration.json, and group of its flags: `--accel.<kind>.<option>`."""
     seam: ClassVar[Seam]
+    label: ClassVar[str]
+    """What a person reads in tables."""
+    colour: ClassVar[str] = GREY
+    """In figures."""
+    needs: ClassVar[tuple[Need, ...]] = ()
+    """What a policy must have."""
     is_static: ClassVar[bool]
-    """No decision depends on tensor values, so it can be exported and captured as a graph."""
+    """No decision depends on tensor values, so it can be captured as a graph."""
+    Options: ClassVar[type] = NoOptions
+    """Frozen dataclass of what can be chosen before calibration, each with a default."""
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
+    """Name -> options that the contract tests run on their miniatures."""
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Settings too long for a person to read."""
+    former_kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds by which older plans name it."""
+    former_flags: ClassVar[Mapping[str, str]] = {}
+    """Flags of before every technique had its own, `--accel.<flag>` -> option, where the name changed."""
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Choose the settings for this policy; raises `CalibrationError`."""
+    def read_options(cls, options: Mapping[str, Any]) -> Any:
+        """Build `Options` from plain data; raises `BadSetting` naming unknown ones and wrong types."""
+        return build(cls.Options, cls.kind, options)
+
+    @classmethod
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
+        """Choose the settings for this policy; here they are the options, and nothing is measured.
+
+        Raises:
+            CalibrationError: there are none, or options do not fit the policy.
+        """
+        for need in cls.needs:
+            need.require(execution.policy, cls.kind)
+        return cls(**vars(cls.read_options(options)))
 
     def check(self, execution: Execution) -> None:
         """Raise `PlanMismatch` or `UnsupportedPolicy` if it does not fit this execution."""
+        for need in self.needs:
+            need.require(execution.policy, self.kind)
 
     def apply(self, execution: Execution) -> Execution:
         """Return the accelerated execution; the given one is unchanged."""
+        raise NotImplementedError
 
+    @property
+    def is_exact(self) -> bool:
+        """What is executed is what the policy as trained would execute, up to rounding."""
+        return False
 
-_MODULES = {
-    "mlp_prune": "vivace.accel.techniques.mlp_prune:MlpPrune",
-    "layer_skip": "vivace.accel.techniques.layer_skip:LayerSkip",
-    "token_select": "vivace.accel.techniques.patch_select:TokenSelect",
-    "step_schedule": "vivace.accel.techniques.step_schedule:StepSchedule",
-    "guidance": "vivace.accel.techniques.guidance:Guidance",
-    "hoist": "vivace.accel.techniques.hoist:Hoist",
-    "block_cache": "vivace.accel.techniques.block_cache:BlockCache",
-    "forecast": "vivace.accel.techniques.forecast:Forecast",
-    "greedy_executed": "vivace.accel.techniques.greedy:GreedyExecuted",
-    "jacobi": "vivace.accel.techniques.jacobi:Jacobi",
-    "sjd": "vivace.accel.techniques.sjd:Sjd",
-    "token_recycling": "vivace.accel.techniques.token_recycling:TokenRecycling",
-    "stand": "vivace.accel.techniques.stand:Stand",
-}
-"""Kind -> class. Adding a technique is one file and one line here."""
+    @property
+    def is_exportable(self) -> bool:
+        """Whether a bundle can hold it."""
+        return self.is_static
 
-TECHNIQUES = tuple(_MODULES)
-"""Known kinds, in the order of their seams."""
+    @property
+    def remark(self) -> str:
+        """What calibration chose, where a row's label should tell it."""
+        return ""
 
+    def told(self) -> dict[str, Any]:
+        """What a person is told of its settings: the options it was calibrated with, else its fields."""
+        hidden = {*self.hidden, "options", "tensors"}
+        options = dict(getattr(self, "options", {}))
+        return options or {name: value for name, value in vars(self).items() if name not in hidden}
 
-def technique_class(kind: str) -> type[Technique]:
-    """Return the class of a technique by kind; raises `BadSetting` naming the known ones."""
-    if kind not in _MODULES:
-        raise BadSetting(f"unknown technique {kind!r}; known techniques: {', '.join(TECHNIQUES)}")
-    module, name = _MODULES[kind].split(":")
-    return getattr(import_module(module), name)
+    def pictured(self) -> dict[str, Any]:
+        """What a report draws of it: section -> plain data."""
+        return {}
 
+    @classmethod
+    def variants(cls, staged: Any, options: Any) -> Iterable[Variant]:
+        """Rows that it wants in the table of a policy; here itself alone, with the options given.
 
-def read_options[T](options_class: type[T], kind: str, options: dict[str, Any]) -> T:
-    """Build an options dataclass from a dict; raises `BadSetting` naming unknown keys and wrong types."""
-    return build(options_class, kind, options)
+        Args:
+            staged: a policy that has what the technique needs.
+            options: `Options`, as the user wants them.
+        """
+        return [Variant(cls.kind, cls.label, ((cls.kind, vars(options)),), cls.colour)]
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """What is worth trying on a policy that has what it needs: option -> choices."""
+        return {}
 
 
 def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
-    policy = execution.policy
-    if not has_language(policy):
-        raise UnsupportedPolicy(
-            f"{kind} works on a language stage, but policy {policy.spec.type!r} has none; leave it "
-            "out of the plan"
-        )
-    return policy
+    Need.LANGUAGE.require(execution.policy, kind)
+    return cast(LanguagePolicy, execution.policy)
 
 
 def decoding(execution: Execution, kind: str) -> executions.Decoding:
     """Return the execution if its policy writes tokens; raises `UnsupportedPolicy` naming both."""
-    Seam.DECODE.check(kind, execution)
+    Need.TOKENS.require(execution.policy, kind)
     return cast(executions.Decoding, execution)
 
 
 def denoising(execution: Execution, kind: str) -> executions.Denoising:
-    """Return the execution if its policy denoises; raises `UnsupportedPolicy` naming both."""
-    Seam.STEPS.check(kind, execution)
+    """Return the execution if its denoiser comes apart; raises `UnsupportedPolicy` naming both."""
+    Need.DENOISER.require(execution.policy, kind)
     return cast(executions.Denoising, execution)
 
 
@@ -203,11 +274,11 @@ def check_tensors(
             )
 
 
-class Decoding:
-    """What techniques that decode tokens share: their fields are their options, and they are the decoder."""
+class Decoding(Technique):
+    """What techniques that decode tokens share: they are the decoder."""
 
-    kind: ClassVar[str]
     seam: ClassVar[Seam] = Seam.DECODE
+    needs: ClassVar[tuple[Need, ...]] = (Need.TOKENS,)
     is_static: ClassVar[bool] = False
 
     @property
@@ -215,16 +286,25 @@ class Decoding:
         """Whether every pass reads as many tokens as the last: one compiled graph then serves them all."""
         return False
 
-    @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Nothing is measured."""
-        with_tokens(execution, cls.kind)
-        return read_options(cls, cls.kind, options)
+    @property
+    def is_exportable(self) -> bool:
+        """Whether numpy can decode so, around a bundle's graphs."""
+        return self.in_bundle() is not None
 
-    def check(self, execution: Execution) -> None:
-        """Raise if the policy writes no tokens."""
-        with_tokens(execution, self.kind)
+    def in_bundle(self) -> dict[str, Any] | None:
+        """How a bundle's manifest says it (`deploy.bundle.token_program.Decoder`); None: numpy cannot."""
+        return None
+
+    def n_written(self, policy: TokenPolicy) -> int:
+        """Tokens of a chunk that are decoded."""
+        return policy.n_tokens
 
     def apply(self, execution: Execution) -> Execution:
         """Decode so."""
         return replace(decoding(execution, self.kind), decoder=cast(Decoder, self))
+
+
+def decoding_of(execution: Execution) -> Decoding | None:
+    """The technique by which a plan decodes tokens; None: greedily, as trained."""
+    techniques = execution.plan.techniques if execution.plan else ()
+    return next((one for one in techniques if isinstance(one, Decoding)), None)

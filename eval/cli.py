@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
@@ -83,10 +83,15 @@ def _parse(verb: str, arguments: list[str]) -> Any:
     draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
-        _check_file(arguments)
+        flags = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+        given = flags.union(_named(_file_settings(arguments)))
+        if complete := getattr(config_class, "complete", None):
+            config_class = complete(given)
         with redirect_stderr(said):
             return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
+        if isinstance(error.__cause__, VivaceError):  # of a setting that checks itself
+            raise error.__cause__ from error
         raise BadSetting(f"{_last_line(str(error))}; vivace {verb} --help lists the flags") from error
     except SystemExit as error:
         if not error.code:
@@ -95,12 +100,22 @@ def _parse(verb: str, arguments: list[str]) -> Any:
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
 
 
-def _check_file(arguments: list[str]) -> None:
-    """Raise `BadSetting` unless --config_path, if it is given, is a file of settings by name."""
+def _named(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings in groups."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _named(value, f"{group}{name}.")
+        else:
+            yield f"{group}{name}"
+
+
+def _file_settings(arguments: list[str]) -> dict[str, Any]:
+    """Settings in the file that --config_path names, or none; raises `BadSetting` if it is no such file."""
     from draccus.cfgparsing import load_config
 
     from vivace.policies.errors import BadSetting
 
+    settings: dict[str, Any] = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, is_joined, path = argument.partition("=")
         if name != "--config_path":
@@ -117,6 +132,8 @@ def _check_file(arguments: list[str]) -> None:
             raise BadSetting(
                 f"{file} holds no settings but {type(found).__name__}; needed is YAML such as control_hz: 20"
             )
+        settings |= found
+    return settings
 
 
 def _last_line(text: str) -> str:

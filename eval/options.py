@@ -1,9 +1,13 @@
 """Options that many verbs share: dotted flags as lerobot's users type them, read by draccus."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, TypeVar
 
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
+
+_T = TypeVar("_T")
 
 
 @dataclass(kw_only=True)
@@ -49,61 +53,12 @@ class EnvOptions:
 
 @dataclass(kw_only=True)
 class AccelOptions:
-    """Which acceleration: a plan to load, or techniques to calibrate."""
+    """Which acceleration: a plan to load, or techniques to calibrate; each has flags of its own."""
 
     path: str | None = None
     """acceleration.json, or the folder it is in; the one beside the checkpoint when not given."""
     techniques: list[str] = field(default_factory=lambda: ["hoist", "block_cache"])
-    method: str = "bac"
-    """How update steps are chosen: bac, shared, uniform, deepcache."""
-    updates: int = 10
-    """Updates per block (S)."""
-    bubbling: int = 5
-    """Blocks that take part in Bubbling Union (n)."""
-    objective: str = "anchor"
-    force_last: bool = False
-    rule: str = "taylor"
-    """Forecast rule: taylor, adams_bashforth, fused."""
-    order: int = 1
-    """Forecast order."""
-    n_dropped: int = 4
-    """layer_skip: language layers to drop."""
-    layer_rule: str = "importance"
-    """layer_skip: importance, greedy, uniform."""
-    k_final: int = 56
-    """token_select: patches to keep."""
-    k_key: int = 4
-    alpha: float = 0.5
-    token_method: str = "efficientvla"
-    """token_select: efficientvla, fastv, random, uniform."""
-    token_layer: int = 1
-    """token_select: patches are dropped after this layer."""
-    sparsity: float = 0.25
-    """mlp_prune: share of the channels to cut."""
-    rank: int = 0
-    """mlp_prune: rank of the compensation."""
-    guidance: str = "adaptive"
-    """guidance: adaptive, linear."""
-    init: str = "prompt"
-    """jacobi: first guess: prompt, previous, marginal."""
-    freeze: bool = True
-    """jacobi: settled tokens leave the block."""
-    max_iterations: int = 0
-    """jacobi: early exit after so many passes; 0: none."""
-    tolerance: float = 0.0
-    """jacobi: stop once a pass moves no action by more [normalised]."""
-    until: str = "all"
-    """jacobi: tokens that must settle: all, executed."""
-    temperature: float = 1.0
-    """sjd: of the softmax."""
-    nodes: int = 16
-    """token_recycling, stand: nodes of the tree of guesses."""
-    sampler: str = "ddim"
-    """For step_schedule: ddpm, ddim, dpmsolver++; euler, rk4 for flow matching."""
-    n_steps: int = 16
-    spacing: str = "auto"
-    """step_schedule: timesteps of fewer steps: leading, trailing, linspace, own (the policy's way), or auto:
-    the one that suits the policy, by its chunks on the calibration observations."""
+    """Kinds of the techniques to calibrate, in any order."""
     episodes: int = 3
     """Episodes the calibration observations come from."""
     samples: int = 8
@@ -113,34 +68,15 @@ class AccelOptions:
     judged_samples: int = 48
     """Observations to time and compare plans on."""
 
-    def wanted(self) -> list[tuple[str, dict[str, object]]]:
-        """(kind, options) of every technique asked for."""
-        updates = {
-            name: getattr(self, name) for name in ("method", "updates", "bubbling", "objective", "force_last")
-        }
-        options: dict[str, dict[str, object]] = {
-            "mlp_prune": {"sparsity": self.sparsity, "rank": self.rank},
-            "layer_skip": {"n_dropped": self.n_dropped, "rule": self.layer_rule},
-            "token_select": {
-                "k_final": self.k_final,
-                "k_key": self.k_key,
-                "alpha": self.alpha,
-                "method": self.token_method,
-                "layer": self.token_layer,
-            },
-            "guidance": {"method": self.guidance},
-            "jacobi": {
-                name: getattr(self, name)
-                for name in ("init", "freeze", "max_iterations", "tolerance", "until")
-            },
-            "sjd": {"temperature": self.temperature},
-            "token_recycling": {"nodes": self.nodes},
-            "stand": {"nodes": self.nodes},
-            "step_schedule": {name: getattr(self, name) for name in ("sampler", "n_steps", "spacing")},
-            "block_cache": updates,
-            "forecast": updates | {"rule": self.rule, "order": self.order},
-        }
-        return [(kind, options.get(kind, {})) for kind in self.techniques]
+    def chosen(self) -> dict[str, Any]:
+        """Kind -> `Options` of every technique, as the command line has them."""
+        own = {known.name for known in fields(AccelOptions)}
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def wanted(self) -> list[tuple[str, dict[str, Any]]]:
+        """(kind, options) of every technique to calibrate."""
+        chosen = self.chosen()
+        return [(kind, vars(chosen[kind]) if kind in chosen else {}) for kind in self.techniques]
 
 
 @dataclass(kw_only=True)
@@ -158,7 +94,56 @@ class CommonOptions:
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
 
+    @classmethod
+    def complete(cls, given: Collection[str]) -> type["CommonOptions"]:
+        """Return this command with `--accel.<kind>.<option>` for every option of every technique there is.
+
+        Args:
+            given: dotted names of what the user gave.
+
+        Raises:
+            BadSetting: an option was given without its technique, as all once were.
+        """
+        from vivace.accel.registry import techniques
+
+        known = techniques()
+        _check_flags(given, known)
+        groups = [(kind, found.Options) for kind, found in known.items() if fields(found.Options)]
+        accel = _extended(AccelOptions, groups)
+        return _extended(cls, [("accel", accel)])
+
     @property
     def chunking(self) -> RealTimeChunking | None:
         """How a chunk continues the one before, where it does."""
         return None
+
+
+def _extended(settings: type[_T], groups: Sequence[tuple[str, type]]) -> type[_T]:
+    """Return a dataclass with more groups of settings; it has its name, by which help finds its texts."""
+    fields_ = [(name, group, field(default_factory=group)) for name, group in groups]
+    texts = {"__doc__": settings.__doc__}
+    made = make_dataclass(settings.__name__, fields_, bases=(settings,), kw_only=True, namespace=texts)
+    made.__module__ = settings.__module__
+    return made
+
+
+def _check_flags(given: Collection[str], known: Mapping[str, Any]) -> None:
+    """Refuse options of techniques that are given without their technique; name the flags of today."""
+    own = {known.name for known in fields(AccelOptions)}
+    for name in sorted(given):
+        group, _, option = name.partition(".")
+        if group != "accel" or option in ("", *own) or "." in option:
+            continue
+        flags = [
+            f"--accel.{kind}.{technique.former_flags.get(option, option)}"
+            for kind, technique in known.items()
+            if option in technique.former_flags or option in {f.name for f in fields(technique.Options)}
+        ]
+        if flags:
+            raise BadSetting(f"--accel.{option} is {' or '.join(flags)} now: options belong to a technique")
+        if option in known:
+            flags = [f"--accel.{option}.{f.name}" for f in fields(known[option].Options)]
+            raise BadSetting(
+                f"--accel.{option} is a technique, calibrated by --accel.techniques=[{option}]; its options: "
+                f"{', '.join(flags) or 'none'}"
+            )

@@ -6,25 +6,41 @@
 C_b are chosen in `updates`; `rows` turns them into per-step programs.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
+from vivace.accel.registry import register
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, denoising, is_ascending, read_options
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
+from vivace.accel.techniques.hoist import HOIST
+from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
-from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
+from vivace.accel.variant import Choices, Variant
+from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
 from vivace.policies.staged import guided_steps
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class BlockCache:
+class BlockCache(Technique):
     """Update steps of every cached block."""
 
     kind: ClassVar[str] = "block_cache"
     seam: ClassVar[Seam] = Seam.BLOCKS
+    label: ClassVar[str] = "block cache"
+    colour: ClassVar[str] = "#0b8f7d"
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = UpdateOptions
+    hidden: ClassVar[tuple[str, ...]] = ("updates",)
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "bac": {"updates": 4, "bubbling": 2},
+        "consecutive": {"updates": 4, "bubbling": 1, "objective": "consecutive", "force_last": True},
+        **{method: {"method": method, "updates": 5} for method in ("shared", "uniform", "deepcache")},
+    }
 
     n_steps: int
     """Steps of the sampler it was calibrated for."""
@@ -34,13 +50,12 @@ class BlockCache:
     """How the steps were chosen, for the record."""
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose update steps; options are the fields of `UpdateOptions`."""
-        chosen = read_options(UpdateOptions, cls.kind, options)
-        updates = calibrate_updates(execution, data, chosen)
-        return cls(
-            n_steps=len(denoising(execution, cls.kind).sampler), updates=updates, options=asdict(chosen)
-        )
+        chosen = cls.read_options(options)
+        updates = calibrate_updates(cls.kind, execution, data, chosen)
+        n_steps = len(denoising(execution, cls.kind).sampler)
+        return cls(n_steps=n_steps, updates=updates, options=asdict(chosen))
 
     def check(self, execution: Execution) -> None:
         """Block ids and number of steps must be those of the execution."""
@@ -51,13 +66,73 @@ class BlockCache:
         rows = make_rows(execution.policy.spec.blocks, self.updates, self.n_steps)
         return replace(denoising(execution, self.kind), action=rows)
 
+    @classmethod
+    def variants(cls, staged: Any, options: UpdateOptions) -> Iterator[Variant]:
+        """Yield BAC and its simpler schedules, BAC also without hoisting, compiled, and on fewer steps.
 
-def calibrate_updates(execution: Execution, data: CalibrationData, options: UpdateOptions) -> Schedule:
+        Hoisting is exact, so every baseline has it too, and none of it is credited to caching.
+        """
+        if Need.LANGUAGE.is_met(staged):
+            yield from _in_a_vla(staged)
+            return
+        simple = {"updates": options.updates}
+        bac = {**vars(options), "method": "bac"}
+        told = f"S = {options.updates}"
+        rows = [
+            Variant("bac", f"BAC, {told}, hoisted", (HOIST, (cls.kind, bac)), cls.colour),
+            Variant(
+                "uniform",
+                f"uniform interval, {told}, hoisted",
+                (HOIST, (cls.kind, simple | {"method": "uniform"})),
+                "#4c78c9",
+                is_short=True,
+            ),
+            Variant(
+                "shared",
+                f"one shared schedule, {told}, hoisted",
+                (HOIST, (cls.kind, simple | {"method": "shared"})),
+                "#7a5cc0",
+            ),
+            Variant("bac-alone", f"BAC, {told}, not hoisted", ((cls.kind, bac),), cls.colour),
+        ]
+        yield from (*rows, rows[0].compiled())
+        sampler = samplers_of(staged)[0]
+        for k in fewer(staged, sampler, (16, 32)):
+            some = max(2, k // 3)
+            yield Variant(
+                f"{sampler}-{k}+bac",
+                f"{sampler} {k} steps + BAC, S = {some}, hoisted",
+                (ask_steps(sampler, k), HOIST, (cls.kind, bac | {"updates": some})),
+                "#14c3a8",
+                is_short=k == 16,
+            )
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer every schedule that updates at most every other step."""
+        return {
+            "method": ("bac", "shared", "uniform"),
+            "updates": range(1, max(2, len(staged.sampler) // 2) + 1),
+            "bubbling": range(len(staged.blocks) + 1),
+        }
+
+
+def _in_a_vla(staged: Any) -> Iterator[Variant]:
+    """EfficientVLA's cache (arXiv 2506.10100), renewed every 5 steps, and BAC in its place."""
+    n, updates = len(staged.sampler), max(2, len(staged.sampler) // 5)
+    kind, colour = BlockCache.kind, BlockCache.colour
+    uniform = (kind, {"method": "uniform", "updates": updates})
+    bac = (kind, {"updates": updates, "bubbling": 2})
+    yield Variant("cache", f"action cache, {updates} of {n} steps", (uniform,), colour, is_short=True)
+    yield Variant("bac", f"BAC on the head, S = {updates}", (bac,), colour)
+
+
+def calibrate_updates(
+    kind: str, execution: Execution, data: CalibrationData, options: UpdateOptions
+) -> Schedule:
     """Record an uncached run where the method needs one, and choose update steps."""
-    execution = denoising(execution, "a cache schedule")
+    execution = denoising(execution, kind)
     blocks = execution.policy.spec.block_ids
-    if not blocks:
-        raise UnsupportedPolicy(f"policy {execution.policy.spec.type!r} has no blocks to cache; it is opaque")
     similarity, volatility = {}, {}
     if options.method in ("bac", "shared"):
         recording = record(execution, data)

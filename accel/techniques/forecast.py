@@ -18,16 +18,19 @@ run, here they are differences of what was computed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
+from vivace.accel.registry import register
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
-from vivace.accel.techniques.block_cache import calibrate_updates, check_schedule
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.techniques.block_cache import BlockCache, calibrate_updates, check_schedule
+from vivace.accel.techniques.hoist import HOIST
 from vivace.accel.updates import UpdateOptions
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 
@@ -74,17 +77,29 @@ class ForecastOptions(UpdateOptions):
     """How update steps are chosen and what happens between them."""
 
     rule: Literal["taylor", "adams_bashforth", "fused"] = "taylor"
+    """What is forecast by."""
     order: int = 1
     """0..4 for taylor, 1..3 for adams_bashforth; fused always mixes 1 to 3."""
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Forecast(Technique):
     """Update steps of every block, and the rule between them."""
 
     kind: ClassVar[str] = "forecast"
     seam: ClassVar[Seam] = Seam.BLOCKS
+    label: ClassVar[str] = "forecast"
+    colour: ClassVar[str] = "#b3589a"
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = ForecastOptions
+    hidden: ClassVar[tuple[str, ...]] = ("updates",)
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{f"taylor{order}": {"method": "uniform", "updates": 5, "order": order} for order in range(5)},
+        "adams_bashforth": {"updates": 5, "rule": "adams_bashforth", "order": 2, "bubbling": 0},
+        "fused": {"updates": 5, "rule": "fused", "bubbling": 0},
+    }
 
     n_steps: int
     updates: dict[str, tuple[int, ...]]
@@ -100,13 +115,13 @@ class Forecast:
             raise BadSetting(f"forecast order {self.order}; {self.rule} takes 0..{_MAX_ORDER[self.rule]}")
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose update steps as `block_cache` does; options are the fields of `ForecastOptions`."""
-        chosen = read_options(ForecastOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         plain = UpdateOptions(**{f.name: getattr(chosen, f.name) for f in fields(UpdateOptions)})
         return cls(
             n_steps=len(denoising(execution, cls.kind).sampler),
-            updates=calibrate_updates(execution, data, plain),
+            updates=calibrate_updates(cls.kind, execution, data, plain),
             rule=chosen.rule,
             order=chosen.order,
             options=asdict(plain),
@@ -131,3 +146,26 @@ class Forecast:
         depth = 4 if self.rule == "fused" else self.order + 1
         rows = make_rows(execution.policy.spec.blocks, self.updates, self.n_steps, depth, self.weights)
         return replace(denoising(execution, self.kind), action=rows)
+
+    @classmethod
+    def variants(cls, staged: Any, options: ForecastOptions) -> Iterator[Variant]:
+        """Yield two orders of TaylorSeer; one beside the cache of a vision-language-action policy."""
+        if Need.LANGUAGE.is_met(staged):
+            updates = max(2, len(staged.sampler) // 5)
+            chosen = {"method": "uniform", "updates": updates}
+            yield Variant("taylor1", f"TaylorSeer, uniform S = {updates}", ((cls.kind, chosen),), cls.colour)
+            return
+        for order in (1, 2):
+            chosen = {"method": "uniform", "updates": options.updates, "order": order}
+            label = f"TaylorSeer order {order}, uniform S = {options.updates}, hoisted"
+            wanted = (HOIST, (cls.kind, chosen))
+            yield Variant(f"taylor{order}", label, wanted, cls.colour, is_short=order == 1)
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer what the cache has, and every rule in the orders that all rules know."""
+        return {
+            **BlockCache.search_space(staged),
+            "rule": tuple(_MAX_ORDER),
+            "order": range(1, min(_MAX_ORDER.values()) + 1),
+        }

@@ -8,7 +8,7 @@ LinearAG: at every other step the unconditional prediction is a linear combinati
 with coefficients fitted by least squares on calibration samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
+from vivace.accel.registry import register
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Cache
-from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, sample
+from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step
 from vivace.policies.staged import Context, GuidedPolicy, has_guidance
@@ -54,13 +57,24 @@ class GuidanceOptions:
             )
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(Technique):
     """What each step does about the unconditional branch."""
 
     kind: ClassVar[str] = "guidance"
     seam: ClassVar[Seam] = Seam.GUIDANCE
+    label: ClassVar[str] = "adaptive guidance"
+    colour: ClassVar[str] = "#0b8f7d"
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.GUIDANCE)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = GuidanceOptions
+    hidden: ClassVar[tuple[str, ...]] = ("steps", "coefficients", "agreement")
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "adaptive": {"full_steps": 4},
+        "linear": {"method": "linear"},
+    }
+    former_flags: ClassVar[Mapping[str, str]] = {"guidance": "method"}
 
     steps: tuple[StepKind, ...]
     """full, conditional or linear, for every step of the sampler."""
@@ -71,9 +85,9 @@ class Guidance:
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Record both branches over a sample; options are the fields of `GuidanceOptions`."""
-        chosen = read_options(GuidanceOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         _guided(execution)
         execution = denoising(execution, cls.kind)
         n = len(execution.sampler)
@@ -139,15 +153,24 @@ class Guidance:
         execution = replace(denoising(execution, self.kind), policy=twin)
         return execution if LINEAR not in self.steps else replace(execution, call=Linear(self.coefficients))
 
+    @classmethod
+    def variants(cls, staged: Any, options: GuidanceOptions) -> Iterator[Variant]:
+        """Yield both ways of choosing steps."""
+        for name, label, method in (
+            ("guidance", cls.label, "adaptive"),
+            ("linear-guidance", "LinearAG", "linear"),
+        ):
+            yield Variant(name, label, ((cls.kind, vars(options) | {"method": method}),), cls.colour)
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer both methods, how much agreement is enough, and how far to look back."""
+        return {"method": ("adaptive", "linear"), "threshold": Between(0.9, 1.0), "window": range(1, 4)}
+
 
 def _guided(execution: Execution) -> GuidedPolicy:
-    policy = execution.policy
-    if not has_guidance(policy):
-        raise UnsupportedPolicy(
-            f"guidance works on classifier-free guidance, but policy {policy.spec.type!r} is sampled "
-            "without; leave it out of the plan"
-        )
-    return policy
+    Need.GUIDANCE.require(execution.policy, Guidance.kind)
+    return cast(GuidedPolicy, execution.policy)
 
 
 class _Record:

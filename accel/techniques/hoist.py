@@ -4,25 +4,32 @@ No approximation; equal to the plain loop up to rounding (1e-5). It is a techniq
 every table can credit it apart from caching.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
+from vivace.accel.registry import register
+from vivace.accel.technique import Need, Seam, Technique, denoising
+from vivace.accel.variant import Request, Variant
 from vivace.policies.execution import Execution
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class Hoist:
+class Hoist(Technique):
     """Nothing to choose."""
 
     kind: ClassVar[str] = "hoist"
     seam: ClassVar[Seam] = Seam.HOIST
+    label: ClassVar[str] = "exact hoisting alone"
+    colour: ClassVar[str] = "#5a6472"
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
 
-    @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Nothing is measured."""
-        return read_options(cls, cls.kind, options)
+    @property
+    def is_exact(self) -> bool:
+        """It is."""
+        return True
 
     def check(self, execution: Execution) -> None:
         """Raise `UnsupportedPolicy` if the policy does not denoise; `apply` does if it cannot be hoisted."""
@@ -32,3 +39,13 @@ class Hoist:
         """Run the hoisted twin."""
         execution = denoising(execution, self.kind)
         return replace(execution, policy=execution.policy.hoist(execution.sampler))
+
+    @classmethod
+    def variants(cls, staged: Any, options: Any) -> Iterable[Variant]:
+        """Itself; compiled too, where it stands beside a compiled plain loop that it may equal."""
+        alone = Variant(cls.kind, cls.label, (HOIST,), cls.colour, is_short=True)
+        return [alone] if Need.LANGUAGE.is_met(staged) else [alone, alone.compiled()]
+
+
+HOIST: Request = (Hoist.kind, {})
+"""Exact, so other techniques' rows have it too where none of it is to be credited to them."""

@@ -9,15 +9,17 @@ Exact unless it is told to stop early: after `max_iterations` passes (the paper'
 moves no action by more than `tolerance`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Decoding, decoding, with_tokens
 from vivace.accel.techniques.greedy import executed_tokens
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution, decode
@@ -29,10 +31,8 @@ UNTIL = ("all", "executed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jacobi(Decoding):
+class JacobiOptions:
     """How a chunk is guessed, and when it is good enough."""
-
-    kind: ClassVar[str] = "jacobi"
 
     init: str = "prompt"
     """First guess. prompt: random tokens of the prompt, as in the original code; previous: what is left of
@@ -45,8 +45,6 @@ class Jacobi(Decoding):
     """Stop once a pass moves no action by more than this (normalised, [-1, 1]); 0: once none changes."""
     until: str = "all"
     """all: every token settled; executed: those of the `n_action_steps` actions that will be executed."""
-    table: tuple[int, ...] = ()
-    """marginal: the first guess (n,)."""
 
     def __post_init__(self) -> None:
         """Choices must be known, limits not negative."""
@@ -61,16 +59,42 @@ class Jacobi(Decoding):
                 "0 or more is needed"
             )
 
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Jacobi(JacobiOptions, Decoding):
+    """The options, and what is guessed first."""
+
+    kind: ClassVar[str] = "jacobi"
+    label: ClassVar[str] = "Jacobi"
+    colour: ClassVar[str] = "#4c78c9"
+    Options: ClassVar[type] = JacobiOptions
+    hidden: ClassVar[tuple[str, ...]] = ("table",)
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "frozen": {},
+        "marginal": {"init": "marginal", "freeze": False},
+        "executed": {"until": "executed"},
+        "exit": {"max_iterations": 2},
+    }
+
+    table: tuple[int, ...] = ()
+    """marginal: the first guess (n,)."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Unless it stops early: the fixed point is greedy decoding's answer."""
+        return not (self.max_iterations or self.tolerance)
+
     @property
     def reads_one_size(self) -> bool:
         """Whether settled tokens stay in the block."""
         return not self.freeze
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Count tokens where a table is asked for; options are the fields."""
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
+        """Count tokens where a table is asked for; options are the fields of `JacobiOptions`."""
         chosen = super().calibrate(execution, data, options)
-        if chosen.init != "marginal" or chosen.table:
+        if chosen.init != "marginal":
             return chosen
         tokens = decode(decoding(execution, cls.kind), data.batch, EpisodeNoise(data.noise_keys)).tokens
         return replace(chosen, table=tuple(tokens.mode(dim=0).values.tolist()))
@@ -86,6 +110,41 @@ class Jacobi(Decoding):
                 f"jacobi has a table of {len(self.table)} tokens, a chunk of this policy has {n}, of ids "
                 f"0..{known[-1]}; recalibrate: vivace calibrate --policy.path=…"
             )
+
+    def in_bundle(self) -> dict[str, Any]:
+        """Say its kind and all of its settings."""
+        return {"kind": self.kind, **vars(self)}
+
+    @classmethod
+    def variants(cls, staged: Any, options: JacobiOptions) -> Iterator[Variant]:
+        """Yield first guesses, exact all, and earlier and earlier exits."""
+
+        def row(name: str, label: str, is_short: bool = False, **chosen: Any) -> Variant:
+            is_early = "max_iterations" in chosen or "tolerance" in chosen
+            colour = "#0b8f7d" if is_early else cls.colour
+            return Variant(name, label, ((cls.kind, chosen),), colour, is_short)
+
+        yield row("jacobi", "Jacobi", freeze=False)
+        yield row("freeze", "Jacobi, prefix frozen", is_short=True)
+        yield row("marginal", "Jacobi, from the usual tokens", init="marginal")
+        yield row("previous", "Jacobi, from the chunk before", init="previous")
+        yield row("executed", "Jacobi, executed actions only", until="executed")
+        yield row("tolerance", "Jacobi, until moves < 0.02", tolerance=0.02)
+        for n in (1, 2, 4, 8):
+            label = f"early exit, {n} pass" + ("es" if n > 1 else "")
+            yield row(f"exit-{n}", label, is_short=n < 8, max_iterations=n)
+        yield row("jacobi", "Jacobi", freeze=False).compiled()
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer every first guess, and early exits."""
+        return {
+            "init": INITS,
+            "freeze": (True, False),
+            "until": UNTIL,
+            "max_iterations": (0, 1, 2, 4, 8),
+            "tolerance": (0.0, 0.005, 0.02),
+        }
 
     def __call__(
         self,

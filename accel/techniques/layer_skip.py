@@ -6,6 +6,7 @@ x_l enters layer l, x_{l+1} leaves it, before any final norm. The n layers with 
 the layers there are when the technique is applied.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, is_ascending, read_options, with_language
+from vivace.accel.registry import register
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_ascending, with_language
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, token_mask
@@ -25,6 +28,7 @@ class LayerSkipOptions:
     """How the layers are chosen."""
 
     n_dropped: int = 4
+    """Language layers to drop."""
     rule: str = "importance"
     """importance: lowest I(l), as in the paper; greedy: scored anew after every drop; uniform: spread evenly,
     whatever the input (unified layer skipping, arXiv 2404.06954)."""
@@ -39,13 +43,25 @@ class LayerSkipOptions:
             raise BadSetting(f"layer_skip n_dropped={self.n_dropped}; 0 or more is needed")
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class LayerSkip:
+class LayerSkip(Technique):
     """Which language layers run."""
 
     kind: ClassVar[str] = "layer_skip"
     seam: ClassVar[Seam] = Seam.LAYERS
+    label: ClassVar[str] = "layers dropped"
+    colour: ClassVar[str] = "#0b8f7d"
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = LayerSkipOptions
+    hidden: ClassVar[tuple[str, ...]] = ("importance",)
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "importance": {"n_dropped": 1},
+        "greedy": {"n_dropped": 2, "rule": "greedy"},
+        "uniform": {"n_dropped": 2, "rule": "uniform"},
+    }
+    former_flags: ClassVar[Mapping[str, str]] = {"layer_rule": "rule"}
 
     kept: tuple[int, ...]
     """Layers that run, ascending."""
@@ -54,9 +70,9 @@ class LayerSkip:
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose the layers; options are the fields of `LayerSkipOptions`."""
-        chosen = read_options(LayerSkipOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         policy = with_language(execution, cls.kind)
         n = len(policy.language.layers)
         if chosen.n_dropped >= n:
@@ -85,6 +101,31 @@ class LayerSkip:
         """Run the kept layers."""
         twin: Any = with_language(execution, self.kind).with_layers(self.kept)
         return replace(execution, policy=twin)
+
+    def pictured(self) -> dict[str, Any]:
+        """Say how much every layer matters, and which of them run."""
+        return {"layers": {"importance": self.importance, "kept": self.kept}}
+
+    @classmethod
+    def variants(cls, staged: Any, options: LayerSkipOptions) -> Iterator[Variant]:
+        """Yield the paper's share, 10 of 32, and as many dropped evenly; a sixth where tokens are written."""
+        n = len(staged.language.layers)
+        if Need.TOKENS.is_met(staged):
+            dropped = {"n_dropped": max(1, round(n / 6))}
+            label = f"{dropped['n_dropped']} layers dropped"
+            yield Variant("layers", label, ((cls.kind, dropped),), cls.colour, is_short=True)
+            return
+        dropped = {"n_dropped": round(n * 10 / 32)}
+        evenly: dict[str, Any] = {**dropped, "rule": "uniform"}
+        label = f"{n - dropped['n_dropped']} of {n} layers"
+        yield Variant("layers", label, ((cls.kind, dropped),), cls.colour, is_short=True)
+        label = f"{dropped['n_dropped']} layers dropped evenly"
+        yield Variant("uniform-layers", label, ((cls.kind, evenly),), "#b3589a")
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer to drop up to all but one."""
+        return {"n_dropped": range(len(staged.language.layers)), "rule": tuple(_KEEP)}
 
 
 @torch.inference_mode()

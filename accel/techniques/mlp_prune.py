@@ -12,26 +12,30 @@ after EoRA (2410.21271), which compensates one matrix's error the same way.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from vivace.accel.registry import register
 from vivace.accel.technique import (
     CalibrationData,
+    Need,
     Seam,
+    Technique,
     check_tensors,
     is_ascending,
-    read_options,
     with_language,
 )
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
 from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.plain_data import Between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,23 @@ class MlpPruneOptions:
             )
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class MlpPrune:
+class MlpPrune(Technique):
     """Which channels stay."""
 
     kind: ClassVar[str] = "mlp_prune"
     seam: ClassVar[Seam] = Seam.WEIGHTS
+    label: ClassVar[str] = "MLP channels cut"
+    colour: ClassVar[str] = "#0b8f7d"
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = MlpPruneOptions
+    hidden: ClassVar[tuple[str, ...]] = ("kept",)
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cut": {"sparsity": 0.5},
+        "compensated": {"sparsity": 0.5, "rank": 2},
+    }
 
     kept: tuple[tuple[int, ...], ...]
     """Channels of each layer's MLP that stay, ascending."""
@@ -66,9 +80,9 @@ class MlpPrune:
     """"<layer>.down" (r, D) and "<layer>.up" (D, r) of the compensation; stored beside the plan."""
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
-        chosen = read_options(MlpPruneOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept, tensors = [], {}
@@ -126,6 +140,17 @@ class MlpPrune:
                 smaller = Compensated(smaller, down, up)
             layer.mlp = smaller
         return replace(execution, policy=twin)
+
+    @classmethod
+    def variants(cls, staged: Any, options: MlpPruneOptions) -> Iterator[Variant]:
+        """Yield the share that is asked for, the paper's by default; compensated if that is asked for."""
+        label = f"MLP channels -{options.sparsity:.0%}" + (f", rank {options.rank}" if options.rank else "")
+        yield Variant("mlp", label, ((cls.kind, vars(options)),), cls.colour)
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer to cut up to half, and ranks of the compensation."""
+        return {"sparsity": Between(0.0, 0.5), "rank": (0, 8, 16, 32)}
 
 
 class Compensated(nn.Module):

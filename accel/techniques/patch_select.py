@@ -10,29 +10,29 @@ so the paper's "visual to text" is read as its transpose. It is computed at the 
 v is the stream after that layer. Which patches stay depends on the observation, how many does not.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.accel.technique import CalibrationData, Seam, read_options, with_language
+from vivace.accel.registry import register
+from vivace.accel.technique import Need, Seam, Technique, with_language
+from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, take_rows
+from vivace.policies.plain_data import Between
 
 METHODS = ("efficientvla", "fastv", "random", "uniform")
 SOURCES = ("text", "cognition")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSelect:
+class PatchSelectOptions:
     """How many patches stay, after which layer, chosen how."""
-
-    kind: ClassVar[str] = "token_select"
-    seam: ClassVar[Seam] = Seam.TOKENS
-    is_static: ClassVar[bool] = True
 
     k_final: int = 56
     """Patches kept, of all cameras together."""
@@ -41,6 +41,7 @@ class TokenSelect:
     layer: int = 1
     """Patches are dropped after this layer, by its attention; counts layers after any deletion."""
     k_key: int = 4
+    """Of them, key ones: those that text looks at most."""
     alpha: float = 0.5
     """Share of the patches besides the key ones chosen by relevance; the rest by diversity."""
     source: str = "text"
@@ -54,20 +55,35 @@ class TokenSelect:
         """Choices must be known and counts fit each other."""
         if self.method not in METHODS or self.source not in SOURCES:
             raise BadSetting(
-                f"token_select method {self.method!r}, source {self.source!r}; methods: "
+                f"patch_select method {self.method!r}, source {self.source!r}; methods: "
                 f"{', '.join(METHODS)}; sources: {', '.join(SOURCES)}"
             )
         if not 0 <= self.k_key <= self.k_final or not 0 <= self.alpha <= 1 or self.k_final < 1:
             raise BadSetting(
-                f"token_select k_final={self.k_final}, k_key={self.k_key}, alpha={self.alpha}; needed: "
+                f"patch_select k_final={self.k_final}, k_key={self.k_key}, alpha={self.alpha}; needed: "
                 "k_final >= 1, 0 <= k_key <= k_final, 0 <= alpha <= 1"
             )
 
-    @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
-        """Nothing is measured; options are the fields."""
-        with_language(execution, cls.kind)
-        return read_options(cls, cls.kind, options)
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class PatchSelect(PatchSelectOptions, Technique):
+    """The options, which say it all."""
+
+    kind: ClassVar[str] = "patch_select"
+    seam: ClassVar[Seam] = Seam.PATCHES
+    label: ClassVar[str] = "patches dropped"
+    colour: ClassVar[str] = "#0b8f7d"
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
+    is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = PatchSelectOptions
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{method: {"k_final": 6, "k_key": 2, "method": method} for method in METHODS},
+        "per camera": {"k_final": 6, "k_key": 1, "per_camera": True},
+        "cognition": {"k_final": 6, "source": "cognition", "layer": 0},
+    }
+    former_kinds: ClassVar[tuple[str, ...]] = ("token_select",)
+    former_flags: ClassVar[Mapping[str, str]] = {"token_method": "method", "token_layer": "layer"}
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no language stage, fewer layers, or fewer patches."""
@@ -77,12 +93,12 @@ class TokenSelect:
         available = min(counts) if self.per_camera else sum(counts)
         if wanted > available or (self.per_camera and self.k_final % len(counts)):
             raise PlanMismatch(
-                f"token_select keeps {self.k_final} patches, the policy has {' + '.join(map(str, counts))}; "
+                f"patch_select keeps {self.k_final} patches, the policy has {' + '.join(map(str, counts))}; "
                 "choose k_final no larger, and with per_camera a multiple of the number of cameras"
             )
         if not 0 <= self.layer < len(policy.language.layers):
             raise PlanMismatch(
-                f"token_select works after layer {self.layer}, the language model runs "
+                f"patch_select works after layer {self.layer}, the language model runs "
                 f"{len(policy.language.layers)}; choose 0..{len(policy.language.layers) - 1}"
             )
 
@@ -104,6 +120,30 @@ class TokenSelect:
             kept.append(first + choice)
             first += n
         return torch.cat(kept, dim=1)
+
+    @classmethod
+    def variants(cls, staged: Any, options: PatchSelectOptions) -> Iterator[Variant]:
+        """Yield the paper's share, 56 of 256, and simpler choices; half where tokens are written."""
+        n = sum(staged.n_patches)
+        if Need.TOKENS.is_met(staged):
+            k = max(5, n // 2)
+            yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+            return
+        k = max(5, round(n * 56 / 256))
+        yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+        for method, label in (("fastv", "FastV"), ("random", "random")):
+            wanted = (_keep(k, method=method),)
+            yield Variant(method, f"{label}, {k} patches", wanted, "#b3589a", is_short=method == "fastv")
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer every number of patches that holds the key ones, after every layer."""
+        return {
+            "k_final": range(cls.k_key, sum(staged.n_patches) + 1),
+            "method": METHODS,
+            "layer": range(len(staged.language.layers)),
+            "alpha": Between(0.0, 1.0),
+        }
 
     def relevance(self, view: LayerView) -> Tensor:
         """Relevance r of every patch, (B, patches)."""
@@ -135,3 +175,7 @@ class TokenSelect:
         nearest = (others @ key.mT).amax(-1) if k_key else others.new_zeros(others.shape[:2])
         diverse = rest.gather(1, (-nearest).argsort(dim=1, descending=True)[:, : k - k_key - k_task])
         return torch.cat([first, diverse], dim=1).sort(dim=1).values
+
+
+def _keep(k_final: int, **options: Any) -> Request:
+    return PatchSelect.kind, {"k_final": k_final, **options}

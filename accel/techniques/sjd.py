@@ -6,13 +6,16 @@ first refusal that token is drawn from max(0, p - q), normalised, and everything
 this pass's p, which becomes its q.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from vivace.accel.registry import register
 from vivace.accel.technique import Decoding
+from vivace.accel.variant import Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting
 from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended
@@ -23,10 +26,8 @@ _COLDEST, _HOTTEST = 1e-6, 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sjd(Decoding):
+class SjdOptions:
     """How random the actions are."""
-
-    kind: ClassVar[str] = "sjd"
 
     temperature: float = 1.0
     """Of the softmax the tokens are drawn from."""
@@ -38,6 +39,23 @@ class Sjd(Decoding):
                 f"sjd temperature={self.temperature}; it must be above 0 (greedy: use jacobi), "
                 f"{_COLDEST:g}..{_HOTTEST:g}"
             )
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Sjd(SjdOptions, Decoding):
+    """The options, which say it all."""
+
+    kind: ClassVar[str] = "sjd"
+    label: ClassVar[str] = "SJD"
+    colour: ClassVar[str] = "#d9822b"
+    Options: ClassVar[type] = SjdOptions
+
+    @classmethod
+    def variants(cls, staged: Any, options: SjdOptions) -> Iterator[Variant]:
+        """Yield the temperature asked for."""
+        label = f"{cls.label}, temperature {options.temperature:g}"
+        yield Variant(cls.kind, label, ((cls.kind, vars(options)),), cls.colour)
 
     def __call__(
         self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute

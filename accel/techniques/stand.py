@@ -10,7 +10,7 @@ change slowly, and the place in the chunk alone.
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -18,15 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import (
-    CalibrationData,
-    Decoding,
-    check_tensors,
-    decoding,
-    read_options,
-    with_tokens,
-)
+from vivace.accel.registry import register
+from vivace.accel.technique import CalibrationData, Decoding, check_tensors, decoding, with_tokens
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, decode_by_tree, greedy_logits
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
@@ -59,11 +54,19 @@ class StandOptions:
             )
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class Stand(Decoding):
     """The table of n-grams."""
 
     kind: ClassVar[str] = "stand"
+    label: ClassVar[str] = "STAND"
+    colour: ClassVar[str] = "#7a5cc0"
+    Options: ClassVar[type] = StandOptions
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"nodes": 6},
+        "drawn": {"k": 4, "nodes": 6, "order": 2, "stochastic": True},
+    }
 
     nodes: int
     order: int
@@ -78,11 +81,16 @@ class Stand(Decoding):
         """Ranges are those of the options."""
         StandOptions(nodes=self.nodes, order=self.order)
 
+    @property
+    def is_exact(self) -> bool:
+        """Every guess is verified."""
+        return True
+
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Fill the table from greedy decoding; options are the fields of `StandOptions`."""
         policy = with_tokens(execution, cls.kind)
-        chosen = read_options(StandOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         tokens, logits = greedy_logits(decoding(execution, cls.kind), data)
         believed = logits.float().softmax(-1)
         sums: dict[Context, Tensor] = {}
@@ -141,6 +149,16 @@ class Stand(Decoding):
     def apply(self, execution: Execution) -> Execution:
         """Decode so."""
         return replace(decoding(execution, self.kind), decoder=_Bound(self, _read(self.tensors)))
+
+    @classmethod
+    def variants(cls, staged: Any, options: StandOptions) -> Iterator[Variant]:
+        """Yield itself."""
+        yield Variant(cls.kind, cls.label, ((cls.kind, vars(options)),), cls.colour, is_short=True)
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer small trees and large ones, shorter and longer n-grams."""
+        return {"k": (4, 8, 16), "nodes": (8, 16, 32, 64), "order": range(1, 5), "stochastic": (False, True)}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ solves 6 and 25 of 50 episodes of push-disturbed. Without clipping the differenc
 has .209 leading and .759 trailing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.technique import CalibrationData, Seam, denoising, read_options
+from vivace.accel.registry import register
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.techniques.hoist import HOIST
+from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -25,7 +28,17 @@ from vivace.policies.sampling.samplers import OWN, SPACINGS, Sampler
 from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"
-"""Choose the spacing whose chunks are as near those of the checkpoint's own sampler as any."""
+"""Choose the spacing whose chunks are as near those of the checkpoint's own sampler as any; of samplers the
+simplest that the policy can be sampled with in fewer steps."""
+FLOWS = ("euler", "rk4")
+"""Samplers of flow matching, the simplest first."""
+_DIFFUSION = ("ddim", "dpmsolver++")
+_CALLS = {"rk4": 4}
+"""Sampler -> calls of the denoiser a step, where it is not one."""
+_ROWS = (2, 4, 8, 16, 32)
+_SHORT = {"ddim": (2, 4, 5, 16), "dpmsolver++": (4, 16), "euler": (2, 4), "rk4": (2,)}
+"""Steps of the rows of tables, and of those in short ones."""
+_COLOURS = {"ddim": "#d9822b", "euler": "#d9822b", "dpmsolver++": "#c0392b", "rk4": "#c0392b"}
 _PREFERRED = ("trailing", "linspace", "leading")
 _MARGIN = 1.5
 """Chunks are as near as the nearest if their distance is not larger by more than this factor."""
@@ -35,9 +48,13 @@ _MARGIN = 1.5
 class StepScheduleOptions:
     """Which sampler, how many steps, and where."""
 
-    sampler: str = "ddim"
+    sampler: str = AUTO
+    """ddpm, ddim, dpmsolver++; euler, rk4 for flow matching; auto: ddim or euler."""
     n_steps: int = 16
+    """Steps of the sampler."""
     spacing: str = AUTO
+    """Where fewer steps lie: leading, trailing, linspace, own (the policy's way), or auto: where they suit
+    the policy, by its chunks on the calibration observations."""
 
     def __post_init__(self) -> None:
         """The spacing must be known."""
@@ -48,13 +65,19 @@ _MOST = 1000
 """Steps; of flow matching nothing else bounds them."""
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class StepSchedule:
+class StepSchedule(Technique):
     """Sampler, number of denoiser calls and their timesteps."""
 
     kind: ClassVar[str] = "step_schedule"
     seam: ClassVar[Seam] = Seam.STEPS
+    label: ClassVar[str] = "fewer steps"
+    colour: ClassVar[str] = _COLOURS["ddim"]
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
+    Options: ClassVar[type] = StepScheduleOptions
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"five steps": {"n_steps": 5}}
 
     sampler: str = "ddim"
     """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching."""
@@ -71,11 +94,13 @@ class StepSchedule:
             raise BadSetting(f"step_schedule n_steps={self.n_steps}; choose 1..{_MOST}")
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose the spacing, if that is left open; options are the fields of `StepScheduleOptions`."""
-        chosen = read_options(StepScheduleOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         execution = denoising(execution, cls.kind)
         policy = execution.policy
+        if chosen.sampler == AUTO:
+            chosen = replace(chosen, sampler=samplers_of(policy)[0])
         if chosen.spacing != AUTO:
             return cls(sampler=chosen.sampler, n_steps=chosen.n_steps, spacing=chosen.spacing)
         samplers = _spaced(policy, chosen.sampler, chosen.n_steps)
@@ -100,6 +125,53 @@ class StepSchedule:
         execution = denoising(execution, self.kind)
         sampler = execution.policy.resample(self.sampler, self.n_steps, self.spacing)
         return replace(execution, sampler=sampler)
+
+    @property
+    def remark(self) -> str:
+        """Say how the steps are spaced."""
+        return f"{self.spacing} spacing"
+
+    @classmethod
+    def variants(cls, staged: Any, options: Any) -> Iterator[Variant]:
+        """Yield fewer and fewer steps; of a vision-language-action policy two rows, as bare as its others."""
+        if Need.LANGUAGE.is_met(staged):
+            yield from _rows(staged, samplers_of(staged)[0], (2, 5), (), "")
+            return
+        for sampler in samplers_of(staged):
+            yield from _rows(staged, sampler, _ROWS, (HOIST,), ", hoisted")
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer every sampler, with up to as many steps as the policy's own."""
+        return {"sampler": samplers_of(staged), "n_steps": range(1, len(staged.sampler) + 1)}
+
+
+def samplers_of(staged: Any) -> tuple[str, ...]:
+    """Return the samplers with which a policy can take fewer steps, the simplest first."""
+    return FLOWS if staged.sampler.name in FLOWS else _DIFFUSION
+
+
+def fewer(staged: Any, sampler: str, steps: Sequence[int]) -> list[int]:
+    """Return those numbers of steps that call the denoiser less often than the policy's own sampler does."""
+    return [k for k in steps if k * _CALLS.get(sampler, 1) < len(staged.sampler)]
+
+
+def ask_steps(sampler: str, n_steps: int) -> Request:
+    """Ask for a number of steps."""
+    return StepSchedule.kind, {"sampler": sampler, "n_steps": n_steps}
+
+
+def _rows(
+    staged: Any, sampler: str, numbers: Sequence[int], others: tuple[Request, ...], told: str
+) -> Iterator[Variant]:
+    for k in fewer(staged, sampler, numbers):
+        yield Variant(
+            f"{sampler}-{k}",
+            f"{sampler} {k} steps{told}",
+            (ask_steps(sampler, k), *others),
+            _COLOURS[sampler],
+            is_short=k in _SHORT[sampler],
+        )
 
 
 def _check_spacing(spacing: str, known: tuple[str, ...]) -> None:

@@ -7,21 +7,17 @@ thing; the table begins as calibration left it and what a chunk adds is forgotte
 policy's answer depends on its observation alone. The tree's shape follows from how often each rank was right.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import (
-    CalibrationData,
-    Decoding,
-    check_tensors,
-    decoding,
-    read_options,
-    with_tokens,
-)
+from vivace.accel.registry import register
+from vivace.accel.technique import CalibrationData, Decoding, check_tensors, decoding, with_tokens
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, best_first, decode_by_tree, greedy_logits
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
@@ -46,11 +42,16 @@ class RecyclingOptions:
             )
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class TokenRecycling(Decoding):
     """The table, and the tree's shape."""
 
     kind: ClassVar[str] = "token_recycling"
+    label: ClassVar[str] = "Token Recycling"
+    colour: ClassVar[str] = "#7a5cc0"
+    Options: ClassVar[type] = RecyclingOptions
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {"k": 3, "nodes": 6}}
 
     parents: tuple[int, ...]
     """Of every node; node 0 is the root."""
@@ -63,15 +64,20 @@ class TokenRecycling(Decoding):
     """"table": candidates (places in an action, ids, k)."""
 
     @property
+    def is_exact(self) -> bool:
+        """Every guess is verified."""
+        return True
+
+    @property
     def width(self) -> int:
         """Nodes of a tree."""
         return len(self.parents)
 
     @classmethod
-    def calibrate(cls, execution: Execution, data: CalibrationData, options: dict[str, Any]) -> Self:
+    def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Fill the table from greedy decoding; options are the fields of `RecyclingOptions`."""
         policy = with_tokens(execution, cls.kind)
-        chosen = read_options(RecyclingOptions, cls.kind, options)
+        chosen = cls.read_options(options)
         tokens, logits = greedy_logits(decoding(execution, cls.kind), data)
         ids, period = policy.action_ids, policy.period
         k = min(chosen.k, len(ids))
@@ -124,6 +130,16 @@ class TokenRecycling(Decoding):
                 f"token_recycling has {nodes} nodes and {len(self.rates)} rates; needed: 2..{MAX_NODES} "
                 f"nodes, {k} rates; recalibrate: vivace calibrate --policy.path=…"
             )
+
+    @classmethod
+    def variants(cls, staged: Any, options: RecyclingOptions) -> Iterator[Variant]:
+        """Yield itself."""
+        yield Variant("recycling", cls.label, ((cls.kind, vars(options)),), cls.colour, is_short=True)
+
+    @classmethod
+    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
+        """Offer small trees and large ones."""
+        return {"k": (4, 8, 16), "nodes": (8, 16, 32, 64)}
 
     def __call__(
         self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute

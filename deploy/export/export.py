@@ -60,8 +60,6 @@ from vivace.policies.spec import ActionRange
 TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
-DECODERS = ("greedy_executed", "jacobi")
-"""Decoders that run in numpy, around the graphs."""
 
 _MODES: dict[str, tuple[str, str, float, float]] = {
     "MIN_MAX": ("min", "max", 2.0, -1.0),
@@ -287,7 +285,7 @@ def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
 
 def _check_techniques(plan: AccelerationPlan) -> None:
     for technique in plan.techniques:
-        if not (technique.is_static or technique.kind in DECODERS):
+        if not technique.is_exportable:
             raise UnsupportedPolicy(
                 f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
                 "out of the plan: vivace calibrate --accel.techniques=…"

@@ -126,7 +126,7 @@ class _Subject:
         )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS, Seam.HOIST)
+        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.HOIST)
         return cls(
             execution,
             steps,

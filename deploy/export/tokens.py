@@ -1,12 +1,9 @@
 """Export a policy that writes tokens: the prompt with room for a chunk behind it, and reading more tokens."""
 
-from dataclasses import asdict
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import Seam
+from vivace.accel.technique import Seam, decoding_of
 from vivace.accel.techniques.greedy import executed_tokens
 from vivace.deploy.bundle.form import NEXT, PAST
 from vivace.deploy.bundle.program import Origin, Program
@@ -20,7 +17,7 @@ from vivace.policies.language.past import Past
 from vivace.policies.plain_data import build
 from vivace.policies.staged import Batch, has_language, writes_bins
 
-_SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.TOKENS)
+_SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES)
 
 
 def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Program:
@@ -40,10 +37,8 @@ def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Pro
             f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
         )
     encode, extend = _graphs(writer, execution, len(policy.language.layers), batch)
-    decoder = execution.decoder
-    kind = getattr(decoder, "kind", "greedy")
-    fields: Any = asdict(decoder) if kind == "jacobi" else {}  # type: ignore[call-overload]
-    settings = build(Decoder, "decoder", {"kind": kind, **fields})
+    decoding = decoding_of(execution)
+    settings = build(Decoder, "decoder", decoding.in_bundle() if decoding else {})
     bins = policy.bins
     tokens = TokenProgram(extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings)
     return Program(encode, tokens=tokens)

@@ -66,7 +66,6 @@ class BundleRun:
         return {
             "name": self.name,
             "label": self.label,
-            "family": "ort",
             "latency_s": float(np.median(times[self.name])),
             "latency_spread": [percentile(times[self.name], p) for p in (10, 90)],
             "ratio": ratio.ratio,

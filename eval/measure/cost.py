@@ -13,7 +13,7 @@ import torch
 from vivace.accel.flops import count_flops
 from vivace.accel.techniques.layer_skip import LayerSkip
 from vivace.accel.techniques.mlp_prune import MlpPrune
-from vivace.accel.techniques.patch_select import TokenSelect
+from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.policies.execution import Execution, as_trained
 
 PAPER_PLANS = (("L28 T112", 28, 112), ("L28 T56", 28, 56), ("L22 T112", 22, 112), ("L22 T56", 22, 56))
@@ -56,7 +56,7 @@ def _efficientvla(plain: Execution, layers: int, patches: int) -> Execution:
     stays = tuple(range(round(0.75 * width)))
     pruned = MlpPrune(kept=(stays,) * len(policy.language.layers)).apply(plain)
     pruned = LayerSkip(kept=tuple(range(layers))).apply(pruned)
-    return TokenSelect(k_final=patches).apply(pruned)
+    return PatchSelect(k_final=patches).apply(pruned)
 
 
 def _cost(name: str, execution: Execution, computed: float, patches: int) -> Cost:

@@ -9,10 +9,11 @@ import numpy as np
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import CalibrationData, Seam
+from vivace.accel.technique import CalibrationData
+from vivace.accel.techniques.step_schedule import FLOWS, ask_steps, samplers_of
+from vivace.accel.variant import Request, Variant
 from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import shared
-from vivace.eval.measure.variants import Entry
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.load import LoadedPolicy
@@ -20,7 +21,7 @@ from vivace.policies.load import LoadedPolicy
 Ratio = Callable[[Execution, int], float]
 """(execution, rounds) -> median latency over the accelerated run's, timed side by side in so many rounds."""
 
-FLOWS = ("euler", "rk4")
+_COLOURS = {"fewer_steps": "#d9822b", "fewer_steps_dpm": "#c0392b"}
 _CONFIRM = 4
 """How many times more rounds confirm a number of steps than look for it."""
 
@@ -37,21 +38,21 @@ class Rival:
     execution: Execution
 
     @property
-    def entry(self) -> Entry:
+    def variant(self) -> Variant:
         """Its row."""
-        return Entry(self.name, f"{self.sampler.upper()} {_steps(self.n_steps)}", "fewer_steps")
+        label = f"{self.sampler.upper()} {_steps(self.n_steps)}"
+        return Variant(self.name, label, colour=_COLOURS[self.name])
 
-    def labelled(self, ratio: float) -> Entry:
+    def labelled(self, ratio: float) -> Variant:
         """Its row once its latency is known over the accelerated run's."""
         slower = " (fewer there are not)" if ratio > 1 and self.is_fewest else ""
-        return replace(self.entry, label=f"{self.entry.label}, {ratio:.2f}x the latency{slower}")
+        return replace(self.variant, label=f"{self.variant.label}, {ratio:.2f}x the latency{slower}")
 
 
 def samplers(execution: Denoising) -> dict[str, str]:
     """Row -> sampler a policy is compared with: of a flow Euler, of diffusion the two best known."""
-    if execution.sampler.name in FLOWS:
-        return {"fewer_steps": "euler"}
-    return {"fewer_steps": "ddim", "fewer_steps_dpm": "dpmsolver++"}
+    found = samplers_of(execution.policy)
+    return dict(zip(_COLOURS, found[:1] if found == FLOWS else found, strict=False))
 
 
 def find_rival(
@@ -69,8 +70,8 @@ def find_rival(
         name: of the row.
         sampler: which one.
         loaded: the policy.
-        plan: the accelerated run's; what it hoists is hoisted here too, so that caching competes with steps
-            alone.
+        plan: the accelerated run's; what it saves exactly is saved here too, so that caching competes with
+            steps alone.
         data: observations to calibrate on.
         ratio: compares latencies.
         repeats: rounds to look in.
@@ -78,13 +79,11 @@ def find_rival(
     Raises:
         VivaceError: the policy has no such sampler, with as few steps or at all.
     """
-    hoisted: list[tuple[str, dict[str, Any]]] = [
-        (technique.kind, {}) for technique in plan.techniques if technique.seam == Seam.HOIST
-    ]
+    exact: list[Request] = [(one.kind, one.told()) for one in plan.techniques if one.is_exact]
 
     def made(n_steps: int, observations: CalibrationData) -> Execution:
-        schedule = "step_schedule", {"sampler": sampler, "n_steps": n_steps}
-        found = calibrate(loaded.staged, loaded.fingerprint, observations, [schedule, *hoisted])
+        wanted = [ask_steps(sampler, n_steps), *exact]
+        found = calibrate(loaded.staged, loaded.fingerprint, observations, wanted)
         return accelerate(loaded.staged, found)
 
     one = next(data.ones())  # where steps lie does not matter to how long they take

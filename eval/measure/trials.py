@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vivace.accel.technique import Need
+from vivace.accel.variant import Variant
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.loop import Mode, TickRecord
 from vivace.deploy.workers.worker import Predict
 from vivace.eval.measure.statistics import curve_area, percentile
-from vivace.eval.measure.variants import Entry
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
 from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
@@ -32,24 +33,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One way of running the policy, and how long its chunks take."""
+class Trial:
+    """A variant made ready to run episodes, and how long its chunks take."""
 
-    entry: Entry
+    variant: Variant
     execution: Execution
     latency: LatencyModel
-    ladder: "tuple[Run, ...]" = ()
+    ladder: "tuple[Trial, ...]" = ()
     """Plans to choose from before every chunk, best first; this one alone when empty."""
 
     @property
     def name(self) -> str:
         """Its name in results."""
-        return self.entry.name
+        return self.variant.name
 
     @property
     def n_measurements(self) -> int | None:
         """How many measurements its latencies are drawn from; of a ladder, the fewest of a plan."""
-        found = [run.latency.n_measurements for run in self.ladder or (self,)]
+        found = [rung.latency.n_measurements for rung in self.ladder or (self,)]
         return min((n for n in found if n is not None), default=None)
 
 
@@ -172,11 +173,11 @@ class Trials:
         self._command, self._loaded, self._folder = command, loaded, folder
         self.stopwatch = Stopwatch()
 
-    def episodes(self, run: Run) -> list[EpisodeResult]:
+    def episodes(self, run: Trial) -> list[EpisodeResult]:
         """Every episode of a run under its own latency."""
         return self._episodes(run, run.name)
 
-    def curve(self, runs: list[Run]) -> dict[str, Any]:
+    def curve(self, runs: list[Trial]) -> dict[str, Any]:
         """Success and jumps of the chosen runs at constant latencies, a line for each run and mode."""
         options = self._command.eval
         if not options.curve:
@@ -187,7 +188,8 @@ class Trials:
             run.name if mode == own else f"{run.name}_{mode}": {
                 "run": run.name,
                 "mode": mode.value,
-                "label": run.entry.label if len(modes) == 1 else f"{run.entry.label}, {mode}",
+                "colour": run.variant.colour,
+                "label": run.variant.label if len(modes) == 1 else f"{run.variant.label}, {mode}",
                 **self._line(run, mode),
             }
             for run in runs
@@ -195,7 +197,7 @@ class Trials:
             for mode in modes
         }
 
-    def _line(self, run: Run, mode: Mode) -> dict[str, Any]:
+    def _line(self, run: Trial, mode: Mode) -> dict[str, Any]:
         """Points of one curve, and the area under it."""
         points: list[dict[str, Any]] = []
         for latency_s in sorted(set(self._command.eval.curve)):
@@ -214,12 +216,12 @@ class Trials:
         rates = [point["successes"] / point["n"] for point in points]
         return {"points": points, "area": curve_area([point["latency_s"] for point in points], rates)}
 
-    def film(self, runs: list[Run], seed: int) -> str | None:
+    def film(self, runs: list[Trial], seed: int) -> str | None:
         """Run one episode of every run again with a camera; None, and a line why, without a renderer."""
         films: dict[str, list[np.ndarray]] = {}
         try:
             for run in runs:
-                with console.status(f"filming {run.entry.label}"):
+                with console.status(f"filming {run.variant.label}"):
                     films[run.name] = self._frames(run, seed)
         except (ImportError, RuntimeError, AttributeError) as error:
             console.print(f"no video: rendering failed ({error}); vivace doctor says more", style="yellow")
@@ -228,9 +230,9 @@ class Trials:
         write_video(self._folder / name, side_by_side(films), self._command.env.rate_hz)
         return name
 
-    def film_patches(self, run: Run, seed: int) -> str | None:
+    def film_patches(self, run: Trial, seed: int) -> str | None:
         """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
-        if not has_language(run.execution.policy):
+        if not Need.LANGUAGE.is_met(run.execution.policy):
             return None
         runner = session(self._command, self._loaded, run.execution)
         with console.status("drawing the patches that were kept"):
@@ -241,13 +243,13 @@ class Trials:
         write_video(self._folder / name, frames, fps=3)
         return name
 
-    def _frames(self, run: Run, seed: int) -> list[np.ndarray]:
+    def _frames(self, run: Trial, seed: int) -> list[np.ndarray]:
         frames: list[np.ndarray] = []
         control_hz = self._command.env.rate_hz
 
         def on_tick(seed: int, env: Any, record: TickRecord) -> None:
             frames.append(
-                caption(env.render(), run.entry.label, record.source.value, record.tick, control_hz)
+                caption(env.render(), run.variant.label, record.source.value, record.tick, control_hz)
             )
 
         runner = session(self._command, self._loaded, run.execution)
@@ -255,7 +257,7 @@ class Trials:
         rollout(env_maker(self._command, runner.spec), runner.predict, runner.spec, settings, on_tick=on_tick)
         return frames
 
-    def _episodes(self, run: Run, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
+    def _episodes(self, run: Trial, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
         command = in_mode(self._command, mode or Mode(self._command.eval.mode))
         settings = rollout_settings(command, run.latency)
         runner = session(command, self._loaded, run.execution)

@@ -10,31 +10,7 @@ from plotly.subplots import make_subplots
 from vivace.eval.measure.statistics import wilson_interval
 from vivace.eval.simulation.trace import stretches
 
-COLOURS = {
-    "plain": "#8b93a1",
-    "accelerated": "#0b8f7d",
-    "fewer_steps": "#d9822b",
-    "fewer_steps_dpm": "#c0392b",
-    "bac": "#0b8f7d",
-    "hoist": "#5a6472",
-    "uniform": "#4c78c9",
-    "shared": "#7a5cc0",
-    "taylor": "#b3589a",
-    "ddim": "#d9822b",
-    "dpmsolver++": "#c0392b",
-    "ddim+bac": "#14c3a8",
-    "euler": "#d9822b",
-    "rk4": "#c0392b",
-    "euler+bac": "#14c3a8",
-    "compile": "#2f3640",
-    "efficientvla": "#0b8f7d",
-    "baseline": "#b3589a",
-    "greedy": "#8b93a1",
-    "jacobi": "#4c78c9",
-    "exit": "#0b8f7d",
-    "tree": "#7a5cc0",
-    "sjd": "#d9822b",
-}
+_OURS, _BASELINE, _OTHER = "#0b8f7d", "#d9822b", "#444444"
 SOURCES = {"chunk": "#0b8f7d", "stale": "#e6a23c", "fallback": "#d64545"}
 _FADE = 0.18
 _DASHES = {"sync": "dot", "async": "dash", "rtc": "solid"}
@@ -50,7 +26,7 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
         x = [1e3 * p["latency_s"] for p in points]
         y = [100 * p["successes"] / p["n"] for p in points]
         bounds = [wilson_interval(p["successes"], p["n"]) for p in points]
-        colour = COLOURS.get(line["run"], "#444")
+        colour = line.get("colour", _OTHER)
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*(100 * high for _, high in bounds), *(100 * low for low, _ in reversed(bounds))],
@@ -70,7 +46,7 @@ def curve_figure(curve: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) ->
             y=[100 * rate],
             error_y=_error_bar(rate, run["interval"]),
             mode="markers",
-            marker={"size": 14, "symbol": "diamond", "color": COLOURS.get(run["name"], "#444")},
+            marker={"size": 14, "symbol": "diamond", "color": run.get("colour", _OTHER)},
             name=f"{run['label']}: at its own latency",
         )
     return _styled(figure, "latency of a chunk [ms]", "success [%]", y_range=(-3, 103))
@@ -106,8 +82,8 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     for row in rows:
         if row["action_error"] is None:
             continue
-        colour, x = COLOURS.get(row["family"], "#444"), 1e3 * row["latency_s"]
-        marker = {"color": colour, "size": 13 if row["family"] in ("accelerated", "bac") else 9}
+        colour, x = row.get("colour", _OTHER), 1e3 * row["latency_s"]
+        marker = {"color": colour, "size": 13 if row["name"] == "accelerated" else 9}
         figure.add_scatter(
             x=[x],
             y=[max(row["action_error"], _EXACT)],
@@ -169,7 +145,7 @@ def latency_figure(runs: Sequence[Mapping[str, Any]], period_s: float) -> go.Fig
         figure.add_box(
             x=[1e3 * latency for latency in run["latencies_s"]],
             name=run["label"],
-            marker_color=COLOURS.get(run["name"], "#444"),
+            marker_color=run.get("colour", _OTHER),
             boxpoints="outliers",
         )
     every = [1e3 * latency for run in runs for latency in run["latencies_s"] if latency > 0]
@@ -220,7 +196,7 @@ def schedule_figure(grid: Mapping[str, str]) -> go.Figure:
             y=names,
             zmin=0,
             zmax=1,
-            colorscale=[[0, "#e9edf2"], [0.25, "#c9a7c9"], [0.5, "#8cc9be"], [1, COLOURS["accelerated"]]],
+            colorscale=[[0, "#e9edf2"], [0.25, "#c9a7c9"], [0.5, "#8cc9be"], [1, _OURS]],
             showscale=False,
             xgap=1,
             ygap=1,
@@ -240,7 +216,7 @@ def importance_figure(layers: Mapping[str, Any]) -> go.Figure:
         go.Bar(
             x=list(range(len(importance))),
             y=importance,
-            marker_color=[COLOURS["accelerated"] if i in kept else "#d5dbe3" for i in range(len(importance))],
+            marker_color=[_OURS if i in kept else "#d5dbe3" for i in range(len(importance))],
             hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
         )
     )
@@ -252,9 +228,7 @@ def importance_figure(layers: Mapping[str, Any]) -> go.Figure:
 def layer_curve_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> go.Figure:
     """Hidden-state and action error against language layers dropped, a line per rule."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=("cognition feature, 1 - cosine", "actions"))
-    for (rule, points), colour in zip(
-        curves.items(), (COLOURS["accelerated"], COLOURS["ddim"]), strict=False
-    ):
+    for (rule, points), colour in zip(curves.items(), (_OURS, _BASELINE), strict=False):
         x = [point["dropped"] for point in points]
         for column, key in enumerate(("hidden_error", "action_error"), start=1):
             figure.add_scatter(
@@ -277,7 +251,7 @@ def passes_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         figure.add_violin(
             x=row["passes_of"],
             name=row["label"],
-            line_color=COLOURS.get(row["family"], "#444"),
+            line_color=row.get("colour", _OTHER),
             orientation="h",
             side="negative",
             width=1.6,
@@ -358,7 +332,7 @@ def _styled(
 
 def _line_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """Colour by run, dashes by mode."""
-    return {"color": COLOURS.get(line["run"], "#444"), "dash": _DASHES[line["mode"]]}
+    return {"color": line.get("colour", _OTHER), "dash": _DASHES[line["mode"]]}
 
 
 def _error_bar(rate: float, interval: Sequence[float]) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
         f"{judged_on(results)}; samplers other than the plain one draw other actions by right, so between "
         "samplers success decides, not this error."
     )
-    ours = [row["family"] in ("accelerated", "bac") for row in rows]
+    ours = [row["name"] == "accelerated" for row in rows]
     sections = [
         section("All plans and baselines", text, figure(pareto_figure(rows)), table(head, cells, ours))
     ]

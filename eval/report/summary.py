@@ -13,13 +13,13 @@ from vivace.eval.measure.statistics import (
     percentiles,
     wilson_interval,
 )
-from vivace.eval.measure.trials import Run
+from vivace.eval.measure.trials import Trial
 from vivace.eval.simulation.episode import EpisodeResult, mean_jump
 from vivace.eval.terminal import milliseconds
 
 
 def run_summary(
-    run: Run, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
+    run: Trial, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
 ) -> dict[str, Any]:
     """Success with its interval, latency percentiles, what the ticks executed, and every episode.
 
@@ -34,7 +34,8 @@ def run_summary(
     latencies = [latency for e in episodes for latency in e.latencies_s]
     return {
         "name": run.name,
-        "label": run.entry.label,
+        "label": run.variant.label,
+        "colour": run.variant.colour,
         "latency": percentiles(latencies, run.n_measurements),
         "latencies_s": latencies,
         "gflop": gflop,

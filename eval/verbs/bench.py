@@ -17,8 +17,8 @@ from vivace.accel.compile import compile_execution
 from vivace.accel.flops import count_flops
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
-from vivace.accel.technique import CalibrationData
-from vivace.accel.techniques.greedy import GreedyExecuted, executed_tokens
+from vivace.accel.technique import CalibrationData, Need, decoding_of
+from vivace.accel.variant import Variant
 from vivace.eval.measure.action_error import action_errors, row_errors, sample_all
 from vivace.eval.measure.bundle_rows import BundleRun
 from vivace.eval.measure.judge import Judge, check_judging
@@ -27,7 +27,7 @@ from vivace.eval.measure.layer_curve import policy_curve
 from vivace.eval.measure.statistics import percentile, ratio_of_medians, spread_of
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds
-from vivace.eval.measure.variants import SAVED, Entry, labelled, lineup_for, misfit
+from vivace.eval.measure.variants import ACCELERATED, SAVED, labelled, unfit, variants_of
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
@@ -39,7 +39,7 @@ from vivace.eval.report.stage_table import stage_table
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, CalibrationError, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, decode, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -74,7 +74,7 @@ class BenchOptions:
 class BenchCommand(CommonOptions):
     """Time plans interleaved in one process, batch 1; judge them by success too.
 
-    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.updates=10 --accel.bubbling=5
+    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.block_cache.updates=10
     """
 
     bench: BenchOptions = field(default_factory=BenchOptions)
@@ -82,37 +82,40 @@ class BenchCommand(CommonOptions):
 
 @restored_threads()
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate every plan of the line-up, time them, judge them, print a table, write results.json."""
+    """Calibrate every row of the table, time them, judge them, print the table, write results.json."""
     loaded = load(command)
-    entries = _entries(command, loaded)
-    names = [entry.name for entry in entries]
+    variants = _variants(command, loaded)
+    names = [variant.name for variant in variants]
     values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)
     requirements = read_requirements(command.require, names, values)
     exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     folder = output_folder("bench", command.output_dir, command.job_name)
-    claim(folder, _identity(command, loaded, entries))
-    threads = _choose_threads(command, loaded, entries)
+    claim(folder, _identity(command, loaded, variants))
+    threads = _choose_threads(command, loaded, variants)
     fitted = observe(command, loaded)
-    saved = load_plan(command, loaded) if SAVED[0] in entries or SAVED[1] in entries else None
+    kept = [one for one in SAVED if one in variants]
+    saved = load_plan(command, loaded) if kept else None
     known = [saved, *(run.plan for run in exported)]
     seeds = fitted.seeds.union(*(fitted_seeds(plan) for plan in known if plan))
     check_judging(command, names, seeds)
-    built = build(loaded, [entry for entry in entries if entry not in SAVED], fitted)
+    built = build(loaded, [one for one in variants if one not in SAVED], fitted)
+    if not command.bench.only:
+        built = built.joined(Built((), {}, unfit(loaded.staged)))
     data = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(seeds, data.seeds)
     if saved:
-        built = built.joined(_saved(loaded, saved, [entry for entry in SAVED if entry in entries], fitted))
+        built = built.joined(_saved(loaded, saved, kept, fitted))
     others = {run.name: run for run in exported}
     sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
     measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
     times = measured.times_s
     reference = sample_all(built.executions["plain"], data)
-    rows = [pareto_row(e, built.executions[e.name], times, reference, data) for e in built.entries]
+    rows = [pareto_row(v, built.executions[v.name], times, reference, data) for v in built.variants]
     rows += [run.row(times, reference, data) for run in exported]
     for row in rows:
         row["stages_s"] = measured.stages_s.get(row["name"], {})
     if command.bench.n_episodes:
-        eager = {entry.name: entry.n_action_steps for entry in built.entries if not entry.is_compiled}
+        eager = {one.name: one.n_action_steps for one in built.variants if not one.is_compiled}
         judge = Judge(command, loaded, built.executions, eager, folder)
         judged = [row for row in rows if row["name"] in eager]
         judge.judge(judged)
@@ -124,7 +127,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         "observations": {"fitted": counts(fitted), "judged": counts(data)},
         "left_out": built.left_out,
     }
-    if has_language(loaded.staged):
+    if Need.LANGUAGE.is_met(loaded.staged):
         results["layer_curve"] = {
             rule: policy_curve(built.executions["plain"], data, rule) for rule in ("importance", "uniform")
         }
@@ -133,8 +136,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     Console().print(stage_table(rows))
     if exported:
         Console().print(bundle_table(rows))
-    kept = ("latency_s", "ratio", "action_error", "success", "confirmed")
-    summary = {row["name"]: {key: row[key] for key in kept if key in row} for row in rows}
+    told = ("latency_s", "ratio", "action_error", "success", "confirmed")
+    summary = {row["name"]: {key: row[key] for key in told if key in row} for row in rows}
     report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
     return report, are_met(requirements, summary)
 
@@ -148,81 +151,79 @@ def counts(data: CalibrationData) -> dict[str, Any]:
 class Built:
     """Rows of a table made ready to run, and why others are not."""
 
-    entries: tuple[Entry, ...]
+    variants: tuple[Variant, ...]
     executions: dict[str, Execution]
     left_out: dict[str, str]
-    """Name of a row that does not fit the policy -> the reason."""
+    """Name of a row that does not fit the policy, or of techniques that have none -> the reason."""
 
     def joined(self, other: "Built") -> "Built":
         """Return both."""
         return Built(
-            self.entries + other.entries, self.executions | other.executions, self.left_out | other.left_out
+            self.variants + other.variants, self.executions | other.executions, self.left_out | other.left_out
         )
 
 
-def build(loaded: LoadedPolicy, entries: Sequence[Entry], data: CalibrationData) -> Built:
-    """Calibrate and apply every entry.
+def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationData) -> Built:
+    """Calibrate and apply every variant.
 
     Args:
         loaded: the policy.
-        entries: rows that the line-up offers.
+        variants: rows, such as `variants_of` gives.
         data: observations to calibrate on.
 
     Returns:
         The rows that fit the policy, what calibration chose added to their labels, and why others do not.
     """
-    made: list[Entry] = []
+    made: list[Variant] = []
     executions: dict[str, Execution] = {}
     left_out: dict[str, str] = {}
     eager: dict[str, tuple[AccelerationPlan, Execution]] = {}
-    for entry in entries:
-        reason = misfit(entry, loaded.staged)
-        if reason:
-            left_out[entry.name] = reason
-            continue
-        key = f"{entry.wanted!r} {entry.n_action_steps}"
+    for variant in variants:
+        key = f"{variant.wanted!r} {variant.n_action_steps}"
         try:
-            with console.status(f"calibrating {entry.label}"):
+            with console.status(f"calibrating {variant.label}"):
                 if key not in eager:
-                    policy = executing(loaded.staged, entry.n_action_steps)
-                    plan = calibrate(policy, loaded.fingerprint, data, entry.wanted)
+                    policy = executing(loaded.staged, variant.n_action_steps)
+                    plan = calibrate(policy, loaded.fingerprint, data, variant.wanted)
                     eager[key] = plan, accelerate(policy, plan)
                 plan, execution = eager[key]
-                executions[entry.name] = _made(entry, execution, data)
-        except UnsupportedPolicy as error:  # the policy lacks what the row works on; all else is a mistake
-            left_out[entry.name] = str(error)
+                executions[variant.name] = _made(variant, execution, data)
+        except (UnsupportedPolicy, CalibrationError) as error:  # it does not fit this policy; else a mistake
+            left_out[variant.name] = str(error)
             continue
-        made.append(labelled(entry, plan))
+        made.append(labelled(variant, plan))
     return Built(tuple(made), executions, left_out)
 
 
-def _choose_threads(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
+def _choose_threads(
+    command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Variant]
+) -> dict[str, Any]:
     """Choose torch's threads by the saved plan if it is there, else by the plain loop."""
     name, execution = "plain", None
-    if SAVED[0] in entries:
-        name, execution = SAVED[0].name, accelerate(loaded.staged, load_plan(command, loaded))
+    if ACCELERATED in variants:
+        name, execution = ACCELERATED.name, accelerate(loaded.staged, load_plan(command, loaded))
     runs = {name: session(command, loaded, execution)}
     return choose_threads(runs, command.bench.threads, command.policy.device)
 
 
 def _saved(
-    loaded: LoadedPolicy, plan: AccelerationPlan, entries: Sequence[Entry], data: CalibrationData
+    loaded: LoadedPolicy, plan: AccelerationPlan, variants: Sequence[Variant], data: CalibrationData
 ) -> Built:
     """The policy under the plan saved beside it; a plan that cannot be compiled says so."""
     execution = accelerate(loaded.staged, plan)
     built = Built((), {}, {})
-    for entry in entries:
+    for variant in variants:
         try:
             with console.status("making the saved plan ready"):
-                built = built.joined(Built((entry,), {entry.name: _made(entry, execution, data)}, {}))
+                built = built.joined(Built((variant,), {variant.name: _made(variant, execution, data)}, {}))
         except UnsupportedPolicy as error:
-            built = built.joined(Built((), {}, {entry.name: str(error)}))
+            built = built.joined(Built((), {}, {variant.name: str(error)}))
     return built
 
 
-def _made(entry: Entry, execution: Execution, data: CalibrationData) -> Execution:
-    """Return an execution as the entry has it; if compiled, with all graphs that the observations need."""
-    if not entry.is_compiled:
+def _made(variant: Variant, execution: Execution, data: CalibrationData) -> Execution:
+    """Return an execution as the variant has it; if compiled, with all graphs that the observations need."""
+    if not variant.is_compiled:
         return execution
     compiled = compile_execution(execution)
     match compiled:
@@ -232,7 +233,7 @@ def _made(entry: Entry, execution: Execution, data: CalibrationData) -> Executio
 
 
 def pareto_row(
-    entry: Entry,
+    variant: Variant,
     execution: Execution,
     times: Mapping[str, Sequence[float]],
     reference: torch.Tensor,
@@ -241,25 +242,25 @@ def pareto_row(
     """Latency, ratio to the plain loop, action error and FLOPs of one plan.
 
     Args:
-        entry: the plan.
+        variant: the plan.
         execution: the policy under it.
         times: name -> latencies [s], of the same rounds; "plain" is what the others are compared with.
         reference: normalised actions (B, H, A) of the plain loop on `data`, with the same noise.
         data: observations to compare actions on.
     """
     found: dict[str, Any] = {"action_error": None, "gflop": None}
-    if not entry.is_compiled:  # it gives the eager actions, and another batch size is another graph
+    if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
         found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
-    ratio = ratio_of_medians(times["plain"], times[entry.name])
+    ratio = ratio_of_medians(times["plain"], times[variant.name])
     match execution:
         case Decoding():
-            found |= _token_speed(execution, times[entry.name])
+            found |= _token_speed(execution, times[variant.name])
     return found | {
-        "name": entry.name,
-        "label": entry.label,
-        "family": entry.family,
-        "latency_s": float(np.median(times[entry.name])),
-        "latency_spread": [percentile(times[entry.name], p) for p in (10, 90)],
+        "name": variant.name,
+        "label": variant.label,
+        "colour": variant.colour,
+        "latency_s": float(np.median(times[variant.name])),
+        "latency_spread": [percentile(times[variant.name], p) for p in (10, 90)],
         "ratio": ratio.ratio,
         "ratio_interval": list(ratio.interval),
     }
@@ -293,7 +294,8 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
 def _token_speed(execution: Decoding, times: Sequence[float]) -> dict[str, Any]:
     """Tokens a second over the whole chunk, reading the prompt included, and the slowest chunks [s]."""
     policy = execution.policy
-    n = executed_tokens(policy) if isinstance(execution.decoder, GreedyExecuted) else policy.n_tokens
+    decoding = decoding_of(execution)
+    n = decoding.n_written(policy) if decoding else policy.n_tokens
     return {
         "tokens_per_s": n / float(np.median(times)),
         "latency_p95_s": percentile(times, 95),
@@ -301,29 +303,29 @@ def _token_speed(execution: Decoding, times: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _entries(command: BenchCommand, loaded: LoadedPolicy) -> list[Entry]:
-    everything = list(lineup_for(loaded.staged, command.accel))
+def _variants(command: BenchCommand, loaded: LoadedPolicy) -> list[Variant]:
+    everything = list(variants_of(loaded.staged, command.accel.chosen()))
     if command.accel.path or (loaded.path / FILE_NAME).is_file():
         everything += SAVED
-    known = [entry.name for entry in everything]
+    known = [variant.name for variant in everything]
     for name in command.bench.only:
         if name not in known:
             raise BadSetting(f"bench.only names {name!r}; known plans: {', '.join(known)}")
     return [
-        entry
-        for entry in everything
-        if (command.bench.compile or not entry.is_compiled)
-        and (not command.bench.only or entry.name in ("plain", *command.bench.only))
+        variant
+        for variant in everything
+        if (command.bench.compile or not variant.is_compiled)
+        and (not command.bench.only or variant.name in ("plain", *command.bench.only))
     ]
 
 
-def _identity(command: BenchCommand, loaded: LoadedPolicy, entries: Sequence[Entry]) -> dict[str, Any]:
+def _identity(command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Variant]) -> dict[str, Any]:
     return {
         "verb": "bench",
         "weights": loaded.fingerprint.weights,
         "processors": loaded.fingerprint.processors,
-        "plans": {entry.name: entry.wanted for entry in entries if not entry.is_compiled},
-        "saved": load_plan(command, loaded).to_json()["techniques"] if SAVED[0] in entries else None,
+        "plans": {variant.name: variant.wanted for variant in variants if not variant.is_compiled},
+        "saved": load_plan(command, loaded).to_json()["techniques"] if ACCELERATED in variants else None,
         "calibration": [command.accel.episodes, command.accel.samples],
         "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
         "env": vars(command.env),

@@ -25,7 +25,7 @@ class CalibrateCommand(CommonOptions):
     """Calibrate techniques for a policy; save them as acceleration.json beside it.
 
     Example: vivace calibrate --policy.path=outputs/train/push --env.task=push-v3
-    --accel.techniques='[hoist, block_cache]' --accel.updates=10 --accel.bubbling=5
+    --accel.techniques='[hoist, block_cache]' --accel.block_cache.updates=10
     """
 
 

@@ -17,16 +17,15 @@ from vivace.accel.apply import accelerate
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.accel.techniques.layer_skip import LayerSkip
-from vivace.accel.techniques.mlp_prune import MlpPrune
+from vivace.accel.variant import Variant
 from vivace.deploy.loop.loop import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
 from vivace.eval.measure.latencies import Measured, measured_latencies
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds, shared
-from vivace.eval.measure.trials import Run, Trials, rollout_settings
-from vivace.eval.measure.variants import Entry, lineup_for
+from vivace.eval.measure.trials import Trial, Trials, rollout_settings
+from vivace.eval.measure.variants import ACCELERATED, PLAIN, variants_of
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
@@ -96,39 +95,12 @@ class EvalCommand(CommonOptions):
         return self.rtc if self.eval.mode == Mode.RTC else None
 
 
-PLAIN = Entry("plain", "as trained", "plain")
-ACCELERATED = Entry("accelerated", "accelerated", "accelerated")
 SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
 """How the episode that is filmed and drawn was chosen."""
 LADDER = "ladder"
 """Name of the run that chooses among plans."""
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "fewer_steps_dpm", "freeze")
-BASELINES = (
-    "hoist",
-    "uniform",
-    "taylor1",
-    "ddim-4",
-    "ddim-16",
-    "dpmsolver++-4",
-    "dpmsolver++-16",
-    "ddim-16+bac",
-    "tokens",
-    "layers",
-    "cache",
-    "fastv",
-    "ddim-2",
-    "ddim-5",
-    "euler-2",
-    "euler-4",
-    "rk4-2",
-    "freeze",
-    "exit-1",
-    "exit-2",
-    "exit-4",
-    "recycling",
-    "stand",
-)
-"""Rows of the line-up that an evaluation times and compares too; `vivace bench` has them all."""
+"""Rows that run episodes: as trained, under the plan, and the honest baselines as far as there are such."""
 
 
 @restored_threads()
@@ -156,8 +128,8 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     measured = _latencies(command, loaded, executions, data)
     ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
     told = [rival.labelled(ratios[rival.name]) for rival in rivals]
-    entries = [*built.entries[: len(both)], *told, *built.entries[len(both) :]]
-    runs = _runs(command, entries, executions, measured.times_s)
+    variants = [*built.variants[: len(both)], *told, *built.variants[len(both) :]]
+    runs = _runs(command, variants, executions, measured.times_s)
     trials = Trials(command, loaded, folder)
     episodes = {run.name: trials.episodes(run) for run in runs}
     results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
@@ -167,7 +139,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         for r in rivals
     ]
     results["left_out"] = built.left_out | skipped
-    results["pareto"] = _pareto(entries, executions, measured, data, episodes)
+    results["pareto"] = _pareto(variants, executions, measured, data, episodes)
     results["calibration"] = calibration_section(accelerated, fitted)
     results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
@@ -201,15 +173,15 @@ def _check(command: EvalCommand) -> None:
 
 def _runs(
     command: EvalCommand,
-    entries: Sequence[Entry],
+    variants: Sequence[Variant],
     executions: Mapping[str, Execution],
     times: Mapping[str, list[float]],
-) -> list[Run]:
+) -> list[Trial]:
     """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
     names = command.eval.ladder
     known = {
-        entry.name: Run(entry, executions[entry.name], command.latency.for_run(entry.name, times[entry.name]))
-        for entry in entries
+        one.name: Trial(one, executions[one.name], command.latency.for_run(one.name, times[one.name]))
+        for one in variants
     }
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -217,15 +189,15 @@ def _runs(
     runs = [run for name, run in known.items() if name in _episodic(command)]
     if not names:
         return runs
-    entry = Entry(LADDER, f"ladder of {', '.join(known[name].entry.label for name in names)}", "ladder")
+    label = f"ladder of {', '.join(known[name].variant.label for name in names)}"
     ladder = tuple(known[name] for name in names)
-    return [*runs, Run(entry, ladder[0].execution, ladder[0].latency, ladder)]
+    return [*runs, Trial(Variant(LADDER, label), ladder[0].execution, ladder[0].latency, ladder)]
 
 
 def _outcomes(
     command: EvalCommand,
     trials: Trials,
-    runs: list[Run],
+    runs: list[Trial],
     episodes: Mapping[str, list[EpisodeResult]],
     data: CalibrationData,
 ) -> dict[str, Any]:
@@ -274,24 +246,25 @@ def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: Acceleratio
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
     results["environment"]["mode"] = command.eval.mode
-    layers = next((t for t in plan.techniques if isinstance(t, LayerSkip)), None)
-    return results | {
-        "plan": [entry for entry in plan.to_json()["techniques"] if entry["kind"] != MlpPrune.kind],
-        "layers": None if layers is None else {"importance": layers.importance, "kept": layers.kept},
-    }
+    for technique in plan.techniques:
+        results |= technique.pictured()
+    return results | {"plan": [{"kind": t.kind, **t.told()} for t in plan.techniques]}
 
 
 def _executions(
     command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], fitted: CalibrationData
 ) -> Built:
-    """Plain and accelerated, and rows of the line-up, fitted to `fitted`."""
+    """Plain and accelerated, and short rows of the table, fitted to `fitted`."""
     built = Built((PLAIN, ACCELERATED), dict(both), {})
     if both[PLAIN.name].is_opaque:
         return built
+    runs, ladder = _episodic(command), command.eval.ladder
     others = [
-        e for e in lineup_for(loaded.staged, command.accel) if e.name in (*BASELINES, *command.eval.ladder)
+        one
+        for one in variants_of(loaded.staged, command.accel.chosen())
+        if one not in built.variants and (one.is_short or one.name in ladder)
     ]
-    others = [e for e in others if command.eval.lineup or e.name in _episodic(command)]
+    others = [one for one in others if command.eval.lineup or one.name in runs]
     return built.joined(build(loaded, others, fitted))
 
 
@@ -356,7 +329,7 @@ def _refresh(command: EvalCommand) -> bool:
 
 
 def _pareto(
-    entries: Sequence[Entry],
+    variants: Sequence[Variant],
     executions: Mapping[str, Execution],
     measured: Measured,
     data: CalibrationData,
@@ -367,10 +340,10 @@ def _pareto(
     with console.status("comparing actions"):
         reference = sample_all(executions[PLAIN.name], data)
         rows = []
-        for entry in entries:
-            before_s, times_s = shared(plain_s, measured.times_s[entry.name])
-            times = {PLAIN.name: before_s, entry.name: times_s}
-            rows.append(pareto_row(entry, executions[entry.name], times, reference, data))
+        for variant in variants:
+            before_s, times_s = shared(plain_s, measured.times_s[variant.name])
+            times = {PLAIN.name: before_s, variant.name: times_s}
+            rows.append(pareto_row(variant, executions[variant.name], times, reference, data))
     for row in rows:
         row["stages_s"] = measured.stages_s[row["name"]]
         if row["name"] in episodes:

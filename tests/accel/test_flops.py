@@ -8,7 +8,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
-from vivace.accel.techniques.patch_select import TokenSelect
+from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.accel.updates import uniform_updates
 from vivace.policies.execution import as_trained
 from vivace.policies.families.dp_transformer.policy import DPTransformerConfig, DPTransformerPolicy
@@ -65,7 +65,7 @@ def looking(**options):
         "observation.language.tokens": torch.arange(TEXT)[None],
         "observation.language.attention_mask": torch.ones(1, TEXT, dtype=torch.bool),
     }
-    select = TokenSelect(k_final=PATCHES, layer=3, **options)
+    select = PatchSelect(k_final=PATCHES, layer=3, **options)
     return count_flops(execution, batch), count_flops(select.apply(execution), batch)
 
 

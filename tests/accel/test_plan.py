@@ -1,7 +1,8 @@
 """Plans: order of seams, JSON round trip, refusals; applying and calibrating on a small transformer."""
 
 import json
-from dataclasses import MISSING, fields, replace
+import re
+from dataclasses import is_dataclass, make_dataclass, replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import TECHNIQUES, CalibrationData, Technique, technique_class
+from vivace.accel.registry import register, techniques
+from vivace.accel.technique import CalibrationData, Seam, Technique
 from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.forecast import Forecast
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.mlp_prune import MlpPrune
+from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import (
     BadSetting,
@@ -190,20 +193,47 @@ def test_unknown_techniques_and_options_are_refused(policy, mark, data):
         BadSetting, match="unknown technique 'magic'; known techniques: mlp_prune, layer_skip"
     ):
         calibrate(policy, mark, data, [("magic", {})])
+    with pytest.raises(BadSetting, match="technique 'token_select' is called 'patch_select' now"):
+        calibrate(policy, mark, data, [("token_select", {})])
     with pytest.raises(BadSetting, match="block_cache has no option 'interval'; its options: bubbling, "):
         calibrate(policy, mark, data, [("block_cache", {"interval": 5})])
     with pytest.raises(CalibrationError, match=r"updates=11, but the sampler runs 10 steps; choose 1\.\.10"):
         calibrate(policy, mark, data, [("block_cache", {"updates": 11})])
 
 
-def test_every_listed_technique_keeps_the_protocol():
-    for kind in TECHNIQUES:
-        found = technique_class(kind)
-        assert found.kind == kind
-        required = {"n_steps": 1, "updates": {}, "kept": (), "steps": (), "parents": (0,), "ranks": (0,)}
-        required |= {"nodes": 2, "order": 1, "n_tokens": 1}
-        needed = {f.name for f in fields(found) if f.default is MISSING and f.default_factory is MISSING}
-        assert isinstance(found(**{name: required[name] for name in needed}), Technique)
+def test_an_old_plan_is_read_by_the_kinds_of_today(mark, tmp_path):
+    data = AccelerationPlan(mark, (PatchSelect(k_final=6, method="fastv"),)).to_json()
+    assert data["techniques"][0]["kind"] == "patch_select"
+    data["techniques"][0]["kind"] = "token_select"
+    (tmp_path / "acceleration.json").write_text(json.dumps(data))
+    (found,) = AccelerationPlan.load(tmp_path).techniques
+    assert found == PatchSelect(k_final=6, method="fastv")
+
+
+def test_every_technique_says_what_it_is():
+    for kind, technique in techniques().items():
+        assert issubclass(technique, Technique)
+        assert is_dataclass(technique)
+        assert technique.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert technique.kind == kind
+        assert technique.label
+        assert isinstance(technique.is_static, bool)
+        assert re.fullmatch("#[0-9a-f]{6}", technique.colour)
+        assert is_dataclass(technique.Options)
+        for options in technique.examples.values():
+            technique.read_options(options)
+    assert list(techniques())[:3] == ["mlp_prune", "layer_skip", "patch_select"], "not in the order of seams"
+
+
+def test_what_is_no_technique_of_its_own_is_not_registered():
+    said = {"kind": "other", "seam": Seam.HOIST, "label": "other", "is_static": True}
+    with pytest.raises(BadSetting, match="Other does not say its seam, label, is_static"):
+        register(type("Other", (Technique,), {"kind": "other"}))
+    with pytest.raises(BadSetting, match="both register a technique 'hoist'; give one of them another kind"):
+        register(type("Other", (Technique,), {**said, "kind": "hoist"}))
+    with pytest.raises(BadSetting, match="'other' has options without a default: n; give them one"):
+        register(type("Other", (Technique,), {**said, "Options": make_dataclass("Options", [("n", int)])}))
+    assert "other" not in techniques()
 
 
 def test_explain_shows_what_is_computed(policy, mark, data):

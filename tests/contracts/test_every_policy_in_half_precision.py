@@ -154,7 +154,7 @@ PLANS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]]]] = {
         "cogact",
         [
             ("layer_skip", {"n_dropped": 1}),
-            ("token_select", {"k_final": 6}),
+            ("patch_select", {"k_final": 6}),
             ("mlp_prune", {"rank": 2}),
             ("guidance", {"method": "linear"}),
             ("hoist", {}),

@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from technique_cases import examples, needs
 
-from vivace.accel import technique
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.technique import CalibrationData
+from vivace.accel.registry import techniques
+from vivace.accel.technique import CalibrationData, Need
+from vivace.eval.measure.variants import unfit, variants_of
 from vivace.policies.block import Block
 from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution, as_trained, decode, executing, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
+from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
@@ -36,19 +39,19 @@ from vivace.policies.tiny.policies import (
 )
 
 KEYS = ((1, 0), (2, 0), (2, 8))
-LANGUAGE, GUIDANCE, TOKENS = "language", "guidance", "tokens"
-POLICIES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
-    "dp_transformer": (lambda clip: tiny_dp_transformer(), set()),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), set()),
-    "diffusion": (lambda clip: tiny_diffusion(), set()),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), set()),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), set()),
+LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
+POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
+    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
+    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        set(),
+        {DENOISER},
     ),
-    "cogact": (lambda clip: tiny_cogact(), {LANGUAGE, GUIDANCE}),
-    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {LANGUAGE}),
+    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
+    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
     "token_vla-two-cameras": (
@@ -59,13 +62,13 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
 """Name -> how it is made, and what it has."""
 
 
-def with_(*wanted: str) -> Any:
+def with_(*wanted: Need) -> Any:
     """Parametrise a test by the policies that have all of these."""
     names = [name for name, (_, has) in POLICIES.items() if has.issuperset(wanted)]
     return pytest.mark.parametrize("subject", names, indirect=True)
 
 
-def without(unwanted: str) -> Any:
+def without(unwanted: Need) -> Any:
     """Parametrise a test by the policies that lack this."""
     names = [name for name, (_, has) in POLICIES.items() if unwanted not in has]
     return pytest.mark.parametrize("subject", names, indirect=True)
@@ -79,7 +82,7 @@ class Subject:
     staged: Any
     mark: Fingerprint
     data: CalibrationData
-    has: set[str]
+    has: set[Need]
 
 
 def observations(policy: Any) -> dict[str, torch.Tensor]:
@@ -104,144 +107,44 @@ def subject(request, tmp_path_factory) -> Subject:
     return Subject(policy, staged, mark, CalibrationData(observations(policy), KEYS), has)
 
 
-TECHNIQUES = {
-    "hoist": [("hoist", {})],
-    "bac": [("block_cache", {"updates": 4, "bubbling": 2})],
-    "bac-consecutive": [
-        ("block_cache", {"updates": 4, "bubbling": 1, "objective": "consecutive", "force_last": True})
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind"),
+    [
+        (policy, kind)
+        for policy, (_, has) in POLICIES.items()
+        for kind in techniques()
+        if not has.issuperset(needs([kind]))
     ],
-    "shared": [("block_cache", {"method": "shared", "updates": 4})],
-    "uniform": [("block_cache", {"method": "uniform", "updates": 5})],
-    "deepcache": [("block_cache", {"method": "deepcache", "updates": 5})],
-    **{
-        f"taylor{order}": [("forecast", {"method": "uniform", "updates": 5, "order": order})]
-        for order in range(5)
-    },
-    "adams_bashforth": [("forecast", {"updates": 5, "rule": "adams_bashforth", "order": 2, "bubbling": 0})],
-    "fused": [("forecast", {"updates": 5, "rule": "fused", "bubbling": 0})],
-    "steps": [("step_schedule", {"n_steps": 5})],
-    "all": [("block_cache", {"updates": 2, "bubbling": 1}), ("hoist", {}), ("step_schedule", {"n_steps": 5})],
-}
-LANGUAGE_TECHNIQUES = {
-    "mlps": [("mlp_prune", {"sparsity": 0.5})],
-    "mlps-compensated": [("mlp_prune", {"sparsity": 0.5, "rank": 2})],
-    "layers": [("layer_skip", {"n_dropped": 1})],
-    "layers-greedy": [("layer_skip", {"n_dropped": 2, "rule": "greedy"})],
-    "layers-uniform": [("layer_skip", {"n_dropped": 2, "rule": "uniform"})],
-    **{
-        f"tokens-{method}": [("token_select", {"k_final": 6, "k_key": 2, "method": method})]
-        for method in ("efficientvla", "fastv", "random", "uniform")
-    },
-    "tokens-per-camera": [("token_select", {"k_final": 6, "k_key": 1, "per_camera": True})],
-    "tokens-cognition": [("token_select", {"k_final": 6, "source": "cognition", "layer": 0})],
-    "language": [
-        ("token_select", {"k_final": 6}),
-        ("layer_skip", {"n_dropped": 1}),
-        ("mlp_prune", {"rank": 2}),
-    ],
-}
-"""Those that need a language stage."""
-EFFICIENTVLA = {
-    "efficientvla": [
-        ("token_select", {"k_final": 6}),
-        ("block_cache", {"method": "uniform", "updates": 2}),
-        ("hoist", {}),
-        ("layer_skip", {"n_dropped": 1}),
-        ("mlp_prune", {"rank": 2}),
-    ],
-}
-"""Those that need a language stage and a denoiser."""
-TOKEN_TECHNIQUES = {
-    "greedy": [("greedy_executed", {})],
-    "jacobi": [("jacobi", {})],
-    "jacobi-marginal": [("jacobi", {"init": "marginal", "freeze": False})],
-    "jacobi-exit": [("jacobi", {"max_iterations": 2})],
-    "sjd": [("sjd", {})],
-    "recycling": [("token_recycling", {"k": 3, "nodes": 6})],
-    "stand": [("stand", {"nodes": 6})],
-    "ceed": [
-        ("token_select", {"k_final": 6}),
-        ("layer_skip", {"n_dropped": 1}),
-        ("mlp_prune", {"rank": 2}),
-        ("jacobi", {"max_iterations": 3, "until": "executed"}),
-    ],
-}
-"""Those that need a policy that writes tokens."""
-GUIDANCE_TECHNIQUES = {
-    "guidance": [("guidance", {"full_steps": 4})],
-    "guidance-linear": [("guidance", {"method": "linear"})],
-    "guidance-cached": [
-        ("guidance", {"full_steps": 4}),
-        ("block_cache", {"updates": 3, "bubbling": 1}),
-        ("hoist", {}),
-    ],
-    "guidance-forecast": [
-        ("guidance", {"full_steps": 3}),
-        ("forecast", {"method": "uniform", "updates": 4, "order": 1}),
-    ],
-}
-"""Those that need classifier-free guidance."""
-EVERYTHING = TECHNIQUES | LANGUAGE_TECHNIQUES | EFFICIENTVLA | GUIDANCE_TECHNIQUES | TOKEN_TECHNIQUES
-
-
-def test_every_technique_there_is_is_tested():
-    assert {kind for wanted in EVERYTHING.values() for kind, _ in wanted} == set(technique.TECHNIQUES)
-
-
-@pytest.mark.parametrize("name", list(LANGUAGE_TECHNIQUES))
-@without(LANGUAGE)
-def test_a_policy_without_a_language_stage_refuses_by_name(subject, name):
-    kind, options = LANGUAGE_TECHNIQUES[name][0]
-    with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' has none"):
-        calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
-
-
-@without(GUIDANCE)
-def test_a_policy_without_guidance_refuses_by_name(subject):
-    with pytest.raises(UnsupportedPolicy, match=f"guidance .* policy '{subject.staged.spec.type}'"):
-        calibrate(subject.staged, subject.mark, subject.data, [("guidance", {})])
-
-
-@pytest.mark.parametrize("name", list(TOKEN_TECHNIQUES))
-@without(TOKENS)
-def test_a_policy_that_writes_no_tokens_refuses_by_name(subject, name):
-    kind, options = TOKEN_TECHNIQUES[name][-1]
-    with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' writes none"):
-        calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
-
-
-@pytest.mark.parametrize("name", list(TECHNIQUES))
-@with_(TOKENS)
-def test_a_policy_that_does_not_denoise_refuses_by_name(subject, name):
-    for kind, options in TECHNIQUES[name]:
-        with pytest.raises(UnsupportedPolicy, match=f"policy '{subject.staged.spec.type}' writes tokens"):
-            calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
-
-
-def fits(has: set[str], name: str) -> bool:
-    """Whether a policy that has this can be run with the techniques of that name."""
-    if name in TECHNIQUES:
-        return TOKENS not in has
-    if name in EFFICIENTVLA:
-        return LANGUAGE in has and TOKENS not in has
-    needed = {LANGUAGE: LANGUAGE_TECHNIQUES, TOKENS: TOKEN_TECHNIQUES, GUIDANCE: GUIDANCE_TECHNIQUES}
-    return all(stage in has for stage, names in needed.items() if name in names)
+    indirect=["subject"],
+)
+def test_a_policy_that_lacks_what_a_technique_works_on_refuses_by_name(subject, kind):
+    with pytest.raises(UnsupportedPolicy, match=f"{kind} .* policy '{subject.staged.spec.type}' .*leave it"):
+        calibrate(subject.staged, subject.mark, subject.data, [(kind, {})])
 
 
 every_pair = pytest.mark.parametrize(
     ("subject", "plan"),
-    [(policy, name) for policy, (_, has) in POLICIES.items() for name in EVERYTHING if fits(has, name)],
+    [
+        (policy, name)
+        for policy, (_, has) in POLICIES.items()
+        for name, wanted in EXAMPLES.items()
+        if has.issuperset(needs(kind for kind, _ in wanted))
+    ],
     indirect=True,
 )
 
 
 @pytest.fixture
 def plan(request, subject) -> AccelerationPlan:
-    wanted = [(kind, dict(options)) for kind, options in EVERYTHING[request.param]]
-    for kind, options in wanted:
-        if kind == "step_schedule":
-            options["sampler"] = "euler" if subject.staged.sampler.name == "euler" else "ddim"
-    return calibrate(subject.staged, subject.mark, subject.data, wanted)
+    return calibrate(subject.staged, subject.mark, subject.data, EXAMPLES[request.param])
+
+
+def executed(actions: torch.Tensor, subject: Subject) -> torch.Tensor:
+    spec = subject.staged.spec
+    return actions[:, spec.first_action : spec.first_action + spec.n_action_steps]
 
 
 def run(execution, subject) -> torch.Tensor:
@@ -265,6 +168,10 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     restored = AccelerationPlan.load(tmp_path)
     assert restored == plan
     assert torch.equal(actions, run(accelerate(subject.staged, restored, subject.mark), subject))
+    if all(technique.is_exact for technique in plan.techniques):
+        torch.testing.assert_close(
+            executed(actions, subject), executed(reference, subject), atol=1e-5, rtol=0
+        )
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
     if TOKENS not in subject.has:  # there it depends on how many guesses are right
         assert costs[1].total < costs[0].total
@@ -301,6 +208,30 @@ def test_hoisting_changes_rounding_only(subject):
     plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
     hoisted = run(accelerate(subject.staged, plan), subject)
     torch.testing.assert_close(hoisted, run(as_trained(subject.staged), subject), atol=1e-5, rtol=0)
+
+
+@with_()
+def test_what_a_technique_would_search_it_can_be(subject):
+    for kind, technique in techniques().items():
+        if not subject.has.issuperset(technique.needs):
+            continue
+        for option, choices in technique.search_space(subject.staged).items():
+            ends = (choices.low, choices.high) if isinstance(choices, Between) else choices
+            assert len(set(ends)) > 1, f"{kind} has one {option}"
+            for choice in ends:
+                technique.read_options({option: choice})
+
+
+@with_()
+def test_the_rows_of_a_table_are_told_apart_and_can_be_asked_for(subject):
+    rows = variants_of(subject.staged)
+    assert len({row.name for row in rows}) == len({row.label for row in rows}) == len(rows)
+    asked = {kind for row in rows for kind, _ in row.wanted}
+    assert asked == {kind for kind in techniques() if subject.has.issuperset(needs([kind]))}
+    assert {kind for kinds in unfit(subject.staged) for kind in kinds.split(", ")}.isdisjoint(asked)
+    for row in rows:
+        for kind, options in row.wanted:
+            techniques()[kind].read_options(options)
 
 
 @without(TOKENS)
@@ -343,12 +274,7 @@ def test_tokens_continue_nothing(subject):
 
 @with_()
 def test_a_policy_has_what_it_is_said_to_have(subject):
-    found = {
-        LANGUAGE: has_language(subject.staged),
-        GUIDANCE: has_guidance(subject.staged),
-        TOKENS: writes_tokens(subject.staged),
-    }
-    assert {name for name, has in found.items() if has} == subject.has
+    assert {need for need in Need if need.is_met(subject.staged)} == subject.has
 
 
 def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int], int]:

@@ -39,9 +39,9 @@ def checkpoint(tmp_path_factory) -> Path:
     }
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), folder)
-    asked = ["calibrate", f"--policy.path={folder}", "--env.task=reach-moving", "--accel.updates=4",
-             "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1",
-             "--accel.judged_samples=2"]  # fmt: skip
+    asked = ["calibrate", f"--policy.path={folder}", "--env.task=reach-moving",
+             "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
+             "--accel.samples=2", "--accel.judged_episodes=1", "--accel.judged_samples=2"]  # fmt: skip
     assert main(asked) == 0
     return folder
 
@@ -70,8 +70,9 @@ def vla_checkpoint(tmp_path_factory) -> Path:
     tokenizer = train_tokenizer(["Open the drawer"])
     save(policy, *make_cogact_pre_post_processors(policy.config, stats, tokenizer), folder)
     asked = ["calibrate", f"--policy.path={folder}", "--env.task=drawer-open-halfway",
-             "--accel.techniques=[layer_skip,mlp_prune,token_select,block_cache]", "--accel.method=uniform",
-             "--accel.updates=2", "--accel.n_dropped=1", "--accel.k_final=6", "--accel.rank=2",
+             "--accel.techniques=[layer_skip,mlp_prune,patch_select,block_cache]",
+             "--accel.block_cache.method=uniform", "--accel.block_cache.updates=2",
+             "--accel.layer_skip.n_dropped=1", "--accel.patch_select.k_final=6", "--accel.mlp_prune.rank=2",
              "--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1",
              "--accel.judged_samples=2", "--env.max_steps=8"]  # fmt: skip
     assert main(asked) == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vivace.accel.techniques.patch_select import TokenSelect
+from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import as_trained
 from vivace.policies.language.prefix import LayerView, PrefixRows
@@ -42,7 +42,7 @@ def reference(attention, is_text, patches, k_final, k_key, alpha):
 )
 def test_efficientvla_keeps_key_task_and_diverse_patches(k_final, k_key, alpha):
     seen = view()
-    kept = TokenSelect(k_final=k_final, k_key=k_key, alpha=alpha).select(seen)
+    kept = PatchSelect(k_final=k_final, k_key=k_key, alpha=alpha).select(seen)
     for row in range(2):
         patches = seen.h[row, 1 : 1 + PATCHES]
         expected = reference(seen.attention()[row], seen.prefix.is_text[row], patches, k_final, k_key, alpha)
@@ -51,7 +51,7 @@ def test_efficientvla_keeps_key_task_and_diverse_patches(k_final, k_key, alpha):
 
 def test_fastv_keeps_the_most_attended():
     seen = view()
-    kept = TokenSelect(k_final=7, method="fastv").select(seen)
+    kept = PatchSelect(k_final=7, method="fastv").select(seen)
     for row in range(2):
         weights = seen.attention()[row].mean(0)[seen.prefix.is_text[row]].sum(0)
         assert kept[row].tolist() == weights.topk(7).indices.sort().values.tolist()
@@ -59,7 +59,7 @@ def test_fastv_keeps_the_most_attended():
 
 def test_cognition_looks_at_the_last_token_alone():
     seen = view()
-    kept = TokenSelect(k_final=7, method="fastv", source="cognition").select(seen)
+    kept = PatchSelect(k_final=7, method="fastv", source="cognition").select(seen)
     for row, last in enumerate((2, 4)):
         weights = seen.attention()[row].mean(0)[last]
         assert kept[row].tolist() == weights.topk(7).indices.sort().values.tolist()
@@ -68,22 +68,22 @@ def test_cognition_looks_at_the_last_token_alone():
 def test_baselines_do_not_look():
     first, second = view(seed=1), view(seed=2)
     for method in ("random", "uniform"):
-        technique = TokenSelect(k_final=5, method=method)
+        technique = PatchSelect(k_final=5, method=method)
         assert torch.equal(technique.select(first), technique.select(second))
-    assert TokenSelect(k_final=5, method="uniform").select(first)[0].tolist() == [0, 5, 10, 14, 19]
-    other = TokenSelect(k_final=5, method="random", seed=1).select(first)
-    assert not torch.equal(TokenSelect(k_final=5, method="random").select(first), other)
+    assert PatchSelect(k_final=5, method="uniform").select(first)[0].tolist() == [0, 5, 10, 14, 19]
+    other = PatchSelect(k_final=5, method="random", seed=1).select(first)
+    assert not torch.equal(PatchSelect(k_final=5, method="random").select(first), other)
 
 
 def test_cameras_apart_get_the_same_share():
     seen = view(cameras=(10, 10))
-    kept = TokenSelect(k_final=6, k_key=1, per_camera=True).select(seen)
+    kept = PatchSelect(k_final=6, k_key=1, per_camera=True).select(seen)
     assert ((kept < 10).sum(1) == 3).all()
     assert kept.shape == (2, 6)
 
 
 def test_other_layers_keep_everything():
-    assert TokenSelect(k_final=5, layer=2).select(view(index=1)) is None
+    assert PatchSelect(k_final=5, layer=2).select(view(index=1)) is None
 
 
 def test_keeping_every_patch_changes_nothing():
@@ -93,7 +93,7 @@ def test_keeping_every_patch_changes_nothing():
         "observation.language.tokens": torch.arange(48).view(2, 24),
         "observation.language.attention_mask": torch.ones(2, 24, dtype=torch.bool),
     }
-    everything = TokenSelect(k_final=16)
+    everything = PatchSelect(k_final=16)
     torch.testing.assert_close(
         staged.encode(batch, select=everything.select), staged.encode(batch), atol=1e-5, rtol=0
     )
@@ -103,8 +103,8 @@ def test_keeping_every_patch_changes_nothing():
     "options", [{"method": "best"}, {"source": "patches"}, {"k_key": 9, "k_final": 8}, {"alpha": 1.5}]
 )
 def test_bad_options_are_refused(options):
-    with pytest.raises(BadSetting, match="token_select"):
-        TokenSelect(**options)
+    with pytest.raises(BadSetting, match="patch_select"):
+        PatchSelect(**options)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_bad_options_are_refused(options):
 )
 def test_more_than_there_is_is_refused(options, message):
     with pytest.raises(PlanMismatch, match=message):
-        TokenSelect(**options).check(as_trained(stage(tiny_cogact(cameras=2))))
+        PatchSelect(**options).check(as_trained(stage(tiny_cogact(cameras=2))))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -27,6 +27,8 @@ class TwoModes:
     class spec:  # noqa: N801
         type, horizon, action_dim, latent_shape = "two modes", H, A, (H, A)
 
+    blocks = ("the denoiser",)
+
     def __init__(self, clip_sample, fault=0.0):
         self.schedule = NoiseSchedule(clip_sample=clip_sample)
         self.sampler, self.fault, self.calls = self.resample("ddim", 100), fault, 0

@@ -4,7 +4,7 @@ import copy
 import json
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ from vivace.policies.tiny.policies import (
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
 EFFICIENT = [
     ("layer_skip", {"n_dropped": 1}),
-    ("token_select", {"k_final": 6, "k_key": 2}),
+    ("patch_select", {"k_final": 6, "k_key": 2}),
     ("hoist", {}),
     ("block_cache", {"method": "uniform", "updates": 2}),
 ]
@@ -288,7 +288,8 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
         "Open the drawer",
     )
     bundle = Bundle.load(folder)
-    settings = Decoder(kind=kind, **(asdict(extra[0]) if kind == "jacobi" else {}))
+    settings = Decoder(**extra[0].in_bundle())
+    assert settings.kind == kind
     program = replace(bundle.program, tokens=replace(bundle.program.tokens, decoder=settings))
     policy = OrtPolicy(replace(bundle, plans={"plan": program}, goldens={}), task="Open the drawer")
     seen = raw(loaded)

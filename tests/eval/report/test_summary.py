@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from vivace.eval.measure.trials import Run, quiet_p99
-from vivace.eval.measure.variants import Entry
+from vivace.accel.variant import Variant
+from vivace.eval.measure.trials import Trial, quiet_p99
 from vivace.eval.report.stage_table import stage_rows, stage_table
 from vivace.eval.report.summary import run_summary, table
 from vivace.eval.simulation.episode import EpisodeResult
@@ -24,7 +24,7 @@ def episode(latencies_s) -> EpisodeResult:
 
 
 def summary(latency, ladder=()):
-    run = Run(Entry("plain", "as trained", "plain"), None, latency, ladder)
+    run = Trial(Variant("plain", "as trained"), None, latency, ladder)
     return run_summary(run, [episode([0.1] * 106)], 20.0, None)
 
 
@@ -50,9 +50,7 @@ def test_percentiles_count_measurements_not_draws():
 
 
 def test_a_ladder_knows_as_much_as_the_plan_it_knows_least_of(tmp_path):
-    plans = tuple(
-        Run(Entry(f"{n}", f"{n}", "plain"), None, BurstyLatency(samples_s=(0.1,) * n)) for n in (100, 7)
-    )
+    plans = tuple(Trial(Variant(f"{n}", f"{n}"), None, BurstyLatency(samples_s=(0.1,) * n)) for n in (100, 7))
     assert summary(plans[0].latency, plans)["latency"]["n"] == 7
     (tmp_path / "trace.json").write_text("[0.1, 0.2, 0.3]")
     assert summary(TraceLatency(path=str(tmp_path / "trace.json")))["latency"]["n"] == 3

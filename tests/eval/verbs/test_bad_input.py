@@ -112,9 +112,17 @@ def test_unknown_block_and_damaged_plans(copy, capsys):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--accel.updates=0"], "updates=0, but the sampler runs 10 steps; choose 1..10"),
-    (["--accel.updates=101"], "updates=101, but the sampler runs 10 steps"),
-    (["--accel.updates=4", "--accel.bubbling=77"], "bubbling=77, but the policy has 6 blocks"),
+    (["--accel.block_cache.updates=0"], "updates=0, but the sampler runs 10 steps; choose 1..10"),
+    (["--accel.block_cache.updates=101"], "updates=101, but the sampler runs 10 steps"),
+    (["--accel.block_cache.updates=4", "--accel.block_cache.bubbling=77"],
+     "bubbling=77, but the policy has 6 blocks"),
+    (["--accel.updates=4"],
+     "--accel.updates is --accel.block_cache.updates or --accel.forecast.updates now"),
+    (["--accel.token_method", "fastv"], "--accel.token_method is --accel.patch_select.method now"),
+    (["--accel.guidance=linear"], "--accel.guidance is --accel.guidance.method now"),
+    (["--accel.sjd=1"], "--accel.sjd is a technique, calibrated by --accel.techniques=[sjd]; its options: "),
+    (["--accel.mlp_prune.sparsity=1.5"], "mlp_prune sparsity=1.5, rank=0; needed: 0 <= sparsity < 1"),
+    (["--accel.techniques=[token_select]"], "technique 'token_select' is called 'patch_select' now"),
     (["--accel.techniques=[prune]"], "unknown technique 'prune'; known techniques: mlp_prune, layer_skip"),
     (["--accel.techniques=[block_cache,forecast]"], "block_cache and forecast both work on the blocks seam"),
     (["--env.task=rech-v3"], "has no task 'rech-v3'; the nearest of its 58 tasks: reach-v3"),
@@ -135,6 +143,15 @@ def test_calibrate_refuses_and_keeps_the_old_plan(copy, capsys, flags, message):
     assert message in refused(capsys, "calibrate", f"--policy.path={copy}", *quick, *flags)
     assert (copy / FILE_NAME).read_bytes() == before
     assert not list(copy.glob("*.partial"))
+
+
+def test_a_file_of_settings_too_names_options_with_their_technique(copy, capsys, tmp_path):
+    file = tmp_path / "settings.yaml"
+    command = ["calibrate", f"--policy.path={copy}", "--env.task=reach-v3", f"--config_path={file}"]
+    file.write_text("accel:\n  layer_rule: greedy\n")
+    assert "--accel.layer_rule is --accel.layer_skip.rule now" in refused(capsys, *command)
+    file.write_text("accel:\n  mlp_prune:\n    sparsity: 2.0\n")
+    assert "mlp_prune sparsity=2.0, rank=0; needed: 0 <= sparsity < 1" in refused(capsys, *command)
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -164,13 +164,14 @@ def test_a_missed_target_is_exit_code_1(checkpoint, capsys):
 def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", "--env.task=reach-v3", "--env.max_steps=20",
                "--bench.only=[hoist,bac,ddim-2,accelerated]", "--bench.repeats=3", "--bench.n_episodes=2",
-               "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+               "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
+               "--accel.samples=2",
                "--accel.judged_episodes=1",
                "--accel.judged_samples=2",
                "--output_dir=out"]  # fmt: skip
     assert main(command) == 0
     plans = last_line(capsys)["plans"]
-    assert list(plans) == ["plain", "hoist", "bac", "ddim-2", "accelerated"]
+    assert list(plans) == ["plain", "ddim-2", "hoist", "bac", "accelerated"]
     assert plans["plain"]["ratio"] == 1
     assert plans["plain"]["action_error"] == 0
     assert plans["hoist"]["action_error"] < 1e-5
@@ -178,11 +179,12 @@ def test_bench_ends_in_one_json_line_and_judges(checkpoint, tmp_path, capsys):
     assert all(row["n"] == 2 for row in rows)
     assert all(set(row["stages_s"]) == STAGES for row in rows)
     assert [row["latency_spread"] for row in rows] == [[None, None]] * 5, "of three measurements"
-    assert rows[2]["gflop"] < rows[1]["gflop"] < rows[0]["gflop"]
+    assert rows[3]["gflop"] < rows[2]["gflop"] < rows[0]["gflop"]
 
 
 BENCH = ("--env.task=reach-v3", "--env.max_steps=20", "--bench.repeats=1", "--bench.compile=false",
-         "--accel.updates=4", "--accel.bubbling=2", "--accel.episodes=1", "--accel.samples=2",
+         "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
+         "--accel.samples=2",
          "--accel.judged_episodes=2", "--accel.judged_samples=3", "--output_dir=out")  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def test_bench_refuses_to_judge_on_what_was_fitted_to(checkpoint, monkeypatch, c
 
 def test_bench_runs_its_choice_again_and_names_what_does_not_fit(checkpoint, tmp_path, capsys):
     command = ["bench", f"--policy.path={checkpoint}", *BENCH, "--bench.only=[hoist,bac,ddim-2]",
-               "--accel.bubbling=50", "--bench.n_episodes=2", "--bench.confirm=3"]  # fmt: skip
+               "--accel.block_cache.bubbling=50", "--bench.n_episodes=2", "--bench.confirm=3"]  # fmt: skip
     assert main([*command, "--bench.choose=ddim-2"]) == 0
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -218,7 +220,7 @@ def test_bench_runs_its_choice_again_and_names_what_does_not_fit(checkpoint, tmp
     assert "bubbling=50, but the policy has" in results["left_out"]["bac"]
     assert "left out: bac: bubbling=50" in out
     assert [row["name"] for row in results["pareto"] if "confirmed" in row] == ["plain", "ddim-2"]
-    again = results["pareto"][2]["confirmed"]
+    again = results["pareto"][1]["confirmed"]
     assert (again["n"], again["tried"], again["seed"]) == (3, 2, 100_002)
     assert "best of 2 tried" in out
     page = (tmp_path / "out" / "report.html").read_text()
@@ -284,7 +286,7 @@ def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
     assert np.isfinite(last_line(capsys)["loss"])
     calibrate = ["calibrate", "--policy.path=out", "--env.task=reach-v3", "--accel.episodes=1",
                  "--accel.samples=1", "--accel.judged_episodes=1",
-                 "--accel.judged_samples=2", "--accel.bubbling=1"]  # fmt: skip
+                 "--accel.judged_samples=2", "--accel.block_cache.bubbling=1"]  # fmt: skip
     assert main(calibrate) == 0
     assert (tmp_path / "out" / "pretrained_model" / "acceleration.json").is_file()
     more = [*train[:2], "--start=out", "--train.steps=1", "--train.lr=1e-9", "--output_dir=more"]

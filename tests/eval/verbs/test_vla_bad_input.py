@@ -65,8 +65,14 @@ def test_an_instruction_too_long_and_none_at_all(copy, capsys):
     ("flags", "message"),
     [
         (["--accel.techniques=[jacobi]"], "jacobi decodes action tokens, but policy 'cogact' writes none"),
-        (["--accel.techniques=[token_select]", "--accel.k_final=17"], "keeps 17 patches, the policy has 16"),
-        (["--accel.techniques=[layer_skip]", "--accel.n_dropped=9"], "drop 9 of 4 language layers"),
+        (
+            ["--accel.techniques=[patch_select]", "--accel.patch_select.k_final=17"],
+            "keeps 17 patches, the policy has 16",
+        ),
+        (
+            ["--accel.techniques=[layer_skip]", "--accel.layer_skip.n_dropped=9"],
+            "drop 9 of 4 language layers",
+        ),
     ],
 )
 def test_plans_that_do_not_fit(copy, capsys, flags, message):

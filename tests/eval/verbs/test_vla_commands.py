@@ -79,16 +79,25 @@ def test_the_instruction_can_be_another_one(vla_checkpoint, tmp_path):
 def test_explain_says_what_a_plan_does(vla_checkpoint, capsys):
     assert main(["explain", f"--policy.path={vla_checkpoint}", *TASK]) == 0
     out = capsys.readouterr().out
-    for kind in ("mlp_prune", "layer_skip", "token_select", "block_cache", "language"):
+    for kind in ("mlp_prune", "layer_skip", "patch_select", "block_cache", "language"):
         assert kind in out
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accel.techniques=[token_select]", "--accel.k_final=17"], "keeps 17 patches, the policy has 16"),
-        (["--accel.techniques=[layer_skip]", "--accel.n_dropped=4"], "drop 4 of 4 language layers"),
-        (["--env.task=reach-v3", "--accel.techniques=[mlp_prune]", "--accel.sparsity=1.0"], "sparsity=1.0"),
+        (
+            ["--accel.techniques=[patch_select]", "--accel.patch_select.k_final=17"],
+            "keeps 17 patches, the policy has 16",
+        ),
+        (
+            ["--accel.techniques=[layer_skip]", "--accel.layer_skip.n_dropped=4"],
+            "drop 4 of 4 language layers",
+        ),
+        (
+            ["--env.task=reach-v3", "--accel.techniques=[mlp_prune]", "--accel.mlp_prune.sparsity=1.0"],
+            "sparsity=1.0",
+        ),
     ],
 )
 def test_impossible_plans_are_refused(vla_checkpoint, flags, message, capsys):

@@ -1,0 +1,43 @@
+"""A variant: a way of running a policy, a row of a table; on a ladder it is a rung."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vivace.policies.plain_data import Between
+
+Request = tuple[str, Mapping[str, Any]]
+"""A technique asked for: its kind, and options in which it differs from its own."""
+Choices = tuple[Any, ...] | range | Between
+"""What an option may be: one of these, a whole number of a range, or a number between two."""
+GREY = "#8b93a1"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A policy under some techniques, before they are calibrated."""
+
+    name: str
+    """In tables, results and `--bench.only`, `--eval.ladder`."""
+    label: str
+    """What a person reads."""
+    wanted: tuple[Request, ...] = ()
+    """Techniques to calibrate, in any order; none: as trained."""
+    colour: str = GREY
+    """In figures."""
+    is_short: bool = False
+    """Stands for its technique where there is no room for all rows, as in `vivace eval`."""
+    is_compiled: bool = False
+    n_action_steps: int | None = None
+    """Actions executed of a chunk, where it is not the policy's own number."""
+
+    def compiled(self) -> "Variant":
+        """Return the same under `torch.compile`."""
+        return replace(
+            self,
+            name="compile" if self.name == "plain" else f"{self.name}-compile",
+            label=f"{self.label}, torch.compile",
+            colour="#2f3640",
+            is_short=False,
+            is_compiled=True,
+        )
