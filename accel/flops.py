@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
 from vivace.policies.execution import Decoding, Denoising, Execution
-from vivace.accel.rows import Rows
-from vivace.policies.block import EMPTY, Block, Cache, compute
 from vivace.policies.language.prefix import LayerView, PatchSelector
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import Step

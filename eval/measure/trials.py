@@ -26,7 +26,6 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.spec import PolicySpec
-from vivace.policies.staged import has_language
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.eval import EvalCommand

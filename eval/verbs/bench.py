@@ -43,7 +43,6 @@ from vivace.policies.errors import BadSetting, CalibrationError, UnsupportedPoli
 from vivace.policies.execution import Decoding, Denoising, Execution, decode, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import has_language
 
 
 @dataclass(kw_only=True)

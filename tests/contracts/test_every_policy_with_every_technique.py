@@ -27,7 +27,6 @@ from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
-from vivace.policies.staged import has_guidance, has_language, writes_tokens
 from vivace.policies.tiny.policies import (
     tiny_clip,
     tiny_cogact,

@@ -250,7 +250,7 @@ def test_a_policy_without_adapter_runs_but_has_no_blocks():
     torch.testing.assert_close(chunk[:, : theirs.shape[1]], theirs)
     data = CalibrationData(batch, ((1, 0), (2, 0)))
     for kind in ("block_cache", "hoist", "forecast", "step_schedule"):
-        with pytest.raises(UnsupportedPolicy, match="opaque"):
+        with pytest.raises(UnsupportedPolicy, match="none that come apart"):
             calibrate(staged, fingerprint(policy, ()), data, [(kind, {})])
 
 
