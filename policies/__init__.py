@@ -3,7 +3,7 @@
 import importlib
 
 _LAZY = {
-    "load": ("LoadedPolicy", "load_policy", "stage"),
+    "load": ("LoadedPolicy", "load_policy", "register_adapter", "stage"),
     "session": ("Session",),
     "staged": ("DenoisingPolicy", "Execution", "sample"),
     "block": ("Block", "Runner"),

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.envs.registry import env_class
+from vivace.envs.registry import describe
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import machine, versions
 from vivace.eval.options import CommonOptions
@@ -41,7 +41,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "type": command.env.type,
             "task": command.env.task,
             "control_hz": command.env.rate_hz,
-            "physics_hz": env_class(command.env.type, command.env.tasks[0]).physics_hz,
+            "physics_hz": describe(command.env.type, command.env.tasks[0]).physics_hz,
             "trained_hz": spec.control_hz,
         },
     }
