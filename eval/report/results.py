@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vivace.envs.registry import describe
 from vivace.eval.machine import command as command_line
-from vivace.eval.machine import machine, versions
+from vivace.eval.machine import commit, machine, versions
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import write_json
 from vivace.eval.report.report import write_report
@@ -26,6 +26,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "command": command_line(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
+        "commit": commit(),
         "machine": machine(command.policy.device, loaded.dtype),
         "seed": command.seed,
         "policy": {
