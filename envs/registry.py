@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Any
 
-from vivace.envs.protocol import TaskInfo, World, WorldType
+from vivace.envs.protocol import TaskInfo, WorldType
 from vivace.policies.errors import UnknownEnvironment
 from vivace.policies.registry import Registry
 
@@ -12,13 +12,16 @@ WORLDS = Registry("environment type", "vivace.envs", {"metaworld": "vivace.envs.
 register_world = WORLDS.register
 
 
-def make(env_type: str, task: str, **options: Any) -> World:
+def make(env_type: str, task: str, **options: Any) -> Any:
     """Make a world.
 
     Args:
         env_type: e.g. "metaworld".
         task: one of `task_names(env_type)`.
         options: of the world, e.g. `control_hz`; see `WorldType.make`.
+
+    Returns:
+        A `World`, with whatever more its type has.
 
     Raises:
         UnknownEnvironment: the type or the task does not exist.

@@ -111,7 +111,8 @@ def load_policy(
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> DenoisingPolicy:
     """Take a lerobot policy apart with the adapter of its type; without one it is one opaque block."""
-    return (ADAPTERS.find(policy.config.type) or OpaquePolicy)(policy, action_kinds)
+    adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
+    return adapter(policy, action_kinds)
 
 
 def resolve(path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from vivace.eval.terminal import milliseconds
 from vivace.policies.errors import BadSetting
 
 Results = Mapping[str, Any]
-Cells = tuple[Sequence[str], list[Sequence[str]]]
+Cells = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Head, and rows."""
 
 
