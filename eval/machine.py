@@ -58,8 +58,11 @@ def commit() -> str | None:
     home = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        asked = ["git", "-C", str(home), *arguments]
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        asked = ["git", "--no-optional-locks", "-C", str(home), *arguments]
+        done = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != home:
