@@ -93,6 +93,10 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(told[0])} |", rule, *(f"| {' | '.join(row)} |" for row in told[1:])]
 
 
+def _ms(time_s: float) -> str:
+    return milliseconds(time_s, 0 if time_s >= 0.01 else 1)
+
+
 def _rate(successes: int, n: int, interval: Sequence[float]) -> str:
     return f"{successes}/{n} ({100 * interval[0]:.0f} … {100 * interval[1]:.0f} %)"
 
@@ -102,7 +106,7 @@ def _latency(latency: Mapping[str, Any]) -> str:
     return f"{milliseconds(latency['p50_s'])} / {milliseconds(latency['p99_s'])}{few}"
 
 
-def _compared(ours: str) -> Callable[[Results], Cells]:
+def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
     """Runs of an evaluation, and one of them against each other one."""
 
     def cells(results: Results) -> Cells:
@@ -123,8 +127,8 @@ def _compared(ours: str) -> Callable[[Results], Cells]:
                     against,
                 )
             )
-        head = ("run", "chunk latency p50 / p99 [ms]", "deadlines missed", "success under it (95 %)",
-                "fresh ticks", f"{ours} − run (95 %), exact McNemar")  # fmt: skip
+        head = (other, "chunk latency p50 / p99 [ms]", "deadlines missed", "success under it (95 %)",
+                "fresh ticks", f"{ours} − {other} (95 %), exact McNemar")  # fmt: skip
         return head, rows
 
     return cells
@@ -162,7 +166,7 @@ def _bench(results: Results) -> Cells:
         low, high = row["ratio_interval"]
         line = [
             row["label"],
-            milliseconds(row["latency_s"], 1),
+            _ms(row["latency_s"]),
             f"{row['ratio']:.2f} ({low:.2f} … {high:.2f})",
             "" if row["gflop"] is None else f"{row['gflop']:.2f}",
             spread_text(row, "action_error", 3),
@@ -189,7 +193,7 @@ def _tokens(results: Results) -> Cells:
             (
                 row["label"],
                 spread_text(row, "passes", 1) if "passes" in row else "",
-                f"{milliseconds(row['latency_s'])} / {milliseconds(row['latency_max_s'])}",
+                f"{_ms(row['latency_s'])} / {_ms(row['latency_max_s'])}",
                 f"{row['tokens_per_s']:.0f}{beside}",
                 _judged(row)[0],
             )
@@ -197,8 +201,11 @@ def _tokens(results: Results) -> Cells:
     return ("decoding", "passes", "latency p50 / max [ms]", "tokens/s", "success (95 %)"), cells
 
 
-_TORCH = {"plain": ("plain", "compile"), "own": ("accelerated", "accelerated-compile")}
-"""Plan of a bundle -> rows of the same plan under torch, as it is and compiled."""
+_TORCH = {
+    "plain": ("plain", "compile", "as trained"),
+    "own": ("accelerated", "accelerated-compile", "its plan"),
+}
+"""Plan of a bundle -> rows of the same plan under torch, as it is and compiled, and what it is called."""
 
 
 def _bundles(results: Results) -> Cells:
@@ -206,15 +213,17 @@ def _bundles(results: Results) -> Cells:
     rows = {row["name"]: row for row in results["pareto"]}
     exported = [row for row in rows.values() if "bundle" in row]
     cells = []
-    for row, told in zip(exported, bundle_cells(exported), strict=True):
-        beside = _TORCH.get(row["name"].partition("#")[2], ("", ""))
-        torch = [_timed(rows[name]) if name in rows else "" for name in beside]
-        cells.append((*told, *torch, _timed(row)))
-    return (*HEAD, "torch [ms]", "torch.compile [ms]", "ONNX Runtime [ms]"), cells
+    for row, (_, *told) in zip(exported, bundle_cells(exported), strict=True):
+        plan = row["name"].partition("#")[2]
+        eager, compiled, name = _TORCH.get(plan, ("", "", plan or row["label"]))
+        torch = [_timed(rows[each]) if each in rows else "" for each in (eager, compiled)]
+        cells.append((f"{results['policy']['path']}, {name}", *told, *torch, _timed(row)))
+    head = ("policy, plan", *HEAD[1:], "torch [ms]", "torch.compile [ms]", "ONNX Runtime [ms]")
+    return head, cells
 
 
 def _timed(row: Mapping[str, Any]) -> str:
-    return f"{milliseconds(row['latency_s'])} ({row['ratio']:.1f})"
+    return f"{_ms(row['latency_s'])} ({row['ratio']:.1f})"
 
 
 def _lateness(results: Results) -> Cells:
@@ -223,11 +232,10 @@ def _lateness(results: Results) -> Cells:
     granted = ", ".join(grant["what"] for grant in results["realtime"] if grant["is_granted"])
     late = (milliseconds(run["jitter"][f"{key}_s"], 2) for key in ("p50", "p99", "p99.9", "max"))
     latency = (milliseconds(run["latency"][f"{key}_s"]) for key in ("p50", "p99"))
-    head = ("granted by the system", "seconds", "ticks", "skipped", "lateness p50 / p99 / p99.9 / max [ms]",
+    head = ("scheduling", "ticks", "skipped", "lateness of a tick p50 / p99 / p99.9 / max [ms]",
             "ticks without a decision", "chunk latency p50 / p99 [ms]", "deadlines missed")  # fmt: skip
     row = (
-        granted or "nothing",
-        f"{results['duration_s']:.0f}",
+        f"{granted or 'an ordinary process'}, {results['duration_s']:.0f} s",
         f"{run['ticks']}",
         f"{run['skipped_deadlines']}",
         " / ".join(late),
@@ -239,8 +247,8 @@ def _lateness(results: Results) -> Cells:
 
 
 TABLES = {
-    "eval": TableKind(("eval",), _compared("accelerated")),
-    "ladder": TableKind(("eval",), _compared("ladder")),
+    "eval": TableKind(("eval",), _compared("accelerated", "run")),
+    "ladder": TableKind(("eval",), _compared("ladder", "plan")),
     "curve": TableKind(("eval",), _curve),
     "bench": TableKind(("bench", "eval"), _bench),
     "tokens": TableKind(("bench",), _tokens),

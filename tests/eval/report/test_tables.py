@@ -28,7 +28,8 @@ def row(name, **others) -> dict:
 def bench(*rows) -> dict:
     where = {"cpu": "AMD EPYC", "cores": 2, "threads": 1, "device": "NVIDIA H100", "dtype": "bfloat16"}
     return {"kind": "bench", "pareto": list(rows), "machine": where, "command": "vivace bench",
-            "created": "2026-11-26T16:20:03+00:00", "commit": "0123456789abcdef+changes"}  # fmt: skip
+            "created": "2026-11-26T16:20:03+00:00", "commit": "0123456789abcdef+changes",
+            "policy": {"path": "zoo/reach"}}  # fmt: skip
 
 
 def test_runs_of_an_evaluation_are_compared_with_the_accelerated_one_or_with_a_ladder():
@@ -48,7 +49,8 @@ def test_runs_of_an_evaluation_are_compared_with_the_accelerated_one_or_with_a_l
     where = f"Measured on AMD EPYC, 1 thread, float32, 26 November 2026: `{results['command']}`."
     assert told[-2:] == ["", where]
     told = markdown("ladder", [results]).splitlines()
-    assert "ladder − run" in told[0]
+    assert told[0].startswith("| plan |")
+    assert "ladder − plan" in told[0]
     assert told[2].endswith("| +100 points (-51 … +100), p = 1 |")
     assert told[5].startswith("| ladder of ")
     assert told[5].endswith("| 89 % |  |")
@@ -74,8 +76,8 @@ def test_bench_shows_success_where_it_was_judged():
     plain = row("plain", latency_s=0.7434, ratio=1.0, ratio_interval=[1, 1])
     compiled = row("a|b", action_error=None, gflop=None)
     told = markdown("bench", [bench(plain, compiled)]).splitlines()
-    assert told[2] == "| plain | 743.4 | 1.00 (1.00 … 1.00) | 1.23 | 0.050 (0.010 … 0.100) |"
-    assert told[3] == "| a\\|b | 41.5 | 2.00 (1.94 … 2.06) |  | as eager |"
+    assert told[2] == "| plain | 743 | 1.00 (1.00 … 1.00) | 1.23 | 0.050 (0.010 … 0.100) |"
+    assert told[3] == "| a\\|b | 42 | 2.00 (1.94 … 2.06) |  | as eager |"
     assert told[-1] == (
         "Measured on AMD EPYC, 2 cores, 1 thread, NVIDIA H100, bfloat16, 26 November 2026, "
         "commit 0123456789 with changes: `vivace bench`."
@@ -104,8 +106,8 @@ def test_tokens_stages_and_bundles_are_tables_of_bench():
         row("ort:out/reach#other", bundle=exported),
     )
     told = markdown("bundles", [found, found]).splitlines()
-    assert told[2] == "| out/reach#plain | 2 | 48 | 5e-07 | 0.70 | 42 (2.0) |  | 20 (4.0) |"
-    assert told[4] == "| out/reach#other | 2 | 48 | 5e-07 | 0.70 |  |  | 42 (2.0) |"
+    assert told[2] == "| zoo/reach, as trained | 2 | 48 | 5e-07 | 0.70 | 42 (2.0) |  | 20 (4.0) |"
+    assert told[4] == "| zoo/reach, other | 2 | 48 | 5e-07 | 0.70 |  |  | 42 (2.0) |"
     assert len(told) == 2 + 6 + 2
     with pytest.raises(BadSetting, match="these results have nothing for table 'bundles'"):
         markdown("bundles", [bench(row("plain"))])
@@ -114,10 +116,10 @@ def test_tokens_stages_and_bundles_are_tables_of_bench():
 def test_runs_in_wall_clock_time_stand_below_each_other():
     told = markdown("lateness", [stored("run-fifo"), stored("run-plain")]).splitlines()
     assert told[2] == (
-        "| switch interval 0.0005 s, no garbage collection, locked memory, SCHED_FIFO 50 | 600 | 59870 | 0 | "
-        "0.02 / 0.06 / 0.48 / 6.46 | 0 | 32 / 59 | 528 of 5699 |"
+        "| switch interval 0.0005 s, no garbage collection, locked memory, SCHED_FIFO 50, 600 s | 59870 | "
+        "0 | 0.02 / 0.06 / 0.48 / 6.46 | 0 | 32 / 59 | 528 of 5699 |"
     )
-    assert "| 600 | 59049 | 647 | 0.09 / 10.20 / 15.84 / 24.85 |" in told[3]
+    assert "600 s | 59049 | 647 | 0.09 / 10.20 / 15.84 / 24.85 |" in told[3]
     assert told[-1].count("`vivace run") == 2
 
 
