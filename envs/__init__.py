@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from vivace.envs.registry import make, task_names
+from vivace.envs.registry import make, register_world, task_names
 
 if sys.platform == "linux":  # elsewhere mujoco refuses it
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported: renders without a display
@@ -21,7 +21,7 @@ _LAZY = {
     ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
-__all__ = ["make", "task_names", *_HOME]
+__all__ = ["make", "register_world", "task_names", *_HOME]
 
 
 def __getattr__(name: str) -> object:

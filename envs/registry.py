@@ -1,76 +1,47 @@
-"""Environments by type and task, and their gymnasium names."""
+"""Worlds by type and task."""
 
-import importlib
-import json
 from difflib import get_close_matches
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import gymnasium
-
+from vivace.envs.protocol import TaskInfo, WorldType
 from vivace.policies.errors import UnknownEnvironment
+from vivace.policies.registry import Registry
 
-if TYPE_CHECKING:
-    from vivace.envs.metaworld.world import MetaWorld
-
-ENV_TYPES = ("metaworld",)
-OWN_TASKS = {
-    "reach-moving": "vivace.envs.metaworld.dynamic:MovingReach",
-    "push-disturbed": "vivace.envs.metaworld.dynamic:DisturbedPush",
-    "window-open-halfway": "vivace.envs.metaworld.halfway:WindowOpen",
-    "window-close-halfway": "vivace.envs.metaworld.halfway:WindowClose",
-    "drawer-open-halfway": "vivace.envs.metaworld.halfway:DrawerOpen",
-    "drawer-close-halfway": "vivace.envs.metaworld.halfway:DrawerClose",
-    "faucet-open-halfway": "vivace.envs.metaworld.halfway:FaucetOpen",
-    "faucet-close-halfway": "vivace.envs.metaworld.halfway:FaucetClose",
-}
-"""Task made of one of Meta-World's -> where its environment is."""
+WORLDS = Registry("environment type", "vivace.envs", {"metaworld": "vivace.envs.metaworld.tasks"})
+"""`--env.type` -> its `WorldType`."""
+register_world = WORLDS.register
 
 
-def make(env_type: str, task: str, **options: Any) -> "MetaWorld":
-    """Make an environment.
+def make(env_type: str, task: str, **options: Any) -> Any:
+    """Make a world.
 
     Args:
-        env_type: "metaworld".
+        env_type: e.g. "metaworld".
         task: one of `task_names(env_type)`.
-        options: of the environment, e.g. `image_size`, `max_episode_steps`, `terminate_on_success`.
+        options: of the world, e.g. `control_hz`; see `WorldType.make`.
+
+    Returns:
+        A `World`, with whatever more its type has.
 
     Raises:
         UnknownEnvironment: the type or the task does not exist.
     """
-    return env_class(env_type, task)(task, **options)
+    return _type_with(env_type, task).make(task, **options)
 
 
-def env_class(env_type: str, task: str) -> "type[MetaWorld]":
-    """Return the class of a task's environment; raises `UnknownEnvironment`."""
-    names = task_names(env_type)
-    if task not in names:
-        raise UnknownEnvironment(
-            f"environment type {env_type!r} has no task {task!r}; the nearest of its {len(names)} tasks: "
-            f"{', '.join(nearest(task, names))}"
-        )
-    module, name = OWN_TASKS.get(task, "vivace.envs.metaworld.world:MetaWorld").split(":")
-    return getattr(importlib.import_module(module), name)
+def describe(env_type: str, task: str) -> TaskInfo:
+    """Return what is known of a task before its world is made; raises `UnknownEnvironment`."""
+    return _type_with(env_type, task).describe(task)
 
 
 def instruction(env_type: str, task: str) -> str:
     """Return the text that tells a language-conditioned policy what to do; raises `UnknownEnvironment`."""
-    return env_class(env_type, task).instruction or task_descriptions()[task]
+    return describe(env_type, task).instruction
 
 
 def task_names(env_type: str) -> tuple[str, ...]:
-    """Return the tasks of an environment type, our own first.
-
-    Raises:
-        UnknownEnvironment: the type does not exist.
-    """
-    if env_type not in ENV_TYPES:
-        raise UnknownEnvironment(
-            f"environment type {env_type!r} does not exist; the types: {', '.join(ENV_TYPES)}"
-        )
-    return (*OWN_TASKS, *task_descriptions())
+    """Return the tasks of a type of world; raises `UnknownEnvironment`."""
+    return _type(env_type).task_names()
 
 
 def nearest(name: str, known: tuple[str, ...]) -> list[str]:
@@ -78,16 +49,21 @@ def nearest(name: str, known: tuple[str, ...]) -> list[str]:
     return get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known)
 
 
-@cache
-def task_descriptions() -> dict[str, str]:
-    """Return Meta-World's tasks and their instructions, in lerobot's words."""
-    lerobot = find_spec("lerobot")  # found without importing lerobot's environments and torch
-    if lerobot is None or lerobot.origin is None:
-        raise UnknownEnvironment("lerobot is not installed, it names the tasks; pip install 'vivace[sim]'")
-    config = Path(lerobot.origin).parent / "envs" / "metaworld_config.json"
-    return json.loads(config.read_text())["TASK_DESCRIPTIONS"]
+def _type(env_type: str) -> WorldType:
+    found: WorldType | None = WORLDS.find(env_type)
+    if found is None:
+        raise UnknownEnvironment(
+            f"environment type {env_type!r} does not exist; the types: {', '.join(WORLDS.names())}"
+        )
+    return found
 
 
-gymnasium.register("vivace/MetaWorld-v0", entry_point="vivace.envs.metaworld.world:MetaWorld")
-gymnasium.register("vivace/ReachMoving-v0", entry_point=OWN_TASKS["reach-moving"])
-gymnasium.register("vivace/PushDisturbed-v0", entry_point=OWN_TASKS["push-disturbed"])
+def _type_with(env_type: str, task: str) -> WorldType:
+    found = _type(env_type)
+    names = found.task_names()
+    if task not in names:
+        raise UnknownEnvironment(
+            f"environment type {env_type!r} has no task {task!r}; the nearest of its {len(names)} tasks: "
+            f"{', '.join(nearest(task, names))}"
+        )
+    return found

@@ -1,10 +1,14 @@
 """What a measurement was taken on, and with which versions."""
 
+import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from vivace.deploy.system.realtime import allowed_cpus
 
 _PACKAGES = (
     "vivace",
@@ -31,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
-    """Describe the processor, threads, device and dtype.
+    """Describe the processor, the cores there are, threads, device and dtype.
 
     Args:
         device: torch's name of it.
@@ -42,10 +46,35 @@ def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
     said = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
     return {
         "cpu": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         **said,
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that runs, with "+changes" if it has others; None of a wheel."""
+    home = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        asked = ["git", "--no-optional-locks", "-C", str(home), *arguments]
+        done = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != home:
+            return None  # a wheel in somebody else's repository
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cores() -> int:
+    """How many CPUs this process may use."""
+    return len(allowed_cpus()) or os.cpu_count() or 1
 
 
 def command() -> str:

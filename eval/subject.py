@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.accel.plan import AccelerationPlan
-from vivace.envs.registry import env_class, instruction, make
+from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import read_kinds
@@ -27,9 +27,9 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         command: names policy and environment.
         action_kinds: how its actions are to be understood instead, by name.
     """
-    kinds = [env_class(command.env.type, task).action_kinds for task in command.env.tasks][0]
+    kinds = [describe(command.env.type, task).action_kinds for task in command.env.tasks][0]
     if action_kinds:
-        kinds = read_kinds(action_kinds, len(kinds), "--export.action_kinds")
+        kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
     loaded = load_policy(command.policy.path, command.policy.device, kinds)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
@@ -50,7 +50,7 @@ def control_hz(command: CommonOptions, spec: PolicySpec) -> float:
         return command.env.control_hz
     if spec.control_hz is not None:
         return spec.control_hz
-    rates = {env_class(command.env.type, task).own_hz for task in command.env.tasks}
+    rates = {describe(command.env.type, task).control_hz for task in command.env.tasks}
     if len(rates) > 1:
         raise BadSetting(
             f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(rates))} Hz, and the "

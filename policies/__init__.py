@@ -3,7 +3,7 @@
 import importlib
 
 _LAZY = {
-    "load": ("LoadedPolicy", "load_policy", "stage"),
+    "load": ("LoadedPolicy", "load_policy", "register_adapter", "stage"),
     "session": ("Session",),
     "staged": ("DenoisingPolicy",),
     "execution": ("Decoding", "Denoising", "Execution", "as_trained", "sample"),

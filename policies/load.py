@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,29 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors import SafetensorError, safe_open
 
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.execution import Execution, as_trained
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
 from vivace.policies.staged import StagedPolicy
 
-ADAPTERS = {
-    "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
-    "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
-    "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
-    "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
-    "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
-    "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
-}
-"""lerobot policy type -> adapter. A type that is not listed loads as one opaque block."""
-
-OURS = {
-    "dp_transformer": "vivace.policies.families.dp_transformer.policy",
-    "cogact": "vivace.policies.families.cogact.policy",
-    "token_vla": "vivace.policies.families.token_vla.policy",
-}
-"""Policy types that lerobot lacks -> the module that registers them."""
+ADAPTERS = Registry(
+    "policy type",
+    "vivace.policies",
+    {
+        "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
+        "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
+        "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
+        "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
+        "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
+        "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+    },
+)
+"""lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""
+register_adapter = ADAPTERS.register
 
 
 def _zoo() -> Path:
@@ -117,9 +116,9 @@ def load_policy(
 
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> StagedPolicy:
-    """Take a lerobot policy apart with the adapter of its type."""
-    module, name = ADAPTERS.get(policy.config.type, "vivace.policies.adapters.opaque:OpaquePolicy").split(":")
-    return getattr(import_module(module), name)(policy, action_kinds)
+    """Take a lerobot policy apart with the adapter of its type; without one it is one opaque block."""
+    adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
+    return adapter(policy, action_kinds)
 
 
 def resolve(path: str | Path) -> Path:
@@ -145,13 +144,14 @@ def _read_config(folder: Path, device: str) -> PreTrainedConfig:
         kind = json.loads(file.read_text()).get("type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise PolicyNotFound(f"{file} is not a JSON object ({error}); restore the checkpoint") from error
-    for module in OURS.values():
-        import_module(module)
     import lerobot.policies  # noqa: F401  registers lerobot's own types
 
+    if isinstance(kind, str):
+        ADAPTERS.find(kind)  # its module registers a type that lerobot lacks
     known = PreTrainedConfig.get_known_choices()
     if kind not in known:
-        raise PolicyNotFound(f"{file} has policy type {kind!r}; known types: {', '.join(sorted(known))}")
+        types = ", ".join(sorted({*known, *ADAPTERS.names()}))
+        raise PolicyNotFound(f"{file} has policy type {kind!r}; known types: {types}")
     try:
         config = PreTrainedConfig.from_pretrained(folder)
     except Exception as error:  # draccus raises many kinds for a foreign field or value

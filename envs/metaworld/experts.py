@@ -10,7 +10,7 @@ import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
 from vivace.envs.metaworld.world import ACTION_DIM, METAWORLD_HZ, SPEED_M_S
-from vivace.envs.registry import env_class, nearest
+from vivace.envs.registry import describe, nearest
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 
 Expert = Callable[[np.ndarray], np.ndarray]
@@ -33,7 +33,7 @@ def expert(task: str, control_hz: float | None = None) -> Expert:
         UnknownEnvironment: no expert is known for the task.
     """
     if task == "reach-moving":
-        return partial(_follow_goal, tick_s=1.0 / (control_hz or env_class("metaworld", task).own_hz))
+        return partial(_follow_goal, tick_s=1.0 / (control_hz or describe("metaworld", task).control_hz))
     if task == "push-disturbed":
         return _push_knocked_puck
     task = task.replace("-halfway", "-v3")  # the same positions in the state, another start

@@ -17,7 +17,8 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
 from vivace.envs.metaworld.camera import CLOSE_UP, Camera
-from vivace.envs.registry import nearest, task_descriptions
+from vivace.envs.metaworld.tasks import task_descriptions
+from vivace.envs.registry import nearest
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.spec import ActionKind
 

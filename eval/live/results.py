@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vivace.deploy.loop.watchdog import State
 from vivace.eval.machine import command as command_line
-from vivace.eval.machine import processor, versions
+from vivace.eval.machine import commit, cores, processor, versions
 from vivace.eval.output import write_json
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
@@ -32,7 +32,8 @@ def results(parts: "Parts") -> dict[str, Any]:
         "command": command_line(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": {"cpu": processor(), "providers": ", ".join(command.loop.providers)},
+        "commit": commit(),
+        "machine": {"cpu": processor(), "cores": cores(), "providers": ", ".join(command.loop.providers)},
         "seed": command.seed,
         "bundle": {
             "path": str(bundle.folder),

@@ -97,7 +97,8 @@ def video(path: Path) -> str:
 
 
 def _footer(results: Mapping[str, Any]) -> str:
-    made = {**results["machine"], **results["versions"], "seed": results["seed"]}
+    commit = {"commit": results["commit"]} if results.get("commit") else {}
+    made = {**results["machine"], **results["versions"], **commit, "seed": results["seed"]}
     facts = ", ".join(f"{html.escape(str(key))} {html.escape(str(value))}" for key, value in made.items())
     return (
         f"<section><h2>How this was made</h2><p><code>{html.escape(results['command'])}</code></p>"

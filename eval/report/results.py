@@ -5,9 +5,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.envs.registry import env_class
+from vivace.envs.registry import describe
 from vivace.eval.machine import command as command_line
-from vivace.eval.machine import machine, versions
+from vivace.eval.machine import commit, machine, versions
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import write_json
 from vivace.eval.report.report import write_report
@@ -26,6 +26,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "command": command_line(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
+        "commit": commit(),
         "machine": machine(command.policy.device, loaded.dtype),
         "seed": command.seed,
         "policy": {
@@ -41,7 +42,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "type": command.env.type,
             "task": command.env.task,
             "control_hz": command.env.rate_hz,
-            "physics_hz": env_class(command.env.type, command.env.tasks[0]).physics_hz,
+            "physics_hz": describe(command.env.type, command.env.tasks[0]).physics_hz,
             "trained_hz": spec.control_hz,
         },
     }

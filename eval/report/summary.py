@@ -68,12 +68,12 @@ def table(results: dict[str, Any]) -> Table:
     """The runs as a table a person reads."""
     environment = results["environment"]
     trained_hz = environment["trained_hz"]
-    other = (
-        "" if trained_hz in (None, environment["control_hz"]) else f", policy trained at {trained_hz:g} Hz"
-    )
+    other = "" if trained_hz in (None, environment["control_hz"]) else f"policy trained at {trained_hz:g} Hz"
+    physics = "" if environment["physics_hz"] is None else f"physics {environment['physics_hz']:g} Hz"
+    rates = ", ".join(filter(None, (physics, other)))
     title = (
-        f"{environment['task']} at {environment['control_hz']:g} Hz (physics {environment['physics_hz']:g} Hz"
-        f"{other}), {environment['mode']}, world moving"
+        f"{environment['task']} at {environment['control_hz']:g} Hz{f' ({rates})' if rates else ''}, "
+        f"{environment['mode']}, world moving"
     )
     out = Table(title=title)
     for name in (

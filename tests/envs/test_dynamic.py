@@ -1,4 +1,3 @@
-import gymnasium
 import numpy as np
 import pytest
 
@@ -108,11 +107,3 @@ def test_knocks_move_the_puck_and_leave_it_standing():
         assert (moved > 1e-3) == (env.time_s > times[0])
     assert 0.03 < moved < 0.11
     assert abs(observation["observation.state"][6] - start[2]) < 0.005
-
-
-def test_gymnasium_knows_the_environments():
-    env = gymnasium.make("vivace/ReachMoving-v0")
-    assert isinstance(env.unwrapped, MovingReach)
-    assert env.reset(seed=0)[0]["observation.state"].shape == (39,)
-    assert isinstance(gymnasium.make("vivace/PushDisturbed-v0").unwrapped, DisturbedPush)
-    assert gymnasium.make("vivace/MetaWorld-v0", task="reach-v3").unwrapped.task == "reach-v3"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vivace.envs import expert
-from vivace.envs.registry import OWN_TASKS, instruction, make
+from vivace.envs.metaworld.tasks import OWN_TASKS
+from vivace.envs.registry import instruction, make
 
 TASKS = [task for task in OWN_TASKS if task.endswith("-halfway")]
 PAIRS = [(task, task.replace("open", "close")) for task in TASKS if "open" in task]
