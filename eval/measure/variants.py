@@ -13,7 +13,7 @@ from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting
 
 PLAIN = Variant("plain", "as trained")
-ACCELERATED = Variant("accelerated", "its own plan", colour="#0b8f7d")
+ACCELERATED = Variant("accelerated", "accelerated by its own plan", colour="#0b8f7d")
 SAVED = (ACCELERATED, ACCELERATED.compiled())
 """The plan saved beside the checkpoint; not calibrated anew."""
 

@@ -105,10 +105,18 @@ def test_it_is_calibrated_explained_and_timed(toy, checkpoint, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "every_nth      n=5" in out
     assert "#····#····" in out
-    timed = ["--bench.repeats=1", "--bench.compile=false", "--bench.only=[every_nth,uniform]"]
+    timed = ["--bench.repeats=1", "--bench.compile=false", "--accel.block_cache.updates=11"]
     assert main(["bench", policy, *QUICK, *timed, "--accel.every_nth.n=3", "--output_dir=out"]) == 0
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["pareto"]
-    row = next(row for row in rows if row["name"] == "every_nth")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    row = next(row for row in results["pareto"] if row["name"] == "every_nth")
     assert row["colour"] == "#123456"
-    assert row["gflop"] < rows[0]["gflop"]
+    assert row["gflop"] < results["pareto"][0]["gflop"]
     assert "every n-th step" in (tmp_path / "out" / "report.html").read_text()
+    left_out = results["left_out"]
+    offered = {row.name for row in variants_of(stage(tiny_dp_transformer())) if not row.is_compiled}
+    assert {row["name"] for row in results["pareto"]} >= offered - set(left_out)
+    assert left_out["uniform"] == "updates=11, but the sampler runs 10 steps; choose 1..10"
+    assert (
+        left_out["guidance"]
+        == "works on classifier-free guidance, but policy 'dp_transformer' is sampled without"
+    )
