@@ -5,7 +5,7 @@ import importlib
 _LAZY = {
     "apply": ("accelerate", "calibrate"),
     "plan": ("AccelerationPlan",),
-    "registry": ("register", "techniques"),
+    "registry": ("register",),
     "technique": ("CalibrationData", "Need", "Seam", "Technique"),
     "flops": ("count_flops",),
 }
