@@ -3,21 +3,25 @@
 from vivace.accel.flops import Flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, schedule_of
-from vivace.policies.execution import Decoding, Execution
+from vivace.policies.execution import Decoding, Execution, always_compute
 
-FRESH, REUSED, FORECAST, SKIPPED = "#", "·", "~", "/"
+FRESH, REUSED, FORECAST, DECIDED = "#", "·", "~", "?"
 
 
 def grid(execution: Execution) -> dict[str, str]:
-    """Return block id -> one mark a step: # computed, · reused, ~ forecast, / skipped; nothing of tokens."""
+    """Return block id -> one mark a step: # computed, · reused, ~ forecast, ? decided as it runs.
+
+    A policy that writes tokens has no such blocks.
+    """
     match execution:
         case Decoding():
             return {}
     blocks, schedule = execution.policy.spec.block_ids, schedule_of(execution)
     if schedule is None:
-        return dict.fromkeys(blocks, FRESH * len(execution.sampler))
-    marks = [_marks(row) for row in schedule.rows]
-    return {name: "".join(mark.get(name, SKIPPED) for mark in marks) for name in blocks}
+        mark = FRESH if execution.action is always_compute else DECIDED
+        return dict.fromkeys(blocks, mark * len(execution.sampler))
+    rows = [_marks(row) for row in schedule.rows]
+    return {name: "".join(row[name] for row in rows) for name in blocks}
 
 
 def _marks(row: Row) -> dict[str, str]:
@@ -40,7 +44,7 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
     schedule = schedule_of(execution)
     if schedule is not None:
         lines.append(
-            f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   {SKIPPED} skipped   "
+            f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   "
             f"({schedule.programs} distinct steps of {len(schedule.rows)})"
         )
     rows = grid(execution)

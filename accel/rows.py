@@ -109,7 +109,7 @@ class Rows:
 
     @property
     def programs(self) -> int:
-        """Distinct steps: how many graphs an export or a whole-step compilation needs."""
+        """Distinct steps."""
         return len(set(self.rows))
 
 
