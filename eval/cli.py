@@ -21,7 +21,7 @@ VERBS = {
     "bench": "Time plans interleaved in one process, batch 1; judge them by success too.",
     "calibrate": "Calibrate techniques for a policy; save them as acceleration.json beside it.",
     "explain": "Say what a plan does: step by block grid, FLOPs saved stage by stage.",
-    "report": "Write report.html and trace.json again from a results.json.",
+    "report": "Write the pages of a results.json again, or print a table of it as Markdown.",
     "collect": "Demonstrate a task with its scripted expert and store a LeRobotDataset.",
     "train": "Train a policy on demonstrations; an interrupted run in output_dir continues.",
     "distill": "Teach a token VLA to settle in few passes; an interrupted run in output_dir continues.",

@@ -14,7 +14,7 @@ from vivace.policies.errors import BadSetting
 
 @dataclass(kw_only=True)
 class ReportCommand:
-    """Write report.html and trace.json again from a results.json, or print a table of it as Markdown.
+    """Write the pages of a results.json again, or print a table of it as Markdown.
 
     Example: vivace report --results=outputs/eval/2026-11-23/10-00-00_eval/results.json --table=eval
     """

@@ -15,7 +15,7 @@ from vivace.eval.cli import main
 from vivace.eval.training.fit import save
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.staged import Execution, sample
+from vivace.policies.execution import as_trained, sample
 
 POLICY = '''
 """A policy of six blocks that draws actions towards a goal, as lerobot wants one, and its staged form."""
@@ -213,7 +213,7 @@ def test_a_policy_and_a_world_of_a_package_are_calibrated_explained_timed_and_ev
     state = torch.linspace(-1, 1, 8).view(2, 4)
     plain = loaded.policy.sample_actions(state, EpisodeNoise([(0, 0), (1, 0)]))
     batch = {"observation.state": state[:, None]}
-    actions = sample(Execution.of(loaded.staged), batch, EpisodeNoise([(0, 0), (1, 0)]))
+    actions = sample(as_trained(loaded.staged), batch, EpisodeNoise([(0, 0), (1, 0)]))
     assert torch.equal(actions, plain)
 
     ask = [f"--policy.path={checkpoint}", *FEW]
