@@ -13,9 +13,9 @@ import torch
 from vivace.envs import make, task_names
 from vivace.eval.cli import main
 from vivace.eval.training.fit import save
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.execution import as_trained, sample
 
 POLICY = '''
 """A policy of six blocks that draws actions towards a goal, as lerobot wants one, and its staged form."""
@@ -27,11 +27,11 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import nn
 
-from vivace.policies.block import Block, HasBlocks, compute, through
+from vivace.policies.block import Block, compute, through
+from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import keep_all
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
-from vivace.policies.staged import policy_spec
 
 N_STEPS = 20
 
@@ -91,7 +91,7 @@ class ToyPolicy(PreTrainedPolicy):
     def reset(self): ...
 
 
-class StagedToy(HasBlocks):
+class StagedToy(DenoisingForm):
     def __init__(self, policy, action_kinds=()):
         self.policy = policy.eval()
         self.sampler = self.resample("euler", N_STEPS)
@@ -113,13 +113,10 @@ class StagedToy(HasBlocks):
             h = through(run, block, h, condition)
         return 6 * (h - x)
 
-    def finish(self, x, context):
-        return x
-
     def resample(self, name, n_steps, spacing=OWN):
         return make_flow_sampler(name, n_steps, spacing)
 
-    def hoist(self, sampler):
+    def _hoisted(self, sampler):
         return self
 '''
 
