@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
@@ -83,10 +83,12 @@ def _parse(verb: str, arguments: list[str]) -> Any:
     draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
-        _check_file(arguments)
+        _check_renamed(getattr(config_class, "RENAMED", {}), arguments)
         with redirect_stderr(said):
             return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
+        if own := _own_error(error):
+            raise own from error
         raise BadSetting(f"{_last_line(str(error))}; vivace {verb} --help lists the flags") from error
     except SystemExit as error:
         if not error.code:
@@ -95,12 +97,38 @@ def _parse(verb: str, arguments: list[str]) -> Any:
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
 
 
-def _check_file(arguments: list[str]) -> None:
-    """Raise `BadSetting` unless --config_path, if it is given, is a file of settings by name."""
+def _own_error(error: BaseException | None) -> VivaceError | None:
+    """The error of ours that an error was raised from, if there is one: it says it better."""
+    while error is not None and not isinstance(error, VivaceError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _check_renamed(renamed: Mapping[str, str], arguments: list[str]) -> None:
+    """Raise `BadSetting` for a flag, or a name in a file of settings, that is called otherwise today."""
+    flags = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument[:2] == "--"]
+    for name in [*flags, *_names(_settings_file(arguments))]:
+        if name in renamed:
+            raise BadSetting(f"{name} is called {renamed[name]} now; write --{renamed[name]}=…")
+
+
+def _names(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Dotted names of what is set in a file of settings."""
+    for name, value in settings.items():
+        yield f"{before}{name}"
+        if isinstance(value, dict):
+            yield from _names(value, f"{before}{name}.")
+
+
+def _settings_file(arguments: list[str]) -> dict[str, Any]:
+    """What is in the file that --config_path names, nothing if it names none.
+
+    Raises:
+        BadSetting: it is not a file of settings by name.
+    """
     from draccus.cfgparsing import load_config
 
-    from vivace.policies.errors import BadSetting
-
+    found: Any = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, is_joined, path = argument.partition("=")
         if name != "--config_path":
@@ -117,6 +145,7 @@ def _check_file(arguments: list[str]) -> None:
             raise BadSetting(
                 f"{file} holds no settings but {type(found).__name__}; needed is YAML such as control_hz: 20"
             )
+    return found
 
 
 def _last_line(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.policies.errors import BadSetting
-from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 
 
 @dataclass(kw_only=True)
@@ -13,8 +13,6 @@ class PolicyOptions:
     path: str = "zoo/reach"
     """lerobot checkpoint folder, or zoo/<name>."""
     device: str = "cpu"
-    n_action_steps: int | None = None
-    """Actions executed of a chunk; the checkpoint's own when not given."""
     type: str = ""
     """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact;
     smollm2: how redundant the layers of a pretrained language model are."""
@@ -150,6 +148,7 @@ class CommonOptions:
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     env: EnvOptions = field(default_factory=EnvOptions)
     accel: AccelOptions = field(default_factory=AccelOptions)
+    loop: LoopSettings = field(default_factory=LoopSettings)
     seed: int = 100_000
     """Episode i is reset with seed + i; demonstrations use seeds under 100 000."""
     output_dir: str | None = None
@@ -158,7 +157,17 @@ class CommonOptions:
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
 
-    @property
-    def chunking(self) -> RealTimeChunking | None:
-        """How a chunk continues the one before, where it does."""
-        return None
+    RUNS_LOOP = False
+    """Whether the control loop executes chunks; else only how many of their actions count is of concern."""
+    RENAMED = {
+        "policy.n_action_steps": "loop.n_action_steps",
+    }
+    """Flag or setting of earlier versions -> its name today."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would do nothing."""
+        if not self.RUNS_LOOP and self.loop != LoopSettings(n_action_steps=self.loop.n_action_steps):
+            raise BadSetting(
+                "of loop only n_action_steps has a meaning here; vivace eval and vivace run execute chunks "
+                "in other ways"
+            )

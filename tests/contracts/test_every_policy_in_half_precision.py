@@ -119,7 +119,7 @@ def test_a_session_gives_float32_alone_and_behind_another_chunk(name, dtype, cli
     writes_tokens = policy.config.type in ("token_vla", "pi0_fast")
     it = loaded(policy)
     assert it.dtype == dtype
-    session = Session(it, chunking=None if writes_tokens else RealTimeChunking(method="freeze"))
+    session = Session(it, chunking=None if writes_tokens else RealTimeChunking(method="inpaint"))
     random = np.random.default_rng(0)
     seen: dict[str, np.ndarray] = {}
     for key, shape in session.spec.observation_shapes.items():
