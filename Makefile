@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ROBOT := deploy envs $(filter-out eval/training,$(wildcard eval/*)) \
-  $(patsubst %,policies/%.py,action_kinds arrays backports errors plain_data registry spec \
+  $(patsubst %,policies/%.py,action_kinds arrays backports errors files plain_data registry spec \
   sampling/real_time_chunking sampling/step_table sampling/streams)
 export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml setup.sh
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/vivace eval --job_name=demo --eval.mode=async --eval.lineup=false --eval.curve='[]' --eval.timed_s=12 --accel.judged_episodes=4 --accel.judged_samples=12
+	$(BIN)/vivace eval --job_name=demo --loop.mode=async --eval.lineup=false --eval.curve='[]' --eval.timed_s=12 --accel.judged_episodes=4 --accel.judged_samples=12
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

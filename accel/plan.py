@@ -4,7 +4,6 @@ A technique with tensors of its own keeps them in `acceleration.safetensors` bes
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from vivace.accel.registry import technique_class, today
 from vivace.accel.technique import Seam, Technique
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
+from vivace.policies.files import replacing
 from vivace.policies.plain_data import build, check_plain, check_types, read_json
 from vivace.policies.spec import Fingerprint
 
@@ -112,14 +112,12 @@ class AccelerationPlan:
         }
         beside = target.with_suffix(TENSORS_SUFFIX)
         if tensors:
-            unfinished = beside.with_name(beside.name + ".partial")
-            save_file(tensors, unfinished)
-            os.replace(unfinished, beside)
+            with replacing(beside) as file:
+                save_file(tensors, file)
         else:
             beside.unlink(missing_ok=True)  # those of an earlier plan would be taken for this one's
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        os.replace(partial, target)
+        with replacing(target) as file:
+            file.write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "AccelerationPlan":

@@ -84,14 +84,15 @@ def _parse(verb: str, arguments: list[str]) -> Any:
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
         flags = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-        given = flags.union(_named(_file_settings(arguments)))
+        given = flags.union(_names(_settings_file(arguments)))
+        _check_renamed(getattr(config_class, "RENAMED", {}), given)
         if complete := getattr(config_class, "complete", None):
             config_class = complete(given)
         with redirect_stderr(said):
             return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
-        if isinstance(error.__cause__, VivaceError):  # of a setting that checks itself
-            raise error.__cause__ from error
+        if own := _own_error(error):
+            raise own from error
         raise BadSetting(f"{_last_line(str(error))}; vivace {verb} --help lists the flags") from error
     except SystemExit as error:
         if not error.code:
@@ -100,20 +101,35 @@ def _parse(verb: str, arguments: list[str]) -> Any:
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
 
 
-def _named(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
-    """Yield the dotted names of settings in groups."""
+def _own_error(error: BaseException | None) -> VivaceError | None:
+    """The error of ours that an error was raised from, if there is one: it says it better."""
+    while error is not None and not isinstance(error, VivaceError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _check_renamed(renamed: Mapping[str, str], given: Collection[str]) -> None:
+    """Raise `BadSetting` for a flag, or a name in a file of settings, that is called otherwise today."""
+    for name in sorted(renamed.keys() & given):
+        raise BadSetting(f"{name} is called {renamed[name]} now; write --{renamed[name]}=…")
+
+
+def _names(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Dotted names of what is set in a file of settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _named(value, f"{group}{name}.")
+            yield from _names(value, f"{before}{name}.")
         else:
-            yield f"{group}{name}"
+            yield f"{before}{name}"
 
 
-def _file_settings(arguments: list[str]) -> dict[str, Any]:
-    """Settings in the file that --config_path names, or none; raises `BadSetting` if it is no such file."""
+def _settings_file(arguments: list[str]) -> dict[str, Any]:
+    """What is in the files that --config_path names, nothing if it names none.
+
+    Raises:
+        BadSetting: it is not a file of settings by name.
+    """
     from draccus.cfgparsing import load_config
-
-    from vivace.policies.errors import BadSetting
 
     settings: dict[str, Any] = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, TypeVar
 
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.policies.errors import BadSetting
-from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 
 _T = TypeVar("_T")
 
@@ -17,8 +17,6 @@ class PolicyOptions:
     path: str = "zoo/reach"
     """lerobot checkpoint folder, or zoo/<name>."""
     device: str = "cpu"
-    n_action_steps: int | None = None
-    """Actions executed of a chunk; the checkpoint's own when not given."""
     type: str = ""
     """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact;
     smollm2: how redundant the layers of a pretrained language model are."""
@@ -86,6 +84,7 @@ class CommonOptions:
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     env: EnvOptions = field(default_factory=EnvOptions)
     accel: AccelOptions = field(default_factory=AccelOptions)
+    loop: LoopSettings = field(default_factory=LoopSettings)
     seed: int = 100_000
     """Episode i is reset with seed + i; demonstrations use seeds under 100 000."""
     output_dir: str | None = None
@@ -93,6 +92,21 @@ class CommonOptions:
     job_name: str = ""
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
+
+    RUNS_LOOP = False
+    """Whether the control loop executes chunks; else only how many of their actions count is of concern."""
+    RENAMED = {
+        "policy.n_action_steps": "loop.n_action_steps",
+    }
+    """Flag or setting of earlier versions -> its name today."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would do nothing."""
+        if not self.RUNS_LOOP and self.loop != LoopSettings(n_action_steps=self.loop.n_action_steps):
+            raise BadSetting(
+                "of loop only n_action_steps has a meaning here; vivace eval and vivace run execute chunks "
+                "in other ways"
+            )
 
     @classmethod
     def complete(cls, given: Collection[str]) -> type["CommonOptions"]:

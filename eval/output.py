@@ -1,7 +1,6 @@
-"""Where results go, and how they are written: to a temporary name first, then renamed."""
+"""Where results go, and how they are written."""
 
 import json
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.files import replacing
 
 
 def output_folder(verb: str, output_dir: str | None, job_name: str) -> Path:
@@ -59,9 +59,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; numpy scalars and arrays become numbers and lists."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from vivace.accel.plan import AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
+from vivace.eval.simulation.env_robot import camera_options
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import read_kinds
 from vivace.policies.errors import BadSetting
@@ -16,8 +17,6 @@ from vivace.policies.execution import Execution, executing
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.session import Session
 from vivace.policies.spec import PolicySpec
-
-IMAGE = "observation.images."
 
 
 def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPolicy:
@@ -32,7 +31,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
     loaded = load_policy(command.policy.path, command.policy.device, kinds)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
-    return replace(loaded, staged=executing(loaded.staged, command.policy.n_action_steps))
+    return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
 
 
 def control_hz(command: CommonOptions, spec: PolicySpec) -> float:
@@ -64,19 +63,12 @@ def session(
 ) -> Session:
     """Run a policy under an execution, told what to do in a task, the command's first when not given."""
     text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
-    return Session(loaded, execution, text, command.chunking)
+    return Session(loaded, execution, text, command.loop.chunking)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
     """Return what makes a task's environment, with the cameras that a policy looks through."""
-    shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
-    sizes = {shape[-1] for shape in shapes.values()}
-    if len(sizes) > 1:
-        raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
-    options: dict[str, Any] = {"control_hz": command.env.control_hz}
-    if shapes:
-        is_lazy = spec.n_obs_steps == 1
-        options |= {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": is_lazy}
+    options = {"control_hz": command.env.control_hz, **camera_options(spec)}
     return partial(make, command.env.type, task or command.env.tasks[0], **options)
 
 

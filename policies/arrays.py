@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import ObservationMismatch
-from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
+from vivace.policies.spec import DELAY, IMAGE, PREVIOUS, PolicySpec
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 """Name -> (shape, dtype)."""
@@ -18,7 +18,7 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]
 
 def is_image(key: str) -> bool:
     """Whether an observation key is a camera's."""
-    return key.startswith("observation.image")
+    return key.startswith(IMAGE)
 
 
 def observation_layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -10,6 +10,10 @@ from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting, NonFiniteActions
 from vivace.policies.plain_data import SELDOM, Between, Longest
 
+STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
+"""lerobot's names of what a robot feels, and of what is told of the world."""
+IMAGE, IMAGES = "observation.image", "observation.images."
+"""lerobot's names of the only camera, and of each of several, whose own name follows."""
 PREVIOUS = "action.previous"
 """Key under which a batch of observations holds (B, n, A) what the chunks before mean for now and later, in
 the robot's units, NaN where they say nothing; left out if none says anything."""

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from vivace.deploy.bundle.normalization import Normalization, Range
 from vivace.deploy.bundle.program import Name, Origin, Program
+from vivace.policies.arrays import is_image
 from vivace.policies.plain_data import Between, Longest, plain
-from vivace.policies.spec import PolicySpec
+from vivace.policies.spec import IMAGES, PolicySpec
 
 FORMAT, VERSION = "policy_package", "1.0"
 LAYOUT = 2
@@ -84,9 +85,9 @@ def manifest(name: str, contents: Contents) -> dict[str, Any]:
     """Plain data of manifest.json, which has the fields of the `policy_package` format and our section."""
     spec = contents.spec
     cameras = [
-        {"name": key.removeprefix("observation.images."), "shape": list(shape)}
+        {"name": key.removeprefix(IMAGES), "shape": list(shape)}
         for key, shape in spec.observation_shapes.items()
-        if key.startswith("observation.image")
+        if is_image(key)
     ]
     return {
         "format": FORMAT,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vivace.deploy.loop.fallback import fallback_action, is_standstill
 from vivace.deploy.loop.guard import ActionGuard, Limits
+from vivace.deploy.loop.standstill import fallback_action, is_standstill
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind
 

@@ -22,9 +22,9 @@ from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.deadman.robot_link import CONTEXT, RobotLink, as_error
 from vivace.deploy.deadman.robot_server import CLOSE_S, OPTIONAL, REST_S, Answer, Post, Sharing
 from vivace.deploy.deadman.shared_observation import SharedObservation
-from vivace.deploy.loop.fallback import is_standstill
 from vivace.deploy.loop.guard import Limits
 from vivace.deploy.loop.robot import Robot
+from vivace.deploy.loop.standstill import is_standstill
 from vivace.deploy.system.realtime import RealtimeSettings, allowed_cpus
 from vivace.policies.errors import BadSetting, RobotFailed, VivaceError
 from vivace.policies.spec import ActionKind, Observation, PolicySpec

@@ -35,6 +35,7 @@ import numpy as np
 from vivace.deploy.deadman.deadman import Deadman
 from vivace.deploy.deadman.shared_observation import SharedObservation
 from vivace.deploy.loop.guard import Limits
+from vivace.deploy.loop.robot import Closes, Ends, HasSecondWay, Judges, able, trait
 from vivace.deploy.system.realtime import RealtimeSettings, realtime
 from vivace.deploy.telemetry.output_relay import OutputRelay
 from vivace.policies.backports import StrEnum
@@ -103,20 +104,19 @@ class Post:
 def serve(post: Post, eyes: SharedObservation, pipe: Connection) -> None:
     """Make the robot and serve it; the life of the process."""
     _leave_the_terminal()
-    relay = OutputRelay()
     if post.cpus:
         os.sched_setaffinity(0, post.cpus)
-    try:
-        robot = post.make()
-        _ignore_signals()  # a driver may have asked for them
-        server = RobotServer(robot, post, eyes, pipe)
-    except Exception as error:  # whatever it is, the loop's side must know
-        with suppress(OSError):
-            send(pipe, Answer("start", 1, None, described(error), (False, False), 0))
-    else:
-        with realtime(post.realtime) as grants:
-            server.run(tuple(f"{grant.what} was refused: {grant.why}" for grant in grants if grant.why))
-    relay.flush(patience_s=0.2)
+    with OutputRelay():
+        try:
+            robot = post.make()
+            _ignore_signals()  # a driver may have asked for them
+            server = RobotServer(robot, post, eyes, pipe)
+        except Exception as error:  # whatever it is, the loop's side must know
+            with suppress(OSError):
+                send(pipe, Answer("start", 1, None, described(error), (False, False), 0))
+        else:
+            with realtime(post.realtime) as grants:
+                server.run(tuple(f"{grant.what} was refused: {grant.why}" for grant in grants if grant.why))
 
 
 def send(pipe: Connection, message: Any) -> None:
@@ -156,12 +156,12 @@ class RobotServer:
         self._robot, self._post, self._eyes, self._pipe = robot, post, eyes, pipe
         self._parent = parent_process()
         self._speaks = threading.Lock()
-        connect = getattr(robot, "standstill_connection", None)
-        self._second = connect() if callable(connect) else None
+        second = able(robot, HasSecondWay)
+        self._second = None if second is None else second.standstill_connection()
         if self._second is not None:
             self.sharing = Sharing.SECOND
         else:
-            self.sharing = Sharing.SHARED if getattr(robot, "is_shareable", False) is True else Sharing.ALONE
+            self.sharing = Sharing.SHARED if trait(robot, "is_shareable") is True else Sharing.ALONE
         self._hands = _Lane(self.sharing == Sharing.SECOND)
         self._others = self._hands if self.sharing != Sharing.SHARED else _Lane(has_thread=True)
         self._deadman = Deadman(post.limit_s, post.period_s, post.kinds, post.limits)
@@ -282,8 +282,9 @@ class RobotServer:
 
     def _look(self) -> None:
         """See how the episode stands, if the robot has episodes."""
-        if hasattr(self._robot, "is_over"):
-            self._flags = bool(self._robot.is_over), bool(getattr(self._robot, "is_success", False))
+        if (robot := able(self._robot, Ends)) is not None:
+            judge = able(self._robot, Judges)
+            self._flags = bool(robot.is_over), judge is not None and bool(judge.is_success)
 
     def _say(self, kind: str, number: int, value: Any = None, failure: tuple[str, str] | None = None) -> None:
         with self._speaks, suppress(OSError):  # nobody is there: `run` will see it
@@ -323,10 +324,9 @@ class RobotServer:
         timer.start()
         errors = [str(error) for error in getattr(self._robot, "errors", ())][-ERRORS:]
         for held in (self._second, self._robot):
-            close = getattr(held, "close", None)
-            if callable(close):
+            if (closing := able(held, Closes)) is not None:
                 try:
-                    close()
+                    closing.close()
                 except Exception as error:  # it is let go all the same
                     errors.append(f"closing: {': '.join(described(error))}")
         self._say("close", 1, errors)

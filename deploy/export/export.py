@@ -1,6 +1,5 @@
 """`export`: a loaded policy and its plan become a bundle, proven equal to torch before it is called one."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +49,7 @@ from vivace.deploy.robots.action_range import learned_range
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
+from vivace.policies.files import replacing
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.plain_data import plain
@@ -124,20 +124,21 @@ def export(
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
     for run in _denoising(runs).values():
         check_steps(run)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    bundle = _copied(loaded, folder, partial, key) if into else _begun(loaded, partial, instructions)
-    if not into:
-        known = _action_range(loaded, next(iter(runs.values())), data)
-        bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
-    with torch.no_grad():
-        bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
-    for name, plan in named.items():
-        plan.save(bundle.record(name))
-    for name in named:
-        check_parity(name, bundle.plans[name].receipt)
-    bundle = _with_golden(bundle, loaded, runs, data, precision)
-    return _finish(bundle, folder, key)
+    with replacing(folder) as unfinished:
+        bundle = (
+            _copied(loaded, folder, unfinished, key) if into else _begun(loaded, unfinished, instructions)
+        )
+        if not into:
+            known = _action_range(loaded, next(iter(runs.values())), data)
+            bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
+        with torch.no_grad():
+            bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
+        for name, plan in named.items():
+            plan.save(bundle.record(name))
+        for name in named:
+            check_parity(name, bundle.plans[name].receipt)
+        _finish(_with_golden(bundle, loaded, runs, data, precision), key)
+    return Bundle.load(folder)
 
 
 def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> Bundle:
@@ -158,7 +159,7 @@ def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> B
     )
 
 
-def _copied(loaded: LoadedPolicy, folder: Path, partial: Path, key: Any) -> Bundle:
+def _copied(loaded: LoadedPolicy, folder: Path, unfinished: Path, key: Any) -> Bundle:
     """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
     bundle, signed = Bundle.load(folder), folder / SIGNATURE
     _check_same(bundle, loaded)
@@ -173,20 +174,17 @@ def _copied(loaded: LoadedPolicy, folder: Path, partial: Path, key: Any) -> Bund
             "made it as --export.sign_key, or export a new bundle"
         )
     for name in bundle.files:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / name, partial / name)
-    return replace(bundle, folder=partial)
+        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, unfinished / name)
+    return replace(bundle, folder=unfinished)
 
 
-def _finish(bundle: Bundle, folder: Path, key: Any) -> Bundle:
-    """Write the manifest, sign it if there is a key, and put the bundle in its place."""
-    partial = bundle.folder
+def _finish(bundle: Bundle, key: Any) -> None:
+    """Write the manifest, and sign it if there is a key."""
     bundle.write()
     if key is not None:
-        (partial / SIGNATURE).write_bytes(signature((partial / MANIFEST).read_bytes(), key))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return Bundle.load(folder)
+        signed = (bundle.folder / MANIFEST).read_bytes()
+        (bundle.folder / SIGNATURE).write_bytes(signature(signed, key))
 
 
 @torch.no_grad()

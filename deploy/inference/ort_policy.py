@@ -10,7 +10,7 @@ from vivace.deploy.bundle.golden import Golden
 from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.inference.ort_graph import Graphs, OrtGraph, Runtime
 from vivace.deploy.inference.ort_sampler import Denoiser, Writer
-from vivace.deploy.inference.tokenize import Prompt
+from vivace.deploy.inference.tokenize import InstructionTokenizer
 from vivace.deploy.system.deadline import Deadline
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, UnsupportedPolicy
@@ -69,7 +69,7 @@ class OrtPolicy:
         """Observations with a number outside of what training saw, the refused ones among them."""
         self.implausible = 0
         """Observations that were refused for it."""
-        self._prompt = Prompt(self.bundle)
+        self._tokenize = InstructionTokenizer(self.bundle)
         graphs = graphs or Graphs(Runtime.of(providers, threads, shares_threads))
         self._is_exact = graphs.runtime_of(self.bundle).is_exact
         program = self.bundle.program
@@ -130,7 +130,7 @@ class OrtPolicy:
             else _chw(key, value)
             for key, value in seen.items()
         }
-        return ready | self._prompt(self.task)
+        return ready | self._tokenize(self.task)
 
     def replay(self, golden: Golden) -> float:
         """Do again what was recorded at export; returns how far the chunks differ, in units of the policy.

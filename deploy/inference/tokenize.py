@@ -7,7 +7,7 @@ from vivace.deploy.bundle.form import INSTRUCTION, MASK, TOKENS, PromptSettings
 from vivace.policies.errors import BadSetting
 
 
-class Prompt:
+class InstructionTokenizer:
     """Tokenises the instruction of a bundle's policy, once for each new one.
 
     Args:

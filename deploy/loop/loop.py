@@ -6,7 +6,7 @@ A tick is  observe → accept → submit → accept → pop → guard → act,  
            asks for the next one, and the fallback acts while the policy thinks and the world moves
     async  the next chunk is asked for before the fresh actions are used up; action i of a chunk is executed
            at its own tick or dropped, and a newer chunk replaces the older one when it arrives
-    rtc    as async, and the next chunk is made to continue the present one (`policies.chunking`)
+    rtc    as async, and the next chunk is made to continue the present one (real-time chunking)
 
 Each tick says what it executed. The age of an action is the ticks since the observation it was computed from.
 
@@ -18,25 +18,28 @@ Each tick says what it executed. The age of an action is the ticks since the obs
 
 A robot that stands (before the first chunk, in a hold, or because the queue ran dry) goes no part of a chunk:
 what it stood through is left out of "its own tick", so that a chunk from a standstill begins with its first
-action, whatever it took to compute. Where it is known what the robot holds (`initial_action`), the first
+action, whatever it took to compute. Where it is known what the robot holds (`posture`), the first
 actions bring it from there by no more than the limits' step or the chunk's own (`ActionGuard.ramp`).
+
+`build_loop` puts one together: of a simulation's episode, of a robot's, or of a ROS node's.
 
 `LatencyBudget` says when a chunk is due and a deadline missed.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vivace.deploy.loop.budget import LatencyBudget
+from vivace.deploy.loop.budget import LatencyBudget, Rung
 from vivace.deploy.loop.chunk_queue import ChunkQueue, Queued
 from vivace.deploy.loop.clock import Clock
-from vivace.deploy.loop.fallback import fallback_action, is_standstill
 from vivace.deploy.loop.guard import ActionGuard
 from vivace.deploy.loop.pace import Beat, Pace
-from vivace.deploy.loop.robot import Robot
+from vivace.deploy.loop.robot import Listens, Robot, able
 from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.standstill import fallback_action, is_standstill
 from vivace.deploy.loop.watchdog import State, Watchdog
 from vivace.deploy.workers.worker import Request, Worker
 from vivace.policies.backports import StrEnum
@@ -87,40 +90,19 @@ class TickRecord:
     """What the watchdog decided; run if there is none."""
 
 
-def executed_actions(asked: int | None, spec: PolicySpec) -> int:
-    """Actions of a chunk to execute: so many as are asked for, or the policy's own number.
-
-    Raises:
-        BadSetting: a chunk of the policy has fewer.
-    """
-    n_action_steps = asked or spec.n_action_steps
-    available = spec.horizon - spec.first_action
-    if n_action_steps > available:
-        raise BadSetting(
-            f"n_action_steps={n_action_steps}, but a chunk has {available} actions; give 1..{available}"
-        )
-    return n_action_steps
-
-
-def make_queue(settings: LoopSettings) -> ChunkQueue:
-    """Build the queue a mode needs."""
-    if settings.mode == Mode.SYNC:
-        return ChunkQueue(drop_late=False, limit=settings.n_action_steps)
-    return ChunkQueue(drop_late=True, blend_ticks=settings.blend_ticks)
-
-
 class ControlLoop:
-    """Drives one robot with one policy for one episode.
+    """Drives one robot with one policy for one episode; `build_loop` makes one.
 
     Args:
         robot: observed and acted on once a tick.
         worker: computes chunks.
-        queue: of `make_queue(settings)`.
+        queue: of the settings' mode.
         guard: limits every action.
         budget: control rate, deadlines and their misses.
         clock: wall or virtual time; the episode begins now.
         settings: how chunks are executed.
         spec: of the policy.
+        posture: what the robot holds before the first action (A,), if that is known.
         episode_seed: names this episode's noise, together with the tick.
         watchdog: may take the robot away from the policy; it also judges inferences that come to nothing, of
             which chunks of a wrong shape are raised where there is none.
@@ -137,13 +119,16 @@ class ControlLoop:
         settings: LoopSettings,
         *,
         spec: PolicySpec,
+        posture: Sequence[float] | None = None,
         episode_seed: int = 0,
         watchdog: Watchdog | None = None,
     ) -> None:
-        _check_sizes(settings, queue, guard, spec)
-        self._robot, self._worker, self._guard, self._clock = robot, worker, guard, clock
+        _check_sizes(settings, queue, guard, spec, posture)
+        self._robot, self._worker, self._clock = robot, worker, clock
+        self._listener = able(robot, Listens)
         self._settings, self._spec, self._seed = settings, spec, episode_seed
-        self.queue, self.budget = queue, budget
+        self._n_fresh, self._knows_posture = settings.fresh_actions(spec), posture is not None
+        self.queue, self.guard, self.budget = queue, guard, budget
         self.tick_count = 0
         """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
         self.failures = 0
@@ -156,7 +141,7 @@ class ControlLoop:
         self._asked_s = 0.0
         self._latency_s: float | None = None
         self._history: deque[Observation] = deque(maxlen=spec.n_obs_steps)
-        start = settings.initial_action or (0.0,) * spec.action_dim
+        start = np.zeros(spec.action_dim) if posture is None else posture
         self._last = self._told = np.array(start, dtype=np.float32)
         """What the policy did last, and what the robot was told last."""
         self._fallback_ticks = 0
@@ -190,27 +175,27 @@ class ControlLoop:
         tick, misses = self.tick_count, self.budget.misses
         if self._worker.is_busy:
             self.budget.wait(tick)
-        interventions = self._guard.interventions
+        interventions = self.guard.interventions
         state = self._judge()
         queued = self._pop() if state == State.RUN else None
-        action = None if queued is None else self._guard.check(queued.action)
+        action = None if queued is None else self.guard.check(queued.action)
         if queued is None or action is None:
             self._fallback_ticks += 1
             source, chunk_id, age = Source.FALLBACK, None, None
-            action = self._guard.limit(self._fallback())
+            action = self.guard.limit(self._fallback())
             self._stands = is_standstill(action, self._told, self._spec.action_kinds)
             if self._stands and queued is None:
                 self.queue.stand(tick)
         else:
             self._last, self._fallback_ticks, self._stands = action, 0, False
             chunk_id, age = queued.chunk_id, queued.age_ticks
-            source = Source.CHUNK if age < self._settings.n_action_steps else Source.STALE
+            source = Source.CHUNK if age < self._n_fresh else Source.STALE
         self._told = action
         self._robot.act(action)
         ended_s = self._clock.now()
         if self._watchdog is not None:
             alive = (Source.CHUNK, Source.STALE) if self._settings.mode == Mode.SYNC else (Source.CHUNK,)
-            has_reached = getattr(self._robot, "has_reached", True)
+            has_reached = self._listener is None or self._listener.has_reached
             # In sync mode late actions are usual.
             self._watchdog.acted(ended_s, is_fresh=source in alive, has_reached=has_reached)
         self.tick_count = tick + 1
@@ -222,7 +207,7 @@ class ControlLoop:
             age,
             self._has_asked,
             self._has_accepted,
-            self._guard.interventions > interventions,
+            self.guard.interventions > interventions,
             self.queue.remaining(tick + 1),
             self._beat,
             ended_s,
@@ -235,15 +220,15 @@ class ControlLoop:
         """Take the action of this tick; a chunk that begins from a known posture is ramped to."""
         queued = self.queue.pop(self.tick_count)
         ahead = self.queue.ahead(self.tick_count)
-        if queued is not None and ahead is not None and self._stands and self._settings.initial_action:
-            self._guard.ramp(ahead)
+        if queued is not None and ahead is not None and self._stands and self._knows_posture:
+            self.guard.ramp(ahead)
         return queued
 
     def _judge(self) -> State:
         """Ask the watchdog who acts; what was observed while it did not trust its eyes is forgotten."""
         if self._watchdog is None:
             return State.RUN
-        now, restarts = self._clock.now(), getattr(self._worker, "restarts", 0)
+        now, restarts = self._clock.now(), self._worker.restarts
         misses = 0 if self._settings.mode == Mode.SYNC else self.budget.misses  # there, every one is missed
         state = self._watchdog.judge(
             now,
@@ -295,7 +280,7 @@ class ControlLoop:
         observed = self.queue.observed_tick
         if observed is None:
             return 0
-        young = observed + self._settings.n_action_steps - self.tick_count
+        young = observed + self._n_fresh - self.tick_count
         return max(0, min(young, self.queue.remaining(self.tick_count)))
 
     def _is_due(self, fresh: int) -> bool:
@@ -348,20 +333,79 @@ class ControlLoop:
         return fallback_action(self._last, kinds, self._fallback_ticks, ramp_ticks)
 
 
-def _check_sizes(settings: LoopSettings, queue: ChunkQueue, guard: ActionGuard, spec: PolicySpec) -> None:
+def build_loop(
+    robot: Robot,
+    worker: Worker,
+    guard: ActionGuard,
+    clock: Clock,
+    settings: LoopSettings,
+    spec: PolicySpec,
+    *,
+    control_hz: float,
+    ladder: Sequence[Rung] = (),
+    posture: Sequence[float] | None = None,
+    episode_seed: int = 0,
+    watchdog: Watchdog | None = None,
+) -> ControlLoop:
+    """Put a loop together, wherever it runs.
+
+    Args:
+        robot: observed and acted on once a tick.
+        worker: computes chunks.
+        guard: limits every action.
+        clock: wall or virtual time; the episode begins now.
+        settings: how chunks are executed; the queue is their mode's.
+        spec: of the policy.
+        control_hz: control rate [Hz].
+        ladder: plans to choose among, best first; empty if there is but one.
+        posture: what the robot holds before the first action (A,), if that is known.
+        episode_seed: names this episode's noise, together with the tick.
+        watchdog: may take the robot away from the policy.
+
+    Raises:
+        BadSetting: parts do not fit one another, or a chunk has fewer actions than are asked for.
+    """
+    if settings.mode == Mode.SYNC:
+        queue = ChunkQueue(drop_late=False, limit=settings.fresh_actions(spec))
+    else:
+        queue = ChunkQueue(drop_late=True, blend_ticks=settings.blend_ticks)
+    return ControlLoop(
+        robot,
+        worker,
+        queue,
+        guard,
+        LatencyBudget(control_hz, tuple(ladder)),
+        clock,
+        settings,
+        spec=spec,
+        posture=posture,
+        episode_seed=episode_seed,
+        watchdog=watchdog,
+    )
+
+
+def _check_sizes(
+    settings: LoopSettings,
+    queue: ChunkQueue,
+    guard: ActionGuard,
+    spec: PolicySpec,
+    posture: Sequence[float] | None,
+) -> None:
     if queue.drop_late == (settings.mode == Mode.SYNC):
         raise BadSetting(
             f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
-            "build it with make_queue(settings)"
+            "let build_loop make it"
         )
     if ActionKind.UNKNOWN in spec.action_kinds:
         raise BadSetting(
             f"what the actions mean is not known of all dimensions: {', '.join(spec.action_kinds)}; say it "
             "when loading the policy (action_kinds)"
         )
+    if posture is not None and not np.isfinite(posture).all():
+        raise BadSetting(f"posture={list(posture)} holds NaN or infinity")
     sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
-    if settings.initial_action is not None:
-        sizes["initial_action"] = len(settings.initial_action)
+    if posture is not None:
+        sizes["posture"] = len(posture)
     for name, size in sizes.items():
         if size not in (None, spec.action_dim):
             raise BadSetting(f"{name} has {size} dimensions, the policy's actions have {spec.action_dim}")

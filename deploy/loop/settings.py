@@ -1,11 +1,11 @@
-"""How the loop executes chunks: modes, and the choices that go with them."""
+"""How the loop executes chunks: one set of choices, the same for a simulation, a robot and a ROS node."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from vivace.policies.backports import StrEnum
+from vivace.policies.backports import Self, StrEnum
 from vivace.policies.errors import BadSetting
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
+from vivace.policies.spec import PolicySpec
 
 
 class Mode(StrEnum):
@@ -15,43 +15,83 @@ class Mode(StrEnum):
     ASYNC = "async"
     RTC = "rtc"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Self:
+        raise BadSetting(f"mode={value!r} is unknown; the modes: {', '.join(cls)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How the loop executes chunks."""
 
     mode: Mode = Mode.SYNC
-    n_action_steps: int = 8
-    """Actions of a chunk that are fresh; in sync mode the ones that are executed."""
+    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
+    n_action_steps: int | None = None
+    """Actions of a chunk that are fresh, in sync mode the ones that are executed; the policy's own when not
+    given."""
     request_at: int | None = None
-    """Async: ask for the next chunk when at most this many fresh actions are left, 0..n_action_steps;
-    None: as many as the expected latency takes, or the best plan of a ladder."""
+    """async, rtc: ask for the next chunk when at most so many fresh actions are left, which times the control
+    period is the latency budget; when not given, as many as the expected latency takes, or the best plan of a
+    ladder."""
+    ladder: tuple[str, ...] = ()
+    """async, rtc: before every chunk the best of these is chosen that will be there in time, best first: what
+    vivace eval runs (plain, accelerated, or rows of bench's table such as ddim-4); elsewhere the folders of
+    faster bundles of the same policy."""
     anytime: bool = False
-    """Async, rtc: a chunk that would be late is cut short between two of its steps, if the worker can."""
+    """async, rtc: a chunk that would be late is cut short between two of its steps, if the worker can."""
     blend_ticks: int = 0
-    """Async: ticks over which a newer chunk is blended in; 0 switches at once."""
+    """async, rtc: ticks over which a newer chunk is blended in; 0 switches at once."""
     ramp_ticks: int = 5
     """Ticks in which the fallback brings velocities to zero."""
-    initial_action: tuple[float, ...] | None = None
-    """What the fallback holds before the first action, such as the robot's posture; zeros when None."""
+    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
+    """How a chunk continues the one before, in mode rtc."""
 
     def __post_init__(self) -> None:
         """Check the choices."""
-        if self.mode not in list(Mode):
-            raise BadSetting(f"mode={self.mode!r} is unknown; the modes: {', '.join(Mode)}")
-        if self.n_action_steps < 1:
-            raise BadSetting(f"n_action_steps={self.n_action_steps}; at least 1 is needed")
-        if self.request_at is not None and not 0 <= self.request_at <= self.n_action_steps:
-            raise BadSetting(
-                f"request_at={self.request_at}; needed: 0..{self.n_action_steps} (n_action_steps), or None"
-            )
-        if self.mode == Mode.SYNC and (self.request_at is not None or self.blend_ticks or self.anytime):
+        object.__setattr__(self, "mode", Mode(self.mode))
+        object.__setattr__(self, "ladder", tuple(self.ladder))
+        steps, at = self.n_action_steps, self.request_at
+        if steps is not None and steps < 1:
+            raise BadSetting(f"n_action_steps={steps}; at least 1 is needed")
+        if at is not None and (at < 0 or (steps is not None and at > steps)):
+            raise BadSetting(f"request_at={at}; needed: 0..{steps or 'n_action_steps'}, or nothing")
+        if self.mode == Mode.SYNC and (at is not None or self.blend_ticks or self.anytime):
             raise BadSetting(
                 "request_at, blend_ticks and anytime do nothing in mode sync; leave them out or use async"
+            )
+        if self.mode == Mode.SYNC and self.ladder:
+            raise BadSetting(
+                "a ladder needs time to choose by, which sync mode has not; use mode async or rtc"
             )
         if self.blend_ticks < 0 or self.ramp_ticks < 1:
             raise BadSetting(
                 f"blend_ticks={self.blend_ticks}, ramp_ticks={self.ramp_ticks}; needed: >= 0 and >= 1"
             )
-        if self.initial_action is not None and not np.isfinite(self.initial_action).all():
-            raise BadSetting(f"initial_action={self.initial_action} holds NaN or infinity")
+
+    @property
+    def chunking(self) -> RealTimeChunking | None:
+        """How a chunk continues the one before; None unless the mode is rtc."""
+        return self.rtc if self.mode == Mode.RTC else None
+
+    def in_mode(self, mode: Mode) -> Self:
+        """Return the same in another mode; what sync mode has no use for is left out there."""
+        if mode != Mode.SYNC:
+            return replace(self, mode=mode)
+        return replace(self, mode=mode, request_at=None, ladder=(), anytime=False, blend_ticks=0)
+
+    def fresh_actions(self, spec: PolicySpec) -> int:
+        """Return how many actions of a policy's chunk are fresh: so many as are asked for, or its own number.
+
+        Raises:
+            BadSetting: its chunks have fewer, or the next one would be asked for before there is the first.
+        """
+        count, available = self.n_action_steps or spec.n_action_steps, spec.horizon - spec.first_action
+        if count > available:
+            raise BadSetting(
+                f"n_action_steps={count}, but a chunk has {available} actions; give 1..{available}"
+            )
+        if self.request_at is not None and self.request_at > count:
+            raise BadSetting(
+                f"request_at={self.request_at}; needed: 0..{count} (the policy's n_action_steps), or nothing"
+            )
+        return count

@@ -89,14 +89,15 @@ def check_rate(fastest_s: float, control_hz: float, settings: LoopSettings, spec
     """
     if settings.mode == Mode.SYNC:
         return
+    count = settings.fresh_actions(spec)
     ticks = max(1, math.ceil(fastest_s * control_hz - _SLACK_TICKS))
-    if 2 * ticks <= settings.n_action_steps:
+    if 2 * ticks <= count:
         return
-    highest_hz = settings.n_action_steps // 2 / fastest_s
+    highest_hz = count // 2 / fastest_s
     slower = f"{highest_hz:.3g} Hz at most, " if highest_hz else ""
     raise BadSetting(
         f"{control_hz:g} Hz cannot be met: a chunk takes {ticks} ticks ({1e3 * fastest_s:.1f} ms at best), "
-        f"so its {settings.n_action_steps} fresh actions are used up before the next one can be there; take "
-        f"{slower}more actions of a chunk (n_action_steps, up to {spec.horizon - spec.first_action}), a "
-        "faster bundle or mode sync; or set watchdog.misses to 0 and act on stale ones"
+        f"so its {count} fresh actions are used up before the next one can be there; take {slower}more "
+        f"actions of a chunk (n_action_steps, up to {spec.horizon - spec.first_action}), a faster bundle or "
+        "mode sync; or set watchdog.misses to 0 and act on stale ones"
     )

@@ -6,9 +6,9 @@
 
     run → hold    the observation's time does not go on, or a sensor says bit for bit the same, or so many
                   deadlines in a row were missed or inferences failed, or a tick was late, or no action has
-                  reached the robot
+                  reached the robot; or somebody asks for it (`hold`)
     hold → run    none of these any more
-    hold → stop   a hold lasted too long
+    hold → stop   a hold lasted too long, but for one that was asked for
     any  → stop   the worker was replaced too often, or no fresh action was executed for too long
     stop → run    `reset`
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vivace.policies.arrays import is_image
 from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import Observation
@@ -30,7 +31,7 @@ from vivace.policies.spec import Observation
 _KEPT = 1000
 """Transitions that are remembered; all are counted."""
 _EVERY_ROW = 4
-"""A frozen picture is one whose every fourth row is the same: a living camera has noise in all of them."""
+"""A stuck picture is one whose every fourth row is the same: a living camera has noise in all of them."""
 
 
 class State(StrEnum):
@@ -45,10 +46,10 @@ class State(StrEnum):
 class WatchdogSettings:
     """What is watched; 0: not at all."""
 
-    stale_s: float = 0.5
+    observation_age_s: float = 0.5
     """Longest time in which the observation's time may not go on [s]: it stands still, goes back or is no
-    number. So long is a robot waited for that does not answer."""
-    frozen_s: float = 0.0
+    number. So long is a robot waited for that does not answer. A ROS node goes by the stamps of messages."""
+    stuck_s: float = 0.0
     """Longest time a picture may be bit for bit the same [s], or a robot's state if it has no cameras. Real
     cameras have noise, so a picture that stays the same is an old one; simulated ones need not."""
     misses: int = 20
@@ -67,6 +68,7 @@ class WatchdogSettings:
     restarts: int = 3
     """Replacements of the worker within `window_s`; more stop the robot."""
     window_s: float = 60.0
+    """Time in which replacements are counted [s]."""
 
     def __post_init__(self) -> None:
         """Times and counts must be finite and not negative."""
@@ -107,7 +109,7 @@ class Watchdog:
         self.transitions: deque[Transition] = deque(maxlen=_KEPT)
         """The newest last."""
         self._sensors: dict[str, tuple[object, float]] = {}
-        self._unseen = ""
+        self._asked = self._unseen = ""
         self._newest_s = -math.inf
         self._newer_s: float | None = None
         self._missed = self._row = 0
@@ -123,20 +125,31 @@ class Watchdog:
     @property
     def is_trusted(self) -> bool:
         """Whether what is seen may be thought about: it is fresh, and the robot is not stopped."""
-        return not self._unseen and self.state != State.STOP
+        return not (self._asked or self._unseen) and self.state != State.STOP
+
+    def hold(self, why: str) -> None:
+        """Hold from the next tick on, for as long as it takes; "" ends it.
+
+        What is seen meanwhile is not thought about, and its time counts neither as a hold that lasts too long
+        nor as one without fresh actions.
+        """
+        self._asked = why
 
     def look(self, observation: Observation, now: float) -> None:
         """Take the observation of a tick."""
         self._unseen = ""
         limits = self.settings
-        if limits.stale_s and (still_s := self._still_for(observation.time_s, now)) > limits.stale_s:
+        if (
+            limits.observation_age_s
+            and (still_s := self._still_for(observation.time_s, now)) > limits.observation_age_s
+        ):
             self._unseen = f"the observation's time has not gone on for {still_s:.2f} s"
-        if not limits.frozen_s:
+        if not limits.stuck_s:
             return
-        keys = [key for key in observation.values if key.startswith("observation.image")]
+        keys = [key for key in observation.values if is_image(key)]
         for key in keys or observation.values:
             still_s = self._same_for(key, _digest(np.asarray(observation.values[key])), now)
-            if still_s > limits.frozen_s:
+            if still_s > limits.stuck_s:
                 self._unseen = f"{key} has been the same for {still_s:.2f} s"
 
     def judge(
@@ -169,10 +182,18 @@ class Watchdog:
             return self.state
         if why := self._broken(now):
             self._enter(State.STOP, why, now)
-        elif why := self._unseen or self._too_slow() or self._too_late(now) or self._unheard(now):
+        elif (
+            why := self._asked
+            or self._unseen
+            or self._too_slow()
+            or self._too_late(now)
+            or self._unheard(now)
+        ):
             if self.state == State.RUN:
                 self._held_s = now
                 self._enter(State.HOLD, why, now)
+            elif self._asked:
+                self._held_s = now
             elif self.settings.hold_s and now - self._held_s > self.settings.hold_s:
                 self._enter(State.STOP, why, now)
         elif self.state == State.HOLD:
@@ -181,7 +202,7 @@ class Watchdog:
 
     def acted(self, now: float, *, is_fresh: bool, has_reached: bool = True) -> None:
         """Note whether a tick executed a fresh action, and whether the robot took it."""
-        if is_fresh or self._fresh_s is None or now < self._fresh_s:
+        if is_fresh or self._asked or self._fresh_s is None or now < self._fresh_s:
             self._fresh_s = now
         if has_reached:
             self._unheard_s = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import BadSetting
-from vivace.policies.spec import Observation
+from vivace.policies.spec import IMAGES, STATE, Observation
 
 
 class LerobotRobot:
@@ -54,9 +54,9 @@ class LerobotRobot:
     def observe(self) -> Observation:
         """Read the robot."""
         raw = self.robot.get_observation()
-        values = {f"observation.images.{name}": np.asarray(raw[name]) for name in self._cameras}
+        values = {f"{IMAGES}{name}": np.asarray(raw[name]) for name in self._cameras}
         if self._numbers:
-            values["observation.state"] = np.array([raw[name] for name in self._numbers], np.float32)
+            values[STATE] = np.array([raw[name] for name in self._numbers], np.float32)
         self._count += 1
         return Observation(values, self._count - 1, self._now(), self._instruction)
 

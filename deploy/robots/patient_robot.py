@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.loop.robot import Robot
+from vivace.deploy.loop.robot import Closes, Resets, Robot, able
+from vivace.policies.arrays import entered, observation_layout
 from vivace.policies.errors import ObservationMismatch, VivaceError
 from vivace.policies.spec import Observation, PolicySpec
 
-IMAGE = "observation.image"
 _CLOSE_S = 30.0
 """How long letting go of a robot may take, which may drive to where it rests [s]."""
 _KEPT = 100
@@ -62,7 +62,8 @@ class PatientRobot:
     def begin(self, seed: int) -> None:
         """Reset a robot that has episodes; what it was told before says nothing of where it is then."""
         self.last = None
-        self._robot.reset(seed)  # type: ignore[attr-defined]
+        if (robot := able(self._robot, Resets)) is not None:
+            robot.reset(seed)
 
     def observe(self) -> Observation:
         """Return what is seen now, or what was seen last.
@@ -97,11 +98,11 @@ class PatientRobot:
 
     def close(self) -> None:
         """Let go of the robot, if there is anything to let go of."""
-        close = getattr(self._robot, "close", None)
-        if not callable(close):
+        held = able(self._robot, Closes)
+        if held is None:
             return
         try:
-            self._within(_CLOSE_S if self._patience_s else 0.0, close)
+            self._within(_CLOSE_S if self._patience_s else 0.0, held.close)
         except Exception as error:  # what comes after, such as the results, must come
             self._note("closing", error)
 
@@ -121,27 +122,11 @@ def check_seen(seen: Observation, spec: PolicySpec) -> None:
         raise ObservationMismatch(
             f"the robot's observe() returned a {type(seen).__name__}; return a vivace.policies.Observation"
         )
-    for key, shape in spec.observation_shapes.items():
+    for key, (shape, dtype) in observation_layout(spec).items():
         if key in seen.values:
-            _check_array(key, np.asarray(seen.values[key]), shape)
+            entered(f"observation {key!r}", seen.values[key], shape[1:], dtype)
         elif not hasattr(type(seen.values), "__missing__"):  # else it is rendered when it is looked at
             raise ObservationMismatch(
                 f"the robot's observation has keys {sorted(seen.values)}, but the policy needs {key!r} of "
-                f"shape {shape}; map your names onto lerobot's keys"
+                f"shape {shape[1:]}; map your names onto lerobot's keys"
             )
-
-
-def _check_array(key: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
-    is_image = key.startswith(IMAGE)
-    wanted = (*shape[1:], shape[0]) if is_image else tuple(shape)
-    if value.shape != wanted:
-        raise ObservationMismatch(f"observation {key!r} has shape {value.shape}, the policy needs {wanted}")
-    if is_image and value.dtype != np.uint8:
-        raise ObservationMismatch(
-            f"observation {key!r} is {value.dtype}; pictures are uint8 in [0, 255], height x width x 3"
-        )
-    if not is_image and (value.dtype.kind not in "fiu" or not np.isfinite(value).all()):
-        raise ObservationMismatch(
-            f"observation {key!r} is {value.dtype} and holds {value.tolist()}; finite numbers are needed, "
-            "check the sensor"
-        )

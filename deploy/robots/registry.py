@@ -1,17 +1,6 @@
 """Robots by name: what `vivace run` drives.
 
-A robot is any object with `observe()` and `act(action)`. It may also have
-
-    action_names     names of the action's dimensions, in order; limits files use them
-    action_kinds     what each dimension means: absolute, delta, velocity, unknown; else the names may say it
-    initial_action   what to hold before the first action, such as the present posture; a sequence
-    is_simulated     nothing moves in the world, so that it may do without limits
-    reset(seed)      called before each episode
-    is_over          the episode has ended
-    close()          called at the end, whatever happened
-    is_shareable     act() may be called by one thread while another is in observe()
-    standstill_connection()   returns another way to the motors, an object with act(action) and, if it wants,
-                     close(); the dead man's switch commands the standstill over it
+What a robot is, and what it may have besides, is in `deploy.loop.robot`.
 
 A package offers robots as entry points of the group "vivace.robots": name -> a function that takes keyword
 options and returns a robot. Of `spec` (a `PolicySpec`), `control_hz`, `instruction` and `task` it is given
@@ -26,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.loop.robot import Robot
+from vivace.deploy.loop.robot import Robot, trait
 from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.arrays import enter_observations, observation_layout
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
@@ -95,7 +84,7 @@ def action_names(robot: Robot, spec: PolicySpec) -> tuple[str, ...]:
         BadBundle: the robot has another number of dimensions than the policy.
         BadSetting: it has a name twice.
     """
-    names = getattr(robot, "action_names", None)
+    names = trait(robot, "action_names")
     if names is None:
         return tuple(str(i) for i in range(spec.action_dim))
     if len(names) != spec.action_dim:
@@ -118,7 +107,7 @@ def action_kinds(
         BadBundle: bundle and robot contradict each other.
     """
     said = read_kinds(given, spec.action_dim, "--robot.action_kinds")
-    own = getattr(robot, "action_kinds", None)
+    own = trait(robot, "action_kinds")
     its = kinds_of_names(names)
     if own is not None:
         its = read_kinds(tuple(own), spec.action_dim, "the robot's action_kinds", (ActionKind.UNKNOWN,))
@@ -131,7 +120,7 @@ def initial_action(robot: Robot, spec: PolicySpec, given: tuple[float, ...] = ()
     Raises:
         BadSetting: nobody says it and some dimensions are absolute targets, or it has another size.
     """
-    found = given or getattr(robot, "initial_action", None)
+    found = given or trait(robot, "initial_action")
     if found is None:
         if ActionKind.ABSOLUTE in spec.action_kinds:
             raise BadSetting(

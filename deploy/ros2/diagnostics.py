@@ -6,10 +6,10 @@ from enum import IntEnum
 
 import numpy as np
 
-from vivace.deploy.loop.histogram import is_supported
 from vivace.deploy.ros2.driver import Driver
 from vivace.deploy.ros2.messages.sensors import Sensors
 from vivace.deploy.ros2.robot import RetimedWorker
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.process_worker import ProcessWorker
 
 _KEPT_ERRORS = 16
@@ -126,9 +126,9 @@ def inference_status(worker: ProcessWorker, times: RetimedWorker, errors_before:
 
 def percentiles(seconds: Iterable[float]) -> str:
     """Return "p50 …, p95 …, max … (n …)" in milliseconds, "p95 –" of too few; "none yet" of nothing."""
-    found = np.array(list(seconds)) * 1e3
-    if not len(found):
+    times_s = list(seconds)
+    if not times_s:
         return "none yet"
-    p50, p95 = np.percentile(found, [50, 95])
-    high = f"{p95:.1f}" if is_supported(95, len(found)) else "–"
-    return f"p50 {p50:.1f}, p95 {high}, max {found.max():.1f} (n {len(found)})"
+    high_s = percentile(times_s, 95)
+    high = "–" if high_s is None else f"{high_s * 1e3:.1f}"
+    return f"p50 {np.median(times_s) * 1e3:.1f}, p95 {high}, max {max(times_s) * 1e3:.1f} (n {len(times_s)})"

@@ -1,32 +1,31 @@
-"""Runs the control loop while there is something to act on, and holds the robot while there is not.
+"""Runs the control loop, held while there is nothing to act on; needs no ROS.
 
-Needs no ROS. A hold does what the loop's fallback does, through the same guard. After it the loop begins
-anew: observations from before a gap are not the steps before those after it, and the rest of an old chunk is
-not executed.
+A hold, whoever asks for it, is the watchdog's: the loop goes on, and its fallback acts. After it the loop
+begins anew: observations from before a gap are not the steps before those after it, and the rest of an old
+chunk is not executed.
 """
 
 import copy
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vivace.deploy.loop.budget import LatencyBudget, Rung
-from vivace.deploy.loop.fallback import fallback_action
+from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.guard import ActionGuard
-from vivace.deploy.loop.loop import ControlLoop, make_queue
+from vivace.deploy.loop.loop import ControlLoop, build_loop
+from vivace.deploy.loop.standstill import rest_action
 from vivace.deploy.loop.watchdog import State, Watchdog
-from vivace.deploy.ros2.fit import STATE
 from vivace.deploy.ros2.messages.command import Command, Intent
 from vivace.deploy.ros2.messages.pose import numbers
 from vivace.deploy.ros2.messages.sensors import POSE, Sensors, joint_part
 from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.deploy.ros2.robot import RetimedWorker, RosRobot, TimerClock
-from vivace.policies.spec import ActionKind, PolicySpec
+from vivace.policies.spec import STATE, ActionKind, PolicySpec
 
 HOLD = "hold"
-"""Counted beside the loop's `Source`s: ticks in which the loop did not run."""
+"""Counted beside the loop's `Source`s: ticks in which it was held for want of an observation, or as asked."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,14 @@ class Driver:
         self._command, self._now, self._clock = command, now, TimerClock(pace)
         self._period_s, self._ladder = 1.0 / settings.control_hz, ladder
         self._guard = self._new_guard()
-        self._watchdog = Watchdog(settings.watchdog)
+        self._watchdog = Watchdog(
+            replace(settings.watchdog, observation_age_s=0.0)
+        )  # the sensors know stamps
         self._episode: _Episode | None = None
         self._last: np.ndarray | None = None
         """What was executed last, None if that is unknown."""
-        self._held: np.ndarray | None = None
-        """What was executed last before the hold."""
-        self._hold_ticks = 0
+        self._has_held = False
+        """The present loop was held."""
         self._ended_misses = self._ended_chunks = self._ended_interventions = 0
         self._ended_choices: Counter[str] = Counter()
         self.task = settings.task
@@ -80,8 +80,9 @@ class Driver:
         """Who else commands the robot, if we are to be silent then."""
         self._is_silent = False
         self.reason = "not begun"
-        """Why the robot is held; "" while the loop runs."""
+        """Why the robot is held; "" while the policy acts."""
         self.episode = -1
+        """Number of the last loop that was not held from its beginning."""
         self.ticks: Counter[str] = Counter()
         """Ticks by what they executed: chunk, stale, fallback, hold."""
         self.late_commands = 0
@@ -97,16 +98,20 @@ class Driver:
             self._yield()
             return
         self._is_silent = False
-        self.reason = "asked to hold" if self.is_held else self._sensors.why_not(self._now())
-        if self.reason:
-            self._hold()
-            self.ticks[HOLD] += 1
-            return
-        episode = self._episode or self._begin()
+        lacks = self._sensors.why_not(self._now())
+        why = "asked to hold" if self.is_held else lacks
+        if self._has_held and not why:
+            self._drop()
+        if not lacks and self._last is None and (why or self._episode is None) and self._find_posture():
+            self._drop()
+        self._watchdog.hold(why)
+        episode = self._episode or self._begin(is_held=bool(why))
+        self._has_held |= bool(why)
         record = episode.loop.tick()
-        self.ticks[record.source.value] += 1
+        self.ticks[HOLD if why else record.source.value] += 1
         self.skipped += record.beat.skipped
-        if record.state != State.RUN:
+        self.reason = why
+        if not why and record.state != State.RUN:
             self.reason = self._watchdog.why
             if record.state == State.STOP:
                 self.reason += "; stopped until reset"
@@ -128,8 +133,7 @@ class Driver:
         """Command a standstill now, whatever the rates allowed: the last command before silence."""
         self._drop()
         if self._last is not None:
-            n_ticks = self._settings.fallback_ramp_ticks
-            self._last = fallback_action(self._last, self._spec.action_kinds, n_ticks, n_ticks)
+            self._last = rest_action(self._last, self._spec.action_kinds)
             self._send(self._last)
 
     @property
@@ -159,46 +163,43 @@ class Driver:
             self._ended_misses += self._episode.loop.budget.misses
             self._ended_chunks += self._episode.loop.queue.accepted
             self._ended_choices += self._episode.loop.budget.choices
-        self._episode = None
+        self._episode, self._has_held = None, False
         self._worker.forget()
 
-    def _begin(self) -> _Episode:
+    def _begin(self, *, is_held: bool) -> _Episode:
         """Begin an episode from where the robot is."""
         settings = self._settings
-        self._find_posture()
-        initial = None if self._last is None else tuple(float(x) for x in self._last)
-        choices = settings.loop(self._spec, initial)
-        self.episode += 1
-        self._hold_ticks = 0
+        self.episode += not is_held
         if self._watchdog.state != State.STOP:
             self._watchdog.reset(self._clock.now())  # the time of a hold does not count
         robot = RosRobot(self._sensors, lambda: self.task, lambda: loop.tick_count, self._act)
-        loop = ControlLoop(
+        loop = build_loop(
             robot,
             self._worker,
-            make_queue(choices),
             self._guard,
-            LatencyBudget(settings.control_hz, self._ladder),
             self._clock,
-            choices,
-            spec=self._spec,
+            settings.loop,
+            self._spec,
+            control_hz=settings.control_hz,
+            ladder=self._ladder,
+            posture=None if self._last is None else tuple(float(x) for x in self._last),
             episode_seed=settings.seed + self.episode,
             watchdog=self._watchdog,
         )
         self._episode = _Episode(loop, robot)
         return self._episode
 
-    def _find_posture(self) -> None:
-        """Before the first action: hold what was given or is measured, if every absolute target is known."""
-        if self._last is not None:
-            return
+    def _find_posture(self) -> bool:
+        """Take what was given or is measured for what is held, if every absolute target is known then."""
         given = self._settings.fallback_initial_action
         is_absolute = np.array([kind == ActionKind.ABSOLUTE for kind in self._spec.action_kinds])
         measured = measured_positions(self._settings, self._sensors, self._spec.action_dim)
         posture = np.array(given) if given else np.where(is_absolute, measured, 0.0)
-        if np.isfinite(posture).all():
-            self._last = posture.astype(np.float32)
-            self._guard.start(self._last)
+        if not np.isfinite(posture).all():
+            return False
+        self._last = posture.astype(np.float32)
+        self._guard.start(self._last)
+        return True
 
     def _act(self, action: np.ndarray) -> None:
         """Send what the loop acts, and what it means to do after it."""
@@ -227,22 +228,6 @@ class Driver:
             passed.append(allowed)
         return np.array(passed, np.float32).reshape(len(passed), self._spec.action_dim)
 
-    def _hold(self) -> None:
-        """Do what the fallback does, and drop the loop."""
-        if self._episode is not None:
-            self._drop()
-        if not self._sensors.why_not(self._now()):
-            self._find_posture()
-        if self._last is None:
-            return
-        if self._hold_ticks == 0 or self._held is None:
-            self._held = self._last
-        self._hold_ticks += 1
-        ramp = self._settings.fallback_ramp_ticks
-        action = fallback_action(self._held, self._spec.action_kinds, self._hold_ticks, ramp)
-        self._last = self._guard.limit(action)
-        self._send(self._last)
-
     def _yield(self) -> None:
         """Stop, be silent, and forget where the robot was: another moves it now."""
         self.reason = f"{self.rival}, and command.exclusive is set"
@@ -250,7 +235,7 @@ class Driver:
         if self._is_silent:
             return
         self.stop()
-        self._is_silent, self._last, self._held, self._hold_ticks = True, None, None, 0
+        self._is_silent, self._last = True, None
         self._ended_interventions += self._guard.interventions
         self._guard = self._new_guard()
 

@@ -28,17 +28,18 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from vivace.deploy.loop.budget import Rung
-from vivace.deploy.loop.rungs import load_plans, measure_rungs
+from vivace.deploy.loop.ladder import load_ladder, measure_rungs
 from vivace.deploy.loop.warm_up import warm_up
+from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.ros2.deadman import NodeDeadman
 from vivace.deploy.ros2.diagnostics import command_status, inference_status, loop_status, sensor_status
 from vivace.deploy.ros2.driver import Driver, measured_positions
-from vivace.deploy.ros2.fit import check_rate, fit
 from vivace.deploy.ros2.inputs import Inputs
 from vivace.deploy.ros2.messages.sensors import Sensors
 from vivace.deploy.ros2.outputs import Outputs
+from vivace.deploy.ros2.parameters.fit import check_rate, fit
 from vivace.deploy.ros2.parameters.parameters import check, check_names
-from vivace.deploy.ros2.parameters.settings import RosSettings, parameters
+from vivace.deploy.ros2.parameters.settings import RENAMED, RosSettings, parameters
 from vivace.deploy.ros2.robot import RetimedWorker
 from vivace.deploy.ros2.sources import Source, make_sensors, sources
 from vivace.deploy.ros2.topics import descriptor, diagnostic_message
@@ -46,6 +47,7 @@ from vivace.deploy.workers.process_worker import ProcessWorker, bundles
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.spec import PolicySpec
 
+_AGE = "watchdog.observation_age_s"
 _RIVALS_S = 0.2
 """How often the node looks who else sends commands [s]."""
 _LONGEST_TASK = 4096
@@ -86,7 +88,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         for parameter in parameters():
             self.declare_parameter(parameter.name, parameter.default, descriptor(parameter))
         declared = self.list_parameters([], 0).names  # rclpy's own among them
-        check_names(self._parameter_overrides, declared)
+        check_names(self._parameter_overrides, declared, RENAMED)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_timer(1.0 / self._get("diagnostics_hz"), self.report, clock=self._steady)
@@ -213,21 +215,22 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         settings = RosSettings.read({name: self._get(name) for name in self._known})
         if not settings.bundle:
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
-        plans = load_plans(settings.bundle, settings.ladder, settings.mode)
+        plans = load_ladder(settings.bundle, settings.loop.ladder)
         bundle = plans[settings.bundle]
         settings = settings.at_rate_of(bundle.spec)
         spec = fit(settings, bundle.spec)
         folders = {name: plan.reference for name, plan in plans.items()}
-        load = bundles(folders, (settings.provider,), settings.threads, settings.chunking)
+        load = bundles(folders, (settings.provider,), settings.threads, settings.loop.chunking)
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()
         given = sources(settings, spec)
-        sensors = Sensors(make_sensors(settings, spec, given, self.resolve_topic_name), settings.staleness_s)
+        limit_s = settings.watchdog.observation_age_s
+        sensors = Sensors(make_sensors(settings, spec, given, self.resolve_topic_name), limit_s)
         self._ready = _Configured(settings, spec, worker, RetimedWorker(worker), sensors)
         self._errors = 0
         task = settings.task or bundle.usual_task
         took = warm_up(worker, spec, task, settings.warmup, settings.stall_s, observations=bundle.example)
-        names = tuple(plans) if settings.ladder else ()
+        names = tuple(plans) if settings.loop.ladder else ()
         self._ready.ladder = measure_rungs(worker, spec, names, task, observations=bundle.example)
         check_rate(settings, spec, [rung.p99_s for rung in self._ready.ladder] or took)
         self._open(self._ready, given)
@@ -362,6 +365,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
                 continue
             try:
                 check(known, parameter.value)
+                if known.name == _AGE:
+                    WatchdogSettings(observation_age_s=parameter.value)
             except BadSetting as error:
                 return SetParametersResult(successful=False, reason=str(error))
             if self._ready is not None and not known.is_live and parameter.value != self._get(known.name):
@@ -370,8 +375,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         for parameter in given:
             if parameter.name == "task" and self._driver is not None:
                 self._driver.instruct(parameter.value)
-            if parameter.name == "staleness_s" and self._ready is not None:
-                self._ready.sensors.staleness_s = float(parameter.value)
+            if parameter.name == _AGE and self._ready is not None:
+                self._ready.sensors.oldest_s = float(parameter.value)
         return SetParametersResult(successful=True)
 
     def _get(self, name: str) -> Any:

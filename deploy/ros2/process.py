@@ -4,11 +4,11 @@ There is one way out, whatever happens: the standstill is commanded by kind of a
 closed. Signals are noted only, so a second one cannot break into that.
 """
 
-import signal
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from types import FrameType
+from contextlib import suppress
 
 import rclpy
 from rclpy.exceptions import ParameterException
@@ -16,12 +16,12 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from vivace.deploy.ros2.lifecycle import PolicyNode
-from vivace.deploy.ros2.terminal import Pump, say
+from vivace.deploy.system.interrupts import Interrupts
+from vivace.deploy.telemetry.output_relay import OutputRelay
 from vivace.policies.errors import VivaceError
 
-_END = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 _IGNORED = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
-"""Of the terminal, which would freeze the process while the robot goes on with its last command."""
+"""Of the terminal, which would suspend the process while the robot goes on with its last command."""
 _MOST_ERRORS, _WINDOW_S = 20, 10.0
 """Errors of callbacks that are outlived, and in which time [s]."""
 
@@ -32,8 +32,8 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         0; 2 if it could not start, 1 if it ended by itself.
     """
-    signals = _Signals()
-    with Pump():
+    with Interrupts(_IGNORED) as interrupts, OutputRelay():
+        interrupts.hold_back()
         try:
             rclpy.init(args=["vivace-ros", *arguments], signal_handler_options=SignalHandlerOptions.NO)
             node = PolicyNode()
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
             rclpy.try_shutdown()
             return 2
         try:
-            return _spin(node, signals)
+            return _spin(node, interrupts)
         finally:
             for step in (node.end, node.destroy_node, rclpy.try_shutdown):
                 try:
@@ -51,24 +51,17 @@ def run(arguments: Sequence[str]) -> int:
                     say(f"{type(error).__name__}: {error}")
 
 
-class _Signals:
-    """Notes the signals that are to end the node."""
-
-    def __init__(self) -> None:
-        self.is_over = False
-        for name in (*_END, *_IGNORED):
-            if number := getattr(signal, name, None):  # Windows lacks some
-                signal.signal(number, self._note if name in _END else signal.SIG_IGN)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_over = True
+def say(line: str) -> None:
+    """Write a line to standard error, if somebody takes it."""
+    with suppress(OSError):
+        os.write(2, f"vivace-ros: {' '.join(line.split())}\n".encode(errors="replace"))
 
 
-def _spin(node: PolicyNode, signals: _Signals) -> int:
+def _spin(node: PolicyNode, interrupts: Interrupts) -> int:
     """Serve callbacks; an error of one, such as rclpy's own at a malformed request, is said and outlived."""
     executor, errors = SingleThreadedExecutor(), deque[float](maxlen=_MOST_ERRORS)
     executor.add_node(node)
-    while not signals.is_over and rclpy.ok():
+    while not interrupts.wants_end and rclpy.ok():
         try:
             executor.spin_once(timeout_sec=0.1)
         except ExternalShutdownException:
@@ -79,4 +72,4 @@ def _spin(node: PolicyNode, signals: _Signals) -> int:
             if len(errors) == _MOST_ERRORS and errors[-1] - errors[0] < _WINDOW_S:
                 say(f"{_MOST_ERRORS} callbacks failed within {_WINDOW_S:g} s, so the node ends")
                 return 1
-    return 0 if signals.is_over else 1
+    return 0 if interrupts.wants_end else 1

@@ -1,5 +1,6 @@
 """The robot behind ROS 2 topics, its time and its worker, as the control loop sees them; needs no ROS."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class RosRobot:
     """Observed through the newest messages, acted on by publishing; of one episode.
 
     Args:
-        sensors: hold a complete observation whenever `observe` is called.
+        sensors: what is seen.
         task: returns the present instruction.
         tick: returns the number of the loop's tick.
         send: takes the action of a tick (A,).
@@ -36,9 +37,14 @@ class RosRobot:
         self._stamps: deque[tuple[int, float]] = deque(maxlen=_KEPT)
 
     def observe(self) -> Observation:
-        """Return the newest message of every sensor, and the stamp of the oldest of them."""
-        values, stamp_s = self._sensors.newest()
+        """Return the newest message of every sensor, and the stamp of the oldest of them.
+
+        Nothing, seen at no time, before all have been seen: only a loop that is held observes then.
+        """
         tick = self._tick()
+        if not self._sensors.are_complete:
+            return Observation({}, tick, math.nan, self._task())
+        values, stamp_s = self._sensors.newest()
         self._stamps.append((tick, stamp_s))
         return Observation(values, tick, stamp_s, self._task())
 
@@ -94,7 +100,7 @@ class RetimedWorker:
     @property
     def restarts(self) -> int:
         """How often the worker's process was replaced."""
-        return int(getattr(self._worker, "restarts", 0))
+        return self._worker.restarts
 
     def submit(self, request: Request) -> None:
         """Start an inference."""

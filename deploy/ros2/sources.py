@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.ros2.fit import ENVIRONMENT, STATE
-from vivace.deploy.ros2.messages import messages
+from vivace.deploy.ros2.messages import vectors
 from vivace.deploy.ros2.messages.images import compressed_image, image
 from vivace.deploy.ros2.messages.pose import ROTATIONS, numbers
 from vivace.deploy.ros2.messages.sensors import POSE, WHOLE, Read, Sensor, joint_part
 from vivace.deploy.ros2.parameters.settings import RosSettings
-from vivace.policies.spec import PolicySpec
+from vivace.policies.spec import ENVIRONMENT, STATE, PolicySpec
 
 TF = "tf"
 """Kind of a source that is looked up: its topic is a frame."""
@@ -38,7 +37,7 @@ def sources(settings: RosSettings, spec: PolicySpec) -> list[Source]:
         if key == STATE:
             found += _state_sources(settings)
         elif key == ENVIRONMENT:
-            read = _whole(partial(messages.array, size=shape[0]))
+            read = _whole(partial(vectors.array, size=shape[0]))
             found.append(Source(key, "Float64MultiArray", settings.environment_topic, read))
         else:
             topic = settings.camera_topics[key]
@@ -96,12 +95,12 @@ def join_state(settings: RosSettings, seen: Mapping[str, np.ndarray]) -> np.ndar
 def _state_sources(settings: RosSettings) -> list[Source]:
     found = []
     if "joints" in settings.state_parts:
-        joints = partial(messages.joints, names=settings.joint_names, fields=settings.joint_fields)
+        joints = partial(vectors.joints, names=settings.joint_names, fields=settings.joint_fields)
         for topic in settings.joint_states:
             found.append(Source(STATE, "JointState", topic, lambda m: _named(joints(m))))
     if "pose" in settings.state_parts:
         needs_rotation = settings.sees_commanded_pose or any(e in ROTATIONS for e in settings.pose_layout)
-        pose = partial(messages.pose, frame=settings.pose_frame, needs_rotation=needs_rotation)
+        pose = partial(vectors.pose, frame=settings.pose_frame, needs_rotation=needs_rotation)
         kind = {"pose": "PoseStamped", "transform": "TransformStamped", "tf": TF}[settings.pose_type]
         found.append(Source(STATE, kind, settings.pose_topic, lambda m: {POSE: pose(m)}))
     return found

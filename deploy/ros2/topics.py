@@ -26,10 +26,12 @@ def descriptor(parameter: Parameter) -> ParameterDescriptor:
     """Describe a parameter; numbers and lists take whole numbers too, so ROS must not fix their type."""
     is_loose = isinstance(parameter.default, list | float)
     found = ParameterDescriptor(description=parameter.description, dynamic_typing=is_loose)
+    if parameter.low is None or parameter.high is None:
+        return found
     if isinstance(parameter.default, float):
         found.floating_point_range = [FloatingPointRange(from_value=parameter.low, to_value=parameter.high)]
-    elif parameter.low is not None:
-        found.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high or 0))]
+    else:
+        found.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high))]
     return found
 
 

@@ -38,9 +38,13 @@ class Interrupts:
 
     Signals that are ignored (nohup) or handled outside Python stay so. Nothing is handled outside the main
     thread, where Python cannot.
+
+    Args:
+        ignored: names of signals that do nothing meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ignored: tuple[str, ...] = ("SIGTTIN", "SIGTTOU")) -> None:
+        self._ignored = {getattr(signal, name) for name in ignored if hasattr(signal, name)}
         self.wants_end = False
         self.name = ""
         """Of the signal that asked first."""
@@ -52,9 +56,10 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in _ending():
-            self._handle(number, self._end)
-        for name, handler in (("SIGUSR1", self._release), ("SIGTTIN", None), ("SIGTTOU", None)):
-            self._handle(getattr(signal, name, None), handler or signal.SIG_IGN)
+            self._handle(number, signal.SIG_IGN if number in self._ignored else self._end)
+        for number in self._ignored - set(_ending()):
+            self._handle(number, signal.SIG_IGN)
+        self._handle(getattr(signal, "SIGUSR1", None), self._release)
         self._has_timer = hasattr(signal, "setitimer") and self._handle(signal.SIGALRM, self._break_off)
         return self
 
@@ -75,7 +80,8 @@ class Interrupts:
         """
         self._is_held_back = True
         for name in _USUAL:
-            if (number := getattr(signal, name, None)) in self._before:
+            number = getattr(signal, name, None)
+            if number in self._before and number not in self._ignored:
                 signal.signal(number, self._end)
         if self.wants_end:
             raise KeyboardInterrupt(self.name)

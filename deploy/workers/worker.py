@@ -44,6 +44,10 @@ class Worker(Protocol):
     def is_busy(self) -> bool:
         """Whether a request is in flight."""
 
+    @property
+    def restarts(self) -> int:
+        """How often its process was replaced; 0 of one that has none."""
+
     def submit(self, request: Request) -> None:
         """Start an inference and return at once; the worker must be idle."""
 
@@ -139,6 +143,8 @@ class SimulatedWorker:
         """(tick, latency [s]) of every request so far."""
         self.errors: list[str] = []
         """What inferences failed of; they gave no chunk."""
+        self.restarts = 0
+        """It has no process to replace."""
 
     @property
     def is_busy(self) -> bool:

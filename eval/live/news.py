@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vivace.deploy.loop.loop import ControlLoop
 
 if TYPE_CHECKING:
-    from vivace.eval.verbs.run import Parts
+    from vivace.eval.live.parts import Parts
 
 
 class News:

@@ -16,16 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from vivace.deploy.loop.loop import Source, TickRecord
-from vivace.deploy.loop.statistics import LoopStatistics
 from vivace.deploy.loop.watchdog import State, Transition
 from vivace.deploy.telemetry.rerun_stream import RerunStream
 from vivace.deploy.telemetry.run_log import JsonLines, RunLog, Sink, event_line, tick_line
+from vivace.deploy.telemetry.statistics import LoopStatistics
 from vivace.eval.live.screen import Screen
 from vivace.eval.terminal import milliseconds
 
 LOG = "run.jsonl"
 _MEMORY_EVERY_S = 1.0
-_SHOWN = (State.RUN, State.HOLD, State.STOP)
 _STYLES = {State.RUN: "green", State.HOLD: "yellow", State.STOP: "red"}
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vivace.deploy.loop.robot import Films, Guarded, able
 from vivace.deploy.loop.watchdog import State
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import commit, cores, processor, versions
@@ -14,7 +15,7 @@ from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 
 if TYPE_CHECKING:
-    from vivace.eval.verbs.run import Parts
+    from vivace.eval.live.parts import Parts
 
 RESULTS = "results.json"
 _ERRORS = 20
@@ -33,7 +34,11 @@ def results(parts: "Parts") -> dict[str, Any]:
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": commit(),
-        "machine": {"cpu": processor(), "cores": cores(), "providers": ", ".join(command.loop.providers)},
+        "machine": {
+            "cpu": processor(),
+            "cores": cores(),
+            "providers": ", ".join(command.inference.providers),
+        },
         "seed": command.seed,
         "bundle": {
             "path": str(bundle.folder),
@@ -46,7 +51,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             "control_hz": command.rate_hz,
             "trained_hz": bundle.spec.control_hz,
             "mode": command.loop.mode,
-            "n_action_steps": parts.settings.n_action_steps,
+            "n_action_steps": command.loop.fresh_actions(bundle.spec),
             "cpu_load": command.cpu_load,
             "limits": parts.limits_from,
         },
@@ -96,7 +101,7 @@ def _troubles(parts: "Parts") -> dict[str, Any]:
             "counts": dict(parts.robot.failures),
             "errors": list(parts.robot.errors)[-_ERRORS:],
         },
-        "deadman": getattr(parts.robot, "deadman", None),
+        "deadman": None if (robot := able(parts.robot, Guarded)) is None else robot.deadman,
     }
 
 
@@ -120,8 +125,8 @@ def draw(folder: Path, found: dict[str, Any], parts: "Parts") -> None:
     try:
         from vivace.eval.report.results import write_pages
 
-        if parts.command.video and hasattr(parts.robot, "film"):
-            found["video"] = _write_film(folder, parts)
+        if parts.command.video and (robot := able(parts.robot, Films)) is not None:
+            found["video"] = _write_film(folder, parts, robot)
             write(folder, found)
         write_pages(folder, found)
     except ImportError as error:  # a robot's computer need not draw
@@ -187,7 +192,7 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_film(folder: Path, parts: "Parts") -> str | None:
+def _write_film(folder: Path, parts: "Parts", robot: Films) -> str | None:
     """Draw the last seconds; each frame says what was executed next."""
     from vivace.eval.simulation.video import caption, write_video
 
@@ -196,12 +201,12 @@ def _write_film(folder: Path, parts: "Parts") -> str | None:
     hz = parts.command.rate_hz
     frames = [
         caption(frame, parts.bundle.name, executed[number - first][0].value, number, hz)
-        for number, frame in parts.robot.film()
+        for number, frame in robot.film()
         if number >= first
     ]
     if not frames:
         return None
-    write_video(folder / "run.mp4", frames, parts.robot.film_fps)
+    write_video(folder / "run.mp4", frames, robot.film_fps)
     return "run.mp4"
 
 

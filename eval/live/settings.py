@@ -6,11 +6,10 @@ from typing import Any
 
 from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.deadman.deadman import DeadmanSettings
-from vivace.deploy.loop.settings import Mode
+from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.policies.errors import BadSetting
-from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 
 
 @dataclass(kw_only=True)
@@ -33,25 +32,18 @@ class RobotOptions:
     """How long one call of the robot may take before it is broken off [s]; 0: for ever. Not on Windows."""
 
 
-@dataclass(kw_only=True)
-class LoopOptions:
-    """How chunks are executed."""
+@dataclass(frozen=True, kw_only=True)
+class RunLoop(LoopSettings):
+    """On a robot the policy thinks while it acts, unless it is told otherwise."""
 
-    mode: str = "async"
-    """sync, async or rtc."""
-    n_action_steps: int | None = None
-    """Actions of a chunk that are fresh; the bundle's own when not given."""
-    request_at: int | None = None
-    """Ask for the next chunk when so many fresh actions are left; by the expected latency when not given."""
-    ladder: list[str] = field(default_factory=list)
-    """async, rtc: folders of faster bundles of the same policy, best first; before every chunk the best plan
-    is chosen that will be there in time."""
-    anytime: bool = False
-    """async, rtc: a chunk that would be late is cut short between two of its steps."""
-    blend_ticks: int = 0
-    """Ticks over which a newer chunk is blended in."""
-    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
-    """How a chunk continues the one before, in mode rtc."""
+    mode: Mode = Mode.ASYNC
+    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
+
+
+@dataclass(kw_only=True)
+class InferenceOptions:
+    """The process that computes chunks."""
+
     providers: list[str] = field(default_factory=lambda: ["cpu"])
     """ONNX Runtime's: cpu, cuda, tensorrt, openvino."""
     threads: int | None = None
@@ -62,6 +54,15 @@ class LoopOptions:
     """An observation with a number further outside of what training saw is refused, in spans of that."""
     warmup: int = 5
     """Chunks computed and timed before the first command."""
+
+    def __post_init__(self) -> None:
+        """Counts and times must be above 0."""
+        if self.warmup < 1:
+            raise BadSetting(f"inference.warmup={self.warmup}; at least 1 chunk is needed")
+        if self.threads is not None and self.threads < 1:
+            raise BadSetting(f"inference.threads={self.threads}; at least 1 thread is needed")
+        if not 0 < self.stall_s < math.inf:
+            raise BadSetting(f"inference.stall_s={self.stall_s}; seconds above 0 are needed")
 
 
 @dataclass(kw_only=True)
@@ -98,7 +99,8 @@ class RunCommand:
     """End after so long [s]; 0: when the episodes are over, or at Ctrl-C."""
     n_episodes: int = 1
     """Of a simulation; 0: any number."""
-    loop: LoopOptions = field(default_factory=LoopOptions)
+    loop: RunLoop = field(default_factory=RunLoop)
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
     instruction: str = ""
     """What a language-conditioned policy is told."""
     public_key: str = ""
@@ -132,6 +134,18 @@ class RunCommand:
     require: list[str] = field(default_factory=list)
     """Targets such as run.effective_hz>=45 or run.decided>=1; exit code 1 when one is missed."""
 
+    RENAMED = {
+        "loop.providers": "inference.providers",
+        "loop.threads": "inference.threads",
+        "loop.stall_s": "inference.stall_s",
+        "loop.plausible_spans": "inference.plausible_spans",
+        "loop.warmup": "inference.warmup",
+        "loop.rtc.max_guidance": "loop.rtc.max_guidance_weight",
+        "watchdog.stale_s": "watchdog.observation_age_s",
+        "watchdog.frozen_s": "watchdog.stuck_s",
+    }
+    """Flag or setting of earlier versions -> its name today."""
+
     @property
     def rate_hz(self) -> float:
         """The control rate [Hz], once `run` has settled it."""
@@ -151,11 +165,3 @@ class RunCommand:
                 raise BadSetting(f"{name}={value}; a finite number, 0 or more, is needed")
         if not 0 <= self.robot.patience_s < math.inf:
             raise BadSetting(f"robot.patience_s={self.robot.patience_s}; seconds, 0 or more, are needed")
-        if self.loop.warmup < 1:
-            raise BadSetting(f"loop.warmup={self.loop.warmup}; at least 1 chunk is needed")
-        if self.loop.threads is not None and self.loop.threads < 1:
-            raise BadSetting(f"loop.threads={self.loop.threads}; at least 1 thread is needed")
-        if not 0 < self.loop.stall_s < math.inf:
-            raise BadSetting(f"loop.stall_s={self.loop.stall_s}; seconds above 0 are needed")
-        if self.loop.mode not in list(Mode):
-            raise BadSetting(f"loop.mode={self.loop.mode!r} is unknown; the modes: {', '.join(Mode)}")

@@ -10,11 +10,10 @@ import numpy as np
 from vivace.envs.metaworld.replay import Moment, Replay
 from vivace.envs.registry import instruction as task_instruction
 from vivace.envs.registry import make
-from vivace.eval.simulation.env_robot import EnvRobot
+from vivace.eval.simulation.env_robot import EnvRobot, camera_options
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import Observation, PolicySpec
 
-IMAGE = "observation.images."
 _FILM_FPS = 25.0
 _FILM_S = 40.0
 """The film shows the last so many seconds."""
@@ -107,13 +106,7 @@ def metaworld(
         BadSetting: a window was asked for and there is no display.
     """
     task = task or "reach-moving"
-    shapes = {k.removeprefix(IMAGE): s for k, s in spec.observation_shapes.items() if k.startswith(IMAGE)}
-    options: dict[str, Any] = {"control_hz": control_hz, "max_episode_steps": max_steps}
-    if shapes:
-        sizes = {shape[-1] for shape in shapes.values()}
-        if len(sizes) > 1:
-            raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
-        options |= {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": spec.n_obs_steps == 1}
+    options = {"control_hz": control_hz, "max_episode_steps": max_steps, **camera_options(spec)}
     text = instruction or task_instruction("metaworld", task)
     robot = SimRobot(make("metaworld", task, **options), control_hz, text, viewer=viewer)
     robot.reset(0)

@@ -12,10 +12,11 @@ from vivace.accel.technique import CalibrationData
 from vivace.deploy.export.parity import sample_bundle
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.warm_up import warm_up
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.process_worker import ProcessWorker, bundles
 from vivace.eval.measure.action_error import row_errors
 from vivace.eval.measure.latencies import asked
-from vivace.eval.measure.statistics import percentile, ratio_of_medians, spread_of
+from vivace.eval.measure.statistics import ratio_of_medians, spread_of
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 

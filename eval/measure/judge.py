@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace.accel.judgement import check_apart
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.measure.statistics import paired_difference, wilson_interval
 from vivace.eval.measure.trials import stored_rollout
 from vivace.eval.simulation.rollout import RolloutSettings
@@ -79,7 +80,7 @@ class Judge:
             seed=seed,
             batch_size=self._command.bench.batch_size,
             control_hz=self._command.env.control_hz,
-            n_action_steps=self._steps[row["name"]] or self._command.policy.n_action_steps,
+            loop=LoopSettings(n_action_steps=self._steps[row["name"]] or self._command.loop.n_action_steps),
             max_steps=self._command.env.max_steps,
         )
         tasks = self._command.env.tasks

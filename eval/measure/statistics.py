@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from vivace.deploy.loop.histogram import PERCENTILES, is_supported
+from vivace.deploy.telemetry.histogram import PERCENTILES, percentile
 from vivace.policies.errors import BadSetting
 
 
@@ -77,18 +77,6 @@ def paired_difference(
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided p-value of the exact McNemar test; 1 if no pair differs."""
     return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
-
-
-def percentile(times_s: Sequence[float], percent: float, n_measured: int | None = None) -> float | None:
-    """Return a percentile of times [s]; None where there are too few measurements for it.
-
-    Args:
-        times_s: at least one.
-        percent: in [0, 100]; one below 50 needs as many as the one as far above.
-        n_measured: how many measurements the times were drawn from; as many as there are when None.
-    """
-    n = len(times_s) if n_measured is None else min(len(times_s), n_measured)
-    return float(np.percentile(times_s, percent)) if is_supported(max(percent, 100 - percent), n) else None
 
 
 def percentiles(times_s: Sequence[float], n_measured: int | None = None) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import numpy as np
 from vivace.accel.technique import Need
 from vivace.accel.variant import Variant
 from vivace.deploy.loop.budget import Rung
-from vivace.deploy.loop.loop import Mode, TickRecord
+from vivace.deploy.loop.loop import TickRecord
+from vivace.deploy.loop.settings import Mode
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.worker import Predict
-from vivace.eval.measure.statistics import curve_area, percentile
+from vivace.eval.measure.statistics import curve_area
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
 from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
@@ -95,18 +97,10 @@ def rollout_settings(command: "EvalCommand", latency: LatencyModel) -> RolloutSe
         seed=command.seed,
         batch_size=command.eval.batch_size,
         control_hz=command.env.rate_hz,
-        mode=command.eval.mode,  # type: ignore[arg-type]  # RolloutSettings says which there are
-        n_action_steps=command.policy.n_action_steps,
-        request_at=command.eval.request_at,
+        loop=command.loop,
         latency=latency,
         max_steps=command.env.max_steps,
     )
-
-
-def in_mode(command: "EvalCommand", mode: Mode) -> "EvalCommand":
-    """Return a command in another mode; sync mode asks when nothing is left, whatever was said."""
-    request_at = None if mode == Mode.SYNC else command.eval.request_at
-    return replace(command, eval=replace(command.eval, mode=mode.value, request_at=request_at))
 
 
 def stored_rollout(
@@ -160,7 +154,7 @@ def quiet_p99(latency: LatencyModel) -> float:
     if p99_s is None:
         raise BadSetting(
             f"a ladder chooses by the p99 of every plan, but one has {latency.n_measurements} measurements; "
-            "100 are needed: raise --eval.timed_s, or leave the slow plan out of --eval.ladder"
+            "100 are needed: raise --eval.timed_s, or leave the slow plan out of --loop.ladder"
         )
     return known.scale * p99_s
 
@@ -181,7 +175,7 @@ class Trials:
         options = self._command.eval
         if not options.curve:
             return {}
-        own = Mode(options.mode)
+        own = self._command.loop.mode
         modes = [Mode(mode) for mode in options.curve_modes] or [own]
         return {
             run.name if mode == own else f"{run.name}_{mode}": {
@@ -201,7 +195,7 @@ class Trials:
         points: list[dict[str, Any]] = []
         for latency_s in sorted(set(self._command.eval.curve)):
             constant = replace(run, latency=ConstantLatency(seconds=latency_s))
-            suffix = "" if mode == self._command.eval.mode else f"_{mode}"
+            suffix = "" if mode == self._command.loop.mode else f"_{mode}"
             episodes = self._episodes(constant, f"{run.name}{suffix}_{latency_s:g}s", mode)
             points.append(
                 {
@@ -257,7 +251,8 @@ class Trials:
         return frames
 
     def _episodes(self, run: Trial, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
-        command = in_mode(self._command, mode or Mode(self._command.eval.mode))
+        own = self._command.loop
+        command = replace(self._command, loop=own if mode is None else own.in_mode(mode))
         settings = rollout_settings(command, run.latency)
         runner = session(command, self._loaded, run.execution)
 

@@ -1,6 +1,5 @@
 """The report: one self-contained HTML page made from results.json alone (and the video beside it)."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from vivace.eval.report.run_page import run_page
 from vivace.eval.report.stage_table import TEXT, stage_rows
 from vivace.eval.terminal import milliseconds
 from vivace.policies.errors import BadSetting
+from vivace.policies.files import replacing
 
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
@@ -45,9 +45,8 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
             f"results.json is incomplete ({type(error).__name__}: {error}); run again"
         ) from error
     target = folder / "report.html"
-    partial = target.with_suffix(".html.partial")
-    partial.write_text(page(title, body, results), encoding="utf-8")
-    os.replace(partial, target)
+    with replacing(target) as file:
+        file.write_text(page(title, body, results), encoding="utf-8")
     return target
 
 

@@ -35,7 +35,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "parameters": sum(p.numel() for p in loaded.policy.parameters()),
             **loaded.as_trained.told,
             "horizon": spec.horizon,
-            "n_action_steps": command.policy.n_action_steps or spec.n_action_steps,
+            "n_action_steps": command.loop.n_action_steps or spec.n_action_steps,
             "weights": loaded.fingerprint.weights,
         },
         "environment": {

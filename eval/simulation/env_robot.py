@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, UnknownEnvironment
-from vivace.policies.spec import Observation
+from vivace.policies.spec import IMAGES, Observation, PolicySpec
 
 
 def control_rate(env: Any, wanted_hz: float | None) -> float:
@@ -33,6 +34,21 @@ def control_rate(env: Any, wanted_hz: float | None) -> float:
             f"make the environment with control_hz={rate:g}"
         )
     return float(rate)
+
+
+def camera_options(spec: PolicySpec) -> dict[str, Any]:
+    """What an environment is made with so that it has the cameras a policy looks through; empty if none.
+
+    Raises:
+        BadSetting: its cameras have several sizes.
+    """
+    shapes = {key.removeprefix(IMAGES): s for key, s in spec.observation_shapes.items() if is_image(key)}
+    sizes = {shape[-1] for shape in shapes.values()}
+    if len(sizes) > 1:
+        raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
+    if not shapes:
+        return {}
+    return {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": spec.n_obs_steps == 1}
 
 
 class EnvRobot:

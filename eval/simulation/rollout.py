@@ -11,18 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vivace.deploy.loop.budget import LatencyBudget, Rung
+from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.clock import Clock, VirtualClock
 from vivace.deploy.loop.guard import ActionGuard, Limits
-from vivace.deploy.loop.loop import (
-    ControlLoop,
-    LoopSettings,
-    Mode,
-    Source,
-    TickRecord,
-    executed_actions,
-    make_queue,
-)
+from vivace.deploy.loop.loop import Source, TickRecord, build_loop
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.workers.worker import BatchedInference, Predict, SimulatedWorker
 from vivace.eval.simulation.env_robot import EnvRobot, control_rate
 from vivace.eval.simulation.episode import EpisodeResult, jumps
@@ -55,40 +48,21 @@ class RolloutSettings:
     """Episodes stepped together; results do not depend on it."""
     control_hz: float | None = None
     """Control rate [Hz]: the world moves on by one period a tick, always. The environment's own when None."""
-    mode: Mode = Mode.SYNC
-    n_action_steps: int | None = None
-    """Actions of a chunk that are fresh; the policy's own when None."""
-    request_at: int | None = None
-    """Async: fresh actions left when the next chunk is asked for; by expected latency when None."""
-    blend_ticks: int = 0
-    """Async: ticks over which a newer chunk is blended in."""
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    """How chunks are executed."""
     latency: LatencyModel = field(default_factory=NoLatency)
     max_steps: int | None = None
     """Longest episode; the environment's own when None."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Counts and rates must be positive, and the mode known."""
-        for name in ("n_episodes", "batch_size", "control_hz", "max_steps", "n_action_steps"):
+        """Counts and rates must be positive."""
+        for name in ("n_episodes", "batch_size", "control_hz", "max_steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise BadSetting(f"{name}={value}; a number above 0 is needed")
         if self.seed < 0:
             raise BadSetting(f"seed={self.seed}; 0 or more is needed")
-        LoopSettings(mode=self.mode)  # says what is wrong with it
-
-    def loop_settings(self, spec: PolicySpec) -> LoopSettings:
-        """Return what the control loop of a policy needs.
-
-        Raises:
-            BadSetting: a chunk of the policy has fewer actions than `n_action_steps`.
-        """
-        return LoopSettings(
-            mode=self.mode,
-            n_action_steps=executed_actions(self.n_action_steps, spec),
-            request_at=self.request_at,
-            blend_ticks=self.blend_ticks,
-        )
 
 
 def rollout(
@@ -117,7 +91,7 @@ def rollout(
     Returns:
         Results in the order of their seeds.
     """
-    loop_settings = settings.loop_settings(spec)
+    settings.loop.fresh_actions(spec)  # refuses what does not fit before a world is made
     results = {result.seed: result for result in done}
     seeds = [settings.seed + i for i in range(settings.n_episodes)]
     missing = [seed for seed in seeds if seed not in results]
@@ -130,7 +104,7 @@ def rollout(
             plans = {run.rung.name: run.predict for run in ladder}
             inference, clock = BatchedInference(predict, plans), VirtualClock()
             batch = [
-                _Episode(env, seed, inference, clock, spec, settings, control_hz, loop_settings, ladder)
+                _Episode(env, seed, inference, clock, spec, settings, control_hz, ladder)
                 for env, seed in zip(envs, missing[first : first + settings.batch_size], strict=False)
             ]
             for result in _run(batch, on_episode, on_tick):
@@ -153,7 +127,6 @@ class _Episode:
         spec: PolicySpec,
         settings: RolloutSettings,
         control_hz: float,
-        loop_settings: LoopSettings,
         ladder: Sequence[RungRun],
     ) -> None:
         self.seed, self._settings, self._control_hz = seed, settings, control_hz
@@ -163,16 +136,15 @@ class _Episode:
         self.worker = SimulatedWorker(
             inference, lambda n, request: models[request.plan].latency_s(seed, n, request.time_s)
         )
-        self._guard = ActionGuard(settings.limits, spec.action_kinds, 1 / control_hz)
-        self.loop = ControlLoop(
+        self.loop = build_loop(
             self.robot,
             self.worker,
-            make_queue(loop_settings),
-            self._guard,
-            LatencyBudget(control_hz, tuple(run.rung for run in ladder)),
+            ActionGuard(settings.limits, spec.action_kinds, 1 / control_hz),
             clock,
-            loop_settings,
-            spec=spec,
+            settings.loop,
+            spec,
+            control_hz=control_hz,
+            ladder=[run.rung for run in ladder],
             episode_seed=seed,
         )
         self.records: list[TickRecord] = []
@@ -195,7 +167,7 @@ class _Episode:
             time_to_success_s=steps / self._control_hz if success else None,
             ticks={source.value: counts[source] for source in Source},
             deadline_misses=self.loop.budget.misses,
-            interventions=self._guard.interventions,
+            interventions=self.loop.guard.interventions,
             latencies_s=tuple(latency_s for _, latency_s in self.worker.asked),
             request_ticks=tuple(tick for tick, _ in self.worker.asked),
             seam_jumps=seam_jumps,

@@ -1,12 +1,13 @@
 """Videos of one episode under several runs, side by side, each frame saying what the robot executed."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
+
+from vivace.policies.files import replacing
 
 _COLOURS = {"chunk": (15, 157, 138), "stale": (230, 159, 0), "fallback": (213, 60, 60)}
 _BAR_PX = 26
@@ -35,7 +36,6 @@ def side_by_side(films: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]:
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     """Write frames (H, W, 3) uint8 as H.264, whole or not at all."""
     even = [frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames]
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(partial, np.stack(even), plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)
-    os.replace(partial, path)
+    with replacing(path, ending=path.suffix) as file:
+        imageio.imwrite(file, np.stack(even), plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=2)

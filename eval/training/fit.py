@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +24,7 @@ from vivace.policies.families.dp_transformer.policy import (
     DPTransformerPolicy,
     make_dp_transformer_pre_post_processors,
 )
+from vivace.policies.files import replacing
 
 
 def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand) -> Recipe:
@@ -62,17 +61,14 @@ def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand)
 
 
 def save(policy: PreTrainedPolicy, pre: Any, post: Any, folder: Path, half: bool = False) -> None:
-    """Write config, weights and processors to a temporary folder, then rename it to `folder`."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    policy.save_pretrained(partial)
-    if half:
-        weights = partial / "model.safetensors"
-        save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
-    pre.save_pretrained(partial)
-    post.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    """Write config, weights and processors to `folder`, all of them or none."""
+    with replacing(folder) as unfinished:
+        policy.save_pretrained(unfinished)
+        if half:
+            weights = unfinished / "model.safetensors"
+            save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+        pre.save_pretrained(unfinished)
+        post.save_pretrained(unfinished)
 
 
 def fit(recipe: Recipe, settings: TrainSettings, output_dir: Path, half: bool) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Interrupted training resumes from its last checkpoint, to the same random stream
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vivace.policies.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +168,8 @@ def _save(path: Path, done: int, settings: TrainSettings, model, averaged, optim
         "random": torch.get_rng_state(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def _resume(path: Path, settings: TrainSettings, model, averaged, optimiser) -> int:

@@ -1,7 +1,6 @@
 """Vision-language-action policies in miniature: made, begun from another, and taught by demonstrations."""
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from vivace.eval.training.trainer import Windows
 from vivace.policies.errors import BadSetting
 from vivace.policies.families.cogact.policy import CogACTConfig, CogACTPolicy
 from vivace.policies.families.token_vla.policy import TokenVLAConfig, TokenVLAPolicy
+from vivace.policies.files import replacing
 from vivace.policies.language.smollm2 import llama_settings, load_smollm2
 from vivace.policies.language.tokenize import PromptStep, train_tokenizer
 from vivace.policies.load import load_policy
@@ -138,9 +138,8 @@ def _features(policy: CogACTPolicy, windows: Windows, command: TrainCommand) -> 
             bars.advance(bar, len(some))
     found = {"rows": rows, "features": torch.cat(features), "actions": torch.cat(actions)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(found, partial)
-    os.replace(partial, file)
+    with replacing(file) as path:
+        save_file(found, path)
     return Features(found["features"].clone(), found["actions"].clone())
 
 

@@ -19,12 +19,13 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData, Need, decoding_of
 from vivace.accel.variant import Variant
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.measure.action_error import action_errors, row_errors, sample_all
 from vivace.eval.measure.bundle_rows import BundleRun
 from vivace.eval.measure.judge import Judge, check_judging
 from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.layer_curve import policy_curve
-from vivace.eval.measure.statistics import percentile, ratio_of_medians, spread_of
+from vivace.eval.measure.statistics import ratio_of_medians, spread_of
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds
 from vivace.eval.measure.variants import ACCELERATED, SAVED, labelled, unfit, variants_of
@@ -329,5 +330,5 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Va
         "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
         "env": vars(command.env),
         "seed": command.seed,
-        "n_action_steps": command.policy.n_action_steps,
+        "n_action_steps": command.loop.n_action_steps,
     }

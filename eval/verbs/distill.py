@@ -5,7 +5,6 @@ an interrupted collection goes on with the files that are missing.
 """
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vivace.eval.training.vla_recipe import demonstrated, present, tokenizer_of
 from vivace.eval.verbs.train import fit
 from vivace.policies.errors import BadSetting
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy
+from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
 
@@ -157,11 +157,9 @@ def _decode(teacher: LoadedPolicy, windows: Batches, rows: Tensor, batch_size: i
 
 
 def _write(file: Path, part: Trajectories, mark: str) -> None:
-    partial = file.with_suffix(".partial")
-    save_file(
-        {"rows": part.rows, "states": part.states, "first": part.first}, partial, metadata={"teacher": mark}
-    )
-    os.replace(partial, file)
+    tensors = {"rows": part.rows, "states": part.states, "first": part.first}
+    with replacing(file) as path:
+        save_file(tensors, path, metadata={"teacher": mark})
 
 
 def _read(file: Path, rows: Tensor, mark: str) -> Trajectories:

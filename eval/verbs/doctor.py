@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import instruction, make
 from vivace.eval.machine import machine, versions
+from vivace.eval.terminal import console
 from vivace.policies.errors import VivaceError
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import ZOO, load_policy
@@ -31,8 +31,6 @@ class DoctorCommand:
 
 _TASK = "drawer-open-halfway"
 """A task whose instruction every bundled checkpoint that reads one knows."""
-
-console = Console()
 
 
 def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:

@@ -18,7 +18,7 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.variant import Variant
-from vivace.deploy.loop.loop import Mode
+from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
 from vivace.eval.measure.latencies import Measured, measured_latencies
@@ -42,7 +42,6 @@ from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, p
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Decoding, Execution, as_trained
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 
 
 @dataclass(kw_only=True)
@@ -52,14 +51,6 @@ class EvalOptions:
     n_episodes: int = 20
     batch_size: int = 50
     """Episodes stepped together, their inference batched."""
-    mode: str = "sync"
-    """sync, async or rtc (async, and a chunk continues the one before)."""
-    request_at: int | None = None
-    """async, rtc: ask for the next chunk when so many fresh actions are left, which times the control period
-    is the latency budget; by the expected latency when not given."""
-    ladder: list[str] = field(default_factory=list)
-    """async, rtc: one more run, which chooses among these plans, best first, before every chunk: plain,
-    accelerated, or rows of bench's table such as ddim-4; each is run alone too."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
@@ -87,12 +78,17 @@ class EvalCommand(CommonOptions):
     eval: EvalOptions = field(default_factory=EvalOptions)
     bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5, compile=False))
     latency: LatencyModel = field(default_factory=MeasuredLatency)
-    rtc: RealTimeChunking = field(default_factory=RealTimeChunking)
-
-    @property
-    def chunking(self) -> RealTimeChunking | None:
-        """How a chunk continues the one before; None unless the mode is rtc."""
-        return self.rtc if self.eval.mode == Mode.RTC else None
+    RUNS_LOOP = True
+    RENAMED = CommonOptions.RENAMED | {
+        "eval.mode": "loop.mode",
+        "eval.request_at": "loop.request_at",
+        "eval.ladder": "loop.ladder",
+        "rtc.method": "loop.rtc.method",
+        "rtc.jacobian": "loop.rtc.jacobian",
+        "rtc.schedule": "loop.rtc.schedule",
+        "rtc.execution_horizon": "loop.rtc.execution_horizon",
+        "rtc.max_guidance": "loop.rtc.max_guidance_weight",
+    }
 
 
 SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
@@ -112,7 +108,8 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     loaded = load(command)
     plan = load_plan(command, loaded)
     accelerated = accelerate(loaded.staged, plan)
-    rollout_settings(command, NoLatency()).loop_settings(loaded.staged.spec)  # refuses before it measures
+    asked = rollout_settings(command, NoLatency())  # refuses before it measures, as the next line
+    asked.loop.fresh_actions(loaded.staged.spec)
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
     both = {PLAIN.name: as_trained(loaded.staged), ACCELERATED.name: accelerated}
@@ -167,8 +164,6 @@ def _check(command: EvalCommand) -> None:
         raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
     if len(command.env.tasks) > 1:
         raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
-    if command.eval.ladder and command.eval.mode == Mode.SYNC:
-        raise BadSetting("eval.ladder needs time to choose by; use --eval.mode=async or rtc")
 
 
 def _runs(
@@ -178,14 +173,14 @@ def _runs(
     times: Mapping[str, list[float]],
 ) -> list[Trial]:
     """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
-    names = command.eval.ladder
+    names = command.loop.ladder
     known = {
         one.name: Trial(one, executions[one.name], command.latency.for_run(one.name, times[one.name]))
         for one in variants
     }
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise BadSetting(f"eval.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
+        raise BadSetting(f"loop.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
     runs = [run for name, run in known.items() if name in _episodic(command)]
     if not names:
         return runs
@@ -234,18 +229,18 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "env": vars(command.env),
         "seed": command.seed,
         "latency": f"{command.latency}",
-        "mode": command.eval.mode,
-        "request_at": command.eval.request_at,
-        "n_action_steps": command.policy.n_action_steps,
-        "ladder": command.eval.ladder,
-        "rtc": f"{command.rtc}" if Mode.RTC in (command.eval.mode, *command.eval.curve_modes) else "",
+        "mode": command.loop.mode,
+        "request_at": command.loop.request_at,
+        "n_action_steps": command.loop.n_action_steps,
+        "ladder": list(command.loop.ladder),
+        "rtc": f"{command.loop.rtc}" if Mode.RTC in (command.loop.mode, *command.eval.curve_modes) else "",
     }
 
 
 def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
-    results["environment"]["mode"] = command.eval.mode
+    results["environment"]["mode"] = command.loop.mode
     for technique in plan.techniques:
         results |= technique.pictured()
     return results | {"plan": [{"kind": t.kind, **t.told()} for t in plan.techniques]}
@@ -320,7 +315,7 @@ def _latencies(
 
 def _episodic(command: EvalCommand) -> tuple[str, ...]:
     """Names of the rows that run episodes, as far as there are such."""
-    return (*RUNS, *command.eval.ladder)
+    return (*RUNS, *command.loop.ladder)
 
 
 def _refresh(command: EvalCommand) -> bool:

@@ -1,7 +1,5 @@
 """A checkpoint of an original project as one of lerobot."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.families.cogact import original as cogact_original
 from vivace.policies.families.originals import read_json
 from vivace.policies.families.token_vla import original as openvla_original
+from vivace.policies.files import replacing
 from vivace.policies.vla.vla import VisionLanguageConfig, make_vla_processors
 
 
@@ -44,15 +43,13 @@ def convert(
         raise BadSetting(f"{tokenizer} is not a tokenizer.json ({error})") from error
     original = _layout(read_json(run / "config.json")).read(run, unnorm_key, architecture)
     pre, post = make_vla_processors(original.config, {"action": original.statistics}, text)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    original.config._save_pretrained(partial)
     weights = {name: tensor.contiguous() for name, tensor in original.weights.items()}
-    save_file(weights, partial / "model.safetensors")
-    pre.save_pretrained(partial)
-    post.save_pretrained(partial)
-    os.replace(partial, output)
+    with replacing(output) as folder:
+        folder.mkdir(parents=True)
+        original.config._save_pretrained(folder)
+        save_file(weights, folder / "model.safetensors")
+        pre.save_pretrained(folder)
+        post.save_pretrained(folder)
     return original.config
 
 

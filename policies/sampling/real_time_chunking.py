@@ -18,7 +18,7 @@ Beta differs between them. With the identity and the paper's beta = 5 zoo/reach 
 reach-moving at a latency of 0.1 s, with beta = 1 (k <= 1: no step is drawn past what it is drawn towards) 24,
 without guidance 24, with the exact J and beta = 5 22. One task decided this default; on push-disturbed 5 and
 1 solved the same, 5 with smaller jumps.
-`freeze` takes W_i in {0, 1} and k = 1 instead: the first d actions are those of the chunk before, exactly,
+`inpaint` takes W_i in {0, 1} and k = 1 instead: the first d actions are those of the chunk before, exactly,
 since they are put back into the finished chunk: the last stage of RK4 looks at x where it is clean already
 and says nothing that could be corrected, and rounding is amplified where x holds little of the clean chunk.
 
@@ -40,7 +40,7 @@ NO_DENOISING = (
     "use mode async"
 )
 
-METHODS = ("guidance", "freeze")
+METHODS = ("guidance", "inpaint")
 JACOBIANS = ("identity", "exact")
 SCHEDULES = ("exp", "linear", "ones", "zeros")
 
@@ -50,33 +50,35 @@ class RealTimeChunking:
     """How a chunk continues the one before."""
 
     method: str = "guidance"
-    """guidance: drawn towards it, softly behind the delay; freeze: the delay's actions exactly, no more."""
+    """guidance: drawn towards it, softly behind the delay; inpaint: the delay's actions exactly, no more."""
     jacobian: str = "identity"
     """identity, or exact: one backward pass a step; not in an exported policy."""
     schedule: str = "exp"
     """How weights fall behind the delay: exp, linear, ones, zeros; as lerobot's prefix_attention_schedule."""
     execution_horizon: int | None = None
     """Actions of the chunk before that count, as lerobot's; all that are left when None."""
-    max_guidance: float | None = None
+    max_guidance_weight: float | None = None
     """beta, largest factor of the correction of a velocity; lerobot's default is 10. When None the paper's 5
     with the exact Jacobian, and 1 with the identity, see above."""
 
     def __post_init__(self) -> None:
         """Choices must be known, numbers in range."""
+        if self.method == "freeze":
+            raise BadSetting("rtc method='freeze' is called inpaint now; use method='inpaint'")
         for name, known in (("method", METHODS), ("jacobian", JACOBIANS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
                 raise BadSetting(f"rtc {name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         if not self.beta > 0 or (self.execution_horizon is not None and self.execution_horizon < 1):
             raise BadSetting(
-                f"rtc max_guidance={self.max_guidance}, execution_horizon={self.execution_horizon}; needed: "
-                "max_guidance > 0, execution_horizon >= 1"
+                f"rtc max_guidance_weight={self.max_guidance_weight}, "
+                f"execution_horizon={self.execution_horizon}; needed: above 0, and 1 or more"
             )
 
     @property
     def beta(self) -> float:
         """Largest factor of the correction of a velocity."""
-        if self.max_guidance is not None:
-            return self.max_guidance
+        if self.max_guidance_weight is not None:
+            return self.max_guidance_weight
         return 5.0 if self.jacobian == "exact" else 1.0
 
     def weights(self, n_known: int, delay: int, horizon: int) -> np.ndarray:
@@ -99,13 +101,13 @@ class RealTimeChunking:
             "ones": np.ones(horizon),
             "zeros": np.zeros(horizon),
         }
-        soft = shapes["zeros" if self.method == "freeze" else self.schedule]
+        soft = shapes["zeros" if self.method == "inpaint" else self.schedule]
         found: np.ndarray = np.where(i < start, 1.0, np.where(i < end, soft, 0.0)).astype(np.float32)
         return found
 
     def strength(self, table: StepTable) -> float:
         """Return k of one step."""
-        if self.method == "freeze":
+        if self.method == "inpaint":
             return 1.0
         tau = table.alpha / (table.alpha + table.sigma)
         largest = (1 - tau) * self.beta
@@ -134,7 +136,7 @@ class Continuation:
 
     def hold(self, x: Any) -> Any:
         """Return the finished chunk x (B, H, A) with what is frozen put back, bit for bit."""
-        if self.settings.method != "freeze":
+        if self.settings.method != "inpaint":
             return x
         return self.weights * self.actions + (1 - self.weights) * x  # W is 0 or 1: nothing is rounded
 

@@ -120,7 +120,7 @@ def test_a_session_gives_float32_alone_and_behind_another_chunk(name, dtype, cli
     it = loaded(policy)
     continues = not writes_tokens(it.staged)
     assert it.dtype == dtype
-    session = Session(it, chunking=RealTimeChunking(method="freeze") if continues else None)
+    session = Session(it, chunking=RealTimeChunking(method="inpaint") if continues else None)
     random = np.random.default_rng(0)
     seen: dict[str, np.ndarray] = {}
     for key, shape in session.spec.observation_shapes.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.ros2.messages.messages import short
+from vivace.deploy.ros2.messages.vectors import short
 from vivace.policies.errors import ObservationMismatch
 
 FITS = ("scale", "stretch", "crop", "pad")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.ros2.messages.messages import some, stamp_s
+from vivace.deploy.ros2.messages.vectors import some, stamp_s
 from vivace.policies.errors import ObservationMismatch
 
 FUTURE_S = 0.1
@@ -79,11 +79,11 @@ class Sensors:
 
     Args:
         sensors: lerobot key -> sensor.
-        staleness_s: the oldest part of an observation may be this old [s].
+        oldest_s: the oldest part of an observation may be this old [s]; 0: any age.
     """
 
     sensors: Mapping[str, Sensor]
-    staleness_s: float
+    oldest_s: float
     _reported: dict[str, int] = field(default_factory=dict)
 
     def take(self, key: str, message: Any, now: float, read: Read) -> str:
@@ -154,13 +154,18 @@ class Sensors:
                 which += f"; {sensor.foreign} messages were of other joints" if sensor.foreign else ""
                 return f"waiting for {key} on {sensor.topic}{which}"
             age = now - sensor.stamp_s
-            if age > self.staleness_s:
+            if 0 < self.oldest_s < age:
                 which = f" ({sensor.oldest})" if len(set(sensor.stamps_s.values())) > 1 else ""
                 return (
-                    f"{key} on {sensor.topic} is {age:.2f} s old{which}, the limit (staleness_s) is "
-                    f"{self.staleness_s:.2f} s"
+                    f"{key} on {sensor.topic} is {age:.2f} s old{which}, the limit "
+                    f"(watchdog.observation_age_s) is {self.oldest_s:.2f} s"
                 )
         return ""
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether all have been seen, however long ago."""
+        return not any(sensor.missing for sensor in self.sensors.values())
 
     def newest(self) -> tuple[dict[str, np.ndarray], float]:
         """Return the newest complete observation, and the stamp of its oldest part [s]."""

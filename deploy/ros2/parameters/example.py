@@ -8,7 +8,7 @@ from vivace.deploy.ros2.parameters.settings import parameters
 
 ARM = {
     "bundle": "/opt/policies/pick",
-    "mode": "async",
+    "loop.mode": "async",
     "threads": 2,
     "joint_names": ["shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "gripper"],
     "cameras": ["front=camera/front/image_raw", "wrist=camera/wrist/image_raw/compressed"],

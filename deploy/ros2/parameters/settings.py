@@ -6,17 +6,17 @@ from typing import Any
 
 from vivace.deploy.inference.ort_graph import PROVIDERS
 from vivace.deploy.loop.guard import Limits
-from vivace.deploy.loop.loop import LoopSettings, Mode, executed_actions
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.robots.action_range import NONE, choose_limits
 from vivace.deploy.ros2.messages.command import COMMANDS
 from vivace.deploy.ros2.messages.images import FITS, ORDERS
-from vivace.deploy.ros2.messages.messages import FIELDS
 from vivace.deploy.ros2.messages.pose import SIZES, check_layout
+from vivace.deploy.ros2.messages.vectors import FIELDS
 from vivace.deploy.ros2.parameters.parameters import (
     Parameter,
     check,
-    field_name,
+    nested,
     number,
     one_of,
     parameters_of,
@@ -27,17 +27,23 @@ from vivace.deploy.ros2.parameters.parameters import (
 from vivace.policies.action_kinds import KNOWN
 from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
-from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.spec import PolicySpec
+from vivace.policies.spec import IMAGES, PolicySpec
 
-IMAGES = "observation.images."
+RENAMED = {
+    **{name: f"loop.{name}" for name in ("mode", "n_action_steps", "request_at", "ladder", "anytime")},
+    "blend_ticks": "loop.blend_ticks",
+    "fallback.ramp_ticks": "loop.ramp_ticks",
+    "staleness_s": "watchdog.observation_age_s",
+    "watchdog.frozen_s": "watchdog.stuck_s",
+}
+"""Parameter of earlier versions -> its name today."""
 POSES = ("pose", "transform", "tf")
 PARTS = ("joints", "pose")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RosSettings:
-    """The parameters, checked as far as that is possible without the policy; `ros2_fit` does the rest."""
+    """The parameters, checked as far as that is possible without the policy; `fit` does the rest."""
 
     bundle: str = text("", "Folder of the exported policy (vivace export).")
     task: str = text("", "Instruction, for a policy that reads one; the topic task sets it too.", True)
@@ -48,24 +54,12 @@ class RosSettings:
         1000,
         "Control rate [Hz]; 0: that of the demonstrations, which the bundle says if it is known.",
     )
-    mode: str = text("sync", "sync: act, then think; async: think while acting; rtc: and continue the chunk.")
-    n_action_steps: int = number(0, 0, 10_000, "Actions of a chunk that are fresh; 0: as trained.")
-    request_at: int = number(-1, -1, 10_000, "async, rtc: ask when so many are left; -1: by the latency.")
-    ladder: tuple[str, ...] = several(
-        str,
-        "async, rtc: folders of faster bundles of the same policy, best first; before every chunk the best "
-        "plan is chosen that will be there in time.",
-    )
-    anytime: bool = text(False, "async, rtc: cut a chunk short between two steps rather than be late.")
-    blend_ticks: int = number(0, 0, 1000, "async, rtc: ticks in which a newer chunk is blended in.")
+    loop: LoopSettings = nested(LoopSettings(), most=10_000)
     seed: int = number(0, 0, 2**31 - 1, "Names the policy's noise, with the episode and the tick.")
     provider: str = text("cpu", f"ONNX Runtime's execution provider: {', '.join(PROVIDERS)}.")
     threads: int = number(1, 1, 1024, "Threads of one inference.")
     warmup: int = number(3, 1, 1000, "Chunks computed while configuring.")
     stall_s: float = number(5.0, 0.001, 3600, "An inference that takes longer is given up [s].")
-    staleness_s: float = number(
-        0.2, 0.001, 3600, "The robot holds while a sensor's newest stamp is older than this [s].", True
-    )
     joint_states: tuple[str, ...] = several(
         str,
         "Topics of the robot's joints (sensor_msgs/JointState). Each message may hold some of the joints, in "
@@ -145,17 +139,14 @@ class RosSettings:
     limits_max_step: tuple[float, ...] = several(float, "Largest change of each between two ticks.")
     limits_max_velocity: tuple[float, ...] = several(float, "Largest speed of what each commands [units/s].")
     limits_max_acceleration: tuple[float, ...] = several(float, "Largest change of speed [units/s^2].")
-    fallback_ramp_ticks: int = number(5, 1, 10_000, "Ticks in which the fallback stops velocities.")
     fallback_initial_action: tuple[float, ...] = several(
         float,
         "What is held before the first action; empty: the measured joints that command.names names, and the "
         "measured pose. Where an absolute target is unknown, nothing is commanded before the first chunk.",
     )
-    watchdog_frozen_s: float = number(0.0, 0, 3600, "Hold if a picture is bit for bit the same; 0: never.")
-    watchdog_misses: int = number(20, 0, 10**6, "async, rtc: hold after so many missed deadlines in a row.")
-    watchdog_hold_s: float = number(3.0, 0, 3600, "Stop after a hold by the watchdog of so long [s].")
-    watchdog_starved_s: float = number(10.0, 0, 3600, "Stop after so long without fresh actions; 0: never.")
-    watchdog_restarts: int = number(3, 0, 10**6, "Stop after more replacements of the process in a minute.")
+    watchdog: WatchdogSettings = nested(
+        WatchdogSettings(observation_age_s=0.2), most=10**6, live=("observation_age_s",)
+    )
     deadline_sensors_s: float = number(
         0.0, 0, 3600, "QoS deadline asked of the sensors, who must offer one; 0: none [s]."
     )
@@ -172,8 +163,8 @@ class RosSettings:
     def __post_init__(self) -> None:
         """Check every value by itself, then those that belong together."""
         for parameter in parameters():
-            check(parameter, getattr(self, field_name(parameter.name)))
-        one_of("mode", self.mode, (mode.value for mode in Mode))
+            if len(parameter.place) == 1:  # nested settings check themselves
+                check(parameter, getattr(self, parameter.place[0]))
         one_of("command.type", self.command_type, COMMANDS)
         one_of("provider", self.provider, PROVIDERS)
         one_of("pose.type", self.pose_type, POSES)
@@ -200,7 +191,7 @@ class RosSettings:
             BadSetting: a name is unknown, a value is outside its range or of another type, or several
                 contradict each other.
         """
-        return cls(**read(parameters(), given))
+        return cls(**read(cls, given))
 
     def at_rate_of(self, spec: PolicySpec) -> Self:
         """Return these settings with the control rate of a policy's demonstrations, unless one was given.
@@ -266,35 +257,6 @@ class RosSettings:
         """Whether the pose that is commanded is measured, in the same frame."""
         is_seen = "pose" in self.state_parts and bool(self.pose_topic)
         return self.command_type == "pose" and is_seen and self.pose_frame == self.command_frame
-
-    @property
-    def chunking(self) -> RealTimeChunking | None:
-        """How a chunk continues the one before."""
-        return RealTimeChunking() if self.mode == Mode.RTC else None
-
-    @property
-    def watchdog(self) -> WatchdogSettings:
-        """What is watched besides the age of the observation."""
-        return WatchdogSettings(
-            stale_s=0.0,  # the driver goes by stamps
-            frozen_s=self.watchdog_frozen_s,
-            misses=self.watchdog_misses,
-            hold_s=self.watchdog_hold_s,
-            starved_s=self.watchdog_starved_s,
-            restarts=self.watchdog_restarts,
-        )
-
-    def loop(self, spec: PolicySpec, initial: tuple[float, ...] | None = None) -> LoopSettings:
-        """How the loop executes chunks of a policy, beginning with an action that is held."""
-        return LoopSettings(
-            mode=Mode(self.mode),
-            n_action_steps=executed_actions(self.n_action_steps or None, spec),
-            request_at=None if self.request_at < 0 else self.request_at,
-            blend_ticks=self.blend_ticks,
-            anytime=self.anytime,
-            ramp_ticks=self.fallback_ramp_ticks,
-            initial_action=initial,
-        )
 
 
 def parameters() -> tuple[Parameter, ...]:

@@ -22,7 +22,7 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import export_denoising
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
-from vivace.deploy.loop.rungs import load_plans
+from vivace.deploy.loop.ladder import load_ladder
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
 from vivace.policies.errors import BadBundle, BadSetting, ParityError
@@ -187,10 +187,10 @@ def test_a_signed_bundle_is_added_to_with_its_own_key_only(policy, tmp_path):
             export(loaded, later, data, folder, into=True, sign_key=key)
     assert list(Bundle.load(folder, tmp_path / "own.pub").plans) == ["plain"]
     export(loaded, later, data, folder, into=True, sign_key=tmp_path / "own.pem")
-    found = load_plans(str(folder), ["#few"], "async", str(tmp_path / "own.pub"))
+    found = load_ladder(str(folder), ["#few"], str(tmp_path / "own.pub"))
     assert [bundle.plan_name for bundle in found.values()] == ["plain", "few"]
     with pytest.raises(BadBundle, match="was not made with the private key"):
-        load_plans(str(folder), ["#few"], "async", str(tmp_path / "other.pub"))
+        load_ladder(str(folder), ["#few"], str(tmp_path / "other.pub"))
 
 
 def test_a_plan_of_another_policy_is_not_added(policy, bundle):
@@ -215,11 +215,11 @@ def test_a_plan_that_is_not_there_is_named(bundle):
 
 
 def test_a_ladder_names_plans_of_the_same_bundle(bundle):
-    found = load_plans(str(bundle.folder), ["#few", f"{bundle.folder}#taylor"], "async")
+    found = load_ladder(str(bundle.folder), ["#few", f"{bundle.folder}#taylor"])
     assert [plan.plan_name for plan in found.values()] == ["cached", "few", "taylor"]
     assert [plan.reference for plan in found.values()] == list(found)
     with pytest.raises(BadSetting, match="each may be there once"):
-        load_plans(str(bundle.folder), ["#few", f"{bundle.folder}#few"], "async")
+        load_ladder(str(bundle.folder), ["#few", f"{bundle.folder}#few"])
     graphs = Graphs(Runtime.of(("cpu",), 1, shares_threads=False))
     loaded = [[graphs.load(plan, index) for index in plan.program.graphs] for plan in found.values()]
     assert loaded[0][0] is loaded[1][0], "they encode alike"

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vivace.deploy.deadman.deadman import Deadman, DeadmanSettings
-from vivace.deploy.loop.fallback import is_standstill
 from vivace.deploy.loop.guard import Limits
+from vivace.deploy.loop.standstill import is_standstill
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind
 

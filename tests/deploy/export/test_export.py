@@ -176,7 +176,7 @@ def test_buffers_keep_nothing_of_the_chunk_before(subject, request):
     assert np.array_equal(policy.predict(first, KEYS[:1]), kept)
 
 
-@pytest.mark.parametrize("method", ["guidance", "freeze"])
+@pytest.mark.parametrize("method", ["guidance", "inpaint"])
 @pytest.mark.parametrize("subject", ["diffusion", "vla"])
 def test_a_bundle_continues_a_chunk_as_its_policy_does(subject, method, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
@@ -357,12 +357,12 @@ def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     assert max(graph.error for graph in graphs.graphs) <= 1e-5
     wish = torch.full_like(torch.from_numpy(wanted), 0.3)
     weights = (torch.arange(wish.shape[1]) < 3).float()[None, :, None]
-    freeze = RealTimeChunking(method="freeze")
-    follow = Continuation(freeze, wish.numpy(), weights.numpy())
+    inpaint = RealTimeChunking(method="inpaint")
+    follow = Continuation(inpaint, wish.numpy(), weights.numpy())
     seen = {k: v.numpy() for k, v in batch.items()}
     found = OrtPolicy(bundle).sample(seen, Streams(data.noise_keys), follow=follow)
     assert np.array_equal(found[:, :3], wish[:, :3].numpy())
-    follow = Continuation(freeze, wish, weights)
+    follow = Continuation(inpaint, wish, weights)
     wanted = sample(execution, batch, EpisodeNoise(data.noise_keys), follow=follow)
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
 

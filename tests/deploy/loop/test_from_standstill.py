@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vivace.deploy.loop.budget import LatencyBudget
 from vivace.deploy.loop.chunk_queue import ChunkQueue
 from vivace.deploy.loop.clock import VirtualClock
-from vivace.deploy.loop.fallback import is_standstill
 from vivace.deploy.loop.guard import RAMP_TICKS, ActionGuard, Limits
-from vivace.deploy.loop.loop import ControlLoop, make_queue
+from vivace.deploy.loop.loop import build_loop
 from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.standstill import is_standstill
 from vivace.deploy.loop.watchdog import Watchdog, WatchdogSettings
 from vivace.deploy.workers.worker import BatchedInference, SimulatedWorker
 from vivace.policies.errors import BadSetting
@@ -48,20 +47,20 @@ def walk_on(kinds):
     return predict
 
 
-def make_loop(latency_ticks, mode, kinds=(ABSOLUTE,), limits=None, predict=None, watchdog=None, **options):
+def make_loop(latency_ticks, mode, kinds=(ABSOLUTE,), limits=None, predict=None, watchdog=None, posture=None):
     ticks = latency_ticks if callable(latency_ticks) else lambda n: latency_ticks
     spec = PolicySpec(
         type="walker", action_dim=len(kinds), horizon=8, n_obs_steps=1, n_action_steps=4,
         observation_shapes={KEY: (len(kinds),)}, action_kinds=kinds, blocks=(),
     )  # fmt: skip
-    choices = LoopSettings(mode=mode, n_action_steps=4, **options)
+    choices = LoopSettings(mode=mode, n_action_steps=4)
     guard = ActionGuard(limits, kinds, 1 / HZ)
-    if choices.initial_action is not None:
-        guard.start(np.array(choices.initial_action, np.float32))
+    if posture is not None:
+        guard.start(np.array(posture, np.float32))
     worker = SimulatedWorker(BatchedInference(predict or walk_on(kinds)), lambda n, request: ticks(n) / HZ)
-    return ControlLoop(
-        Walker(kinds), worker, make_queue(choices), guard, LatencyBudget(HZ), VirtualClock(), choices,
-        spec=spec, watchdog=watchdog,
+    return build_loop(
+        Walker(kinds), worker, guard, VirtualClock(), choices, spec,
+        control_hz=HZ, posture=posture, watchdog=watchdog,
     )  # fmt: skip
 
 
@@ -85,7 +84,7 @@ def test_the_first_chunk_begins_with_its_first_action(mode, kinds):
 )
 def test_no_step_of_the_way_is_left_out_or_made_twice(latencies, mode, kinds, held):
     """Whatever is late, runs dry or is held: every action of a chunk leads on from where the robot is."""
-    dog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0, hold_s=0, misses=0))
+    dog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=0, hold_s=0, misses=0))
     loop = make_loop(lambda n: latencies[n % len(latencies)], mode, kinds, watchdog=dog)
     before = 0.0
     for tick in range(60):
@@ -97,7 +96,7 @@ def test_no_step_of_the_way_is_left_out_or_made_twice(latencies, mode, kinds, he
 
 
 def test_a_chunk_that_came_in_a_hold_begins_after_it_and_an_interrupted_one_is_forgotten():
-    dog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0, hold_s=0))
+    dog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=0, hold_s=0))
     loop = make_loop(lambda n: 0 if n == 0 else 30, Mode.ASYNC, watchdog=dog)
     assert [loop.tick().action[0] for _ in range(3)] == [1, 2, 3]
     dog._too_slow = lambda: "somebody is in the way"
@@ -147,9 +146,9 @@ def test_ticks_stood_through_do_not_count_between_observation_and_first_action(d
 def jump(limits, targets, posture, ticks=40, kinds=(ABSOLUTE, ABSOLUTE)):
     """Execute a chunk over and over from a posture; returns what was executed (ticks, A)."""
     loop = make_loop(
-        2, Mode.SYNC, kinds, limits, lambda o, keys: targets[None].astype(np.float32), initial_action=posture
+        2, Mode.SYNC, kinds, limits, lambda o, keys: targets[None].astype(np.float32), posture=posture
     )
-    return np.array([loop.tick().action for _ in range(ticks)]), loop._guard
+    return np.array([loop.tick().action for _ in range(ticks)]), loop.guard
 
 
 PLACES = st.floats(-50, 50, width=32)

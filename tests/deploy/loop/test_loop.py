@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loop_options import part
 
 from vivace.deploy.loop.budget import LatencyBudget, Rung
 from vivace.deploy.loop.clock import VirtualClock
-from vivace.deploy.loop.fallback import fallback_action
 from vivace.deploy.loop.guard import ActionGuard, Limits
-from vivace.deploy.loop.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.loop.loop import ControlLoop, build_loop
+from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.standstill import fallback_action
 from vivace.deploy.loop.watchdog import State, Watchdog, WatchdogSettings
 from vivace.deploy.workers.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.errors import BadSetting, NonFiniteActions, ObservationMismatch
@@ -53,7 +55,7 @@ def count_on(observations, keys):
 def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, ladder=(), window=8, **options):
     """A loop over `CountingRobot`; the latency is a number of ticks, or request -> ticks."""
     ticks = latency_ticks if callable(latency_ticks) else lambda request: latency_ticks
-    choices = LoopSettings(**{"n_action_steps": 4, **options})
+    choices, options = part(options, n_action_steps=4)
     inference = BatchedInference(predict, {rung.name: predict for rung in ladder})
     spec = PolicySpec(
         type="counter",
@@ -65,17 +67,19 @@ def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, lad
         action_kinds=kinds,
         blocks=(),
     )
-    return ControlLoop(
+    loop = build_loop(
         CountingRobot(),
         SimulatedWorker(inference, lambda n, request: ticks(n) / HZ),
-        make_queue(choices),
         ActionGuard(limits),
-        LatencyBudget(HZ, ladder, window=window),
         VirtualClock(),
         choices,
-        spec=spec,
+        spec,
+        control_hz=HZ,
         episode_seed=7,
+        **options,
     )
+    loop.budget = LatencyBudget(HZ, ladder, window=window)
+    return loop
 
 
 def run(loop, n_ticks):
@@ -118,7 +122,7 @@ def test_sync_waits_exactly_the_latency_before_each_chunk(latency_ticks, cycle):
 
 
 def test_the_fallback_holds_stands_still_or_ramps_by_kind_of_action():
-    loop = make_loop(latency_ticks=6, ramp_ticks=4, initial_action=(8.0, 8.0, 8.0))
+    loop = make_loop(latency_ticks=6, ramp_ticks=4, posture=(8.0, 8.0, 8.0))
     run(loop, 16)
     first, chunk, second = loop._robot.actions[:6], loop._robot.actions[6:10], loop._robot.actions[10:]
     assert first == [[8, 0, velocity] for velocity in (6, 4, 2, 0, 0, 0)]
@@ -191,7 +195,7 @@ def test_an_action_that_is_not_finite_is_refused_and_the_fallback_acts():
     records, timeline = run(loop, 12)
     assert timeline == "cccccfffcccc"
     assert [record.tick for record in records if record.is_guarded] == [5, 6, 7]
-    assert loop._guard.interventions == 3
+    assert loop.guard.interventions == 3
     assert loop._robot.actions[5][:2] == [5, 0]
     assert loop._robot.actions[5][2] == pytest.approx(4.0)
     assert np.isfinite(loop._robot.actions).all()
@@ -199,12 +203,12 @@ def test_an_action_that_is_not_finite_is_refused_and_the_fallback_acts():
 
 def test_the_guard_limits_chunk_and_fallback():
     limits = Limits(low=(-2.0, -2.0, -2.0), high=(2.0, 2.0, 2.0))
-    loop = make_loop(lambda request: request, limits=limits, initial_action=(5.0, 0.0, 0.0))
+    loop = make_loop(lambda request: request, limits=limits, posture=(5.0, 0.0, 0.0))
     records, _ = run(loop, 5)
     assert first_column(records) == [1, 2, 2, 2, 2]  # 3 and 4 are too much, then the 2 is held
     assert [record.is_guarded for record in records] == [False, False, True, True, False]
-    loop = make_loop(1, limits=limits, initial_action=(5.0, 0.0, 0.0))
-    assert (loop.tick().action[0], loop._guard.interventions) == (2, 1)
+    loop = make_loop(1, limits=limits, posture=(5.0, 0.0, 0.0))
+    assert (loop.tick().action[0], loop.guard.interventions) == (2, 1)
 
 
 def test_a_slow_chunk_does_not_raise_the_expected_latency_for_ever():
@@ -326,13 +330,12 @@ def test_a_cold_start_is_waited_out_and_forgotten():
     [
         ({"mode": "turbo"}, "'turbo' is unknown; the modes: sync, async, rtc"),
         ({"n_action_steps": 0}, "n_action_steps=0"),
-        ({"mode": Mode.ASYNC, "request_at": 9}, "request_at=9; needed: 0..8"),
+        ({"mode": Mode.ASYNC, "request_at": 9, "n_action_steps": 8}, "request_at=9; needed: 0..8"),
         ({"request_at": 2}, "do nothing in mode sync"),
         ({"blend_ticks": 2}, "do nothing in mode sync"),
         ({"anytime": True}, "anytime do nothing in mode sync"),
         ({"mode": Mode.ASYNC, "blend_ticks": -1}, "blend_ticks=-1"),
         ({"ramp_ticks": 0}, "ramp_ticks=0"),
-        ({"initial_action": (np.nan,)}, "holds NaN or infinity"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
@@ -343,8 +346,14 @@ def test_bad_settings_are_refused(options, message):
 def test_wrong_action_sizes_are_refused():
     with pytest.raises(BadSetting, match="limits has 2 dimensions, the policy's actions have 3"):
         make_loop(limits=Limits(low=(0.0, 0.0)))
-    with pytest.raises(BadSetting, match="initial_action has 1 dimensions"):
-        make_loop(initial_action=(0.0,))
+    with pytest.raises(BadSetting, match="posture has 1 dimensions"):
+        make_loop(posture=(0.0,))
+    with pytest.raises(BadSetting, match="posture=.* holds NaN or infinity"):
+        make_loop(posture=(0.0, np.nan, 0.0))
+    with pytest.raises(BadSetting, match="n_action_steps=9, but a chunk has 8 actions; give 1..8"):
+        make_loop(n_action_steps=9)
+    with pytest.raises(BadSetting, match="request_at=5; needed: 0..4 .the policy's n_action_steps."):
+        make_loop(mode=Mode.ASYNC, n_action_steps=None, request_at=5)
     with pytest.raises(BadSetting, match="action_kinds has 2 dimensions"):
         make_loop(kinds=KINDS[:2])
     with pytest.raises(BadSetting, match=r"a chunk has shape \(8, 2\); \(actions, 3\) is needed"):
@@ -362,8 +371,8 @@ def test_a_missing_observation_is_refused():
 
 @pytest.mark.parametrize("mode", [Mode.SYNC, "sync"])
 def test_the_queue_of_another_mode_is_refused(mode):
-    loop, other = make_loop(), make_queue(LoopSettings(mode=Mode.ASYNC))
-    parts = (loop._robot, loop._worker, other, loop._guard, loop.budget, VirtualClock())
+    loop, other = make_loop(), make_loop(mode=Mode.ASYNC).queue
+    parts = (loop._robot, loop._worker, other, loop.guard, loop.budget, VirtualClock())
     with pytest.raises(BadSetting, match="drop_late=True, which mode sync cannot use"):
         ControlLoop(*parts, LoopSettings(mode=mode), spec=loop._spec)
 
@@ -408,7 +417,7 @@ def test_requests_say_what_the_chunk_before_means_for_now():
 
 def test_a_stopped_robot_is_held_until_the_reset_and_old_chunks_are_forgotten():
     loop = make_loop(latency_ticks=1, mode=Mode.ASYNC)
-    dog = loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0))
+    dog = loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=0))
     _, before = run(loop, 6)
     dog.stop("somebody pressed the button", 0.6)
     held = [loop.tick() for _ in range(5)]
@@ -423,7 +432,10 @@ def test_a_stopped_robot_is_held_until_the_reset_and_old_chunks_are_forgotten():
 
 def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():
     loop = make_loop(mode=Mode.ASYNC)
-    robot, loop._watchdog = loop._robot, Watchdog(WatchdogSettings(stale_s=0.25, starved_s=0, hold_s=0))
+    robot, loop._watchdog = (
+        loop._robot,
+        Watchdog(WatchdogSettings(observation_age_s=0.25, starved_s=0, hold_s=0)),
+    )
     robot.observe = lambda: Observation({KEY: np.array([7.0], np.float32)}, 0, 0.5)
     records = [loop.tick() for _ in range(10)]
     assert "".join(record.source[0] for record in records) == "ccc" + "f" * 7
@@ -437,7 +449,7 @@ def test_a_frozen_observation_is_neither_thought_about_nor_acted_on():
 @pytest.mark.parametrize(("latency_ticks", "state"), [(6, State.RUN), (30, State.STOP)])
 def test_late_actions_keep_a_robot_in_sync_mode_alive_none_do_not(latency_ticks, state):
     loop = make_loop(latency_ticks=latency_ticks)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=1.0))
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=1.0))
     _, sources = run(loop, 25)
     assert loop._watchdog.state == state
     assert ("s" in sources) == (state == State.RUN)
@@ -448,7 +460,7 @@ def test_inferences_that_fail_every_time_hold_the_robot_then_stop_it():
         raise NonFiniteActions("NaN")
 
     loop = make_loop(predict=predict, mode=Mode.ASYNC)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, starved_s=0, misses=0, hold_s=0.5))
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=0, misses=0, hold_s=0.5))
     states = [loop.tick().state for _ in range(12)]
     assert states[:2] == [State.RUN] * 2
     assert State.HOLD in states
@@ -467,7 +479,7 @@ def test_inferences_that_fail_every_time_hold_the_robot_then_stop_it():
 )
 def test_a_chunk_of_a_wrong_shape_is_a_failed_inference_where_somebody_judges_it(chunk, message):
     loop = make_loop(mode=Mode.ASYNC)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0))
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0))
     poll = loop._worker.poll
     loop._worker.poll = lambda now: (found := poll(now)) and replace(found, actions=chunk)
     records = [loop.tick() for _ in range(8)]
@@ -479,7 +491,7 @@ def test_a_chunk_of_a_wrong_shape_is_a_failed_inference_where_somebody_judges_it
 
 def test_an_observation_that_cannot_be_thought_about_is_a_failed_inference_too():
     loop = make_loop(mode=Mode.ASYNC)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0))
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0))
     shapes = iter([1, 2] * 5)
     loop._robot.observe = lambda: Observation({KEY: np.zeros(next(shapes))}, 0, 0.0)
     records = [loop.tick() for _ in range(6)]
@@ -491,7 +503,7 @@ def test_an_observation_that_cannot_be_thought_about_is_a_failed_inference_too()
 
 def test_a_tick_that_acts_late_is_not_executed_and_is_judged():
     loop = make_loop(mode=Mode.ASYNC)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, late_s=0.5))
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, late_s=0.5))
     run(loop, 2)
     observe = loop._robot.observe
     loop._robot.observe = lambda: (loop._clock.sleep_until(loop._clock.now() + 1.0), observe())[1]
@@ -502,8 +514,8 @@ def test_a_tick_that_acts_late_is_not_executed_and_is_judged():
 
 def test_actions_that_do_not_reach_the_robot_are_judged():
     loop = make_loop(mode=Mode.ASYNC)
-    loop._watchdog = Watchdog(WatchdogSettings(stale_s=0, act_s=0.25))
-    loop._robot.has_reached = False
+    loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, act_s=0.25))
+    loop._robot.has_reached, loop._listener = False, loop._robot
     assert [loop.tick().state for _ in range(5)][-1] == State.HOLD
     loop._robot.has_reached = True
     assert [loop.tick().state for _ in range(2)][-1] == State.RUN
@@ -548,7 +560,7 @@ def test_a_loop_whose_inferences_give_nan_goes_on_without_chunks():
     def predict(observations, keys):
         raise NonFiniteActions("NaN")
 
-    loop = make_loop(predict=predict, initial_action=(0.0, 0.0, 0.0))
+    loop = make_loop(predict=predict, posture=(0.0, 0.0, 0.0))
     records, _ = run(loop, 10)
     assert all(np.isfinite(record.action).all() for record in records)
     assert loop._worker.errors == ["NaN"] * len(loop._worker.asked)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from faults import HIGH, KINDS, LOW, SPEC, STEP, FaultyRobot, FaultyWorker, JumpingClock
 
-from vivace.deploy.loop.budget import LatencyBudget
 from vivace.deploy.loop.guard import ActionGuard, Limits
-from vivace.deploy.loop.loop import ControlLoop, LoopSettings, Mode, make_queue
-from vivace.deploy.loop.statistics import LoopStatistics
+from vivace.deploy.loop.loop import build_loop
+from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.watchdog import State, Watchdog, WatchdogSettings
 from vivace.deploy.telemetry.run_log import JsonLines, RunLog, event_line, tick_line
+from vivace.deploy.telemetry.statistics import LoopStatistics
 
 HZ = 50.0
 WARM = 0.25
@@ -37,14 +37,16 @@ class Soak:
         self.written = self.resets = self.stopped_ticks = 0
         self.entered, self.state = Counter(), State.RUN
         limits = Limits(low=(LOW,) * 3, high=(HIGH,) * 3, max_step=(STEP,) * 3)
-        settings = LoopSettings(mode=mode, n_action_steps=8, initial_action=(0.5, 0.0, 0.0))
-        watched = WatchdogSettings(stale_s=0.3, frozen_s=0.5, hold_s=0.9, starved_s=3, restarts=3, window_s=3)
+        settings, posture = LoopSettings(mode=mode, n_action_steps=8), (0.5, 0.0, 0.0)
+        watched = WatchdogSettings(
+            observation_age_s=0.3, stuck_s=0.5, hold_s=0.9, starved_s=3, restarts=3, window_s=3
+        )
         self.watchdog = Watchdog(watched, self.note)
         self.guard = ActionGuard(limits, KINDS, 1 / HZ)
-        self.guard.limit(np.array(settings.initial_action, np.float32))
-        self.loop = ControlLoop(
-            self.robot, self.worker, make_queue(settings), self.guard, LatencyBudget(HZ), self.clock,
-            settings, spec=SPEC, watchdog=self.watchdog,
+        self.guard.limit(np.array(posture, np.float32))
+        self.loop = build_loop(
+            self.robot, self.worker, self.guard, self.clock, settings, SPEC,
+            control_hz=HZ, posture=posture, watchdog=self.watchdog,
         )  # fmt: skip
 
     def note(self, transition):

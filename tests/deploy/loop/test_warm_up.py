@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from vivace.deploy.loop.budget import LatencyBudget
 from vivace.deploy.loop.clock import VirtualClock
 from vivace.deploy.loop.guard import ActionGuard
-from vivace.deploy.loop.loop import ControlLoop, LoopSettings, Mode, make_queue
+from vivace.deploy.loop.loop import build_loop
+from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.warm_up import check_rate, warm_up
 from vivace.deploy.workers.worker import BatchedInference, SimulatedWorker
 from vivace.policies.errors import BadSetting
@@ -64,9 +64,9 @@ def misses(latency_s, n_action_steps):
 
     settings = LoopSettings(mode=Mode.ASYNC, n_action_steps=n_action_steps)
     inference = BatchedInference(lambda observations, keys: np.zeros((1, 8, 2), np.float32))
-    loop = ControlLoop(
-        Still(), SimulatedWorker(inference, lambda n, request: latency_s), make_queue(settings),
-        ActionGuard(), LatencyBudget(HZ), VirtualClock(), settings, spec=SPEC,
+    loop = build_loop(
+        Still(), SimulatedWorker(inference, lambda n, request: latency_s), ActionGuard(), VirtualClock(),
+        settings, SPEC, control_hz=HZ,
     )  # fmt: skip
     for _ in range(60):
         loop.tick()

@@ -33,7 +33,7 @@ def test_a_robot_that_sees_and_thinks_runs():
 
 def test_an_observation_whose_time_stands_still_holds_then_stops():
     seen = []
-    dog = Watchdog(WatchdogSettings(stale_s=0.5, hold_s=1), seen.append)
+    dog = Watchdog(WatchdogSettings(observation_age_s=0.5, hold_s=1), seen.append)
     assert states(dog, range(10)) == [State.RUN] * 10
     assert states(dog, range(10, 15), time_s=0.9) == [State.RUN] * 5
     assert states(dog, range(15, 17), time_s=0.9) == [State.HOLD] * 2
@@ -67,7 +67,7 @@ def test_an_observation_whose_time_stands_still_holds_then_stops():
     ids=["NaN", "infinite", "alternating", "backwards", "once from the future"],
 )
 def test_an_observation_time_that_does_not_go_on_is_no_news(times):
-    dog = Watchdog(WatchdogSettings(stale_s=0.5, hold_s=1))
+    dog = Watchdog(WatchdogSettings(observation_age_s=0.5, hold_s=1))
     assert states(dog, range(10)) == [State.RUN] * 10
     found = [watch(dog, n / 10, time_s=times(n)) for n in range(10, 40)]
     assert found[0] == State.RUN
@@ -79,7 +79,7 @@ def test_an_observation_time_that_does_not_go_on_is_no_news(times):
 
 
 def test_a_time_that_was_never_one_is_no_news_either():
-    dog = Watchdog(WatchdogSettings(stale_s=0.5, hold_s=0))
+    dog = Watchdog(WatchdogSettings(observation_age_s=0.5, hold_s=0))
     found = states(dog, range(10), time_s=float("nan"))
     assert found == [State.RUN] * 6 + [State.HOLD] * 4
     assert states(dog, range(10, 12), time_s=None) == [State.RUN] * 2
@@ -122,7 +122,7 @@ def test_actions_that_do_not_reach_the_robot_hold_then_stop():
 
 
 def test_a_new_episode_begins_its_own_times_and_a_stop_stays():
-    dog = Watchdog(WatchdogSettings(stale_s=0.5))
+    dog = Watchdog(WatchdogSettings(observation_age_s=0.5))
     states(dog, range(10))
     dog.begin()
     assert (
@@ -135,8 +135,23 @@ def test_a_new_episode_begins_its_own_times_and_a_stop_stays():
     assert watch(dog, 4.1) == State.STOP
 
 
+def test_a_hold_that_is_asked_for_lasts_until_it_is_not():
+    dog = Watchdog(WatchdogSettings(observation_age_s=0, hold_s=1, starved_s=2))
+    dog.hold("somebody is in the way")
+    assert not dog.is_trusted, "what is seen meanwhile is not thought about"
+    assert set(states(dog, range(100), fresh=False)) == {State.HOLD}, "neither too long nor starved"
+    assert dog.why == "somebody is in the way"
+    dog.hold("")
+    assert (dog.is_trusted, watch(dog, 10)) == (True, State.RUN)
+    dog.stop("enough", 11)
+    dog.hold("again")
+    assert watch(dog, 12) == State.STOP, "a stop is not undone by a hold"
+    dog.hold("")
+    assert watch(dog, 13) == State.STOP
+
+
 def test_a_camera_that_freezes_is_seen_though_the_arm_moves():
-    dog = Watchdog(WatchdogSettings(frozen_s=0.35))
+    dog = Watchdog(WatchdogSettings(stuck_s=0.35))
     random = np.random.default_rng(0)
 
     def tick(n, picture):
@@ -153,7 +168,7 @@ def test_a_camera_that_freezes_is_seen_though_the_arm_moves():
 
 
 def test_a_robot_without_cameras_may_be_watched_by_its_state():
-    dog = Watchdog(WatchdogSettings(frozen_s=0.25))
+    dog = Watchdog(WatchdogSettings(stuck_s=0.25))
     still = {"observation.state": np.zeros(3)}
     assert states(dog, range(4), seen=still) == [State.RUN] * 3 + [State.HOLD]
     assert watch(dog, 0.4) == State.RUN
@@ -192,7 +207,7 @@ def test_a_robot_that_gets_nothing_fresh_is_stopped():
 
 
 def test_a_clock_that_goes_back_is_no_fault():
-    dog = Watchdog(WatchdogSettings(frozen_s=0.3, starved_s=1))
+    dog = Watchdog(WatchdogSettings(stuck_s=0.3, starved_s=1))
     states(dog, range(100))
     assert states(dog, range(5)) == [State.RUN] * 5
 

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vivace.deploy.loop.robot import Ends, Films, Listens, Told, able, trait
 from vivace.deploy.robots import registry as robots
+from vivace.deploy.robots.patient_robot import PatientRobot
 from vivace.deploy.robots.registry import (
     action_kinds,
     action_names,
@@ -163,3 +165,16 @@ def test_what_is_seen_is_checked_before_the_first_tick():
     robot.observe = lambda: {STATE: np.zeros(3)}
     with pytest.raises(ObservationMismatch, match=r"observe\(\) returned a dict"):
         check_robot(robot, spec())
+
+
+def test_a_robot_has_an_ability_if_it_has_all_of_it_whoever_wraps_it():
+    robot = Arm()
+    wrapped = PatientRobot(robot, spec())
+    assert able(robot, Films) is able(wrapped, Ends) is able(robot, Listens) is None
+    robot.film = lambda: []
+    assert able(robot, Films) is None, "film_fps is missing"
+    robot.film_fps, robot.is_over = 25.0, False
+    assert able(wrapped, Films) is able(wrapped, Ends) is able(wrapped, Told) is wrapped
+    assert (trait(wrapped, "action_names"), trait(wrapped, "is_simulated")) == (None, False)
+    robot.is_simulated = True
+    assert trait(wrapped, "is_simulated") is True

@@ -2,50 +2,50 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import MappingProxyType
 from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
+from loop_options import part
+from ros2_policy import NAMES, SPEC
 
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.clock import VirtualClock
 from vivace.deploy.loop.guard import Limits
+from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.ros2.diagnostics import loop_status, percentiles, sensor_status
 from vivace.deploy.ros2.driver import Driver, measured_positions
-from vivace.deploy.ros2.fit import fit
 from vivace.deploy.ros2.messages.command import ArrayCommand, TrajectoryCommand
 from vivace.deploy.ros2.messages.sensors import Sensor, Sensors
+from vivace.deploy.ros2.parameters.fit import fit
 from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.deploy.ros2.robot import RetimedWorker
 from vivace.deploy.workers.worker import BatchedInference, Request, SimulatedWorker
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.spec import ActionKind, ActionRange, PolicySpec
+from vivace.policies.spec import ActionKind, ActionRange
 
 HZ, KEY = 10.0, "observation.state"
 ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY
-SPEC = PolicySpec(
-    type="counter",
-    action_dim=2,
-    horizon=6,
-    n_obs_steps=1,
-    n_action_steps=4,
-    observation_shapes={KEY: (2,)},
-    action_kinds=(ABSOLUTE, ABSOLUTE),
-    blocks=(),
-    action_range=ActionRange(
-        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
-    ),
-)
-NAMES = ("a", "b")
 JOINTS = ("joint a", "joint b")
 
 
 class World:
     """A driver, its sensors and its virtual time; the joints stand at what `joints` says."""
 
-    def __init__(self, kinds=SPEC.action_kinds, latency_ticks=0.0, offset=0.0, rungs=(), **options):
-        given = {"control_hz": HZ, "joint_names": NAMES, "staleness_s": 0.25, **options}
+    def __init__(
+        self,
+        kinds=SPEC.action_kinds,
+        latency_ticks=0.0,
+        offset=0.0,
+        rungs=(),
+        watchdog=MappingProxyType({}),
+        **options,
+    ):
+        loop, options = part(options)
+        watched = WatchdogSettings(observation_age_s=0.25, **watchdog)
+        given = {"control_hz": HZ, "joint_names": NAMES, "loop": loop, "watchdog": watched, **options}
         self.settings, self.clock = RosSettings(**given), VirtualClock()
         self.spec = fit(self.settings, replace(SPEC, action_kinds=kinds))
         self.sensors = Sensors(
@@ -133,7 +133,7 @@ def test_the_measured_posture_is_held_before_the_first_chunk():
 def test_a_stale_observation_holds_and_drops_the_chunk():
     world = World(kinds=(ABSOLUTE, DELTA)).run(2).run(4, is_seen=False)
     assert world.sent == [[100, 100], [101, 101], [102, 102], [103, 103], [103, 0], [103, 0]]
-    assert "is 0.40 s old, the limit (staleness_s) is 0.25 s" in world.driver.reason
+    assert "is 0.40 s old, the limit (watchdog.observation_age_s) is 0.25 s" in world.driver.reason
     world.run(2)
     assert world.sent[6:] == [[200, 200], [201, 201]], "what the old chunk had left is not executed"
     assert world.driver.ticks == {"chunk": 6, "hold": 2}
@@ -141,7 +141,7 @@ def test_a_stale_observation_holds_and_drops_the_chunk():
 
 
 def test_velocities_ramp_down_and_do_not_come_back_with_the_next_episode():
-    world = World(kinds=(VELOCITY, VELOCITY), fallback_ramp_ticks=4, latency_ticks=1).run(3)
+    world = World(kinds=(VELOCITY, VELOCITY), ramp_ticks=4, latency_ticks=1).run(3)
     world.driver.is_held = True
     world.run(5)
     world.driver.is_held = False
@@ -197,9 +197,9 @@ def test_limits_hold_from_the_measured_posture_on():
 
 def test_real_time_chunking_is_a_mode():
     world = World(mode="rtc", latency_ticks=1, request_at=2).run(6)
-    assert world.settings.chunking == RealTimeChunking()
+    assert world.settings.loop.chunking == RealTimeChunking()
     assert world.first == [100, 101, 201, 202, 301], "as async: late actions are dropped, but for the first"
-    assert RosSettings().chunking is None
+    assert RosSettings().loop.chunking is None
 
 
 def test_limits_come_from_a_file(tmp_path):
@@ -233,7 +233,7 @@ def test_ticks_that_the_timer_skipped_keep_chunks_in_time():
 
 
 def test_the_watchdog_stops_until_reset():
-    world = World(watchdog_starved_s=0.35, latency_ticks=9, mode="async").run(8)
+    world = World(watchdog={"starved_s": 0.35}, latency_ticks=9, mode="async").run(8)
     assert world.driver.reason == "no fresh action for 0.40 s; stopped until reset"
     assert loop_status("active", "", world.driver).message.startswith("holding: no fresh action")
     world.run(2, is_seen=False).run(3)
@@ -244,7 +244,7 @@ def test_the_watchdog_stops_until_reset():
 
 
 def test_a_policy_that_is_slow_in_sync_mode_is_not_stopped():
-    world = World(watchdog_starved_s=0.65, latency_ticks=5).run(20)
+    world = World(watchdog={"starved_s": 0.65}, latency_ticks=5).run(20)
     assert world.driver.reason == ""
     assert world.driver.ticks == {"fallback": 12, "stale": 8}
 

@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from vivace.deploy.ros2 import node as ros2_node
-from vivace.deploy.ros2.fit import fit
+from vivace.deploy.ros2.parameters.fit import fit
 from vivace.deploy.ros2.parameters.settings import RosSettings, parameters
 from vivace.policies.spec import ActionKind, PolicySpec
 
 PURE = (
-    "messages.messages messages.images messages.pose messages.sensors messages.command parameters.parameters "
-    "parameters.settings parameters.example fit sources "
-    "robot driver diagnostics terminal node"
+    "messages.vectors messages.images messages.pose messages.sensors messages.command parameters.parameters "
+    "parameters.settings parameters.example parameters.fit sources "
+    "robot driver diagnostics node"
 )
 
 

@@ -50,7 +50,7 @@ class Rig:
             "joint_names": JOINTS,
             "cameras": ["front=camera/compressed"],
             "action_kinds": ["velocity"],
-            "staleness_s": 2.0,
+            "watchdog.observation_age_s": 2.0,
             "diagnostics_hz": 10.0,
             **options,
         }
@@ -142,7 +142,7 @@ def test_the_node_outlives_requests_that_are_none(rig):
     changer = bench.node.create_client(ChangeState, f"{NODE}/change_state")
     bench.until(lambda: setter.service_is_ready() and changer.service_is_ready())
     for name, kind in (
-        ("staleness_s", 99),
+        ("watchdog.observation_age_s", 99),
         ("", 3),
         ("a" * 10**5, 4),
         ("limits.max_velocty", 3),

@@ -26,8 +26,8 @@ from vivace.deploy.ros2.driver import Driver
 from vivace.deploy.ros2.inputs import Frames
 from vivace.deploy.ros2.lifecycle import PolicyNode
 from vivace.deploy.ros2.messages.images import compressed_image, image
-from vivace.deploy.ros2.messages.messages import joints
 from vivace.deploy.ros2.messages.sensors import Sensors
+from vivace.deploy.ros2.messages.vectors import joints
 from vivace.deploy.ros2.outputs import Outputs
 from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.deploy.ros2.sources import make_sensors, sources
@@ -82,7 +82,13 @@ def make(bench):
 @pytest.fixture
 def running(tiny, bench, make):
     """An active node that gets joint states."""
-    node = make(bundle=str(tiny), control_hz=HZ, joint_names=JOINTS, diagnostics_hz=20.0, staleness_s=1.0)
+    node = make(
+        bundle=str(tiny),
+        control_hz=HZ,
+        joint_names=JOINTS,
+        diagnostics_hz=20.0,
+        watchdog__observation_age_s=1.0,
+    )
     timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
     assert node.trigger_configure().name == "SUCCESS", node._fault
     assert node.trigger_activate().name == "SUCCESS"
@@ -129,7 +135,7 @@ def acting(bench, make, kind, topic, **parameters):
     """What an active node sends on a topic, once it moves."""
     heard = []
     listener = bench.node.create_subscription(kind, topic, heard.append, 10)
-    node = make(joint_names=JOINTS, command__topic=topic, staleness_s=1.0, **parameters)
+    node = make(joint_names=JOINTS, command__topic=topic, watchdog__observation_age_s=1.0, **parameters)
     timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
     assert node.trigger_configure().name == "SUCCESS", node._fault
     assert node.trigger_activate().name == "SUCCESS", node._fault
@@ -187,7 +193,7 @@ def test_a_state_of_joints_of_two_drivers_and_a_pose(tiny, bench, make):
         pose__topic="tool",
         pose__frame="base",
         pose__layout=["xyz"],
-        staleness_s=1.0,
+        watchdog__observation_age_s=1.0,
         diagnostics_hz=20.0,
     )
     hand = bench.node.create_publisher(JointState, "hand_states", bench.qos)
@@ -299,7 +305,7 @@ def test_simulated_time_drives_the_loop_and_may_jump_back(tiny, bench, make):
         control_hz=10.0,
         joint_names=JOINTS,
         use_sim_time=True,
-        staleness_s=0.5,
+        watchdog__observation_age_s=0.5,
         autostart=True,
     )
     clock = bench.node.create_publisher(Clock, "/clock", 1)
@@ -338,16 +344,26 @@ def test_simulated_time_drives_the_loop_and_may_jump_back(tiny, bench, make):
 
 def test_a_node_with_a_ladder_times_its_plans_and_says_which_it_chose(tiny, bench, make, tmp_path):
     fast = str(shutil.copytree(tiny, tmp_path / "fast"))
-    wanted = {"joint_names": JOINTS, "diagnostics_hz": 20.0, "staleness_s": 1.0, "control_hz": HZ}
-    node = make(bundle=str(tiny), ladder=[fast], mode="async", anytime=True, **wanted)
+    wanted = {
+        "joint_names": JOINTS,
+        "diagnostics_hz": 20.0,
+        "watchdog__observation_age_s": 1.0,
+        "control_hz": HZ,
+    }
+    node = make(bundle=str(tiny), loop__ladder=[fast], loop__mode="async", loop__anytime=True, **wanted)
     timer = bench.node.create_timer(1 / HZ, lambda: bench.send_joints(JOINTS, range(5)))
     assert node.trigger_configure().name == "SUCCESS", node._fault
     assert [rung.name for rung in node._ready.ladder] == [str(tiny), fast]
     assert node.trigger_activate().name == "SUCCESS"
     bench.says("control loop", "chosen ")
     bench.node.destroy_timer(timer)
-    for options, why in (({"mode": "sync"}, "needs time to choose by"), ({"ladder": [str(tiny)]}, "once")):
-        refused = make(bundle=str(tiny), **{"ladder": [fast], "mode": "async", **wanted, **options})
+    for options, why in (
+        ({"loop__mode": "sync"}, "needs time to choose by"),
+        ({"loop__ladder": [str(tiny)]}, "once"),
+    ):
+        refused = make(
+            bundle=str(tiny), **{"loop__ladder": [fast], "loop__mode": "async", **wanted, **options}
+        )
         assert refused.trigger_configure().name == "FAILURE"
         assert why in refused._fault
 
@@ -365,10 +381,10 @@ def test_a_node_that_cannot_be_configured_says_why(tiny, bench, make):
         assert node.set_parameters([rclpy.Parameter(name, value=value)])[0].successful
         assert (node.trigger_configure().name == "SUCCESS") == (reason is None), node._fault
         assert (reason or "") in node._fault
-    refused = node.set_parameters([rclpy.Parameter("mode", value="async")])[0]
-    assert refused.reason == "mode is read when the node is configured; clean it up first"
+    refused = node.set_parameters([rclpy.Parameter("loop.mode", value="async")])[0]
+    assert refused.reason == "loop.mode is read when the node is configured; clean it up first"
     assert node.trigger_cleanup().name == "SUCCESS"
-    assert node.set_parameters([rclpy.Parameter("mode", value="async")])[0].successful
+    assert node.set_parameters([rclpy.Parameter("loop.mode", value="async")])[0].successful
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from types import SimpleNamespace as Message
 import numpy as np
 import pytest
 
-from vivace.deploy.ros2.messages.messages import array, joints, pose, stamp_s
 from vivace.deploy.ros2.messages.sensors import WHOLE, Sensor, Sensors
+from vivace.deploy.ros2.messages.vectors import array, joints, pose, stamp_s
 from vivace.policies.errors import ObservationMismatch
 
 
@@ -66,8 +66,8 @@ class Seen(Sensors):
         return super().take(key, message, now, read)
 
 
-def sensors(staleness_s=0.2):
-    return Seen({"a": Sensor("/a"), "b": Sensor("/b")}, staleness_s)
+def sensors(oldest_s=0.2):
+    return Seen({"a": Sensor("/a"), "b": Sensor("/b")}, oldest_s)
 
 
 def test_an_observation_is_as_old_as_its_oldest_part():
@@ -79,7 +79,7 @@ def test_an_observation_is_as_old_as_its_oldest_part():
     assert seen.why_not(10.2) == ""
     values, stamp = seen.newest()
     assert (values["a"].item(), values["b"].item(), stamp) == (1.0, 2.0, 10.0)
-    assert "a on /a is 0.25 s old, the limit (staleness_s) is 0.20 s" in seen.why_not(10.25)
+    assert "a on /a is 0.25 s old, the limit (watchdog.observation_age_s) is 0.20 s" in seen.why_not(10.25)
     seen.forget()
     assert seen.why_not(10.2) == "waiting for a on /a"
 
@@ -114,10 +114,10 @@ def test_without_a_stamp_the_arrival_counts():
     assert stamp_s(Message(sec=3, nanosec=500_000_000)) == 3.5
 
 
-def merged(*messages, now=10.0, staleness_s=0.2):
+def merged(*messages, now=10.0, oldest_s=0.2):
     """Two joints of two drivers."""
     seen = Sensors(
-        {"s": Sensor("/j", ("a", "b"), lambda parts: np.concatenate([parts["a"], parts["b"]]))}, staleness_s
+        {"s": Sensor("/j", ("a", "b"), lambda parts: np.concatenate([parts["a"], parts["b"]]))}, oldest_s
     )
     for second, message in messages:
         message.header = stamped(second).header

@@ -16,7 +16,7 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from vivace.deploy.ros2.messages.messages import stamp_s
+from vivace.deploy.ros2.messages.vectors import stamp_s
 from vivace.envs.registry import make
 from vivace.policies.load import load_policy
 
@@ -83,7 +83,7 @@ def test_a_simulated_task_is_solved_and_solved_again_after_a_kill(reach, tmp_pat
         "joint_names": world.names,
         "action_kinds": ["delta", "delta", "delta", "absolute"],
         "fallback": {"initial_action": [0, 0, 0, 0]},
-        "staleness_s": 2,
+        "watchdog.observation_age_s": 2,
         "diagnostics_hz": 10,
     }
     node = bench.start(tmp_path, **options)
@@ -149,7 +149,7 @@ def test_chunks_are_trajectories_aligned_to_the_observation(reach, tmp_path, rec
         joint_names=world.names,
         action_kinds=["velocity"],  # displacements a period: a world that does not wait has a rate
         command={"type": "trajectory", "names": ["hand_x", "hand_y", "hand_z", "gripper"]},
-        staleness_s=2.0,
+        watchdog={"observation_age_s": 2.0},
         diagnostics_hz=10.0,
     )
     try:
@@ -187,7 +187,7 @@ class Live:
             joint_names=JOINTS,
             cameras=["front=camera/image_raw"],
             command={"names": JOINTS[:3]},
-            staleness_s=0.5,
+            watchdog={"observation_age_s": 0.5},
             deadline={"sensors_s": 1.0, "command_s": 5.0},
             diagnostics_hz=10,
         )
@@ -288,7 +288,7 @@ def test_a_sensor_that_stops_holds_the_robot(active):
     bench = active.bench
     active.sending = active.sending[:1]
     level, message, _ = bench.says("control loop", f"holding: {IMAGE} on /camera/image_raw (Image) is ")
-    assert (level, "the limit (staleness_s) is 0.50 s" in message) == (1, True)
+    assert (level, "the limit (watchdog.observation_age_s) is 0.50 s" in message) == (1, True)
     bench.spin(0.1)
     held = [tuple(message.data) for _, message in bench.commands[-2:]]
     assert held[0] == held[1], "absolute targets are held"
@@ -332,18 +332,18 @@ def parameter(name, **value):
 
 def test_parameters_are_described_and_guarded(active):
     bench = active.bench
-    names = ["staleness_s", "cameras", "threads"]
+    names = ["watchdog.observation_age_s", "cameras", "threads"]
     found = bench.call(DescribeParameters, f"{NODE}/describe_parameters", names=names).descriptors
-    assert found[0].floating_point_range[0].to_value == 3600
+    assert found[0].floating_point_range[0].to_value == 10**6
     assert found[1].description.startswith("Camera map")
     assert found[2].integer_range[0].from_value == 1
     asked = [
-        parameter("staleness_s", double_value=0.6),
-        parameter("mode", string_value="async"),
-        parameter("staleness_s", double_value=-1.0),
+        parameter("watchdog.observation_age_s", double_value=0.6),
+        parameter("loop.mode", string_value="async"),
+        parameter("watchdog.observation_age_s", double_value=-1.0),
     ]
     results = bench.call(SetParameters, f"{NODE}/set_parameters", parameters=asked).results
     assert [result.successful for result in results] == [True, False, False]
-    assert results[1].reason == "mode is read when the node is configured; clean it up first"
+    assert results[1].reason == "loop.mode is read when the node is configured; clean it up first"
     active.sending = []
-    bench.says("control loop", "the limit (staleness_s) is 0.60 s")
+    bench.says("control loop", "the limit (watchdog.observation_age_s) is 0.60 s")

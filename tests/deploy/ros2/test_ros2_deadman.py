@@ -37,7 +37,7 @@ def test_a_killed_nodes_robot_comes_to_rest_and_one_that_ends_is_left_alone(tiny
     bench.node.create_timer(0.02, lambda: bench.send_joints(names, np.zeros(5)))
     options = {
         "bundle": str(tiny), "autostart": True, "control_hz": 20.0, "joint_names": names,
-        "action_kinds": ["velocity", "velocity", "delta"], "staleness_s": 5, "deadman_s": 3.0,
+        "action_kinds": ["velocity", "velocity", "delta"], "watchdog.observation_age_s": 5, "deadman_s": 3.0,
     }  # fmt: skip
     node = bench.start(tmp_path, **options)
     try:

@@ -2,43 +2,33 @@
 
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace as Message
 
 import cv2
 import numpy as np
 import pytest
 from ros2_mutations import STRIDES, Mutator
+from ros2_policy import SPEC as TWO_JOINTS
 
 from vivace.deploy.loop.clock import VirtualClock
+from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.ros2.driver import Driver
-from vivace.deploy.ros2.fit import fit
 from vivace.deploy.ros2.messages.command import ArrayCommand
 from vivace.deploy.ros2.messages.images import compressed_image, image
-from vivace.deploy.ros2.messages.messages import pose
 from vivace.deploy.ros2.messages.sensors import FUTURE_S, Sensors
+from vivace.deploy.ros2.messages.vectors import pose
+from vivace.deploy.ros2.parameters.fit import fit
 from vivace.deploy.ros2.parameters.settings import RosSettings, parameters
 from vivace.deploy.ros2.robot import RetimedWorker
 from vivace.deploy.ros2.sources import make_sensors, sources
 from vivace.deploy.workers.worker import BatchedInference, SimulatedWorker
 from vivace.policies.errors import VivaceError
-from vivace.policies.spec import ActionKind, ActionRange, PolicySpec
 
 HANG_S = 120
 """No message takes so long on any machine that is alive."""
 STATE = "observation.state"
-SPEC = PolicySpec(
-    type="echo",
-    action_dim=2,
-    horizon=6,
-    n_obs_steps=1,
-    n_action_steps=1,
-    observation_shapes={STATE: (2,)},
-    action_kinds=(ActionKind.ABSOLUTE,) * 2,
-    blocks=(),
-    action_range=ActionRange(
-        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
-    ),
-)
+SPEC = replace(TWO_JOINTS, n_action_steps=1)
 
 
 @pytest.fixture
@@ -145,11 +135,15 @@ class Echo:
 
     def __init__(self, mutator):
         self.mutator, self.clock, self.sent, self.number = mutator, VirtualClock(), [], 0
-        settings = RosSettings(control_hz=10.0, joint_names=("a", "b"), staleness_s=0.5)
+        settings = RosSettings(
+            control_hz=10.0, joint_names=("a", "b"), watchdog=WatchdogSettings(observation_age_s=0.5)
+        )
         spec = fit(settings, SPEC)
         self.clock.sleep_until(100.0)
         self.source = sources(settings, spec)[0]
-        self.sensors = Sensors(make_sensors(settings, spec, [self.source], str), settings.staleness_s)
+        self.sensors = Sensors(
+            make_sensors(settings, spec, [self.source], str), settings.watchdog.observation_age_s
+        )
 
         def predict(observations, keys):
             return np.repeat(observations[STATE][:, -1:], 6, axis=1)

@@ -1,30 +1,21 @@
 """The node's parameters: read, refused by name, and fitted to a policy; needs no ROS."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
+from ros2_policy import NAMES, SPEC
 
-from vivace.deploy.ros2.fit import check_rate, fit
-from vivace.deploy.ros2.parameters.settings import RosSettings, parameters
+from vivace.deploy.loop.settings import LoopSettings
+from vivace.deploy.loop.watchdog import WatchdogSettings
+from vivace.deploy.ros2.parameters.fit import check_rate, fit
+from vivace.deploy.ros2.parameters.parameters import UNSET, check_names
+from vivace.deploy.ros2.parameters.settings import RENAMED, RosSettings, parameters
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.spec import ActionKind, ActionRange, PolicySpec
+from vivace.policies.spec import ActionKind
 
 KEY = "observation.state"
 ABSOLUTE, DELTA = ActionKind.ABSOLUTE, ActionKind.DELTA
-SPEC = PolicySpec(
-    type="any",
-    action_dim=2,
-    horizon=6,
-    n_obs_steps=1,
-    n_action_steps=4,
-    observation_shapes={KEY: (2,)},
-    action_kinds=(ABSOLUTE, ABSOLUTE),
-    blocks=(),
-    action_range=ActionRange(
-        low=(-1e6,) * 2, high=(1e6,) * 2, step=(1e6,) * 2, bounds_from="the data", step_from="the data"
-    ),
-)
-NAMES = ("a", "b")
 PLANE = ("linear.x", "angular.z")
 POSE = {"pose_topic": "tool", "pose_frame": "base", "pose_layout": ("x", "y")}
 TO_POSE = {"command_type": "pose", "command_layout": ("x", "y"), "command_frame": "base"}
@@ -35,6 +26,11 @@ def test_parameters_are_settings():
     assert names["limits.max_step"] == []
     assert names["joint_fields"] == ["position"]
     assert RosSettings.read(names) == RosSettings()
+    assert (names["loop.request_at"], RosSettings.read(names).loop.request_at) == (-1, None), (
+        "ROS has no None"
+    )
+    late = RosSettings.read({"watchdog.hold_s": 1}).watchdog
+    assert late == replace(RosSettings().watchdog, hold_s=1.0), "the others keep the node's own defaults"
     assert RosSettings.read({"control_hz": 30, "limits.low": [1, 2.5]}).limits_low == (1.0, 2.5)
 
 
@@ -45,10 +41,13 @@ def test_parameters_are_settings():
         ({"control_hz": float("nan")}, "control_hz has nan; a finite number"),
         ({"control_hz": "fast"}, "control_hz has 'fast'; a number is needed"),
         ({"threads": True}, "threads has True; a whole number is needed"),
-        ({"mode": 3}, "mode has 3; a text is needed"),
+        ({"loop.mode": 3}, "loop.mode has 3; a text is needed"),
         ({"autostart": 1}, "autostart has 1; true or false is needed"),
         ({"joint_names": "a"}, "joint_names='a'; a list is needed"),
-        ({"mode": "fast"}, "mode='fast' is unknown; needed: sync, async, rtc"),
+        ({"loop.mode": "fast"}, "mode='fast' is unknown; the modes: sync, async, rtc"),
+        ({"loop.n_action_steps": 0}, "n_action_steps=0; at least 1"),
+        ({"loop.request_at": 2}, "do nothing in mode sync"),
+        ({"watchdog.misses": 1.5}, "watchdog.misses has 1.5; a whole number"),
         ({"provider": "abacus"}, "provider='abacus' is unknown; needed: cpu"),
         ({"command.type": "dance"}, "command.type='dance' is unknown; needed: array, trajectory"),
         ({"action_kinds": ["angle"]}, "action_kinds='angle' is unknown; needed: absolute"),
@@ -100,8 +99,7 @@ def test_bad_parameters_are_refused(given, message):
             {"command_type": "trajectory", "command_names": ("a", "x"), "action_kinds": ("delta",)},
             "displacements of x need the measured positions",
         ),
-        ({"request_at": 2}, "do nothing in mode sync"),
-        ({"n_action_steps": 7}, "n_action_steps=7, but a chunk has 6 actions; give 1..6"),
+        ({"loop": LoopSettings(n_action_steps=7)}, "n_action_steps=7, but a chunk has 6 actions; give 1..6"),
         ({"limits_file": "arm.yaml"}, "limits.file='arm.yaml' needs command.names"),
         ({"limits_file": "no.yaml", "command_names": NAMES}, "no limits file at no.yaml"),
         ({"state_parts": ("pose",)}, "state_parts has pose, which needs pose.topic"),
@@ -135,6 +133,23 @@ def test_parameters_that_do_not_fit_the_policy_are_refused(given, message):
         fit(RosSettings(**{"joint_names": NAMES, "control_hz": 10.0, **given}), SPEC)
 
 
+def test_every_setting_of_the_loop_and_the_watchdog_is_a_parameter_with_its_meaning():
+    known = {parameter.name: parameter for parameter in parameters()}
+    for group, settings in (("loop", LoopSettings), ("watchdog", WatchdogSettings)):
+        names = [f.name for f in fields(settings) if f.name != "rtc"]  # which is not one number or text
+        assert all(known[f"{group}.{name}"].description for name in names)
+    assert known["loop.mode"].meaning.startswith("sync: act, then think; async: think while acting; rtc:")
+    assert known["loop.request_at"].meaning.endswith(f"{UNSET}: not given. {UNSET} to 10000.")
+
+
+@pytest.mark.parametrize(("before", "now"), RENAMED.items())
+def test_a_parameter_of_an_earlier_version_is_refused_with_its_new_name(before, now):
+    names = [parameter.name for parameter in parameters()]
+    assert now in names
+    with pytest.raises(BadSetting, match=f"the parameter {re.escape(before)} is called {re.escape(now)} now"):
+        check_names([before], names, RENAMED)
+
+
 def test_inputs_that_no_topic_gives_are_refused():
     settings = RosSettings(joint_names=NAMES)
     seen = {KEY: (2,), "observation.images.front": (3, 4, 5)}
@@ -156,11 +171,11 @@ def test_the_rate_is_that_of_the_demonstrations_unless_it_is_given():
 
 
 def test_a_rate_that_no_chunk_can_keep_is_refused():
-    settings = RosSettings(control_hz=10.0, mode="async")
+    settings = RosSettings(control_hz=10.0, loop=LoopSettings(mode="async"))
     check_rate(settings, SPEC, [9.0, 0.3])
     with pytest.raises(BadSetting, match="a chunk takes 410 ms .* its 4 actions last 400 ms at 10 Hz"):
         check_rate(settings, SPEC, [0.5, 0.41])
-    check_rate(replace(settings, mode="sync"), SPEC, [0.5])
+    check_rate(replace(settings, loop=LoopSettings()), SPEC, [0.5])
 
 
 def test_cameras_are_named_by_key_or_in_short_and_fitted_one_by_one():

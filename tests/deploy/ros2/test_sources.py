@@ -5,27 +5,23 @@ from types import SimpleNamespace as Message
 
 import numpy as np
 import pytest
+from ros2_policy import SPEC as TWO_JOINTS
+from ros2_policy import wide
 
 from vivace.deploy.ros2.driver import measured_positions
-from vivace.deploy.ros2.fit import fit
 from vivace.deploy.ros2.messages.sensors import Sensors
+from vivace.deploy.ros2.parameters.fit import fit
 from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.deploy.ros2.sources import make_sensors, sources
-from vivace.policies.spec import ActionKind, ActionRange, PolicySpec
+from vivace.policies.spec import ActionKind
 
 STATE, ENVIRONMENT, IMAGE = "observation.state", "observation.environment_state", "observation.image"
-SPEC = PolicySpec(
-    type="any",
+SPEC = replace(
+    TWO_JOINTS,
     action_dim=8,
-    horizon=6,
-    n_obs_steps=1,
-    n_action_steps=4,
     observation_shapes={STATE: (11,), IMAGE: (3, 2, 4), ENVIRONMENT: (2,)},
     action_kinds=(ActionKind.ABSOLUTE,) * 8,
-    blocks=(),
-    action_range=ActionRange(
-        low=(-1e6,) * 8, high=(1e6,) * 8, step=(1e6,) * 8, bounds_from="the data", step_from="the data"
-    ),
+    action_range=wide(8),
 )
 SETTINGS = RosSettings(
     control_hz=10.0,

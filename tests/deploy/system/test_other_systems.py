@@ -19,10 +19,10 @@ ALSO = (
 WORK = """
 import time
 import numpy as np
-from vivace.deploy.loop.budget import LatencyBudget
 from vivace.deploy.loop.clock import WallClock
 from vivace.deploy.loop.guard import ActionGuard
-from vivace.deploy.loop.loop import ControlLoop, LoopSettings, make_queue
+from vivace.deploy.loop.loop import build_loop
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.inference.ort_graph import share_threads
 from vivace.deploy.workers.process_worker import ProcessWorker
 from vivace.deploy.system.realtime import RealtimeSettings, realtime
@@ -48,8 +48,7 @@ class Robot:
 worker = ProcessWorker(Fake, SPEC)
 worker.start()
 choices = LoopSettings(n_action_steps=2)
-loop = ControlLoop(Robot(), worker, make_queue(choices), ActionGuard(None), LatencyBudget(50.0), WallClock(),
-                   choices, spec=SPEC, episode_seed=0)
+loop = build_loop(Robot(), worker, ActionGuard(None), WallClock(), choices, SPEC, control_hz=50.0)
 with realtime(RealtimeSettings(fifo_priority=1, lock_memory=True, cpus=(0,), freeze_gc=True)) as grants:
     sources = {loop.tick().source.value for _ in range(50)}
 worker.close()

@@ -10,10 +10,10 @@ import pytest
 
 from vivace.deploy.loop.loop import Source, TickRecord
 from vivace.deploy.loop.pace import Beat
-from vivace.deploy.loop.statistics import LoopStatistics
 from vivace.deploy.loop.watchdog import State
 from vivace.deploy.telemetry.rerun_stream import RerunStream
 from vivace.deploy.telemetry.run_log import JsonLines, RunLog, event_line, log_parts, tick_line
+from vivace.deploy.telemetry.statistics import LoopStatistics
 from vivace.policies.errors import BadSetting
 
 

@@ -100,7 +100,7 @@ class Process:
         command = [
             sys.executable, "-m", "vivace.eval.cli", "run", f"--bundle={bundle}",
             "--robot.type=ending_robot:base", f"--robot.options={options}", "--robot.patience_s=0.3",
-            "--control_hz=40", f"--duration_s={DURATION_S}", "--loop.threads=1", "--watchdog.hold_s=0.6",
+            "--control_hz=40", f"--duration_s={DURATION_S}", "--inference.threads=1", "--watchdog.hold_s=0.6",
             "--watchdog.misses=0", f"--output_dir={folder / 'out'}",
         ]  # fmt: skip
         paths = [str(Path(ending_robot.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]

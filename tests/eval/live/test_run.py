@@ -49,7 +49,7 @@ def arm(monkeypatch):
 def run(capsys, bundle, folder, *more):
     """Run; returns the exit code, the last line and results.json."""
     capsys.readouterr()
-    code = main(["run", f"--bundle={bundle}", f"--output_dir={folder}", "--loop.threads=1", *more])
+    code = main(["run", f"--bundle={bundle}", f"--output_dir={folder}", "--inference.threads=1", *more])
     told = capsys.readouterr()
     assert "Traceback" not in told.err
     return code, json.loads(told.out.splitlines()[-1]), json.loads((folder / "results.json").read_text())
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_cleanly_and_usr1_releases_a_stopped_robot(capsys, bundle, t
     before = signal.getsignal(signal.SIGINT)
     code, line, found = run(
         capsys, bundle, tmp_path, "--robot.type=users_robot:frozen", "--control_hz=20",
-        "--watchdog.stale_s=0.15", "--watchdog.hold_s=0.1", "--watchdog.late_s=0",
+        "--watchdog.observation_age_s=0.15", "--watchdog.hold_s=0.1", "--watchdog.late_s=0",
     )  # fmt: skip
     helper.join()
     assert (code, line["was_interrupted"], line["state"]) == (1, True, "stop")
@@ -219,8 +219,8 @@ def test_a_killed_worker_is_replaced_while_the_loop_goes_on(capsys, bundle, tmp_
 
 
 def test_a_worker_that_never_comes_back_between_episodes_is_said(capsys, bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("vivace.eval.verbs.run._PATIENCE_S", -100.0)
-    monkeypatch.setattr("vivace.eval.verbs.run.ProcessWorker.is_busy", True)
+    monkeypatch.setattr("vivace.eval.live.drive._PATIENCE_S", -100.0)
+    monkeypatch.setattr("vivace.eval.live.parts.ProcessWorker.is_busy", True)
     asked = ["run", f"--bundle={bundle}", f"--output_dir={tmp_path}"]
     assert main(asked) == 2
     assert "the inference process does not come back" in capsys.readouterr().err
@@ -392,7 +392,7 @@ BAD = [
     (["--bundle=B", "--control_hz=0"], "control_hz=0.0; a rate above 0 Hz is needed"),
     (["--bundle=B", "--control_hz=-5"], "control_hz=-5.0; a rate above 0 Hz is needed"),
     (["--bundle=B", "--duration_s=-1"], "duration_s=-1.0; a finite number, 0 or more"),
-    (["--bundle=B", "--loop.mode=fast"], "loop.mode='fast' is unknown; the modes: sync, async, rtc"),
+    (["--bundle=B", "--loop.mode=fast"], "mode='fast' is unknown; the modes: sync, async, rtc"),
     (["--bundle=B", "--loop.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
     (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: lerobot, metaworld"),
     (["--bundle=B", "--robot.task=rech-v3"], "has no task 'rech-v3'; the nearest"),
@@ -403,10 +403,12 @@ BAD = [
     (["--bundle=B", "--viewer=true"], "a viewer needs a display and there is none"),
     (["--bundle=B", "--rerun=run.rrd", "--output_dir=out"], "needs the package rerun-sdk"),
     (["--bundle=B", "--limits=none.yaml"], "no limits file at none.yaml"),
-    (["--bundle=B", "--loop.threads=-1"], "loop.threads=-1; at least 1 thread is needed"),
-    (["--bundle=B", "--loop.threads=0"], "loop.threads=0; at least 1 thread is needed"),
-    (["--bundle=B", "--loop.warmup=0"], "loop.warmup=0; at least 1 chunk is needed"),
-    (["--bundle=B", "--loop.stall_s=0"], "loop.stall_s=0.0; seconds above 0 are needed"),
+    (["--bundle=B", "--loop.threads=2"], "loop.threads is called inference.threads now"),
+    (["--bundle=B", "--watchdog.frozen_s=2"], "watchdog.frozen_s is called watchdog.stuck_s now"),
+    (["--bundle=B", "--inference.threads=-1"], "inference.threads=-1; at least 1 thread is needed"),
+    (["--bundle=B", "--inference.threads=0"], "inference.threads=0; at least 1 thread is needed"),
+    (["--bundle=B", "--inference.warmup=0"], "inference.warmup=0; at least 1 chunk is needed"),
+    (["--bundle=B", "--inference.stall_s=0"], "inference.stall_s=0.0; seconds above 0 are needed"),
     (["--bundle=B", "--robot.patience_s=-1"], "robot.patience_s=-1.0; seconds, 0 or more, are needed"),
     (["--bundle=B", "--log.files=0"], "log: file_mb=32.0, files=0; needed: above 0, and 1 or more"),
     (["--bundle=B", "--robot.type=users_robot:shy"], "cannot be used (RuntimeError: motor 3 is missing)"),
@@ -416,7 +418,7 @@ BAD = [
     (["--bundle=B", "--robot.type=users_robot:three"], "have 3 dimensions (a, b, c), the bundle's 4"),
     (["--bundle=B", "--robot.type=users_robot:blind"], "the policy needs 'observation.state' of shape (39,)"),
     (["--bundle=B", "--robot.type=users_robot:lost"], "does not say what to hold before the first action"),
-    (["--bundle=B", "--loop.providers=[tpu]"], "execution provider 'tpu' is not one of"),
+    (["--bundle=B", "--inference.providers=[tpu]"], "execution provider 'tpu' is not one of"),
 ]
 
 

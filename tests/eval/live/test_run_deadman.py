@@ -23,7 +23,7 @@ def drive(bundle, tmp_path):
     def start(*flags):
         asked = [sys.executable, "-m", "vivace.eval.cli", "run", f"--bundle={bundle}",
                  f"--output_dir={tmp_path / 'out'}", "--robot.type=recorded_robot:Arm",
-                 f"--robot.options={{folder: {tmp_path}}}", "--loop.threads=1", "--control_hz=20",
+                 f"--robot.options={{folder: {tmp_path}}}", "--inference.threads=1", "--control_hz=20",
                  *flags]  # fmt: skip
         paths = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
         running.append(

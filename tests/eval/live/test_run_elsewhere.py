@@ -19,7 +19,7 @@ def test_a_simulation_runs_on_another_system(bundle, tmp_path):
         "--robot.task=reach-moving",
         "--control_hz=20",
         "--duration_s=1",
-        "--loop.threads=1",
+        "--inference.threads=1",
         "--draw=true",
     )
     command = [sys.executable, SCRIPT, "run", f"--bundle={bundle}", f"--output_dir={tmp_path}", *asked]

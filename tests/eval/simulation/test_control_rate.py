@@ -8,10 +8,10 @@ import pytest
 
 from vivace.envs import Demonstrations
 from vivace.eval.cli import main
+from vivace.eval.live.parts import settled_hz
 from vivace.eval.live.settings import RunCommand
 from vivace.eval.options import CommonOptions, EnvOptions
 from vivace.eval.subject import control_hz, env_maker
-from vivace.eval.verbs.run import _control_hz
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.spec import PolicySpec
@@ -56,10 +56,10 @@ def test_the_world_is_made_for_the_rate():
 
 
 def test_a_run_on_a_robot_needs_a_rate():
-    assert _control_hz(RunCommand(bundle="b", control_hz=50.0), SPEC) == 50.0
-    assert _control_hz(RunCommand(bundle="b"), replace(SPEC, control_hz=40.0)) == 40.0
+    assert settled_hz(RunCommand(bundle="b", control_hz=50.0), SPEC) == 50.0
+    assert settled_hz(RunCommand(bundle="b"), replace(SPEC, control_hz=40.0)) == 40.0
     with pytest.raises(BadSetting, match="bundle b does not say at which rate .* give --control_hz"):
-        _control_hz(RunCommand(bundle="b"), SPEC)
+        settled_hz(RunCommand(bundle="b"), SPEC)
 
 
 def test_demonstrations_of_two_rates_are_not_joined():

@@ -6,10 +6,11 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+from loop_options import part
 
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.guard import Limits
-from vivace.deploy.loop.loop import Mode
+from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.trials import stored_rollout
 from vivace.eval.simulation.env_robot import EnvRobot
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results
@@ -29,6 +30,11 @@ SPEC = PolicySpec(
     action_kinds=(ActionKind.ABSOLUTE, ActionKind.VELOCITY),
     blocks=(),
 )
+
+
+def settings_of(**options):
+    loop, others = part(options)
+    return RolloutSettings(loop=loop, **others)
 
 
 class Drift(gymnasium.Env):
@@ -79,7 +85,7 @@ def frozen_world(seed):
 
 
 def run(done=(), on_episode=lambda result: None, **options):
-    return rollout(Drift, predict, SPEC, RolloutSettings(**options), on_episode, done)
+    return rollout(Drift, predict, SPEC, settings_of(**options), on_episode, done)
 
 
 def assert_equal(found, expected):
@@ -181,7 +187,7 @@ def test_timelines_under_constant_latency(options, timeline, asked, misses):
             values, *_ = super().step(action)
             return values, 0.0, False, False, {"is_success": False}
 
-    settings = RolloutSettings(n_episodes=3, max_steps=10, batch_size=2, **options)
+    settings = settings_of(n_episodes=3, max_steps=10, batch_size=2, **options)
     for result in rollout(Endless, predict, SPEC, settings):
         assert (result.timeline, result.request_ticks, result.deadline_misses) == (timeline, asked, misses)
         assert result.ticks == {name: timeline.count(name[0]) for name in ("chunk", "stale", "fallback")}
@@ -297,7 +303,7 @@ def test_observations_are_copies():
         ({"batch_size": -1}, "batch_size=-1"),
         ({"control_hz": float("nan")}, "control_hz=nan"),
         ({"max_steps": 0}, "max_steps=0"),
-        ({"n_action_steps": 0}, "n_action_steps=0"),
+        ({"n_action_steps": 0}, "n_action_steps=0; at least 1"),
         ({"seed": -1}, "seed=-1; 0 or more"),
         ({"mode": "turbo"}, "'turbo' is unknown"),
         ({"n_action_steps": 9}, "n_action_steps=9, but a chunk has 8 actions; give 1..8"),
@@ -358,7 +364,7 @@ def test_a_ladder_runs_the_plan_that_fits():
         RungRun(Rung("slow", 0.1), slow, ConstantLatency(seconds=0.1)),
         RungRun(Rung("fast", 0.05), fast, ConstantLatency(seconds=0.05)),
     ]
-    settings = RolloutSettings(n_episodes=3, mode=Mode.ASYNC, latency=ConstantLatency(seconds=9.0))
+    settings = settings_of(n_episodes=3, mode=Mode.ASYNC, latency=ConstantLatency(seconds=9.0))
     results = rollout(Drift, predict, SPEC, settings, ladder=ladder)
     assert set(plans) == {"slow", "fast"}
     assert plans[:3] == ["fast"] * 3  # nothing to execute meanwhile

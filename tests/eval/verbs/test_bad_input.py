@@ -155,13 +155,16 @@ def test_a_file_of_settings_too_names_options_with_their_technique(copy, capsys,
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--eval.mode=rtc", "--rtc.method=magic"], "rtc method='magic'; choose one of guidance, freeze"),
-    (["--eval.mode=fast"], "mode='fast' is unknown"),
+    (["--loop.mode=rtc", "--loop.rtc.method=magic"], "rtc method='magic'; choose one of guidance, inpaint"),
+    (["--loop.mode=rtc", "--loop.rtc.method=freeze"], "method='freeze' is called inpaint now"),
+    (["--loop.mode=fast"], "mode='fast' is unknown; the modes: sync, async, rtc"),
+    (["--eval.mode=async"], "eval.mode is called loop.mode now"),
+    (["--rtc.max_guidance=1"], "rtc.max_guidance is called loop.rtc.max_guidance_weight now"),
     (["--eval.n_episodes=0"], "n_episodes=0; a number above 0 is needed"),
     (["--env.control_hz=-5"], "control_hz=-5"),
     (["--latency.type=constant", "--latency.seconds=-1"], "constant latency holds -1"),
     (["--latency.type=trace", "--latency.path=none.json"], "no latency trace at 'none.json'"),
-    (["--policy.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
+    (["--loop.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
     (["--require=[plain.speed>=1]"], "requirement 'plain.speed>=1' cannot be read"),
 ])  # fmt: skip
 def test_eval_refuses_settings_before_it_measures(copy, capsys, tmp_path, flags, message):

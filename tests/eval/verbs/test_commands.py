@@ -73,7 +73,7 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp
 
 def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[0.0]"]
-    assert main([*command, "--eval.mode=async", "--eval.curve_modes=[sync,async,rtc]"]) == 0
+    assert main([*command, "--loop.mode=async", "--eval.curve_modes=[sync,async,rtc]"]) == 0
     curve = json.loads((tmp_path / "out" / "results.json").read_text())["curve"]
     assert [(key, line["mode"]) for key, line in curve.items()] == [
         ("accelerated_sync", "sync"),
@@ -89,9 +89,9 @@ def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
 
 def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[]",
-               "--eval.timed_chunks=100", "--eval.ladder=[plain,accelerated]",
+               "--eval.timed_chunks=100", "--loop.ladder=[plain,accelerated]",
                "--latency.type=bursty"]  # fmt: skip
-    assert main([*command, "--eval.mode=async", "--latency.scale=10"]) == 0
+    assert main([*command, "--loop.mode=async", "--latency.scale=10"]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     *others, ladder = found["runs"]
     assert ladder["name"] == "ladder"
@@ -101,9 +101,9 @@ def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys)
     names = [run["name"] for run in others]
     assert [pair["first"] for pair in found["comparisons"] if pair["second"] == "ladder"] == names
     assert "plan the ladder chose" in (tmp_path / "out" / "report.html").read_text()
-    assert main([*command, "--eval.mode=sync"]) == 2
-    assert "eval.ladder needs time to choose by" in capsys.readouterr().err
-    few = [*command, "--eval.mode=async", "--eval.timed_chunks=2", "--output_dir=few"]
+    assert main([*command, "--loop.mode=sync"]) == 2
+    assert "a ladder needs time to choose by" in capsys.readouterr().err
+    few = [*command, "--loop.mode=async", "--eval.timed_chunks=2", "--output_dir=few"]
     assert main(few) == 2
     assert "chooses by the p99 of every plan, but one has 2 measurements; 100 are" in capsys.readouterr().err
 

@@ -41,7 +41,7 @@ def test_weights_are_lerobots(schedule, known, delay, horizon):
 def test_a_flow_step_is_corrected_as_lerobot_does(i):
     step = make_flow_sampler("euler", 5).steps[i]
     x, v, previous = random(1, H, A), random(1, H, A, seed=1), random(1, 12, A, seed=2)
-    settings = RealTimeChunking(max_guidance=10.0, execution_horizon=10)
+    settings = RealTimeChunking(max_guidance_weight=10.0, execution_horizon=10)
     actions, weights = continuation(settings, previous.numpy(), np.array([3]), 0, H)
     follow = Continuation(settings, torch.from_numpy(actions), torch.from_numpy(weights))
     ours = follow.correct(step.table, v, follow.error(step.table, x, v))
@@ -119,7 +119,7 @@ def run(name, settings, delay=4, n_known=10):
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_freezing_returns_the_given_actions_and_leaves_the_others_alone(name, jacobian):
-    found, free, wish = run(name, RealTimeChunking(method="freeze", jacobian=jacobian))
+    found, free, wish = run(name, RealTimeChunking(method="inpaint", jacobian=jacobian))
     assert torch.equal(found[:, :4], wish[:, :4])
     torch.testing.assert_close(found[:, 4:], free[:, 4:])  # the denoiser of this test mixes no actions
 
@@ -127,7 +127,7 @@ def test_freezing_returns_the_given_actions_and_leaves_the_others_alone(name, ja
 @pytest.mark.parametrize(("beta", "held", "drawn"), [(5.0, 0.75, 0.85), (None, 0.95, 0.97)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_draws_the_chunk_towards_the_one_before(name, beta, held, drawn):
-    found, free, wish = run(name, RealTimeChunking(max_guidance=beta))
+    found, free, wish = run(name, RealTimeChunking(max_guidance_weight=beta))
     nearer, further = (found - wish).abs().mean(-1)[0], (free - wish).abs().mean(-1)[0]
     assert (nearer[:4] < held * further[:4]).all()
     assert nearer[:10].mean() < drawn * further[:10].mean()
@@ -137,7 +137,7 @@ def test_guidance_draws_the_chunk_towards_the_one_before(name, beta, held, drawn
 def test_the_largest_guidance_depends_on_the_jacobian_unless_it_is_given():
     assert RealTimeChunking().beta == 1
     assert RealTimeChunking(jacobian="exact").beta == 5
-    assert RealTimeChunking(jacobian="exact", max_guidance=2.0).beta == 2
+    assert RealTimeChunking(jacobian="exact", max_guidance_weight=2.0).beta == 2
     tables = [step.table for step in SAMPLERS["ddim-epsilon"].steps]
     assert all(RealTimeChunking().strength(table) <= 1 for table in tables), "never past what it is drawn to"
 
@@ -182,10 +182,10 @@ def test_a_policy_that_samples_by_itself_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "rtc method='magic'; choose one of guidance, freeze"),
+        ({"method": "magic"}, "rtc method='magic'; choose one of guidance, inpaint"),
         ({"jacobian": "none"}, "rtc jacobian='none'"),
         ({"schedule": "cosine"}, "rtc schedule='cosine'; choose one of exp, linear, ones, zeros"),
-        ({"max_guidance": 0.0}, "rtc max_guidance=0.0"),
+        ({"max_guidance_weight": 0.0}, "rtc max_guidance_weight=0.0"),
         ({"execution_horizon": 0}, "execution_horizon=0"),
     ],
 )

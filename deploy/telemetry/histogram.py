@@ -1,6 +1,7 @@
 """Times of a run of any length in fixed memory, with percentiles to one per cent."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,18 @@ def is_supported(percent: float, n: int) -> bool:
 
 _ROUNDING = 1e-6
 """100 - 99.9 is not 0.1 in floating point."""
+
+
+def percentile(times_s: Sequence[float], percent: float, n_measured: int | None = None) -> float | None:
+    """Return a percentile of times [s]; None where there are too few measurements for it.
+
+    Args:
+        times_s: at least one.
+        percent: in [0, 100]; one below 50 needs as many as the one as far above.
+        n_measured: how many measurements the times were drawn from; as many as there are when None.
+    """
+    n = len(times_s) if n_measured is None else min(len(times_s), n_measured)
+    return float(np.percentile(times_s, percent)) if is_supported(max(percent, 100 - percent), n) else None
 
 
 class LatencyHistogram:

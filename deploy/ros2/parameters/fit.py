@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from vivace.deploy.loop.guard import Limits
-from vivace.deploy.loop.loop import Mode
+from vivace.deploy.loop.settings import Mode
 from vivace.deploy.ros2.messages.command import TWISTS
 from vivace.deploy.ros2.messages.pose import (
     OTHER,
@@ -16,12 +16,12 @@ from vivace.deploy.ros2.messages.pose import (
     check_layout,
     size_of,
 )
-from vivace.deploy.ros2.parameters.settings import IMAGES, RosSettings
+from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.spec import ActionKind, PolicySpec
+from vivace.policies.spec import ENVIRONMENT, IMAGE, IMAGES, STATE, ActionKind, PolicySpec
 
-STATE, ENVIRONMENT, PICTURE = "observation.state", "observation.environment_state", "observation.image"
 _POSE_NUMBERS = 7
 
 
@@ -51,7 +51,7 @@ def fit(settings: RosSettings, spec: PolicySpec) -> PolicySpec:
     if settings.command_type in (*TWISTS, "pose"):
         _check_cartesian(settings, spec)
     _check_posture(settings, spec, limits)
-    settings.loop(spec)
+    settings.loop.fresh_actions(spec)
     return spec
 
 
@@ -66,19 +66,14 @@ def check_rate(settings: RosSettings, spec: PolicySpec, latencies_s: list[float]
     Raises:
         BadSetting: even the quickest chunk takes longer than its actions last.
     """
-    n_action_steps = settings.loop(spec).n_action_steps
+    n_action_steps = settings.loop.fresh_actions(spec)
     lasts_s, quickest_s = n_action_steps / settings.control_hz, min(latencies_s)
-    if settings.mode != Mode.SYNC and quickest_s > lasts_s:
+    if settings.loop.mode != Mode.SYNC and quickest_s > lasts_s:
         raise BadSetting(
             f"a chunk takes {quickest_s * 1e3:.0f} ms on this machine, but its {n_action_steps} actions last "
             f"{lasts_s * 1e3:.0f} ms at {settings.control_hz:g} Hz, so none would be there in time; use a "
             "faster plan, more threads, or mode sync"
         )
-
-
-def is_picture(key: str) -> bool:
-    """Whether an input of the policy is a camera's."""
-    return key == PICTURE or key.startswith(IMAGES)
 
 
 def _check_length(name: str, values: tuple[Any, ...] | None, size: int) -> None:
@@ -94,7 +89,7 @@ def _check_inputs(settings: RosSettings, spec: PolicySpec) -> None:
         elif key == ENVIRONMENT:
             if not settings.environment_topic:
                 raise BadSetting(f"the policy needs {key}; set environment.topic")
-        elif is_picture(key):
+        elif is_image(key):
             if key not in cameras:
                 raise BadSetting(
                     f"the policy looks through {key}, but cameras has {list(settings.cameras)}; add "
@@ -102,7 +97,7 @@ def _check_inputs(settings: RosSettings, spec: PolicySpec) -> None:
                 )
         else:
             raise ObservationMismatch(
-                f"the policy needs {key!r}; this node gives {STATE}, {ENVIRONMENT}, {PICTURE} and "
+                f"the policy needs {key!r}; this node gives {STATE}, {ENVIRONMENT}, {IMAGE} and "
                 f"{IMAGES}<camera> only"
             )
     unused = [key for key in cameras if key not in spec.observation_shapes]

@@ -1,7 +1,7 @@
-"""ROS 2 messages of numbers as arrays; needs no ROS: messages are read by the names of their fields.
+"""ROS 2 messages of numbers as vectors; needs no ROS: messages are read by the names of their fields.
 
 Every message is checked whole before anything of it is used; one that does not fit raises
-`ObservationMismatch` with one line that says why. Pictures are read in `ros2_images`.
+`ObservationMismatch` with one line that says why. Pictures are read in `images`.
 """
 
 from collections.abc import Sequence

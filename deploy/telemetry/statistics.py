@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.loop.histogram import LatencyHistogram, is_supported
 from vivace.deploy.loop.loop import Source, TickRecord
 from vivace.deploy.loop.watchdog import State
+from vivace.deploy.telemetry.histogram import LatencyHistogram, is_supported
 
 _DEEPEST = 1024
 """Queues that are deeper count as so deep."""

@@ -1,4 +1,4 @@
-"""The plans of a ladder: load them, and time them where they will run, before the robot moves."""
+"""The variants on a ladder: load them, and time them where they will run, before the robot moves."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from vivace.deploy.bundle.bundle import PLAN, Bundle
 from vivace.deploy.loop.budget import Rung
-from vivace.deploy.loop.loop import Mode
 from vivace.deploy.loop.warm_up import warm_up
 from vivace.deploy.workers.process_worker import ProcessWorker
 from vivace.policies.errors import BadSetting
@@ -16,22 +15,19 @@ _WARM_UP = 2
 """Chunks of each plan that are not timed."""
 
 
-def load_plans(best: str, ladder: Sequence[str], mode: str, public_key: str = "") -> dict[str, Bundle]:
+def load_ladder(best: str, ladder: Sequence[str], public_key: str = "") -> dict[str, Bundle]:
     """Load every plan of a policy, best first; what it was called by -> bundle.
 
     Args:
         best: the bundle; "folder#plan" means one of its plans.
         ladder: faster bundles of the same policy; "#plan" is a plan of the best one's bundle.
-        mode: of the loop.
         public_key: PEM file of the key they must be signed with, see `Bundle.load`.
 
     Raises:
         BadBundle: one cannot be read.
-        BadSetting: the mode has no time to choose by, a bundle is there twice or of another policy.
+        BadSetting: a bundle is there twice or of another policy.
     """
     folders = [best, *(best.partition(PLAN)[0] + name if name.startswith(PLAN) else name for name in ladder)]
-    if ladder and mode == Mode.SYNC:
-        raise BadSetting("a ladder needs time to choose by, which sync mode has not; use mode async or rtc")
     if len(set(folders)) < len(folders):
         raise BadSetting(f"the ladder has bundles {folders}; each may be there once")
     found = {folder: Bundle.load(folder, public_key) for folder in folders}

@@ -5,8 +5,8 @@ import pytest
 
 from vivace.deploy.loop.clock import VirtualClock
 from vivace.deploy.loop.guard import ActionGuard, Limits
+from vivace.deploy.loop.standstill import Standstill
 from vivace.deploy.robots.patient_robot import PatientRobot
-from vivace.deploy.robots.standstill import Standstill
 from vivace.policies.spec import ActionKind, PolicySpec
 
 ABSOLUTE, DELTA, VELOCITY = ActionKind.ABSOLUTE, ActionKind.DELTA, ActionKind.VELOCITY

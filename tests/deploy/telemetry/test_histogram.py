@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vivace.deploy.loop.histogram import PERCENTILES, LatencyHistogram
+from vivace.deploy.telemetry.histogram import PERCENTILES, LatencyHistogram
 from vivace.policies.errors import BadSetting
 
 
