@@ -94,18 +94,12 @@ class ControlLoop:
     """Drives one robot with one policy for one episode; `build_loop` makes one.
 
     Args:
-        robot: observed and acted on once a tick.
-        worker: computes chunks.
         queue: of the settings' mode.
-        guard: limits every action.
         budget: control rate, deadlines and their misses.
-        clock: wall or virtual time; the episode begins now.
-        settings: how chunks are executed.
-        spec: of the policy.
-        posture: what the robot holds before the first action (A,), if that is known.
-        episode_seed: names this episode's noise, together with the tick.
         watchdog: may take the robot away from the policy; it also judges inferences that come to nothing, of
             which chunks of a wrong shape are raised where there is none.
+
+    All else is as of `build_loop`.
     """
 
     def __init__(
