@@ -21,8 +21,6 @@ what it stood through is left out of "its own tick", so that a chunk from a stan
 action, whatever it took to compute. Where it is known what the robot holds (`posture`), the first
 actions bring it from there by no more than the limits' step or the chunk's own (`ActionGuard.ramp`).
 
-`build_loop` puts one together: of a simulation's episode, of a robot's, or of a ROS node's.
-
 `LatencyBudget` says when a chunk is due and a deadline missed.
 """
 
@@ -94,18 +92,12 @@ class ControlLoop:
     """Drives one robot with one policy for one episode; `build_loop` makes one.
 
     Args:
-        robot: observed and acted on once a tick.
-        worker: computes chunks.
         queue: of the settings' mode.
-        guard: limits every action.
         budget: control rate, deadlines and their misses.
-        clock: wall or virtual time; the episode begins now.
-        settings: how chunks are executed.
-        spec: of the policy.
-        posture: what the robot holds before the first action (A,), if that is known.
-        episode_seed: names this episode's noise, together with the tick.
         watchdog: may take the robot away from the policy; it also judges inferences that come to nothing, of
             which chunks of a wrong shape are raised where there is none.
+
+    All else is as of `build_loop`.
     """
 
     def __init__(
@@ -172,7 +164,7 @@ class ControlLoop:
     def end(self) -> TickRecord:
         """Second half of a tick: accept what is there by now, then act."""
         self._accept()
-        tick, misses = self.tick_count, self.budget.misses
+        tick, misses, kinds = self.tick_count, self.budget.misses, self._spec.action_kinds
         if self._worker.is_busy:
             self.budget.wait(tick)
         interventions = self.guard.interventions
@@ -182,8 +174,9 @@ class ControlLoop:
         if queued is None or action is None:
             self._fallback_ticks += 1
             source, chunk_id, age = Source.FALLBACK, None, None
-            action = self.guard.limit(self._fallback())
-            self._stands = is_standstill(action, self._told, self._spec.action_kinds)
+            held = fallback_action(self._last, kinds, self._fallback_ticks, self._settings.ramp_ticks)
+            action = self.guard.limit(held)
+            self._stands = is_standstill(action, self._told, kinds)
             if self._stands and queued is None:
                 self.queue.stand(tick)
         else:
@@ -327,10 +320,6 @@ class ControlLoop:
             delay_ticks=self.budget.expected_ticks,
             deadline_s=self._asked_s + left_s if self._settings.anytime and fresh else None,
         )
-
-    def _fallback(self) -> np.ndarray:
-        kinds, ramp_ticks = self._spec.action_kinds, self._settings.ramp_ticks
-        return fallback_action(self._last, kinds, self._fallback_ticks, ramp_ticks)
 
 
 def build_loop(
