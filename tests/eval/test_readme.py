@@ -1,12 +1,14 @@
 """README.md is short, its links lead somewhere, its verbs exist, and its Python runs as it stands."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vivace.eval.cli import VERBS
+from vivace.eval.cli import VERBS, _parse
+from vivace.policies.errors import VivaceError
 
 SOURCE = Path(__file__).parents[2]
 PAGES = [
@@ -14,6 +16,8 @@ PAGES = [
     "CONTRIBUTING.md",
     *(f"{f}/README.md" for f in ("policies", "accel", "envs", "eval", "deploy")),
 ]
+
+CARDS = [str(card.relative_to(SOURCE)) for card in sorted(SOURCE.glob("policies/zoo/*/README.md"))]
 
 
 def test_readme_is_short():
@@ -26,6 +30,26 @@ def test_links_lead_to_files_and_verbs_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert ((SOURCE / page).parent / target).exists(), target
     assert set(re.findall(r"(?:^|`)vivace ([a-z]+)", text, re.MULTILINE)) <= set(VERBS)
+
+
+def flags(text: str) -> list[tuple[str, list[str]]]:
+    """Verb and flags of every command of a page, on a line of its own or in running text."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    found = [line for line in lines if re.match(r"vivace [a-z]+ .*--", line)]
+    found += re.findall(r"`(vivace [a-z]+ [^`]*--[^`]*)`", text)
+    split = [shlex.split(command, comments=True)[1:] for command in found]
+    return [(verb, [word for word in words if word.startswith("--")]) for verb, *words in split]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *CARDS])
+def test_every_flag_of_a_page_is_known(page):
+    wrong = []
+    for verb, given in flags((SOURCE / page).read_text()):
+        try:
+            _parse(verb, given)
+        except VivaceError as error:  # what a sentence leaves out, or stands for a value, may be missing
+            wrong += [f"vivace {verb}: {error}"] if re.search("unrecognized|renamed", str(error)) else []
+    assert not wrong
 
 
 def test_the_python_of_readme_makes_a_policy_faster(checkpoint):
