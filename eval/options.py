@@ -126,11 +126,6 @@ class CommonOptions:
         accel = _extended(AccelOptions, groups)
         return _extended(cls, [("accel", accel)])
 
-    @property
-    def chunking(self) -> RealTimeChunking | None:
-        """How a chunk continues the one before, where it does."""
-        return None
-
 
 def _extended(settings: type[_T], groups: Sequence[tuple[str, type]]) -> type[_T]:
     """Return a dataclass with more groups of settings; it has its name, by which help finds its texts."""

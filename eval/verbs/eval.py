@@ -253,7 +253,7 @@ def _executions(
     built = Built((PLAIN, ACCELERATED), dict(both), {})
     if both[PLAIN.name].is_opaque:
         return built
-    runs, ladder = _episodic(command), command.eval.ladder
+    runs, ladder = _episodic(command), command.loop.ladder
     others = [
         one
         for one in variants_of(loaded.staged, command.accel.chosen())
