@@ -102,8 +102,8 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                 noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
                 execution.decoder(policy, context, noise, None, compute)
             return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
-        like = next(value for value in batch.values() if value.is_floating_point())
-        x = torch.zeros(like.shape[0], policy.spec.horizon, policy.spec.action_dim).to(like)
+        shape = (len(next(iter(batch.values()))), policy.spec.horizon, policy.spec.action_dim)
+        x = torch.zeros(shape, dtype=policy.placement.dtype, device=policy.placement.device)
         known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
         steps = [_count_step(execution, step, context, x, known) for step in execution.sampler.steps]
     blocks: dict[str, int] = defaultdict(int)

@@ -4,7 +4,10 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vivace.policies.placement import Placement
 
 _PACKAGES = (
     "vivace",
@@ -30,21 +33,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
-    """Describe the processor, threads, device and dtype.
-
-    Args:
-        device: torch's name of it.
-        dtype: torch's, that a policy computes in; not said when None.
-    """
+def machine(placement: "Placement") -> dict[str, str | int]:
+    """Describe the processor, its threads, and the device and dtype that a policy computes in."""
     import torch  # a robot that runs an exported policy may lack it, and wants the rest
 
-    said = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+    device = placement.device
     return {
         "cpu": processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        **said,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": str(placement.dtype).removeprefix("torch."),
     }
 
 

@@ -13,6 +13,9 @@ class PolicyOptions:
     path: str = "zoo/reach"
     """lerobot checkpoint folder, or zoo/<name>."""
     device: str = "cpu"
+    """Where it runs: cpu, cuda, cuda:1, mps."""
+    dtype: str = ""
+    """What it computes in: float32, bfloat16, float16; as its weights are stored when not given."""
     n_action_steps: int | None = None
     """Actions executed of a chunk; the checkpoint's own when not given."""
     type: str = ""

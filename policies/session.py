@@ -50,6 +50,8 @@ class Session:
         self.spec = self.execution.policy.spec
         self.task = task
         self.chunking = chunking
+        self._placement = self.execution.policy.placement
+        self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
             check_continuing(self.execution)
 
@@ -74,7 +76,7 @@ class Session:
             return Inputs(batch)
         if self.chunking is None or weights is None:
             return Inputs(batch, draft=self._draft(known))
-        return Inputs(batch, follow=Continuation(self.chunking, known, weights.to(known.device)))
+        return Inputs(batch, follow=Continuation(self.chunking, known, self._placement.move(weights)))
 
     def _read(
         self, observations: Mapping[str, Any], actions: dict[str, Tensor]
@@ -82,10 +84,18 @@ class Session:
         """Normalise observations, and with them actions (B, H, A) where there are any."""
         rows = _rows(observations, self.spec)
         seen = enter_observations(observations, batch_layout(self.spec, rows))
-        batch: dict[str, Any] = {key: _tensor(key, value) for key, value in seen.items()}
+        batch: dict[str, Any] = {key: self._enter(key, value) for key, value in seen.items()}
         ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
         found = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
         return found, ready["action"] if actions else None
+
+    def _enter(self, key: str, value: np.ndarray) -> Tensor:
+        """What entered, on the device, float32; images travel as uint8 and become CHW in [0, 1] there.
+
+        They are divided by a tensor: by a number CUDA multiplies by its reciprocal, which rounds otherwise.
+        """
+        tensor = self._placement.move(torch.from_numpy(np.ascontiguousarray(value))).float()
+        return tensor.movedim(-1, -3) / self._white if is_image(key) else tensor
 
     def _placed(self, observations: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """What the chunks before mean (B, H, A), in the robot's units, and how much of it is to be followed.
@@ -100,13 +110,13 @@ class Session:
         if self.chunking is not None:
             placed = continuation(self.chunking, previous, delay, self.spec.first_action, horizon)
             actions, weights = map(torch.from_numpy, placed)
-            return actions, weights
+            return self._placement.move(actions), weights
         if not self.execution.writes_tokens:
             return None, None
         actions = torch.full((len(previous), horizon, self.spec.action_dim), torch.nan)
         n = min(previous.shape[1], horizon)
         actions[:, :n] = torch.from_numpy(previous[:, :n])
-        return actions, None
+        return self._placement.move(actions), None
 
     def _draft(self, actions: Tensor) -> Tensor:
         """Tokens (B, n) of normalised actions (B, H, A), -1 where they are not known."""
@@ -168,9 +178,3 @@ def _rows(observations: Mapping[str, Any], spec: PolicySpec) -> int:
     if not rows:
         raise ObservationMismatch("the batch holds no observation; give at least one")
     return rows
-
-
-def _tensor(key: str, value: np.ndarray) -> Tensor:
-    """What entered as float32; images become CHW in [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
-    return tensor.movedim(-1, -3) / 255 if is_image(key) else tensor

@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_map_only
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import EMPTY, Block, Cache, Runner, compute
-from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, Prompt, greedy
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import TokenSelector, keep_all
-from vivace.policies.sampling.noise import Noise
+from vivace.policies.placement import Placement
+from vivace.policies.sampling.noise import ChunkNoise, Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
@@ -35,6 +35,8 @@ class DenoisingPolicy(Protocol):
     """A diffusion or flow-matching policy taken apart into stages, over its original weights."""
 
     spec: PolicySpec
+    placement: Placement
+    """Where it computes, and in what."""
     blocks: tuple[Block, ...]
     """Blocks of the denoiser in the order they run."""
     sampler: Sampler
@@ -79,6 +81,7 @@ class LanguagePolicy(Protocol):
     language: Any
     """The language stage: `layers` (indices that run), `blocks` and `model`; see `policies.language`."""
     spec: PolicySpec
+    placement: Placement
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Any:
         """Encode observations, as of `DenoisingPolicy.encode`."""
@@ -98,6 +101,8 @@ class TokenPolicy(Protocol):
     """A policy that writes its actions as tokens, taken apart into stages, over its original weights."""
 
     spec: PolicySpec
+    placement: Placement
+    """Where it computes, and in what."""
     blocks: tuple[()]
     """Blocks of a denoiser: none."""
     n_tokens: int
@@ -288,10 +293,10 @@ def _sample(
         return policy.detokenize(decode(execution, batch, noise, draft, mark).tokens)
     context = policy.encode(batch, execution.language, execution.select)
     mark("encode")
-    like = next(value for value in batch.values() if value.is_floating_point())
-    dtype = dtype_of(getattr(policy, "policy", None))
-    like = like.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
-    x = noise((len(next(iter(batch.values()))), policy.spec.horizon, policy.spec.action_dim), like)
+    shape = (len(next(iter(batch.values()))), policy.spec.horizon, policy.spec.action_dim)
+    like, dtype = policy.placement.like, policy.placement.dtype
+    noise = ChunkNoise(noise, execution.sampler.n_draws, shape, like)
+    x = noise(shape, like)
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY
     for step in execution.sampler.steps:
@@ -316,7 +321,7 @@ def _follow(
 ) -> tuple[Tensor, Cache]:
     """What the denoiser says at one step, drawn towards what the chunk continues."""
     table = cast(StepTable, step.table)
-    dtype = dtype_of(getattr(execution.policy, "policy", None))
+    dtype = execution.policy.placement.dtype
     if follow.settings.jacobian == "identity":
         out, cache = execution.evaluate(execution, step, x.to(dtype), context, cache)
         out = out.to(x.dtype)

@@ -26,7 +26,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "command": command_line(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": machine(command.policy.device, loaded.dtype),
+        "machine": machine(loaded.placement),
         "seed": command.seed,
         "policy": {
             "path": str(command.policy.path),

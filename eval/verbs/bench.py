@@ -201,7 +201,7 @@ def _choose_threads(command: BenchCommand, loaded: LoadedPolicy, entries: Sequen
     if SAVED[0] in entries:
         name, execution = SAVED[0].name, accelerate(loaded.staged, load_plan(command, loaded))
     runs = {name: session(command, loaded, execution)}
-    return choose_threads(runs, command.bench.threads, command.policy.device)
+    return choose_threads(runs, command.bench.threads)
 
 
 def _saved(

@@ -14,6 +14,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
+from vivace.policies.placement import dtype_name
 from vivace.policies.staged import Execution
 
 
@@ -35,10 +36,12 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     zeros = session(command, loaded).blank()
     baseline, accelerated = count_flops(Execution.of(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
-    Console().print(measured(plan), highlight=False)
+    dtype = dtype_name(loaded.placement.dtype)
+    Console().print(measured(plan, dtype), highlight=False)
     ratio = accelerated.total / baseline.total
     return {
         "policy": str(loaded.path),
+        "dtype": dtype,
         "techniques": [t.kind for t in plan.techniques],
         "flop_ratio": ratio,
     }, True

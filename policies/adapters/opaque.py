@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
-from vivace.policies.dtype import cast, dtype_of
+from vivace.policies.dtype import cast
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.prefix import TokenSelector, keep_all
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
@@ -33,6 +34,7 @@ class OpaquePolicy:
                 "only policies of one observation run as an opaque block"
             )
         self.policy = policy.eval()
+        self.placement = Placement.of(policy)
         action_dim = config.action_feature.shape[0]
         self.sampler = Sampler(
             "whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),)
@@ -50,7 +52,7 @@ class OpaquePolicy:
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
-        batch = cast(batch, dtype_of(self.policy))
+        batch = cast(batch, self.placement.dtype)
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:

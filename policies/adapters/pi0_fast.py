@@ -16,6 +16,7 @@ from vivace.policies.language.decoding import Prompt
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import Layout, Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.placement import Placement
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
@@ -33,6 +34,7 @@ class StagedPI0Fast:
     def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
         self.policy = policy.eval()
+        self.placement = Placement.of(policy)
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
         self.n_tokens = config.max_decoding_steps

@@ -15,7 +15,7 @@ no more, changes nothing (diffusers divides by zero).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,20 +49,15 @@ class Step:
     index: int
     """Position in the order the steps are run, from 0."""
     t: Tensor
-    """Timestep given to the denoiser, 0-d."""
+    """Timestep given to the denoiser, 0-d; of a policy's samplers on its device."""
     advance: Update = field(repr=False)
     """(x, out, memory, noise) -> (next x, next memory)."""
     table: StepTable | None = field(default=None, repr=False)
     """The same in numbers, but for rounding; None of a policy that samples by itself."""
 
-    @property
-    def at(self) -> Tensor:
-        """`index` as a tensor, 0-d."""
-        return torch.tensor(self.index)
-
     def of(self, table: Tensor) -> Tensor:
-        """Look this step up in a table of all steps (S, ...); in a graph `at` may be an input."""
-        return table.index_select(0, self.at.view(1).to(table.device)).squeeze(0)
+        """Look this step up in a table of all steps (S, ...)."""
+        return table[self.index]
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,20 @@ class Sampler:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of noise that a chunk takes: its starting point, and one for every noisy step."""
+        return 1 + sum(step.table is not None and step.table.noise != 0 for step in self.steps)
+
+    def on(self, device: torch.device) -> "Sampler":
+        """Return it with its timesteps on a device, moved there together."""
+        if all(step.t.device == device for step in self.steps):
+            return self
+        times = torch.stack([step.t for step in self.steps]).to(device).unbind()
+        return replace(
+            self, steps=tuple(replace(step, t=t) for step, t in zip(self.steps, times, strict=True))
+        )
 
 
 def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: str = OWN) -> Sampler:

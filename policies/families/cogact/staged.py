@@ -15,6 +15,7 @@ from vivace.policies.block import Block, HasBlocks, Runner, compute, through
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch, policy_spec
@@ -28,7 +29,8 @@ class StagedCogACT(HasBlocks):
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
-        self.sampler = policy.sampler
+        self.placement = Placement.of(policy)
+        self.sampler = policy.sampler.on(self.placement.device)
         self.net = policy.action_model.net
         self.blocks = tuple(
             block
@@ -63,7 +65,7 @@ class StagedCogACT(HasBlocks):
     def condition(self, step: Step, context: Tensor) -> Tensor:
         """Condition tokens (2B, width), conditional rows first; (B, width) at a step without guidance."""
         z = self._both(context) if self._is_guided(step) else context
-        return self.net.condition(step.t.to(z.device).expand(z.shape[0]), z)
+        return self.net.condition(step.t.expand(z.shape[0]), z)
 
     def _is_guided(self, step: Step) -> bool:
         return self.has_guidance and (step.index >= len(self.guided) or self.guided[step.index])
@@ -95,7 +97,7 @@ class StagedCogACT(HasBlocks):
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return self.policy.resample(name, n_steps, spacing)
+        return self.policy.resample(name, n_steps, spacing).on(self.placement.device)
 
     def hoist(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
@@ -125,7 +127,7 @@ class HoistedCogACT(StagedCogACT):
         super().__init__(plain.policy, plain.spec.action_kinds)
         self.language, self.guided, self.sampler = plain.language, plain.guided, sampler
         with torch.no_grad():
-            t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
+            t = torch.stack([step.t for step in sampler.steps])
             self._time = self.net.t_embedder(t)  # (S, width)
 
     def encode(self, batch: Batch, run: Runner = compute, select: TokenSelector = keep_all) -> Tensor:

@@ -11,6 +11,7 @@ from vivace.policies.language.decoding import Prompt
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import Prefix, TokenSelector, keep_all, token_mask
+from vivace.policies.placement import Placement
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch, policy_spec
 from vivace.policies.vla.vla import query_row
@@ -28,8 +29,10 @@ class StagedTokenVLA:
 
     def __init__(self, policy: TokenVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
+        self.placement = Placement.of(policy)
         self.language = StagedLlama(policy.language)
         config = policy.config
+        self._bins = config.bins.on(self.placement.device)
         self.n_tokens = config.n_tokens
         self.period = config.n_tokens // config.horizon
         self.action_ids = range(config.bins.first, config.bins.end)
@@ -66,11 +69,11 @@ class StagedTokenVLA:
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """Tokens (B, n) of normalised actions (B, H, A)."""
-        return self.policy.tokenize(actions)
+        return self._bins.encode(actions).flatten(1)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         """Normalised actions (B, H, A) of tokens (B, n)."""
-        return self.policy.detokenize(tokens)
+        return self._bins.decode(tokens).unflatten(1, (self.spec.horizon, -1))
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs these language layers only, ascending indices of the layers there are."""

@@ -10,6 +10,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions, UnsupportedPolicy
 from vivace.policies.load import stage
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler, make_sampler
 from vivace.policies.spec import Fingerprint
@@ -26,6 +27,8 @@ class TwoModes:
 
     class spec:  # noqa: N801
         type, horizon, action_dim = "two modes", H, A
+
+    placement = Placement()
 
     def __init__(self, clip_sample, fault=0.0):
         self.schedule = NoiseSchedule(clip_sample=clip_sample)
