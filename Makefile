@@ -1,6 +1,7 @@
 # make demo: set up once, then drive a robot under a latency budget and write a report.
 # make test: set up once, then run the everyday suite.
-.PHONY: setup demo test check bench clean
+# make gpu: on a machine with a GPU, what a CPU cannot try, then vivace bench of the zoo in two dtypes.
+.PHONY: setup demo test check bench gpu clean
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -37,6 +38,15 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/vivace bench
+
+gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -rs tests/gpu
+	$(BIN)/python -c "import torch; exit(0 if torch.cuda.is_available() else 'torch sees no GPU: nothing to bench')"
+	for pair in reach:reach-moving push:push-disturbed pick-place:pick-place-v3 halfway:drawer-open-halfway \
+	  halfway-tokens:drawer-open-halfway; do for dtype in float32 bfloat16; do \
+	  $(BIN)/vivace bench --policy.path=zoo/$${pair%:*} --env.task=$${pair#*:} --policy.device=cuda \
+	  --policy.dtype=$$dtype --accel.judged_episodes=2 --accel.judged_samples=8 \
+	  --output_dir=outputs/gpu/$${pair%:*}-$$dtype || exit 1; done; done
 
 clean:
 	rm -rf build dist outputs *.egg-info policies/zoo/build policies/zoo/*.egg-info

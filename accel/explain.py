@@ -74,8 +74,21 @@ def _flops_table(before: Flops, after: Flops) -> str:
     return "\n".join(lines)
 
 
-def measured(plan: AccelerationPlan) -> str:
-    """Say how far a plan's actions are from the plain loop's, and on which observations that was measured."""
+def measured(plan: AccelerationPlan, dtype: str = "") -> str:
+    """Say how far a plan's actions are from the plain loop's, and on which observations that was measured.
+
+    Args:
+        plan: what was measured.
+        dtype: what the policy computes in now, e.g. "bfloat16"; a plan may be made in another.
+    """
+    made_in = str(plan.measurements.get("dtype", dtype))
+    told = _measured(plan)
+    if dtype in ("", made_in):
+        return told
+    return f"{told}; measured in {made_in}, run in {dtype}: how far off it is there, was not measured"
+
+
+def _measured(plan: AccelerationPlan) -> str:
     found = plan.measurements
     if "judged_observations" in found:
         low, high = found["action_error_spread"]

@@ -119,8 +119,9 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
 
 def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: Context) -> Flops:
     """Count the steps alone."""
-    like = next(value for value in batch.values() if value.is_floating_point())
-    x = torch.zeros(like.shape[0], *execution.policy.spec.latent_shape).to(like)
+    policy, rows = execution.policy, len(next(iter(batch.values())))
+    placement = policy.placement
+    x = torch.zeros(rows, *policy.spec.latent_shape, dtype=placement.dtype, device=placement.device)
     known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
     steps = [_count_step(counts, step, context, x, known) for step in execution.sampler.steps]
     blocks: dict[str, int] = defaultdict(int)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
+from vivace.policies.dtype import wide
 from vivace.policies.errors import CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, always_compute, sample
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -55,7 +56,7 @@ def record(execution: Denoising, data: CalibrationData) -> Recording:
     for name in execution.policy.spec.block_ids:
         kept = outputs.pop(name)
         rows = min(len(out) for out in kept)  # guidance may stop on the way: its rows come last
-        features = torch.stack([out[:rows] for out in kept], dim=1)  # (B, S, F)
+        features = wide(torch.stack([out[:rows] for out in kept], dim=1))  # (B, S, F)
         if not features.isfinite().all():
             raise CalibrationError(
                 f"block {name!r} gave NaN or infinity on the calibration observations; check the checkpoint"

@@ -29,7 +29,7 @@ VERBS = {
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
     "convert": "Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.",
-    "doctor": "Check this installation: versions, simulator, rendering, bundled checkpoints, parity.",
+    "doctor": "Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.",
 }
 """Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
 _HOME = "vivace.eval.verbs"

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vivace.policies.placement import Placement
 
 from vivace.deploy.system.realtime import allowed_cpus
 
@@ -34,22 +37,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: str = "cpu", dtype: Any = None) -> dict[str, str | int]:
-    """Describe the processor, the cores there are, threads, device and dtype.
-
-    Args:
-        device: torch's name of it.
-        dtype: torch's, that a policy computes in; not said when None.
-    """
+def machine(placement: "Placement") -> dict[str, str | int]:
+    """Describe the processor, its cores, threads, and the device and dtype that a policy computes in."""
     import torch  # a robot that runs an exported policy may lack it, and wants the rest
 
-    said = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
+    device = placement.device
     return {
         "cpu": processor(),
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-        **said,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "dtype": str(placement.dtype).removeprefix("torch."),
     }
 
 

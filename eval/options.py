@@ -17,6 +17,9 @@ class PolicyOptions:
     path: str = "zoo/reach"
     """lerobot checkpoint folder, or zoo/<name>."""
     device: str = "cpu"
+    """Where it runs: cpu, cuda, cuda:1, mps."""
+    dtype: str = ""
+    """What it computes in: float32, bfloat16, float16; as its weights are stored when not given."""
     type: str = ""
     """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact;
     smollm2: how redundant the layers of a pretrained language model are."""

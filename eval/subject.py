@@ -15,6 +15,7 @@ from vivace.policies.action_kinds import read_kinds
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution, executing
 from vivace.policies.load import LoadedPolicy, load_policy
+from vivace.policies.placement import dtype_name
 from vivace.policies.session import Session
 from vivace.policies.spec import PolicySpec
 
@@ -29,7 +30,8 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     kinds = [describe(command.env.type, task).action_kinds for task in command.env.tasks][0]
     if action_kinds:
         kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
-    loaded = load_policy(command.policy.path, command.policy.device, kinds)
+    policy = command.policy
+    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
 
@@ -73,7 +75,14 @@ def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Calla
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
-    """Load the plan a command names, else the one beside the checkpoint; it must be the policy's."""
+    """Load the plan a command names, else the one beside the checkpoint; it must be the policy's.
+
+    Made in another dtype it is run all the same, for its decisions are those of the same weights, and told.
+    """
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
+    runs_in = dtype_name(loaded.placement.dtype)
+    made_in = plan.measurements.get("dtype", runs_in)
+    if made_in != runs_in:
+        console.print(f"the plan was made in {made_in}, the policy runs in {runs_in}", style="yellow")
     return plan

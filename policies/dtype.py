@@ -10,11 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vivace.policies.placement import Placement
+
 
 def dtype_of(policy: Any) -> torch.dtype:
-    """Return what a lerobot policy, or a part of one, computes in: its first floating parameter's dtype."""
-    parameters = policy.parameters() if hasattr(policy, "parameters") else ()
-    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+    """Return what a lerobot policy, or a part of one, computes in."""
+    return Placement.of(policy).dtype
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return what is to be compared or summed, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def cast_weights(policy: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a policy in place; rotary frequencies stay as they are.
+
+    A frequency of eight bits times a position of some hundreds is wrong by whole radians.
+    """
+    frequencies = {name: buffer for name, buffer in policy.named_buffers() if name.endswith("inv_freq")}
+    policy.to(dtype)
+    for name, buffer in frequencies.items():
+        owner, _, leaf = name.rpartition(".")
+        policy.get_submodule(owner)._buffers[leaf] = buffer
 
 
 def cast(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

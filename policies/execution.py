@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from vivace.policies.block import EMPTY, Cache, Runner, compute
-from vivace.policies.dtype import dtype_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
 from vivace.policies.language.prefix import PatchSelector, keep_all
-from vivace.policies.sampling.noise import Noise
+from vivace.policies.sampling.noise import ChunkNoise, Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
 from vivace.policies.sampling.samplers import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
@@ -189,10 +188,10 @@ def _denoised(
     policy = execution.policy
     context = policy.encode(batch, execution.language, execution.select)
     mark("encode")
-    like = next(value for value in batch.values() if value.is_floating_point())
-    dtype = dtype_of(getattr(policy, "policy", None))
-    like = like.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
-    x = noise((len(next(iter(batch.values()))), *policy.spec.latent_shape), like)
+    shape = (len(next(iter(batch.values()))), *policy.spec.latent_shape)
+    like, dtype = policy.placement.like, policy.placement.dtype
+    noise = ChunkNoise(noise, execution.sampler.n_draws, shape, like)
+    x = noise(shape, like)
     follow = None if follow is None else _widened(follow, x.shape[-1])
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY
@@ -221,7 +220,7 @@ def _follow(
 ) -> tuple[Tensor, Cache]:
     """What the denoiser says at one step, drawn towards what the chunk continues."""
     table = cast(StepTable, step.table)
-    dtype = dtype_of(getattr(execution.policy, "policy", None))
+    dtype = execution.policy.placement.dtype
     if follow.settings.jacobian == "identity":
         out, cache = execution.call(execution, step, x.to(dtype), context, cache)
         out = out.to(x.dtype)

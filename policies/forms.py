@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Self
 
 from torch import Tensor
@@ -10,11 +11,23 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.llama import StagedLlama
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.samplers import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 
 
-class DenoisingForm(HasBlocks):
+class _Placed(HasBlocks):
+    """What is somewhere, and computes in something."""
+
+    policy: Any
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where it computes, and in what: that of its weights when it was made."""
+        return Placement.of(self.policy)
+
+
+class DenoisingForm(_Placed):
     """What denoises."""
 
     spec: PolicySpec
@@ -37,10 +50,9 @@ class DenoisingForm(HasBlocks):
         return x if x.shape[-1] == self.spec.action_dim else x[..., : self.spec.action_dim]
 
 
-class LanguageForm(HasBlocks):
+class LanguageForm(_Placed):
     """What has a language stage: its layers, its weights, its blocks."""
 
-    policy: Any
     spec: PolicySpec
     language: StagedLlama
     n_patches: tuple[int, ...]

@@ -15,10 +15,11 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors import SafetensorError, safe_open
 
 from vivace.policies.adapters.opaque import OpaquePolicy
-from vivace.policies.dtype import dtype_of
-from vivace.policies.errors import PolicyNotFound
+from vivace.policies.dtype import cast_weights
+from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.execution import Execution, as_trained
 from vivace.policies.fingerprint import fingerprint
+from vivace.policies.placement import Placement, read_device, read_dtype
 from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
 from vivace.policies.staged import StagedPolicy
@@ -70,13 +71,16 @@ class LoadedPolicy:
         return as_trained(self.staged)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the policy computes in."""
-        return dtype_of(self.policy)
+    def placement(self) -> Placement:
+        """Where the policy computes, and in what."""
+        return self.staged.placement
 
 
 def load_policy(
-    path: str | Path, device: str = "cpu", action_kinds: tuple[ActionKind, ...] = ()
+    path: str | Path,
+    device: str = "cpu",
+    action_kinds: tuple[ActionKind, ...] = (),
+    dtype: str = "",
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint folder.
 
@@ -84,10 +88,15 @@ def load_policy(
         path: folder with config.json, model.safetensors and the processor files, or `zoo/<name>`.
         device: where it runs.
         action_kinds: meaning of each action dimension; as the checkpoint says, or unknown, when empty.
+        dtype: float32, bfloat16 or float16; as its weights are loaded by lerobot when empty. The fingerprint
+            is that of the weights before they are cast, so a plan fits the policy at any dtype.
 
     Raises:
+        BadSetting: the machine lacks the device, or the dtype is unknown or too small for the weights.
         PolicyNotFound: the folder is missing, is not a lerobot checkpoint, or is damaged.
     """
+    read_device(device)
+    wanted = read_dtype(dtype) if dtype else None
     folder = resolve(path)
     config = _read_config(folder, device)
     _check_weights(folder)
@@ -110,9 +119,11 @@ def load_policy(
         ) from error
     _check_finite(folder, policy)
     _check_statistics(folder, preprocess, postprocess)
-    staged = stage(policy, action_kinds)
-    mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
-    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
+    mark = fingerprint(policy, stage(policy, action_kinds).spec.block_ids, (preprocess, postprocess))
+    if wanted is not None:
+        cast_weights(policy, wanted)
+        _check_range(folder, policy, dtype)
+    return LoadedPolicy(folder, policy, stage(policy, action_kinds), preprocess, postprocess, mark)
 
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> StagedPolicy:
@@ -180,6 +191,14 @@ def _check_finite(folder: Path, policy: torch.nn.Module) -> None:
         if buffer.isnan().any():  # infinity is what attention masks are made of
             raise PolicyNotFound(
                 f"{folder}: buffer {name!r} holds NaN; train again, or copy an earlier checkpoint"
+            )
+
+
+def _check_range(folder: Path, policy: torch.nn.Module, dtype: str) -> None:
+    for name, weight in policy.named_parameters():
+        if not weight.isfinite().all():
+            raise BadSetting(
+                f"{folder}: weight {name!r} is too large for {dtype}; give --policy.dtype=bfloat16 or float32"
             )
 
 

@@ -53,6 +53,8 @@ class Session:
         self.chunking = chunking
         self._writer = self.execution.policy if isinstance(self.execution, Decoding) else None
         """The policy, if it writes tokens."""
+        self._placement = self.execution.policy.placement
+        self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
             check_continuing(self.execution)
 
@@ -79,7 +81,7 @@ class Session:
             return Inputs(batch, draft=_draft(self._writer, known))
         if self.chunking is None or weights is None:
             return Inputs(batch)
-        return Inputs(batch, follow=Continuation(self.chunking, known, weights.to(known.device)))
+        return Inputs(batch, follow=Continuation(self.chunking, known, self._placement.move(weights)))
 
     def _read(
         self, observations: Mapping[str, Any], actions: dict[str, Tensor]
@@ -87,10 +89,18 @@ class Session:
         """Normalise observations, and with them actions (B, H, A) where there are any."""
         rows = _rows(observations, self.spec)
         seen = enter_observations(observations, batch_layout(self.spec, rows))
-        batch: dict[str, Any] = {key: _tensor(key, value) for key, value in seen.items()}
+        batch: dict[str, Any] = {key: self._enter(key, value) for key, value in seen.items()}
         ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
         found = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
         return found, ready["action"] if actions else None
+
+    def _enter(self, key: str, value: np.ndarray) -> Tensor:
+        """What entered, on the device, float32; images travel as uint8 and become CHW in [0, 1] there.
+
+        They are divided by a tensor: by a number CUDA multiplies by its reciprocal, which rounds otherwise.
+        """
+        tensor = self._placement.move(torch.from_numpy(np.ascontiguousarray(value))).float()
+        return tensor.movedim(-1, -3) / self._white if is_image(key) else tensor
 
     def _placed(self, observations: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         """What the chunks before mean (B, H, A), in the robot's units, and how much of it is to be followed.
@@ -105,13 +115,13 @@ class Session:
         if self.chunking is not None:
             placed = continuation(self.chunking, previous, delay, self.spec.first_action, horizon)
             actions, weights = map(torch.from_numpy, placed)
-            return actions, weights
+            return self._placement.move(actions), weights
         if self._writer is None:
             return None, None
         actions = torch.full((len(previous), horizon, self.spec.action_dim), torch.nan)
         n = min(previous.shape[1], horizon)
         actions[:, :n] = torch.from_numpy(previous[:, :n])
-        return actions, None
+        return self._placement.move(actions), None
 
     def _tasks(self, observations: Mapping[str, Any], rows: int) -> list[str]:
         """One instruction a row: the observations' own "task" where they bring it, else the session's."""
@@ -174,9 +184,3 @@ def _draft(policy: TokenPolicy, actions: Tensor) -> Tensor:
     tokens = policy.tokenize(actions.nan_to_num())
     known = is_known.repeat_interleave(tokens.shape[1] // policy.spec.horizon, dim=1)
     return torch.where(known, tokens, -1) if known.shape == tokens.shape else tokens
-
-
-def _tensor(key: str, value: np.ndarray) -> Tensor:
-    """What entered as float32; images become CHW in [0, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(value)).float()
-    return tensor.movedim(-1, -3) / 255 if is_image(key) else tensor

@@ -11,6 +11,7 @@ from vivace.policies.language.action_bins import ActionBins
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.samplers import OWN, Sampler, Step
 from vivace.policies.spec import PolicySpec
 
@@ -28,6 +29,8 @@ class DenoisingPolicy(Protocol):
     policy: Any
     """lerobot's own object."""
     spec: PolicySpec
+    placement: Placement
+    """Where it computes, and in what."""
     blocks: tuple[Block, ...]
     """Blocks of the denoiser in the order they run; none of a policy that is one opaque piece."""
     sampler: Sampler
@@ -84,6 +87,7 @@ class LanguagePolicy(Protocol):
     """lerobot's own object."""
     language: LanguageStage
     spec: PolicySpec
+    placement: Placement
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Encode observations, as of `DenoisingPolicy.encode`."""
@@ -109,6 +113,8 @@ class TokenPolicy(Protocol):
     policy: Any
     """lerobot's own object."""
     spec: PolicySpec
+    placement: Placement
+    """Where it computes, and in what."""
     n_tokens: int
     """Tokens of a chunk."""
     period: int

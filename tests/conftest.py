@@ -56,3 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="try the robot side on Python 3.10 to 3.13, those that this machine has",
     )
+    parser.addoption(
+        "--on",
+        default="cuda",
+        help="device of the tests in tests/gpu; cpu tries the tests themselves where there is no GPU",
+    )

@@ -78,54 +78,47 @@ def decode_by_tree(drafter: Drafter, policy: Any, prompt: Prefix, noise: Noise, 
     tokens[:, 0] = prompt.logits.argmax(-1)
     settled = torch.zeros_like(tokens)
     place = torch.zeros(batch, dtype=torch.long, device=device)
-    passes, rows = torch.zeros_like(place), torch.arange(batch, device=device)
+    passes, steps = torch.zeros_like(place), torch.arange(width, device=device)
     past, state = prompt.past.with_room(n + 2 * width), drafter.begin(prompt, noise)
     while not (done := (place >= n - 1) | has_ended(policy, tokens, place)).all():
         tree = drafter.guess(state, tokens, place)
         sees, depth = tree.sight()
         logits, past = policy.extend(tree.tokens, past, sees, depth, run)
         passes = passes + ~done
-        path, length, following = follow(tree, logits.argmax(-1))
-        accepted = tree.tokens.gather(1, path)
-        for step in range(1, int(length.max())):
-            here = (step < length) & ~done
-            tokens[rows[here], place[here] + step] = accepted[here, step]
-            settled[rows[here], place[here] + step] = passes[here]
-        tokens[rows[~done], (place + length)[~done]] = following[~done]
-        settled[rows[~done], (place + length)[~done]] = passes[~done]
+        path, length, following = follow(tree, sees, depth, logits.argmax(-1))
+        # behind the last known token come those of the path, then what the model says behind its last node
+        new = tree.tokens.gather(1, path).roll(-1, 1).scatter(1, length[:, None] - 1, following[:, None])
+        target = (place[:, None] + 1 + steps).clamp(max=n + width - 1)
+        is_new = (steps < length[:, None]) & ~done[:, None]
+        tokens = tokens.scatter(1, target, torch.where(is_new, new, tokens.gather(1, target)))
+        settled = settled.scatter(1, target, torch.where(is_new, passes[:, None], settled.gather(1, target)))
         past = past.keep_path(path, torch.where(done, 0, length))
         state = drafter.learn(state, tree, place[:, None] + depth, logits)
         place = torch.where(done, place, place + length)
     return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
 
-def follow(tree: Tree, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Walk from the root along what the model said.
+def follow(tree: Tree, sees: Tensor, depth: Tensor, said: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Walk from the root along what the model said, as far as it goes.
 
     Args:
         tree: the guesses.
+        sees: which nodes each node sees (B or 1, T, T).
+        depth: of each node (B or 1, T).
         said: the model's next token behind each node (B, T).
 
     Returns:
         The nodes of the path (B, T), root first, its length (B,), and the token behind its last node (B,).
     """
     batch, width = tree.tokens.shape
-    parents = tree.parents.expand(batch, -1)
-    node = torch.zeros(batch, dtype=torch.long, device=tree.tokens.device)
-    path = torch.zeros_like(tree.tokens)
-    length = torch.ones_like(node)
-    alive = torch.ones_like(node, dtype=torch.bool)
-    for step in range(1, width):
-        wanted = said.gather(1, node[:, None])
-        fits = (parents == node[:, None]) & (tree.tokens == wanted)
-        fits[:, 0] = False  # the root is nobody's child
-        alive = alive & fits.any(1)
-        if not alive.any():
-            break
-        node = torch.where(alive, fits.long().argmax(1), node)
-        path[:, step] = torch.where(alive, node, path[:, step])
-        length = length + alive
-    return path, length, said.gather(1, node[:, None]).squeeze(1)
+    nodes, depth = torch.arange(width, device=said.device), depth.expand(batch, -1)
+    is_right = (tree.tokens == said.gather(1, tree.parents.expand(batch, -1))) | (nodes == 0)
+    is_reached = (is_right[:, None] | ~sees).all(2)  # all that it sees are right
+    last = depth.masked_fill(~is_reached, -1).argmax(1, keepdim=True)
+    above = sees.expand(batch, -1, -1).gather(1, last[..., None].expand(-1, -1, width)).squeeze(1)
+    place = depth.masked_fill(~above, width)  # those that are not on the path go to a place of their own
+    path = nodes.new_zeros(batch, width + 1).scatter(1, place, nodes.expand(batch, -1))[:, :width]
+    return path, depth.gather(1, last).squeeze(1) + 1, said.gather(1, last).squeeze(1)
 
 
 def best_first(rates: Sequence[float], width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

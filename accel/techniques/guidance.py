@@ -20,6 +20,7 @@ from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Cache
+from vivace.policies.dtype import wide
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.plain_data import Between
@@ -96,7 +97,9 @@ class Guidance(Technique):
         record = _Record()
         sample(replace(execution, call=record), data.batch, EpisodeNoise(data.noise_keys))
         pairs = zip(record.conditional, record.unconditional, strict=True)
-        agreement = [float(F.cosine_similarity(c.flatten(1), u.flatten(1)).mean()) for c, u in pairs]
+        agreement = [
+            float(F.cosine_similarity(wide(c).flatten(1), wide(u).flatten(1)).mean()) for c, u in pairs
+        ]
         settings: dict[str, Any] = {
             "agreement": tuple(round(value, 6) for value in agreement),
             "options": asdict(chosen),
@@ -242,6 +245,6 @@ def _fit(record: _Record, k: int, window: int) -> tuple[float, ...]:
     history = tuple((record.conditional[i], record.unconditional[i]) for i in earlier)
     terms = torch.stack([t.flatten().double() for t in _terms(record.conditional[k], history)], dim=1)
     target = record.unconditional[k].flatten().double()
-    return tuple(
-        round(float(value), 8) for value in torch.linalg.lstsq(terms, target[:, None]).solution[:, 0]
-    )
+    # on the host, whose least squares do not need columns that are independent
+    solution = torch.linalg.lstsq(terms.cpu(), target[:, None].cpu()).solution
+    return tuple(round(value, 8) for value in solution[:, 0].tolist())

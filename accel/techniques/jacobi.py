@@ -23,7 +23,7 @@ from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution, decode
-from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended
+from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended, unread
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
 
 INITS = ("prompt", "previous", "marginal")
@@ -158,7 +158,7 @@ class Jacobi(JacobiOptions, Decoding):
         """Decode a chunk; see `policies.decoding.Decoder`. `watch` is told the first guess and every pass."""
         n, batch = policy.n_tokens, len(prompt.logits)
         first_token = prompt.logits.argmax(-1, keepdim=True)
-        guess = self._guess(n, prompt, noise, draft)
+        guess = self._guess(policy, prompt, noise, draft)
         tokens = torch.cat([first_token, guess, first_token], dim=1)  # one place too many: see `target`
         watch(tokens[:, :n])
         needed = n if self.until == "all" else executed_tokens(policy)
@@ -168,8 +168,7 @@ class Jacobi(JacobiOptions, Decoding):
         passes = torch.zeros(batch, dtype=torch.long, device=tokens.device)
         done = (passes >= n - 1) | has_ended(policy, first_token)
         first = torch.zeros_like(passes)  # tokens before it are read and kept
-        while not done.all():
-            width = n - 1 - int(first[~done].min())
+        while (width := unread(n - 1, first, done)) > 0:
             window = first[:, None] + places[:width]
             target = (window + 1).clamp(max=n)  # what is behind the chunk's end goes to a place of its own
             read = tokens.gather(1, window.clamp(max=n - 2))
@@ -195,11 +194,12 @@ class Jacobi(JacobiOptions, Decoding):
             done = done | enough
         return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
-    def _guess(self, n: int, prompt: Prefix, noise: Noise, draft: Tensor | None) -> Tensor:
+    def _guess(self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None) -> Tensor:
         """Tokens 1 … n - 1 to begin with, (B, n - 1)."""
+        n = policy.n_tokens
         if self.init == "marginal":
-            table = torch.tensor(self.table[1:], dtype=torch.long, device=prompt.ids.device)
-            return table.expand(len(prompt.ids), -1)
+            table = torch.tensor(self.table[1:], dtype=torch.long)
+            return policy.placement.move(table).expand(len(prompt.ids), -1)
         uniform = torch.special.ndtr(noise((len(prompt.ids), n - 1), prompt.logits.float()))
         length = prompt.is_text.sum(1, keepdim=True)
         random = prompt.ids.gather(1, (uniform * length).long().clamp(max=length - 1))

@@ -85,7 +85,8 @@ class MlpPrune(Technique):
         chosen = cls.read_options(options)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
-        kept, tensors = [], {}
+        kept: list[tuple[int, ...]] = []
+        tensors: dict[str, Tensor] = {}
         for i, layer in enumerate(layers):
             x = inputs[i]
             with torch.inference_mode():
@@ -96,10 +97,11 @@ class MlpPrune(Technique):
             kept.append(tuple(stays.tolist()))
             if chosen.rank:
                 with torch.inference_mode():
-                    gone = torch.ones(len(saliency), dtype=torch.bool)
+                    gone = torch.ones_like(saliency, dtype=torch.bool)
                     gone[stays] = False
                     lost = channels[:, gone] @ layer.mlp.down_proj.weight[:, gone].T
-                tensors[f"{i}.up"], tensors[f"{i}.down"] = compensation(x, lost, chosen.rank)
+                up, down = compensation(x, lost, chosen.rank)
+                tensors |= {f"{i}.up": up.cpu(), f"{i}.down": down.cpu()}
         return cls(kept=tuple(kept), options=asdict(chosen), tensors=tensors)
 
     def check(self, execution: Execution) -> None:
@@ -133,9 +135,9 @@ class MlpPrune(Technique):
         policy = with_language(execution, self.kind)
         twin: Any = policy.with_weights(copy_sharing_tensors(policy.policy))
         for i, (layer, stays) in enumerate(zip(twin.language.model.layers, self.kept, strict=True)):
-            smaller = _cut(layer.mlp, torch.tensor(stays))
-            if self.tensors:
-                weight = layer.mlp.down_proj.weight  # the plan keeps float32, whatever the policy computes in
+            weight = layer.mlp.down_proj.weight
+            smaller = _cut(layer.mlp, torch.tensor(stays, device=weight.device))
+            if self.tensors:  # the plan keeps float32, whatever the policy computes in
                 down, up = (self.tensors[f"{i}.{name}"].to(weight) for name in ("down", "up"))
                 smaller = Compensated(smaller, down, up)
             layer.mlp = smaller

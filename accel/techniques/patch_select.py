@@ -28,6 +28,8 @@ from vivace.policies.plain_data import Between
 
 METHODS = ("efficientvla", "fastv", "random", "uniform")
 SOURCES = ("text", "cognition")
+UNSEEING = ("random", "uniform")
+"""Methods that do not look at the observation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +105,18 @@ class PatchSelect(PatchSelectOptions, Technique):
             )
 
     def apply(self, execution: Execution) -> Execution:
-        """Drop the other patches."""
-        return replace(execution, select=self.select)
+        """Drop the other patches; which ones, is known before any is seen where it does not matter."""
+        if self.method not in UNSEEING:
+            return replace(execution, select=self.select)
+        rows = self._unseeing(with_language(execution, self.kind).n_patches)
+        return replace(execution, select=_Same(self.layer, rows.to(execution.policy.placement.device)))
 
     def select(self, view: LayerView) -> Tensor | None:
         """Return the kept patches (B, k_final), ascending, after the chosen layer."""
         if view.index != self.layer:
             return None
+        if self.method in UNSEEING:
+            return _Same(self.layer, self._unseeing(view.prefix.n_patches).to(view.h.device))(view)
         relevance = self.relevance(view)
         patches = view.h[:, view.prefix.patches]
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
@@ -147,23 +154,26 @@ class PatchSelect(PatchSelectOptions, Technique):
 
     def relevance(self, view: LayerView) -> Tensor:
         """Relevance r of every patch, (B, patches)."""
-        n = view.prefix.n_visual
-        if self.method in ("random", "uniform"):
-            return view.h.new_zeros(view.h.shape[0], n)
         weights = view.attention().mean(1)  # (B, L, patches)
         rows = view.prefix.is_text
         if self.source == "cognition":
             rows = rows & (rows.cumsum(1) == rows.sum(1, keepdim=True))
         return (weights * rows[..., None]).sum(1)
 
+    def _unseeing(self, n_patches: tuple[int, ...]) -> Tensor:
+        """The same patches (k_final,) for every observation, ascending; drawn on the host, always."""
+        counts = n_patches if self.per_camera else (sum(n_patches),)
+        k, kept, first = self.k_final // len(counts), [], 0
+        for n in counts:
+            if self.method == "random":
+                order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+                kept.append(first + order[:k].sort().values)
+            else:
+                kept.append(first + torch.linspace(0, n - 1, k).round().long())
+            first += n
+        return torch.cat(kept)
+
     def _choose(self, relevance: Tensor, patches: Tensor, k: int) -> Tensor:
-        batch, n = relevance.shape
-        if self.method == "random":
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-            return order[:k].sort().values.to(relevance.device).expand(batch, -1)
-        if self.method == "uniform":
-            grid = torch.linspace(0, n - 1, k).round().long()
-            return grid.to(relevance.device).expand(batch, -1)
         order = relevance.argsort(dim=1, descending=True)
         if self.method == "fastv":
             return order[:, :k].sort(dim=1).values
@@ -179,3 +189,16 @@ class PatchSelect(PatchSelectOptions, Technique):
 
 def _keep(k_final: int, **options: Any) -> Request:
     return PatchSelect.kind, {"k_final": k_final, **options}
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Keeps the same patches of every observation, after one layer."""
+
+    layer: int
+    rows: Tensor
+    """(K,) ascending"""
+
+    def __call__(self, view: LayerView) -> Tensor | None:
+        """Return them (B, K)."""
+        return self.rows.expand(view.h.shape[0], -1) if view.index == self.layer else None

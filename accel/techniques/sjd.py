@@ -18,7 +18,7 @@ from vivace.accel.technique import Decoding
 from vivace.accel.variant import Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting
-from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended
+from vivace.policies.language.decoding import Decoded, Prefix, chain, ending, has_ended, unread
 from vivace.policies.sampling.noise import Noise
 
 _COLDEST, _HOTTEST = 1e-6, 1e6
@@ -72,8 +72,8 @@ class Sjd(SjdOptions, Decoding):
         places = torch.arange(n, device=tokens.device)
         kept = torch.zeros(batch, dtype=torch.long, device=tokens.device)  # token `kept` is the last sure one
         passes, settled = torch.zeros_like(kept), torch.zeros_like(tokens)
-        while not (done := (kept >= n - 1) | has_ended(policy, tokens[:, :n], kept)).all():
-            width = n - 1 - int(kept[~done].min())
+        done = (kept >= n - 1) | has_ended(policy, tokens[:, :n], kept)
+        while (width := unread(n - 1, kept, done)) > 0:
             window = kept[:, None] + places[:width]
             target = (window + 1).clamp(max=n)  # what is behind the chunk's end goes to a place of its own
             inside = (target < n) & ~done[:, None]
@@ -98,6 +98,7 @@ class Sjd(SjdOptions, Decoding):
             q = q.scatter(1, of_target, torch.where(inside[..., None], p, q_here))
             sure = torch.where(done, kept, (kept + run_length + 1).clamp(max=n - 1))
             past, kept = past.keep(sure - kept), sure
+            done = (kept >= n - 1) | has_ended(policy, tokens[:, :n], kept)
         return ending(policy, Decoded(tokens[:, :n], passes, settled[:, :n]))
 
     def _distribution(self, logits: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def _spaced(policy: DenoisingPolicy, name: str, n_steps: int) -> dict[str, Sampl
             if spacing == OWN and not found:
                 raise
             continue
-        found.setdefault(tuple(float(step.t) for step in sampler.steps), (spacing, sampler))
+        found.setdefault(tuple(step.table.t for step in sampler.steps if step.table), (spacing, sampler))
     return dict(found.values())
 
 

@@ -8,7 +8,7 @@ policy's answer depends on its observation alone. The tree's shape follows from 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -81,7 +81,8 @@ class TokenRecycling(Decoding):
         tokens, logits = greedy_logits(decoding(execution, cls.kind), data)
         ids, period = policy.action_ids, policy.period
         k = min(chosen.k, len(ids))
-        best = logits[..., ids.start : ids.stop].topk(k).indices + ids.start  # (B, n, k)
+        best = (logits[..., ids.start : ids.stop].topk(k).indices + ids.start).cpu()  # (B, n, k)
+        tokens = tokens.cpu()  # what is counted is looked at one by one
         places = torch.arange(tokens.shape[1]) % period
         table = torch.empty(period, len(ids), k, dtype=torch.int32)
         for place in range(period):  # a token that was never seen: what is frequent behind its place
@@ -141,24 +142,31 @@ class TokenRecycling(Decoding):
         """Offer small trees and large ones."""
         return {"k": (4, 8, 16), "nodes": (8, 16, 32, 64)}
 
-    def __call__(
-        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
-    ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`."""
-        return decode_by_tree(_Table(self, policy), policy, prompt, noise, run)
+    def apply(self, execution: Execution) -> Execution:
+        """Decode so, the table where the policy is."""
+        execution = decoding(execution, self.kind)
+        return replace(execution, decoder=_Table(self, execution.policy))
 
 
 class _Table:
-    """The drafter of one policy; its state is the table, one for each row of the batch."""
+    """The decoder, and the drafter of one policy; its state is the table, one for each row of the batch."""
 
     def __init__(self, settings: TokenRecycling, policy: Any):
         self._settings, self.width = settings, settings.width
         self._first, self._last, self._period = policy.action_ids[0], policy.action_ids[-1], policy.period
+        device = policy.placement.device
+        self._table = settings.tensors["table"].to(device).long()
+        self._parents = torch.tensor([settings.parents], device=device)
+
+    def __call__(
+        self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
+    ) -> Decoded:
+        """Decode a chunk; see `policies.decoding.Decoder`."""
+        return decode_by_tree(self, policy, prompt, noise, run)
 
     def begin(self, prompt: Prefix, noise: Noise) -> Tensor:
         """The table as calibrated (B, period, ids, k)."""
-        table = self._settings.tensors["table"].to(prompt.logits.device).long()
-        return table.expand(len(prompt.logits), *table.shape).clone()
+        return self._table.expand(len(prompt.logits), *self._table.shape).clone()
 
     def guess(self, state: Tensor, tokens: Tensor, place: Tensor) -> Tree:
         """Grow the tree along the table."""
@@ -167,11 +175,11 @@ class _Table:
         for parent, rank in zip(self._settings.parents[1:], self._settings.ranks[1:], strict=True):
             nodes.append(state[rows, places[parent] % self._period, self._row(nodes[parent]), rank])
             places.append(places[parent] + 1)
-        return Tree(torch.stack(nodes, 1), torch.tensor([self._settings.parents], device=place.device))
+        return Tree(torch.stack(nodes, 1), self._parents)
 
     def learn(self, state: Tensor, tree: Tree, places: Tensor, logits: Tensor) -> Tensor:
-        """Put the pass's rankings into the table."""
-        rows, state = torch.arange(len(places), device=places.device), state.clone()
+        """Put the pass's rankings into the table, which is this chunk's own."""
+        rows = torch.arange(len(places), device=places.device)
         best = logits[..., self._first : self._last + 1].topk(state.shape[-1]).indices + self._first
         for node in range(self.width):
             state[rows, places[:, node] % self._period, self._row(tree.tokens[:, node])] = best[:, node]

@@ -52,6 +52,7 @@ from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
@@ -89,6 +90,7 @@ def export(
     precision: str = "fp32",
     into: bool = False,
     sign_key: str | Path = "",
+    provider: str = "cpu",
 ) -> Bundle:
     """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
 
@@ -106,15 +108,18 @@ def export(
             plan of the same name is replaced.
         sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed. A
             bundle that was signed is added to only with its own key, for adding makes another manifest.
+        provider: of ONNX Runtime, that chunks are proven on: cpu, cuda, tensorrt, openvino.
 
     Raises:
-        BadSetting: the key cannot be read, a plan was calibrated on episodes that the observations are of, or
-            has no name.
+        BadSetting: the policy was not loaded in float32, this ONNX Runtime lacks the provider, the key
+            cannot be read, a plan was calibrated on episodes that the observations are of, or has no name.
         BadBundle: `into` what is no bundle of this policy, or is signed with another key.
         UnsupportedPolicy: the policy or a plan cannot be exported.
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
+    _check_dtype(loaded)
+    runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
     check_names(named)
@@ -132,7 +137,7 @@ def export(
             known = _action_range(loaded, next(iter(runs.values())), data)
             bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
         with torch.no_grad():
-            bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph)
+            bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
             plan.save(bundle.record(name))
         for name in named:
@@ -202,6 +207,15 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
     return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
 
 
+def _check_dtype(loaded: LoadedPolicy) -> None:
+    """Graphs are written and proven in float32, and reduced afterwards."""
+    if loaded.placement.dtype != torch.float32:
+        raise BadSetting(
+            f"{loaded.path} computes in {dtype_name(loaded.placement.dtype)}, graphs are made of float32: "
+            "load it with --policy.dtype=float32, and choose theirs by --export.precision=fp16, int8 or bf16"
+        )
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raise `BadSetting` unless names of plans can stand in a path, and there are some."""
     found = list(names)
@@ -230,8 +244,9 @@ def _with_plans(
     data: CalibrationData,
     precision: str,
     on_graph: Callable[[str], None],
+    runtime: Runtime,
 ) -> Bundle:
-    """Export what plans need and is not there, and prove them."""
+    """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
     made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
@@ -240,12 +255,12 @@ def _with_plans(
                 made[name] = export_tokens(writer, run, data.one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
-    shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
+    shared = Graphs(runtime)
     receipts = {}
     for name, run in runs.items():
         plans = {name: replace(made[name], receipt={"precision": precision})}
         policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
-        receipts[name] = prove(policy, loaded, run, data, precision)
+        receipts[name] = prove(policy, loaded, run, data, precision) | {"provider": runtime.providers[0]}
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
 
@@ -349,7 +364,9 @@ def _reads_text(loaded: LoadedPolicy) -> bool:
 def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
     """Padded ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
     spec = loaded.staged.spec
-    blank = {key: torch.zeros(1, spec.n_obs_steps, *s) for key, s in spec.observation_shapes.items()}
+    device = loaded.placement.device
+    shapes = spec.observation_shapes.items()
+    blank = {key: torch.zeros(1, spec.n_obs_steps, *shape, device=device) for key, shape in shapes}
     ready = loaded.preprocess(blank | {"task": [text]})
     return ready[TOKENS][0].cpu(), ready[MASK][0].bool().cpu()
 

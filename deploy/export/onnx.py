@@ -9,7 +9,7 @@ runs a graph without any.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.samplers import Sampler, Step
+from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.staged import Batch, guided_steps
 
 _MOST_ROWS = 128
@@ -177,7 +178,7 @@ class _Subject:
     def row(self, graph: Graph, step: Step) -> int:
         """Row of a step in a graph's tables."""
         rows = graph.origin.timesteps
-        return rows.index(float(step.t)) if rows else 0
+        return rows.index(_timestep(step)) if rows else 0
 
 
 def check_steps(execution: Denoising) -> None:
@@ -206,7 +207,7 @@ def _timesteps(executions: Iterable[Denoising]) -> dict[float, Tensor]:
     """Timesteps that tables hold, ascending: all of training where they are few, and those of the plans."""
     found: dict[float, Tensor] = {}
     for execution in executions:
-        found |= {float(step.t): step.t for step in execution.sampler.steps}
+        found |= {_timestep(step): step.t for step in execution.sampler.steps}
         config = getattr(execution.policy.policy, "config", None)
         n = getattr(config, "num_train_timesteps", None)
         if n is not None and n <= _MOST_ROWS:
@@ -214,8 +215,13 @@ def _timesteps(executions: Iterable[Denoising]) -> dict[float, Tensor]:
                 steps = execution.policy.resample("ddpm", n).steps
             except BadSetting:  # it is no diffusion
                 continue
-            found |= {float(step.t): step.t for step in steps}
+            found |= {_timestep(step): step.t for step in steps}
     return dict(sorted(found.items()))
+
+
+def _timestep(step: Step) -> float:
+    """Number of a step's timestep, which itself is on the policy's device."""
+    return cast(StepTable, step.table).t
 
 
 def _weights(execution: Denoising, index: int) -> dict[str, tuple[float, ...]]:
@@ -239,7 +245,7 @@ def _step_graph(
 ) -> int:
     """Return the graph that serves a kind of step, made for all plans that want its like."""
     at = next(i for i, other in enumerate(subject.kinds) if other == kind)
-    needed = {float(s.t) for s, k in zip(subject.steps, subject.kinds, strict=True) if k == kind}
+    needed = {_timestep(s) for s, k in zip(subject.steps, subject.kinds, strict=True) if k == kind}
     is_linear = _linear(subject.execution) is not None
     digest = made_of(subject.execution, (), subject.digest, kind.is_guided, kind.window, is_linear)
     origin = Origin("step", digest, tuple(sorted(needed)) if subject.timesteps else ())
@@ -254,8 +260,9 @@ def _step_graph(
     module = _Step(subject, subject.steps[at], blocks, kind.window)
     policy, example = subject.execution.policy, next(iter(subject.context.values()))
     x = noise((1, *policy.spec.latent_shape), example.float())
-    row = subject.timesteps.index(float(subject.steps[at].t)) if subject.timesteps else 0
-    inputs = {"x": x, "t": subject.steps[at].t.float(), "at": torch.tensor(row), **subject.context}
+    row = subject.timesteps.index(_timestep(subject.steps[at])) if subject.timesteps else 0
+    where = torch.tensor(row, device=x.device)
+    inputs = {"x": x, "t": subject.steps[at].t.float(), "at": where, **subject.context}
     inputs |= module.history(x)
     outputs = ["out", *(NEW + name for name in module.keeps)]
     origin = replace(origin, timesteps=subject.timesteps)
@@ -305,10 +312,9 @@ class _Asked(Step):
 
     where: Tensor = field(kw_only=True)
 
-    @property
-    def at(self) -> Tensor:
-        """The input."""
-        return self.where
+    def of(self, table: Tensor, sampler: Sampler) -> Tensor:
+        """Look it up by the input."""
+        return table.index_select(0, self.where.view(1)).squeeze(0)
 
     def is_of(self, sampler: Sampler) -> bool:
         """Whoever calls the graph gives the row of its own timestep."""

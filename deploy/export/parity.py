@@ -86,7 +86,7 @@ def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
 def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
     """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
     batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
-    draft = None if one.draft is None else one.draft[0].numpy()
+    draft = None if one.draft is None else one.draft[0].cpu().numpy()
     return policy.sample(batch, Streams(one.noise_keys), draft)
 
 

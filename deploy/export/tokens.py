@@ -55,8 +55,9 @@ def _graphs(writer: GraphWriter, execution: Decoding, n_layers: int, batch: Batc
     names = _past_names(n_layers)
     first = writer.add(origins[0], encode, batch, ["logits", *names])
     width = min(4, execution.policy.n_tokens)
-    tokens = torch.full((1, width), execution.policy.action_ids[0])
-    inputs = {"tokens": tokens, "kept": torch.zeros(1, dtype=torch.long)}
+    device = execution.policy.placement.device
+    tokens = torch.full((1, width), execution.policy.action_ids[0], device=device)
+    inputs = {"tokens": tokens, "kept": torch.zeros(1, dtype=torch.long, device=device)}
     inputs |= dict(zip(names, leaves, strict=True))
     fresh = [NEXT + name for name in names if name.startswith((PAST + "keys", PAST + "values"))]
     extend = writer.add(

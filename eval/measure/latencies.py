@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vivace.accel.technique import CalibrationData
 from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
@@ -24,6 +23,7 @@ from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
 from vivace.policies.execution import Execution, sample
+from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
@@ -58,7 +58,7 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
         rounds: how often.
     """
     device = next(iter(data.batch.values())).device
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise = synchroniser(device)
     watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
     timed = {name: partial(_next, run, cycle(data.ones()), watches.get(name)) for name, run in runs.items()}
     with progress() as bars:
@@ -113,24 +113,27 @@ def measured_latencies(
         "observations": describe_observations(data),
         "rounds": asdict(rounds),
     }
-    device = str(next(iter(data.batch.values())).device)
-    return Measured(**kept(what, device, lambda: asdict(chunk_latencies(runs, data, rounds)), refresh))
+    placement = next(iter(runs.values())).loaded.placement
+    return Measured(**kept(what, placement, lambda: asdict(chunk_latencies(runs, data, rounds)), refresh))
 
 
 def kept(
-    what: Mapping[str, Any], device: str, measure: Callable[[], dict[str, Any]], refresh: bool = False
+    what: Mapping[str, Any],
+    placement: Placement,
+    measure: Callable[[], dict[str, Any]],
+    refresh: bool = False,
 ) -> dict[str, Any]:
     """Return what was measured of something the last time, else measure it and keep it.
 
-    Machine, threads, device, versions and vivace's own code must be the same, too.
+    Machine, threads, device, dtype, versions and vivace's own code must be the same, too.
 
     Args:
         what: everything it depends on besides, as plain data.
-        device: where it runs.
+        placement: where it runs.
         measure: measures, as plain data.
         refresh: measure again although it is known.
     """
-    where = {"machine": machine(device), "versions": versions(), "source": source_digest()}
+    where = {"machine": machine(placement), "versions": versions(), "source": source_digest()}
     file = CACHE / f"{digest({**what, **where})[:16]}.json"
     if file.is_file() and not refresh:
         found: dict[str, Any] = read_json(file, "measurement")["measured"]

@@ -12,6 +12,7 @@ from vivace.eval.identity import describe_run
 from vivace.eval.measure.latencies import kept
 from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.terminal import console, milliseconds
+from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.session import Session
 
 _ROUNDS = Rounds(repeats=3)
@@ -27,7 +28,6 @@ def thread_counts() -> list[int]:
 def choose_threads(
     runs: Mapping[str, Session],
     asked: int | None,
-    device: str = "cpu",
     refresh: bool = False,
     time_them: Interleaved = interleaved,
 ) -> dict[str, Any]:
@@ -36,7 +36,6 @@ def choose_threads(
     Args:
         runs: name -> what is timed, on a blank observation; the last one decides.
         asked: how many to use without measuring.
-        device: where they run.
         refresh: measure again although it is known.
         time_them: times runs as `interleaved` does.
 
@@ -48,9 +47,10 @@ def choose_threads(
         torch.set_num_threads(asked or counts[0])
         return {"used": torch.get_num_threads(), "latency_s": {}}
     what = {"threads": counts, "runs": {name: describe_run(session) for name, session in runs.items()}}
-    with console.status("measuring how many threads are best"):
-        found = kept(what, device, lambda: _measure(runs, counts, device, time_them), refresh)
     *_, decides = runs
+    placement = runs[decides].loaded.placement
+    with console.status("measuring how many threads are best"):
+        found = kept(what, placement, lambda: _measure(runs, counts, placement, time_them), refresh)
     times = {n: found[decides][str(n)] for n in counts}
     best = min(counts, key=lambda n: (times[n], n))
     torch.set_num_threads(best)
@@ -60,11 +60,10 @@ def choose_threads(
 
 
 def _measure(
-    runs: Mapping[str, Session], counts: list[int], device: str, time_them: Interleaved
+    runs: Mapping[str, Session], counts: list[int], placement: Placement, time_them: Interleaved
 ) -> dict[str, dict[str, float]]:
     named = {f"{name} {n}": partial(_chunk, session, n) for name, session in runs.items() for n in counts}
-    synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    times = time_them(named, _ROUNDS, synchronise=synchronise)
+    times = time_them(named, _ROUNDS, synchronise=synchroniser(placement.device))
     return {name: {str(n): float(np.median(times[f"{name} {n}"])) for n in counts} for name in runs}
 
 

@@ -27,7 +27,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": commit(),
-        "machine": machine(command.policy.device, loaded.dtype),
+        "machine": machine(loaded.placement),
         "seed": command.seed,
         "policy": {
             "path": str(command.policy.path),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vivace.policies.files import replacing
+from vivace.policies.placement import Placement, read_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class TrainSettings:
 
     steps: int = 6000
     """Optimiser steps."""
+    device: str = "cpu"
+    """Where it learns: cpu, cuda, cuda:1; batches are made on the host and sent there."""
     batch_size: int = 128
     lr: float = 3e-4
     warmup: int = 200
@@ -118,6 +121,8 @@ def train[Model: nn.Module](
         settings: how long and how fast.
         checkpoint: where the resumable state lives; read when it exists, rewritten every `save_every` steps.
     """
+    device = read_device(settings.device)
+    model.to(device)
     averaged = copy.deepcopy(model).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
     torch.manual_seed(settings.seed)
@@ -127,11 +132,13 @@ def train[Model: nn.Module](
     if settings.compile:
         loss_fn = torch.compile(loss_fn, dynamic=False)
     model.train()
-    device = next(model.parameters()).device.type
+    there = Placement(device)
     for step in range(done, settings.steps):
         rows = torch.randint(len(windows), (settings.batch_size,))
-        with _precision(device, settings.bf16):
-            loss = loss_fn(model, averaged, *windows.batch(rows))
+        seen, actions = windows.batch(rows)
+        seen = {key: there.move(value) for key, value in seen.items()}
+        with _precision(device.type, settings.bf16):
+            loss = loss_fn(model, averaged, seen, there.move(actions))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
         for group in optimiser.param_groups:
@@ -166,6 +173,7 @@ def _save(path: Path, done: int, settings: TrainSettings, model, averaged, optim
         "averaged": averaged.state_dict(),
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
+        "device_random": torch.cuda.get_rng_state_all(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
@@ -175,9 +183,11 @@ def _save(path: Path, done: int, settings: TrainSettings, model, averaged, optim
 def _resume(path: Path, settings: TrainSettings, model, averaged, optimiser) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     averaged.load_state_dict(state["averaged"])
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["random"])
+    if len(state.get("device_random", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state.get("device_random", ()))
     return state["done"]

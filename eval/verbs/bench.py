@@ -203,7 +203,7 @@ def _choose_threads(
     if ACCELERATED in variants:
         name, execution = ACCELERATED.name, accelerate(loaded.staged, load_plan(command, loaded))
     runs = {name: session(command, loaded, execution)}
-    return choose_threads(runs, command.bench.threads, command.policy.device)
+    return choose_threads(runs, command.bench.threads)
 
 
 def _saved(

@@ -45,7 +45,7 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
     measurements = {
         **plan.measurements,
-        **machine(command.policy.device, loaded.dtype),
+        **machine(loaded.placement),
         **spread_of("action_error", errors),
         "flop_ratio": flops[1].total / flops[0].total,
         "observations": len(data.noise_keys),

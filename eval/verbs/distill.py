@@ -29,6 +29,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy
 from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy, load_policy
+from vivace.policies.placement import read_device
 from vivace.policies.sampling.noise import EpisodeNoise
 
 SHARD = 512
@@ -86,6 +87,7 @@ def run(command: DistillCommand) -> tuple[dict[str, Any], bool]:
     rows = np.random.default_rng(command.train.seed).permutation(len(windows))[: options.trajectories]
     trajectories = collect(teacher, windows, rows, output / "trajectories", options.batch_size)
     torch.manual_seed(command.train.seed)
+    teacher.policy.to(read_device(command.train.device))
     policy = copy.deepcopy(student.policy)
     if options.lora_rank:
         _add_adapters(policy, options.lora_rank)

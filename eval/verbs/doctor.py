@@ -17,13 +17,14 @@ from vivace.eval.terminal import console
 from vivace.policies.errors import VivaceError
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import ZOO, load_policy
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 
 
 @dataclass(kw_only=True)
 class DoctorCommand:
-    """Check this installation: versions, simulator, rendering, bundled checkpoints, parity.
+    """Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.
 
     Example: vivace doctor
     """
@@ -35,8 +36,12 @@ _TASK = "drawer-open-halfway"
 
 def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
     """Run every check; exit code 1 if one fails."""
-    console.print({**versions(), **machine()})
-    checks: dict[str, Callable[[], str]] = {"simulator": _simulator, "rendering": _rendering}
+    console.print({**versions(), **machine(Placement())})
+    checks: dict[str, Callable[[], str]] = {
+        "simulator": _simulator,
+        "rendering": _rendering,
+        "gpu": _gpu,
+    }
     for folder in sorted(ZOO.glob("*/config.json")):
         checks[f"zoo/{folder.parent.name}"] = partial(_checkpoint, folder.parent.name)
     outcome = {}
@@ -68,6 +73,25 @@ def _rendering() -> str:
     if frame.max() == frame.min():
         raise RuntimeError("rendered frame is empty; set MUJOCO_GL=egl or osmesa and install its library")
     return f"{frame.shape[1]} x {frame.shape[0]} px"
+
+
+_GPU_TOLERANCE = 1e-3
+"""Of normalised actions: a GPU sums in another order, and samplers magnify rounding."""
+
+
+def _gpu() -> str:
+    """Name the GPUs that torch sees, and run a checkpoint on the first."""
+    if not torch.cuda.is_available():
+        return "torch sees none; policies run on the CPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    chunks = []
+    for device in ("cpu", "cuda"):
+        loaded = load_policy("zoo/reach", device)
+        chunks.append(sample(as_trained(loaded.staged), Session(loaded).blank(), EpisodeNoise([(0, 0)])))
+    error = float((chunks[1].cpu() - chunks[0]).abs().max())
+    if not error <= _GPU_TOLERANCE:
+        raise RuntimeError(f"zoo/reach acts otherwise on {names[0]}: {error:.2g} from the CPU's actions")
+    return f"{', '.join(names)}; zoo/reach within {error:.1g} of the CPU's actions"
 
 
 def _checkpoint(name: str) -> str:

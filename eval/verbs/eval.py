@@ -114,7 +114,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     claim(folder, _identity(command, loaded, plan))
     both = {PLAIN.name: as_trained(loaded.staged), ACCELERATED.name: accelerated}
     decides = {ACCELERATED.name: session(command, loaded, accelerated)}
-    threads = choose_threads(decides, command.bench.threads, command.policy.device, _refresh(command))
+    threads = choose_threads(decides, command.bench.threads, _refresh(command))
     fitted = observe(command, loaded, accelerated)
     data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
     episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)

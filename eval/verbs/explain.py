@@ -16,6 +16,7 @@ from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
+from vivace.policies.placement import dtype_name
 
 
 @dataclass(kw_only=True)
@@ -36,10 +37,12 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     zeros = session(command, loaded).blank()
     baseline, accelerated = count_flops(as_trained(loaded.staged), zeros), count_flops(execution, zeros)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
-    Console().print(measured(plan), highlight=False)
+    dtype = dtype_name(loaded.placement.dtype)
+    Console().print(measured(plan, dtype), highlight=False)
     ratio = accelerated.total / baseline.total
     return {
         "policy": str(loaded.path),
+        "dtype": dtype,
         "techniques": [t.kind for t in plan.techniques],
         "flop_ratio": ratio,
     }, True

@@ -33,6 +33,8 @@ class ExportOptions:
     precision: str = "fp32"
     """fp32, proven equal to torch; fp16, int8 (matrix products, quantised as they come), or bf16 (by OpenVINO
     on a processor that has it): the error of the actions is reported."""
+    provider: str = "cpu"
+    """Provider of ONNX Runtime that chunks are proven on: cpu, cuda, tensorrt, openvino."""
     samples: int = 8
     """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)
@@ -81,6 +83,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
             command.export.precision,
             into=bool(command.export.into),
             sign_key=command.export.sign_key,
+            provider=command.export.provider,
         )
     return _summary(bundle, folder, list(plans)), True
 

@@ -22,7 +22,7 @@ from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.dtype import cast, embed_time
 from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
@@ -67,7 +67,7 @@ class StagedDiffusion(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Observation features (B, D) of all observation steps and cameras."""
-        batch = cast(batch, dtype_of(self.policy))
+        batch = cast(batch, self.placement.dtype)
         cameras = list(self.policy.config.image_features)
         if cameras:
             batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
@@ -75,9 +75,7 @@ class StagedDiffusion(DenoisingForm):
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Timestep embedding and observation (B, E + D), the same for every residual block."""
-        t = embed_time(
-            self.network.diffusion_step_encoder, step.t.to(context.device).expand(context.shape[0])
-        )
+        t = embed_time(self.network.diffusion_step_encoder, step.t.expand(context.shape[0]))
         return (torch.cat([t, context], dim=-1),) * self._n_residual
 
     def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
@@ -102,7 +100,7 @@ class StagedDiffusion(DenoisingForm):
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.schedule, spacing)
+        return make_sampler(name, n_steps, self.schedule, spacing).on(self.placement.device)
 
     def _hoisted(self, sampler: Sampler) -> "HoistedDiffusion":
         """Return a twin with the timestep's part of the FiLM vectors precomputed for the sampler's steps."""
@@ -125,7 +123,7 @@ class HoistedDiffusion(StagedDiffusion):
         self._channels = [linear.out_features for linear in linears]
         n = self.policy.config.diffusion_step_embed_dim
         with torch.no_grad():
-            t = torch.stack([step.t for step in sampler.steps]).to(linears[0].weight.device)
+            t = torch.stack([step.t for step in sampler.steps])
             embedding = F.mish(embed_time(self.network.diffusion_step_encoder, t))  # (S, E)
             self._time = F.linear(
                 embedding, torch.cat([linear.weight[:, :n] for linear in linears])

@@ -21,7 +21,7 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.dtype import cast, dtype_of, embed_time
+from vivace.policies.dtype import cast, embed_time
 from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
@@ -58,12 +58,12 @@ class StagedMultiTaskDiT(DenoisingForm):
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
         return self.policy.observation_encoder.encode(
-            self.policy._prepare_batch(cast(batch, dtype_of(self.policy)))
+            self.policy._prepare_batch(cast(batch, self.placement.dtype))
         )
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""
-        t = embed_time(self.network.time_mlp, step.t.to(context.device).expand(context.shape[0]))
+        t = embed_time(self.network.time_mlp, step.t.expand(context.shape[0]))
         features = torch.cat([t, context], dim=-1)
         return tuple(
             modulation
@@ -82,9 +82,12 @@ class StagedMultiTaskDiT(DenoisingForm):
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another sampler of the process the policy was trained with; raises `BadSetting`."""
-        if self.policy.config.is_diffusion:
-            return make_sampler(name, n_steps, NoiseSchedule.of(self.policy.config), spacing)
-        return make_flow_sampler(name, n_steps, spacing)
+        config = self.policy.config
+        if config.is_diffusion:
+            sampler = make_sampler(name, n_steps, NoiseSchedule.of(config), spacing)
+        else:
+            sampler = make_flow_sampler(name, n_steps, spacing)
+        return sampler.on(self.placement.device)
 
     def _hoisted(self, sampler: Sampler) -> "HoistedMultiTaskDiT":
         """Return a twin with the timestep's part of the modulation precomputed for the sampler's steps."""
@@ -113,7 +116,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
         self._linears = [layer.adaLN_modulation[1] for layer in self.network.transformer_blocks]
         self._n_time = self.network.timestep_embed_dim
         with torch.no_grad():
-            t = torch.stack([step.t for step in sampler.steps]).to(self._linears[0].weight.device)
+            t = torch.stack([step.t for step in sampler.steps])
             embedding = F.silu(embed_time(self.network.time_mlp, t))  # (S, E)
             self._time = torch.cat(
                 [F.linear(embedding, linear.weight[:, : self._n_time]) for linear in self._linears], dim=-1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
-from vivace.policies.dtype import cast, dtype_of
+from vivace.policies.dtype import cast
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import PatchSelector, keep_all
@@ -51,7 +51,7 @@ class OpaquePolicy(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
-        batch = cast(batch, dtype_of(self.policy))
+        batch = cast(batch, self.placement.dtype)
         return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:

@@ -36,11 +36,33 @@ class ActionBins:
 
     def encode(self, actions: Tensor) -> Tensor:
         """Ids of normalised actions of any shape; what is outside [-1, 1] is clipped."""
-        edges = torch.from_numpy(np.linspace(-1, 1, self.n)).to(actions.device)
-        return self.end - torch.bucketize(actions.clamp(-1, 1).double(), edges, right=True)
+        return self.on(actions.device).encode(actions)
 
     def decode(self, ids: Tensor) -> Tensor:
         """Normalised actions of ids of any shape; an id that is no action's counts as the nearest one."""
+        return self.on(ids.device).decode(ids)
+
+    def on(self, device: torch.device) -> "BinTable":
+        """Return the bins as a table on a device, to be made once."""
         edges = np.linspace(-1, 1, self.n)
-        centres = torch.from_numpy((edges[:-1] + edges[1:]) / 2).float().to(ids.device)
-        return centres[(self.end - ids - 1).clamp(0, self.n - 2)]
+        centres = torch.from_numpy((edges[:-1] + edges[1:]) / 2).float()
+        return BinTable(self, torch.from_numpy(edges).to(device), centres.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class BinTable:
+    """Bins, their edges and centres on a device."""
+
+    bins: ActionBins
+    edges: Tensor
+    """(n,) float64"""
+    centres: Tensor
+    """(n - 1,)"""
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Ids of normalised actions of any shape; what is outside [-1, 1] is clipped."""
+        return self.bins.end - torch.bucketize(actions.clamp(-1, 1).double(), self.edges, right=True)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Normalised actions of ids of any shape; an id that is no action's counts as the nearest one."""
+        return self.centres[(self.bins.end - ids - 1).clamp(0, self.bins.n - 2)]

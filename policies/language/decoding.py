@@ -75,7 +75,7 @@ def greedy(
         past = past.keep(torch.ones_like(past.n_kept))
         token = logits.argmax(-1)
         tokens.append(token)
-        if has_ended(policy, torch.cat(tokens, dim=1)).all():
+        if policy.end_token is not None and has_ended(policy, torch.cat(tokens, dim=1)).all():
             break
     found = F.pad(torch.cat(tokens, dim=1), (0, n - len(tokens)))
     settled = torch.arange(n, device=token.device).expand(len(token), n)
@@ -94,6 +94,14 @@ def has_ended(policy: Any, tokens: Tensor, upto: Tensor | None = None) -> Tensor
     if upto is not None:
         ends = ends & (torch.arange(tokens.shape[1], device=tokens.device) <= upto[:, None])
     return ends.any(1)
+
+
+def unread(n: int, first: Tensor, done: Tensor) -> int:
+    """Tokens of n that the next pass has to read, those behind the first one known (B,) of any row not done.
+
+    The one number that the host waits for in a pass of a decoder that decides how far it goes; 0: all done.
+    """
+    return n - int(torch.where(done, n, first).min())
 
 
 def ending(policy: Any, decoded: Decoded) -> Decoded:

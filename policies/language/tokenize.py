@@ -68,8 +68,8 @@ class PromptStep(ObservationProcessorStep):
         device = next((v.device for v in observation.values() if isinstance(v, Tensor)), None)
         return {
             **observation,
-            OBS_LANGUAGE_TOKENS: tokens.to(device),
-            OBS_LANGUAGE_ATTENTION_MASK: mask.to(device),
+            OBS_LANGUAGE_TOKENS: tokens.to(device, non_blocking=True),
+            OBS_LANGUAGE_ATTENTION_MASK: mask.to(device, non_blocking=True),
         }
 
     def get_config(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.streams import Streams
 
 
@@ -39,4 +40,30 @@ class EpisodeNoise:
 
     def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the next draw of every row, stacked."""
-        return torch.from_numpy(self._streams(shape[1:])).to(like)
+        return self.ahead(1, shape, like)[0]
+
+    def ahead(self, n: int, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, ...]:
+        """Return the next n draws, moved to the device together; bit for bit those of n calls."""
+        drawn = torch.from_numpy(self._streams((n, *shape[1:]))).transpose(0, 1).contiguous()
+        return Placement(like.device, like.dtype).move(drawn).to(like.dtype).unbind()
+
+
+class ChunkNoise:
+    """The noise of one chunk: so many draws of one shape, made before the first step.
+
+    Only streams of the host are drawn from ahead; others draw on the device as they are asked.
+
+    Args:
+        noise: where random numbers come from.
+        n: draws that the chunk takes.
+        shape: of each.
+        like: has the dtype and the device that is wanted.
+    """
+
+    def __init__(self, noise: Noise, n: int, shape: tuple[int, ...], like: Tensor) -> None:
+        self._noise = noise
+        self._drawn = list(noise.ahead(n, shape, like)) if isinstance(noise, EpisodeNoise) else []
+
+    def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return the next draw."""
+        return self._drawn.pop(0) if self._drawn else self._noise(shape, like)

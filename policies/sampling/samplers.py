@@ -15,7 +15,7 @@ no more, changes nothing (diffusers divides by zero).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -50,19 +50,14 @@ class Step:
     index: int
     """Position in the order the steps are run, from 0."""
     t: Tensor
-    """Timestep given to the denoiser, 0-d."""
+    """Timestep given to the denoiser, 0-d; of a policy's samplers on its device."""
     advance: Update = field(repr=False)
     """(x, out, memory, noise) -> (next x, next memory)."""
     table: StepTable | None = field(default=None, repr=False)
     """The same in numbers, but for rounding; None of a policy that samples by itself."""
 
-    @property
-    def at(self) -> Tensor:
-        """`index` as a tensor, 0-d."""
-        return torch.tensor(self.index)
-
     def of(self, table: Tensor, sampler: "Sampler") -> Tensor:
-        """Look this step up in a table (S, ...) of all steps of a sampler; in a graph `at` may be an input.
+        """Look this step up in a table (S, ...) of all steps of a sampler.
 
         Raises:
             PlanMismatch: it is a step of another sampler, for whose times the table does not hold.
@@ -72,7 +67,7 @@ class Step:
                 f"what is hoisted holds for the {len(sampler)} steps of its own sampler {sampler.name!r}, "
                 "and was asked for a step of another one; hoist the policy for that sampler"
             )
-        return table.index_select(0, self.at.view(1).to(table.device)).squeeze(0)
+        return table[self.index]
 
     def is_of(self, sampler: "Sampler") -> bool:
         """Whether a sampler has this very step."""
@@ -88,6 +83,20 @@ class Sampler:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of noise that a chunk takes: its starting point, and one for every noisy step."""
+        return 1 + sum(step.table is not None and step.table.noise != 0 for step in self.steps)
+
+    def on(self, device: torch.device) -> "Sampler":
+        """Return it with its timesteps on a device, moved there together."""
+        if all(step.t.device == device for step in self.steps):
+            return self
+        times = torch.stack([step.t for step in self.steps]).to(device).unbind()
+        return replace(
+            self, steps=tuple(replace(step, t=t) for step, t in zip(self.steps, times, strict=True))
+        )
 
 
 def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: str = OWN) -> Sampler:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vivace.accel.apply import accelerate, calibrate
-from vivace.accel.explain import explain, grid
+from vivace.accel.explain import explain, grid, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import register, techniques
@@ -251,3 +251,11 @@ def test_explain_shows_what_is_computed(policy, mark, data):
     forecast = replace(plan, techniques=(Forecast(n_steps=10, updates=updates, order=1),))
     assert grid(accelerate(policy, forecast))["action.0.self"] == "#····#~~~~"
     assert set(grid(as_trained(policy)).values()) == {"#" * 10}
+
+
+def test_a_plan_measured_in_another_dtype_says_so(mark):
+    plan = AccelerationPlan(mark, (), {"dtype": "float32", "action_error": 0.01})
+    assert measured(plan) == measured(plan, "float32")
+    told = "measured in float32, run in bfloat16: how far off it is there, was not measured"
+    assert measured(plan, "bfloat16") == f"{measured(plan)}; {told}"
+    assert measured(AccelerationPlan(mark), "bfloat16") == measured(AccelerationPlan(mark))

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.flops import count_flops
 from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import machine
 from vivace.policies.arrays import is_image
-from vivace.policies.dtype import dtype_of
+from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
@@ -89,7 +90,8 @@ def test_actions_are_float32_and_near_those_of_float32(name, dtype, clip):
     batch = observations(policy)
     whole = as_trained(stage(policy))
     wanted, logits = sample(whole, batch, EpisodeNoise(KEYS)), first_logits(whole, batch)
-    execution = as_trained(stage(policy.to(dtype)))
+    cast_weights(policy, dtype)
+    execution = as_trained(stage(policy))
     found = sample(execution, batch, EpisodeNoise(KEYS))
     assert found.dtype == torch.float32
     assert found.isfinite().all()
@@ -98,8 +100,25 @@ def test_actions_are_float32_and_near_those_of_float32(name, dtype, clip):
     else:
         reduced = first_logits(execution, batch).float()
         assert torch.cosine_similarity(reduced, logits).min() > LOGIT_LIKENESS
-    assert machine("cpu", dtype_of(policy))["dtype"] == str(dtype).removeprefix("torch.")
-    assert "dtype" not in machine("cpu")  # nobody said which
+    assert machine(execution.policy.placement)["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@every_dtype
+def test_rotary_frequencies_stay_float32(dtype):
+    """Position 300 times a frequency of eight bits is half a radian off."""
+    policy = tiny_cogact()
+    cast_weights(policy, dtype)
+    assert policy.language.embed_tokens.weight.dtype == dtype
+    assert policy.language.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(policy.language.rotary_emb.inv_freq, tiny_cogact().language.rotary_emb.inv_freq)
+
+
+@every_dtype
+@every_policy
+def test_work_is_counted_in_half_precision(name, dtype, clip):
+    policy = POLICIES[name](clip).to(dtype)
+    one = {key: value[:1] for key, value in observations(policy).items()}
+    assert count_flops(as_trained(stage(policy)), one).total > 0
 
 
 def loaded(policy: Any) -> LoadedPolicy:
@@ -116,10 +135,10 @@ def loaded(policy: Any) -> LoadedPolicy:
 @every_dtype
 @every_policy
 def test_a_session_gives_float32_alone_and_behind_another_chunk(name, dtype, clip):
-    policy = POLICIES[name](clip).to(dtype)
+    policy = POLICIES[name](clip).to(dtype)  # as anybody may cast it
     it = loaded(policy)
     continues = not writes_tokens(it.staged)
-    assert it.dtype == dtype
+    assert it.placement.dtype == dtype
     session = Session(it, chunking=RealTimeChunking(method="inpaint") if continues else None)
     random = np.random.default_rng(0)
     seen: dict[str, np.ndarray] = {}

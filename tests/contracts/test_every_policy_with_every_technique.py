@@ -1,13 +1,12 @@
 """What every technique promises on every policy; those that lack what it works on refuse it by name."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from policy_cases import KEYS, LANGUAGE, POLICIES, TOKENS, observations
 from technique_cases import examples, needs
 
 from vivace.accel.apply import accelerate, calibrate
@@ -27,38 +26,7 @@ from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
-from vivace.policies.tiny.policies import (
-    tiny_clip,
-    tiny_cogact,
-    tiny_diffusion,
-    tiny_dp_transformer,
-    tiny_multi_task_dit,
-    tiny_pi0_fast,
-    tiny_token_vla,
-)
-
-KEYS = ((1, 0), (2, 0), (2, 8))
-LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
-POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
-    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
-    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER}),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER}),
-    "multi_task_dit-flow": (
-        lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        {DENOISER},
-    ),
-    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
-    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
-    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
-    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
-    "token_vla-two-cameras": (
-        lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
-        {LANGUAGE, TOKENS},
-    ),
-}
-"""Name -> how it is made, and what it has."""
+from vivace.policies.tiny.policies import tiny_clip
 
 
 def with_(*wanted: Need) -> Any:
@@ -82,19 +50,6 @@ class Subject:
     mark: Fingerprint
     data: CalibrationData
     has: set[Need]
-
-
-def observations(policy: Any) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shape = (len(KEYS), policy.config.n_obs_steps)
-    values = {
-        key: torch.rand(*shape, *feature.shape, generator=generator)
-        for key, feature in policy.config.input_features.items()
-    }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
-        values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
-        values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
-    return values
 
 
 @pytest.fixture(scope="module")

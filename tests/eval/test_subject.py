@@ -2,6 +2,7 @@
 
 import pytest
 
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval import subject as plans
 from vivace.eval.verbs.export import ExportCommand
 from vivace.policies.errors import BadSetting
@@ -11,7 +12,7 @@ from vivace.policies.spec import ActionKind
 def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, tiny_loaded):
     asked = []
 
-    def load_policy(path, device, kinds):
+    def load_policy(path, device, kinds, dtype):
         asked.append(kinds)
         return tiny_loaded
 
@@ -23,3 +24,14 @@ def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(
         BadSetting, match="--export.action_kinds has 'speed'; needed: absolute, delta, velocity"
     ):
         plans.load(ExportCommand(), ["speed"])
+
+
+def test_a_plan_made_in_another_dtype_is_run_and_told(tiny_loaded, tmp_path, capsys):
+    for made_in in ("float32", "bfloat16"):
+        plan = AccelerationPlan(tiny_loaded.fingerprint, (), {"dtype": made_in})
+        plan.save(tmp_path / FILE_NAME)
+        command = ExportCommand()
+        command.accel.path = str(tmp_path / FILE_NAME)
+        assert plans.load_plan(command, tiny_loaded) == plan
+        told = "the plan was made in bfloat16, the policy runs in float32" in capsys.readouterr().err
+        assert told == (made_in == "bfloat16")

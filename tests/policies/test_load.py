@@ -18,6 +18,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.policies import load as loading
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import (
+    BadSetting,
     NonFiniteActions,
     ObservationMismatch,
     PlanMismatch,
@@ -28,6 +29,7 @@ from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
+from vivace.policies.placement import DTYPES, Placement
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS, ActionKind
@@ -140,6 +142,37 @@ def test_settings_of_processors_count_but_their_device(folder):
     assert fingerprint(loaded.policy, (), pipelines).processors == loaded.fingerprint.processors
     steps["NormalizerProcessorStep"].eps = 0.1
     assert fingerprint(loaded.policy, (), pipelines).processors != loaded.fingerprint.processors
+
+
+@pytest.mark.parametrize(("name", "error"), [("float32", 0.0), ("bfloat16", 0.3), ("float16", 0.05)])
+def test_a_checkpoint_runs_in_the_dtype_that_is_asked_for(folder, session, name, error):
+    loaded = load_policy(folder, dtype=name)
+    assert loaded.placement == Placement(dtype=DTYPES[name])
+    assert loaded.fingerprint == session.loaded.fingerprint, "a plan of the weights as stored fits"
+    found = Session(loaded).predict(observation(), [(1, 0), (2, 0)])
+    wanted = session.predict(observation(), [(1, 0), (2, 0)])
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).mean() <= error  # of actions between 10 and 30
+    assert (found != wanted).any() == bool(error)
+
+
+def test_a_dtype_or_a_device_that_is_not_there_is_refused(folder):
+    with pytest.raises(BadSetting, match=r"policy.dtype='int4'; choose one of float32, bfloat16, float16"):
+        load_policy(folder, dtype="int4")
+    for device in ("abacus", "meta", "cuda:63"):
+        with pytest.raises(BadSetting, match=f"device '{device}' cannot be used on this machine .* has cpu"):
+            load_policy(folder, device)
+
+
+def test_weights_beyond_float16_are_refused_by_name(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    save_file(load_file(file) | {"model.head.bias": torch.tensor([0.0, 1e6, 0.0])}, file)
+    assert load_policy(copy, dtype="bfloat16").placement.dtype == torch.bfloat16
+    with pytest.raises(
+        BadSetting, match=r"'model\.head\.bias' is too large for float16; give --policy.dtype"
+    ):
+        load_policy(copy, dtype="float16")
 
 
 def test_weights_that_are_not_finite_are_refused(folder, tmp_path):

@@ -56,3 +56,8 @@ def examples() -> dict[str, Wanted]:
 def needs(kinds: Iterable[str]) -> set[Need]:
     """What a policy must have for all of these techniques."""
     return {need for kind in kinds for need in techniques()[kind].needs}
+
+
+def fits(has: set[Need], example: str) -> bool:
+    """Whether a policy that has this can be run under an example."""
+    return needs(kind for kind, _ in examples()[example]) <= has

@@ -125,9 +125,8 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         if is_guided:  # both branches in one call, as the original does
             z = torch.cat([z, net.z_embedder.uncondition.expand_as(z)])
         memory: tuple[Tensor, ...] = ()
-        for step in self.sampler.steps:
-            t = step.t.to(x.device).expand(z.shape[0])
-            out = net((torch.cat([x, x]) if is_guided else x).to(z), t, z)
+        for step in self.sampler.on(x.device).steps:
+            out = net((torch.cat([x, x]) if is_guided else x).to(z), step.t.expand(z.shape[0]), z)
             if is_guided:
                 out, without = out.chunk(2)
                 out = without + scale * (out - without)

@@ -29,7 +29,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
-        self.sampler = policy.sampler
+        self.sampler = policy.sampler.on(self.placement.device)
         self.net = policy.action_model.net
         self.blocks = tuple(
             block
@@ -64,7 +64,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
     def condition(self, step: Step, context: Tensor) -> Tensor:
         """Condition tokens (2B, width), conditional rows first; (B, width) at a step without guidance."""
         z = self._both(context) if self._is_guided(step) else context
-        return self.net.condition(step.t.to(z.device).expand(z.shape[0]), z)
+        return self.net.condition(step.t.expand(z.shape[0]), z)
 
     def _is_guided(self, step: Step) -> bool:
         return self.has_guidance and (step.index >= len(self.guided) or self.guided[step.index])
@@ -96,7 +96,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return self.policy.resample(name, n_steps, spacing)
+        return self.policy.resample(name, n_steps, spacing).on(self.placement.device)
 
     def _hoisted(self, sampler: Sampler) -> "HoistedCogACT":
         """Return a twin with the timestep's half of the condition precomputed for the sampler's steps."""
@@ -117,7 +117,7 @@ class HoistedCogACT(StagedCogACT):
         self.spec, self.sampler = plain.spec, sampler
         self.language, self.guided = plain.language, plain.guided
         with torch.no_grad():
-            t = torch.stack([step.t for step in sampler.steps]).to(self.net.positional_embedding.device)
+            t = torch.stack([step.t for step in sampler.steps])
             self._time = self.net.t_embedder(t)  # (S, width)
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:

@@ -202,7 +202,7 @@ class DPTransformerPolicy(PreTrainedPolicy):
         like = cond.new_empty((), dtype=torch.promote_types(cond.dtype, torch.float32))
         x = draw((cond.shape[0], self.config.horizon, self.config.action_feature.shape[0]), like)
         memory: tuple[Tensor, ...] = ()
-        for step in self.sampler.steps:
+        for step in self.sampler.on(cond.device).steps:
             out = self.model(x.to(cond), step.t.expand(x.shape[0]), cond).to(x)
             x, memory = step.advance(x, out, memory, draw)
         return x

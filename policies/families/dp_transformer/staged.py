@@ -28,7 +28,7 @@ class StagedDPTransformer(DenoisingForm):
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.model
-        self.sampler = policy.sampler
+        self.sampler = policy.sampler.on(self.placement.device)
         self.blocks = tuple(
             block
             for i, layer in enumerate(self.network.decoder.layers)
@@ -62,7 +62,7 @@ class StagedDPTransformer(DenoisingForm):
 
     def condition(self, step: Step, context: Any) -> tuple[Tensor, ...]:
         """Memory (B, 1 + To, n), the same for every layer."""
-        memory = self.network.embed_condition(step.t.to(context.device).expand(context.shape[0]), context)
+        memory = self.network.embed_condition(step.t.expand(context.shape[0]), context)
         return (memory,) * len(self.network.decoder.layers)
 
     def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
@@ -77,7 +77,7 @@ class StagedDPTransformer(DenoisingForm):
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
-        return make_sampler(name, n_steps, self.policy.schedule, spacing)
+        return make_sampler(name, n_steps, self.policy.schedule, spacing).on(self.placement.device)
 
     def _hoisted(self, sampler: Sampler) -> "HoistedDPTransformer":
         """Return a twin with the timestep's part of the condition precomputed for the sampler's steps."""
@@ -107,7 +107,7 @@ class HoistedDPTransformer(StagedDPTransformer):
         with torch.no_grad():
             self._weight = torch.stack([a.in_proj_weight[n:] for a in attention])  # (L, 2n, n)
             self._bias = torch.stack([a.in_proj_bias[n:] for a in attention])  # (L, 2n)
-            t = torch.stack([step.t for step in sampler.steps]).to(self._weight.device)
+            t = torch.stack([step.t for step in sampler.steps])
             tokens = self.network.time_emb(t).to(self._weight) + self.network.cond_pos_emb[0, 0]  # (S, n)
             memory = self.network.encoder(tokens)[:, None, None]  # (S, 1, 1, n)
             self._time = torch.stack([self._keys_values(m) for m in memory])  # (S, L, 2, 1, heads, 1, d)

@@ -27,6 +27,7 @@ class StagedTokenVLA(LanguageForm):
         self.language = StagedLlama(policy.language)
         self.n_patches = policy.n_patches
         config = policy.config
+        self._bins = config.bins.on(self.placement.device)
         self.n_tokens = config.n_tokens
         self.period = config.n_tokens // config.horizon
         self.bins = config.bins
@@ -63,8 +64,8 @@ class StagedTokenVLA(LanguageForm):
 
     def tokenize(self, actions: Tensor) -> Tensor:
         """Tokens (B, n) of normalised actions (B, H, A)."""
-        return self.policy.tokenize(actions)
+        return self._bins.encode(actions).flatten(1)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
         """Normalised actions (B, H, A) of tokens (B, n)."""
-        return self.policy.detokenize(tokens)
+        return self._bins.decode(tokens).unflatten(1, (self.spec.horizon, -1))

@@ -223,7 +223,7 @@ def test_a_path_is_followed_as_far_as_it_is_right():
     sees, depth = tree.sight()
     assert depth.tolist() == [[0, 1, 1, 2, 3]]
     assert sees[0, 4].tolist() == [True, False, True, True, True]
-    path, length, following = follow(tree, torch.tensor([[2, 0, 3, 7, 8]]))
+    path, length, following = follow(tree, sees, depth, torch.tensor([[2, 0, 3, 7, 8]]))
     assert path[0, :3].tolist() == [0, 2, 3]
     assert (length.item(), following.item()) == (3, 7)
 

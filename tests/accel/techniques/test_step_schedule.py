@@ -11,6 +11,7 @@ from vivace.accel.techniques.step_schedule import StepSchedule
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions, UnsupportedPolicy
 from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler, make_sampler
 from vivace.policies.spec import Fingerprint
@@ -28,6 +29,8 @@ class TwoModes:
         type, horizon, action_dim, latent_shape = "two modes", H, A, (H, A)
 
     blocks = ("the denoiser",)
+
+    placement = Placement()
 
     def __init__(self, clip_sample, fault=0.0):
         self.schedule = NoiseSchedule(clip_sample=clip_sample)

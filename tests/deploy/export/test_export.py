@@ -148,6 +148,35 @@ def test_parity_is_not_proven_on_what_the_plan_was_fitted_to(diffusion, tmp_path
     assert low <= receipt["action_error"] <= high
 
 
+def test_graphs_are_made_of_float32_alone(diffusion, tmp_path):
+    loaded, _, data, _ = diffusion
+    half = load_policy(loaded.path, dtype="bfloat16")
+    with pytest.raises(
+        BadSetting, match=r"computes in bfloat16, .* --policy.dtype=float32, and choose theirs"
+    ):
+        export(half, AccelerationPlan(half.fingerprint), data, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parity_is_proven_where_it_is_asked_for(diffusion, tmp_path):
+    loaded, plan, data, folder = diffusion
+    assert Bundle.load(folder).receipt["provider"] == "CPUExecutionProvider"
+    with pytest.raises(BadSetting, match="execution provider 'abacus' is not one of this ONNX Runtime's"):
+        export(loaded, plan, data, tmp_path / "bundle", provider="abacus")
+    assert not list(tmp_path.iterdir())
+
+
+def test_providers_are_told_to_compute_float32_and_to_keep_engines(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+    (_, tensorrt), (_, cuda), cpu = Runtime(names)._providers()
+    assert cuda == {"use_tf32": "0"}
+    assert tensorrt["trt_engine_cache_enable"] == "1"
+    assert Path(tensorrt["trt_engine_cache_path"]).is_dir()
+    assert cpu == "CPUExecutionProvider"
+    assert Runtime(names[2:])._providers() == ["CPUExecutionProvider"]
+
+
 @pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
 def test_a_bundle_acts_as_its_policy_does(subject, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
@@ -571,7 +600,9 @@ class _Doubled:
 def test_an_opaque_policy_is_refused(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
     opaque = type(
-        "Opaque", (), {"blocks": (), "spec": loaded.staged.spec, "sampler": loaded.staged.sampler}
+        "Opaque",
+        (),
+        {"blocks": (), **{name: getattr(loaded.staged, name) for name in ("spec", "sampler", "placement")}},
     )()
     with pytest.raises(UnsupportedPolicy, match="opaque"):
         export(

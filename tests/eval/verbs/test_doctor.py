@@ -19,7 +19,7 @@ def test_everything_that_is_shipped_passes(capsys):
     assert main(["doctor"]) == 0
     checks = last_line(capsys)["checks"]
     names = {f"zoo/{config.parent.name}" for config in ZOO.glob("*/config.json")}
-    assert set(checks) == {"simulator", "rendering", *names}
+    assert set(checks) == {"simulator", "rendering", "gpu", *names}
     assert all("bit-equal to its own sampling; plan" in checks[name] for name in names), checks
 
 

@@ -11,6 +11,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, as_trained, sample
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
@@ -88,6 +89,8 @@ class Linear:
 
     class spec:  # noqa: N801
         type, horizon, action_dim, latent_shape = "linear", H, A, (H, A)
+
+    placement = Placement()
 
     def __init__(self, sampler, factor=0.3):
         self.sampler, self.factor = sampler, factor

@@ -1,0 +1,53 @@
+"""What the contract tests run: every policy in miniature, and what it has."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vivace.accel.technique import Need
+from vivace.policies.tiny.policies import (
+    tiny_cogact,
+    tiny_diffusion,
+    tiny_dp_transformer,
+    tiny_multi_task_dit,
+    tiny_pi0_fast,
+    tiny_token_vla,
+)
+
+KEYS = ((1, 0), (2, 0), (2, 8))
+LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
+POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
+    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
+    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER}),
+    "multi_task_dit-flow": (
+        lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
+        {DENOISER},
+    ),
+    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
+    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
+    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
+    "token_vla-two-cameras": (
+        lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
+        {LANGUAGE, TOKENS},
+    ),
+}
+"""Name -> how it is made, and what it has."""
+
+
+def observations(policy: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(KEYS), policy.config.n_obs_steps)
+    values = {
+        key: torch.rand(*shape, *feature.shape, generator=generator)
+        for key, feature in policy.config.input_features.items()
+    }
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+        values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
+        values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
+    return values
