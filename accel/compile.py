@@ -19,7 +19,7 @@ from vivace.accel.technique import Decoding as DecodingTechnique
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
-from vivace.policies.sampling.samplers import Step
+from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Context, StagedPolicy, has_language
 
 

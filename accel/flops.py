@@ -19,7 +19,7 @@ from vivace.policies.block import Block, compute
 from vivace.policies.execution import Decoding, Denoising, Execution
 from vivace.policies.language.prefix import LayerView, PatchSelector
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.sampling.samplers import Step
+from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Batch, Context, StagedPolicy
 
 

@@ -16,7 +16,7 @@ from vivace.policies.language.decoding import Decoded, Decoder, greedy
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import ChunkNoise, Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
-from vivace.policies.sampling.samplers import Sampler, Step
+from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import check_actions
 from vivace.policies.staged import (

@@ -12,7 +12,7 @@ from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.placement import Placement
-from vivace.policies.sampling.samplers import Sampler
+from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 
 

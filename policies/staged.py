@@ -12,7 +12,8 @@ from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
-from vivace.policies.sampling.samplers import OWN, Sampler, Step
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import PolicySpec
 
 Batch = dict[str, Tensor]

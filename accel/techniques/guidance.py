@@ -25,7 +25,7 @@ from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.sampling.samplers import Step
+from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Context, GuidedPolicy
 
 StepKind = Literal["full", "conditional", "linear"]

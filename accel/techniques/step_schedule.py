@@ -24,7 +24,8 @@ from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.sampling.samplers import OWN, SPACINGS, Sampler
+from vivace.policies.sampling.sampler import Sampler
+from vivace.policies.sampling.samplers import OWN, SPACINGS
 from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"

@@ -2,35 +2,23 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lerobot.configs.types import FeatureType
-from lerobot.processor import (
-    AddBatchDimensionProcessorStep,
-    DeviceProcessorStep,
-    NormalizerProcessorStep,
-    RenameObservationsProcessorStep,
-    TokenizerProcessorStep,
-    UnnormalizerProcessorStep,
-)
-from torch import Tensor
 
 from vivace.accel.apply import accelerate
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.bundle import MANIFEST, PLANS, Bundle
-from vivace.deploy.bundle.form import MASK, TOKENS, PromptSettings
 from vivace.deploy.bundle.golden import FOLDER, GoldenSettings, golden_file
-from vivace.deploy.bundle.normalization import Normalization
 from vivace.deploy.bundle.program import Program
 from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
 from vivace.deploy.bundle.signature import private_key, signature
+from vivace.deploy.export import processors
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove
@@ -46,11 +34,9 @@ from vivace.deploy.inference.recording import (
     training_ranges,
 )
 from vivace.deploy.robots.action_range import learned_range
-from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
-from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
@@ -58,26 +44,8 @@ from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionRange
 
-TOKENIZER = "tokenizer.json"
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
-
-_MODES: dict[str, tuple[str, str, float, float]] = {
-    "MIN_MAX": ("min", "max", 2.0, -1.0),
-    "QUANTILES": ("q01", "q99", 2.0, -1.0),
-    "QUANTILE10": ("q10", "q90", 2.0, -1.0),
-}
-"""lerobot's normalisation mode -> statistics at the ends, gain, shift."""
-
-_READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
-_KNOWN_STEPS: tuple[type, ...] = (
-    RenameObservationsProcessorStep,
-    AddBatchDimensionProcessorStep,
-    DeviceProcessorStep,
-    NormalizerProcessorStep,
-    UnnormalizerProcessorStep,
-    *_READS_TEXT,
-)
 
 
 def export(
@@ -122,10 +90,7 @@ def export(
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
-    check_names(named)
-    for plan in named.values():
-        _check_techniques(plan)
-        check_apart(fitted_seeds(plan), data.seeds)
+    _check_plans(named, data)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
     for run in _denoising(runs).values():
         check_steps(run)
@@ -148,7 +113,7 @@ def export(
 
 def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> Bundle:
     """A bundle without plans yet."""
-    observations, prompts = dict(_observations(loaded)), _prompts(loaded, instructions)
+    observations, prompts = dict(processors.observations(loaded)), processors.prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
     return Bundle(
         folder=folder,
@@ -157,10 +122,10 @@ def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> B
         graphs=(),
         plans={},
         observations=observations,
-        actions=_actions(loaded),
+        actions=processors.actions(loaded),
         ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
         prompts=prompts,
-        prompt=_prompt(loaded, folder),
+        prompt=processors.prompt_settings(loaded, folder),
     )
 
 
@@ -203,8 +168,11 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
     if steps is None:
         chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
-        steps, source = _array(actions.diff(dim=1).abs().amax((0, 1))), f"in {len(chunks)} of its own chunks"
-    return learned_range({name: _array(values) for name, values in stats[0].items()}, steps, source)
+        steps, source = (
+            processors.array(actions.diff(dim=1).abs().amax((0, 1))),
+            f"in {len(chunks)} of its own chunks",
+        )
+    return learned_range({name: processors.array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_dtype(loaded: LoadedPolicy) -> None:
@@ -296,6 +264,13 @@ def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
 
 
+def _check_plans(plans: Mapping[str, AccelerationPlan], data: CalibrationData) -> None:
+    check_names(plans)
+    for plan in plans.values():
+        _check_techniques(plan)
+        check_apart(fitted_seeds(plan), data.seeds)
+
+
 def _check_techniques(plan: AccelerationPlan) -> None:
     for technique in plan.techniques:
         if not technique.is_exportable:
@@ -303,101 +278,3 @@ def _check_techniques(plan: AccelerationPlan) -> None:
                 f"{technique.kind} decides by the values it computes, which a fixed graph cannot; leave it "
                 "out of the plan: vivace calibrate --accel.techniques=…"
             )
-
-
-def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
-    """Leave values as they are."""
-    return Normalization(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0, 0.0)
-
-
-def _observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
-    pipelines: tuple[Any, ...] = (loaded.preprocess, loaded.postprocess)
-    for pipeline in pipelines:
-        for step in pipeline.steps:
-            renames = getattr(step, "rename_map", {})
-            if type(step) not in _KNOWN_STEPS or renames:
-                raise UnsupportedPolicy(
-                    f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
-                    f"{', '.join(sorted(known.__name__ for known in _KNOWN_STEPS))}, without renaming"
-                )
-    for key, shape in loaded.staged.spec.observation_shapes.items():
-        yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
-
-
-def _actions(loaded: LoadedPolicy) -> Normalization:
-    return _normalization(loaded.postprocess, "action", (loaded.staged.spec.action_dim,))
-
-
-def _normalization(pipeline: Any, key: str, shape: tuple[int, ...]) -> Normalization:
-    """Read how a pipeline (un)normalises a feature, number by number."""
-    found = _known_normalization(pipeline, key) or identity(shape)
-    low, span = (np.broadcast_to(values, shape) for values in (found.low, found.span))
-    return replace(found, low=low, span=span)
-
-
-def _known_normalization(pipeline: Any, key: str) -> Normalization | None:
-    for step in pipeline.steps:
-        if key not in getattr(step, "features", {}):
-            continue
-        kind: FeatureType = step.features[key].type
-        mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
-        stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
-        if mode == "IDENTITY" or not stats:
-            return None
-        if mode == "MEAN_STD":
-            return Normalization(_array(stats["mean"]), _array(stats["std"]) + np.float32(step.eps), 1.0, 0.0)
-        low, high, gain, shift = _MODES[mode]
-        span = _array(stats[high]) - _array(stats[low])
-        return Normalization(_array(stats[low]), np.where(span == 0, np.float32(step.eps), span), gain, shift)
-    return None
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().float().numpy()
-
-
-def _reads_text(loaded: LoadedPolicy) -> bool:
-    pipeline: Any = loaded.preprocess
-    return any(type(step) in _READS_TEXT for step in pipeline.steps)
-
-
-def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
-    """Padded ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
-    spec = loaded.staged.spec
-    device = loaded.placement.device
-    shapes = spec.observation_shapes.items()
-    blank = {key: torch.zeros(1, spec.n_obs_steps, *shape, device=device) for key, shape in shapes}
-    ready = loaded.preprocess(blank | {"task": [text]})
-    return ready[TOKENS][0].cpu(), ready[MASK][0].bool().cpu()
-
-
-def _prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    if not _reads_text(loaded):
-        return {}
-    if not instructions:
-        raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
-    found = {}
-    for text in instructions:
-        ids, mask = _tokens(loaded, text)
-        found[text.strip().lower()] = tuple(ids[mask].tolist())
-    return found
-
-
-def _prompt(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
-    """How instructions that come later are tokenised; writes the tokenizer's file."""
-    if not _reads_text(loaded):
-        return None
-    ids, mask = _tokens(loaded, "a")
-    settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
-    pipeline: Any = loaded.preprocess
-    for step in pipeline.steps:
-        if type(step) is PromptStep:
-            (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
-            settings = replace(
-                settings,
-                tokenizer=TOKENIZER,
-                template=step.template,
-                bos=step.bos,
-                suffix=tuple(step.suffix),
-            )
-    return settings

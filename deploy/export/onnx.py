@@ -37,7 +37,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
-from vivace.policies.sampling.samplers import Sampler, Step
+from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.staged import Batch, guided_steps
 

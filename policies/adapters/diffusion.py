@@ -26,7 +26,8 @@ from vivace.policies.dtype import cast, embed_time
 from vivace.policies.forms import DenoisingForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
-from vivace.policies.sampling.samplers import OWN, Sampler, Step, make_sampler
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.samplers import OWN, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 

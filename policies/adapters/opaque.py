@@ -16,7 +16,8 @@ from vivace.policies.dtype import cast
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import PatchSelector, keep_all
-from vivace.policies.sampling.samplers import OWN, Sampler, Step
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 

@@ -20,7 +20,8 @@ from vivace.policies.families.cogact.dit import SIZES, ActionModel, DiT
 from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
-from vivace.policies.sampling.samplers import OWN, Sampler, ddim_at, make_sampler
+from vivace.policies.sampling.sampler import Sampler
+from vivace.policies.sampling.samplers import OWN, ddim_at, make_sampler
 from vivace.policies.vla.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 

@@ -16,7 +16,8 @@ from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all
-from vivace.policies.sampling.samplers import OWN, Sampler, Step
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import query_row

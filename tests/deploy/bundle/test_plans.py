@@ -17,9 +17,10 @@ from vivace.deploy.bundle.bundle import MANIFEST, Bundle
 from vivace.deploy.bundle.program import FRESH
 from vivace.deploy.export import parity
 from vivace.deploy.export.branches import Branch, add_branches
-from vivace.deploy.export.export import export, identity
+from vivace.deploy.export.export import export
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import export_denoising
+from vivace.deploy.export.processors import identity
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.ladder import load_ladder

@@ -23,9 +23,10 @@ from vivace.deploy.bundle.form import MASK, TOKENS
 from vivace.deploy.bundle.program import FRESH, Origin
 from vivace.deploy.bundle.token_program import Decoder
 from vivace.deploy.export import parity
-from vivace.deploy.export.export import export, identity
+from vivace.deploy.export.export import export
 from vivace.deploy.export.graph_writer import GraphWriter, _error
 from vivace.deploy.export.onnx import export_denoising
+from vivace.deploy.export.processors import identity
 from vivace.deploy.inference.ort_graph import Runtime, check_bf16
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval.training.fit import save
