@@ -1,0 +1,70 @@
+"""A sampler: steps, each of which calls the denoiser once and moves on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vivace.policies.errors import PlanMismatch
+from vivace.policies.sampling.noise import Noise
+from vivace.policies.sampling.step_table import StepTable
+
+Memory = tuple[Tensor, ...]
+Update = Callable[[Tensor, Tensor, Memory, Noise], tuple[Tensor, Memory]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the denoiser."""
+
+    index: int
+    """Position in the order the steps are run, from 0."""
+    t: Tensor
+    """Timestep given to the denoiser, 0-d; of a policy's samplers on its device."""
+    advance: Update = field(repr=False)
+    """(x, out, memory, noise) -> (next x, next memory)."""
+    table: StepTable | None = field(default=None, repr=False)
+    """The same in numbers, but for rounding; None of a policy that samples by itself."""
+
+    def of(self, table: Tensor, sampler: "Sampler") -> Tensor:
+        """Look this step up in a table (S, ...) of all steps of a sampler.
+
+        Raises:
+            PlanMismatch: it is a step of another sampler, for whose times the table does not hold.
+        """
+        if not self.is_of(sampler):
+            raise PlanMismatch(
+                f"what is hoisted holds for the {len(sampler)} steps of its own sampler {sampler.name!r}, "
+                "and was asked for a step of another one; hoist the policy for that sampler"
+            )
+        return table[self.index]
+
+    def is_of(self, sampler: "Sampler") -> bool:
+        """Whether a sampler has this very step."""
+        return self.index < len(sampler) and sampler.steps[self.index] is self
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The steps that turn noise into actions."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws of noise that a chunk takes: its starting point, and one for every noisy step."""
+        return 1 + sum(step.table is not None and step.table.noise != 0 for step in self.steps)
+
+    def on(self, device: torch.device) -> "Sampler":
+        """Return it with its timesteps on a device, moved there together."""
+        if all(step.t.device == device for step in self.steps):
+            return self
+        times = torch.stack([step.t for step in self.steps]).to(device).unbind()
+        return replace(
+            self, steps=tuple(replace(step, t=t) for step, t in zip(self.steps, times, strict=True))
+        )
