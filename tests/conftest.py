@@ -1,4 +1,6 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and the signals that it needs."""
+
+import signal
 
 import pytest
 
@@ -61,3 +63,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cuda",
         help="device of the tests in tests/gpu; cpu tries the tests themselves where there is no GPU",
     )
+
+
+def pytest_configure() -> None:
+    """Let signals arrive that a shell lets its background jobs ignore, here and in every child."""
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)

@@ -1,7 +1,9 @@
 """The verbs, run as a user runs them, on a miniature policy and the real simulator."""
 
+import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,10 +38,19 @@ def timeless(results: dict) -> dict:
     return {key: value for key, value in results.items() if key not in ("created", "wall", "command")}
 
 
-def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, tmp_path, capsys):
-    for name in ("first", "second"):
-        assert main(["eval", f"--policy.path={checkpoint}", f"--output_dir={name}", *QUICK]) == 0
-    summary = last_line(capsys)
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory) -> Path:
+    """A working folder in which `first` is an evaluation."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with contextlib.chdir(folder):
+        assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=first", *QUICK]) == 0
+    return folder
+
+
+def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, evaluated, monkeypatch, capsys):
+    monkeypatch.chdir(evaluated)
+    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=second", *QUICK]) == 0
+    tmp_path, summary = evaluated, last_line(capsys)
     assert set(summary["runs"]) == {"plain", "accelerated", "fewer_steps", "fewer_steps_dpm"}
     first, second = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("first", "second")
@@ -108,7 +119,9 @@ def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys)
     assert "chooses by the p99 of every plan, but one has 2 measurements; 100 are" in capsys.readouterr().err
 
 
-def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
+def test_an_interrupted_eval_continues(checkpoint, evaluated, monkeypatch):
+    monkeypatch.chdir(evaluated)
+    tmp_path = evaluated
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
     calls = 0
 
@@ -127,20 +140,21 @@ def test_an_interrupted_eval_continues(checkpoint, tmp_path, monkeypatch):
     assert stored == 4
     monkeypatch.setattr(trials, "append_result", append)
     assert main(command) == 0
-    assert main([*command[:2], "--output_dir=whole", *QUICK]) == 0
-    continued, whole = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "whole"))
+    continued, whole = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "first"))
     for run, expected in zip(continued["runs"], whole["runs"], strict=True):
         assert run["episodes"] == expected["episodes"]
 
 
-def test_a_folder_of_another_job_is_refused(checkpoint, capsys):
-    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
-    assert main(command) == 0
+def test_a_folder_of_another_job_is_refused(checkpoint, evaluated, monkeypatch, capsys):
+    monkeypatch.chdir(evaluated)
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=first", *QUICK]
     assert main([*command, "--seed=7"]) == 2
     assert "holds results of another job (it differs in seed)" in capsys.readouterr().err
 
 
-def test_latency_can_be_given(checkpoint, tmp_path):
+def test_latency_can_be_given(checkpoint, evaluated, monkeypatch):
+    monkeypatch.chdir(evaluated)  # where the choice of threads is known
+    tmp_path = evaluated
     (tmp_path / "latency.json").write_text(
         json.dumps({"plain": [0.5], "accelerated": [0.1], "fewer_steps": [0.1], "fewer_steps_dpm": [0.1]})
     )
@@ -154,8 +168,9 @@ def test_latency_can_be_given(checkpoint, tmp_path):
     assert {run["ticks"]["fallback"] for run in runs} == {0}
 
 
-def test_a_missed_target_is_exit_code_1(checkpoint, capsys):
-    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]
+def test_a_missed_target_is_exit_code_1(checkpoint, evaluated, monkeypatch, capsys):
+    monkeypatch.chdir(evaluated)
+    command = ["eval", f"--policy.path={checkpoint}", "--output_dir=first", *QUICK]
     assert main([*command, "--require=[accelerated.success>=0.0]"]) == 0
     assert main([*command, "--require=[accelerated.success>=0.99]"]) == 1
     assert "missed: accelerated.success>=0.99" in capsys.readouterr().err
@@ -258,8 +273,8 @@ def test_explain_does_not_pass_an_error_in_sample_off_as_one(checkpoint, tmp_pat
     )
 
 
-def test_report_is_rewritten_from_results(checkpoint, tmp_path, capsys):
-    assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK]) == 0
+def test_report_is_rewritten_from_results(evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated / "first", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "out" / "report.html").unlink()
     assert main(["report", "--results=out"]) == 0
