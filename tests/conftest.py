@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bundle-mutations",
         type=int,
-        default=400,
+        default=300,
         help="damaged bundles that are loaded; ten thousand take some minutes",
     )
     parser.addoption(
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--limits-mutations",
         type=int,
-        default=1500,
+        default=1000,
         help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
     )
     parser.addoption(
