@@ -5,6 +5,10 @@ import numpy as np
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.form import INSTRUCTION, MASK, TOKENS, PromptSettings
 from vivace.policies.errors import BadSetting
+from vivace.policies.plain_data import shown
+
+_TOLD = 5
+"""Instructions that a message tells."""
 
 
 class InstructionTokenizer:
@@ -36,26 +40,29 @@ class InstructionTokenizer:
         length = settings.length
         if len(ids) > length:
             raise BadSetting(
-                f"instruction {task!r} makes {len(ids)} tokens with its prompt, this policy reads at most "
-                f"{length}; shorten it"
+                f"instruction {shown(task)} makes {len(ids)} tokens with its prompt, this policy reads at "
+                f"most {length}; shorten it"
             )
         tokens = np.full((1, length), settings.pad, np.int64)
         tokens[0, : len(ids)] = ids
         return {TOKENS: tokens, MASK: np.arange(length)[None] < len(ids)}
 
     def _encode(self, task: str, settings: PromptSettings) -> tuple[int, ...]:
-        known = ", ".join(repr(text) for text in self._bundle.prompts)
+        known = ", ".join(shown(text) for text in tuple(self._bundle.prompts)[:_TOLD])
+        known += " …" * (len(self._bundle.prompts) > _TOLD)
         if not task.strip():
             raise BadSetting(f"this policy reads an instruction, but none was given; it knows {known}")
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise BadSetting(
-                f"instruction {task!r} was not tokenised at export, and the package tokenizers is not "
+                f"instruction {shown(task)} was not tokenised at export, and the package tokenizers is not "
                 f"installed; install it, or give one of {known}"
             ) from error
         if not settings.tokenizer:
-            raise BadSetting(f"this bundle holds the instructions {known} only; export it with {task!r} too")
+            raise BadSetting(
+                f"this bundle holds the instructions {known} only; export it with {shown(task)} too"
+            )
         tokenizer = Tokenizer.from_file(str(self._bundle.path(settings.tokenizer)))
         text = settings.template.replace(INSTRUCTION, task.strip().lower())
         ids = tokenizer.encode(text, add_special_tokens=False).ids
