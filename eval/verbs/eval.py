@@ -69,6 +69,14 @@ class EvalOptions:
 
 
 @dataclass(kw_only=True)
+class RowTiming(BenchOptions):
+    """How the rows beside the evaluated runs are timed: briefly. A class, for draccus keeps its defaults."""
+
+    repeats: int = 5
+    compile: bool = False
+
+
+@dataclass(kw_only=True)
 class EvalCommand(CommonOptions):
     """Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.
 
@@ -76,7 +84,7 @@ class EvalCommand(CommonOptions):
     """
 
     eval: EvalOptions = field(default_factory=EvalOptions)
-    bench: BenchOptions = field(default_factory=lambda: BenchOptions(repeats=5, compile=False))
+    bench: RowTiming = field(default_factory=RowTiming)
     latency: LatencyModel = field(default_factory=MeasuredLatency)
     RUNS_LOOP = True
     RENAMED = CommonOptions.RENAMED | {

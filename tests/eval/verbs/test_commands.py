@@ -352,3 +352,8 @@ def test_a_verb_says_the_same_of_itself_in_the_list_and_in_its_help(verb):
     command = cli._load(f"vivace.eval.verbs.{verb}:{verb.title()}Command")
     assert command.__doc__.splitlines()[0] == cli.VERBS[verb]
     assert "Example: vivace " + verb in command.__doc__
+
+
+def test_an_evaluation_times_its_rows_briefly_whatever_else_is_said_of_them():
+    bench = cli._parse("eval", ["--bench.threads=2"]).bench
+    assert (bench.threads, bench.repeats, bench.compile) == (2, 5, False)
