@@ -39,14 +39,9 @@ class Seam(IntEnum):
 
     def check(self, kind: str, execution: Execution) -> None:
         """Raise `UnsupportedPolicy` naming a technique and the policy if the execution has no such seam."""
-        if isinstance(execution, self.fits):
-            return
-        lack = (
-            "decodes action tokens, but policy {!r} writes none"
-            if self == Seam.DECODE
-            else "works on denoising steps, but policy {!r} writes tokens"
-        )
-        raise UnsupportedPolicy(f"{kind} {lack.format(execution.policy.spec.type)}; leave it out of the plan")
+        if not isinstance(execution, self.fits):
+            need = Need.TOKENS if self == Seam.DECODE else Need.DENOISER
+            raise need.refusal(execution.policy, kind)
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,11 @@ class Need(Enum):
     def require(self, policy: Any, kind: str) -> None:
         """Raise `UnsupportedPolicy` naming the technique unless a staged policy has it."""
         if not self.is_met(policy):
-            raise UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
+            raise self.refusal(policy, kind)
+
+    def refusal(self, policy: Any, kind: str) -> UnsupportedPolicy:
+        """The error that names a technique and a staged policy that lacks it."""
+        return UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
 
 
 _HAS: dict[Need, Callable[[Any], bool]] = {

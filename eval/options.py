@@ -41,7 +41,7 @@ class EnvOptions:
 
     @property
     def rate_hz(self) -> float:
-        """The control rate [Hz], once `plans.load` has settled it."""
+        """The control rate [Hz], once `subject.load` has settled it."""
         if self.control_hz is None:
             raise BadSetting("no control rate was given or found; give --env.control_hz")
         return self.control_hz

@@ -119,11 +119,13 @@ def load_policy(
         ) from error
     _check_finite(folder, policy)
     _check_statistics(folder, preprocess, postprocess)
-    mark = fingerprint(policy, stage(policy, action_kinds).spec.block_ids, (preprocess, postprocess))
+    staged = stage(policy, action_kinds)
+    mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
     if wanted is not None:
         cast_weights(policy, wanted)
         _check_range(folder, policy, dtype)
-    return LoadedPolicy(folder, policy, stage(policy, action_kinds), preprocess, postprocess, mark)
+        staged = stage(policy, action_kinds)  # what it made of the weights before is not theirs any more
+    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
 
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> StagedPolicy:

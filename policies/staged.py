@@ -69,7 +69,7 @@ class DenoisingPolicy(Protocol):
 
 
 class LanguageStage(Protocol):
-    """A language model taken apart into layers; see `policies.language`."""
+    """A language model taken apart into layers; see `policies.language.llama`."""
 
     model: Any
     """transformers' own object."""

@@ -155,7 +155,7 @@ class Jacobi(JacobiOptions, Decoding):
         run: Runner = compute,
         watch: Callable[[Tensor], None] = lambda tokens: None,
     ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`. `watch` is told the first guess and every pass."""
+        """Decode a chunk; see `language.decoding.Decoder`. `watch` is told the first guess and every pass."""
         n, batch = policy.n_tokens, len(prompt.logits)
         first_token = prompt.logits.argmax(-1, keepdim=True)
         guess = self._guess(policy, prompt, noise, draft)

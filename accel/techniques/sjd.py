@@ -60,7 +60,7 @@ class Sjd(SjdOptions, Decoding):
     def __call__(
         self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`."""
+        """Decode a chunk; see `policies.language.decoding.Decoder`."""
         n, batch = policy.n_tokens, len(prompt.logits)
         first_p = self._distribution(prompt.logits)
         token = draw(first_p[:, None], uniforms(noise, batch, 1, first_p))

@@ -171,7 +171,7 @@ class _Bound:
     def __call__(
         self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`."""
+        """Decode a chunk; see `policies.language.decoding.Decoder`."""
         return decode_by_tree(_Grams(self, policy.period), policy, prompt, noise, run)
 
 

@@ -161,7 +161,7 @@ class _Table:
     def __call__(
         self, policy: Any, prompt: Prefix, noise: Noise, draft: Tensor | None = None, run: Runner = compute
     ) -> Decoded:
-        """Decode a chunk; see `policies.decoding.Decoder`."""
+        """Decode a chunk; see `policies.language.decoding.Decoder`."""
         return decode_by_tree(self, policy, prompt, noise, run)
 
     def begin(self, prompt: Prefix, noise: Noise) -> Tensor:

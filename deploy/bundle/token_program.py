@@ -10,7 +10,7 @@ from vivace.policies.plain_data import Between, Longest
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """How tokens are found; but for the kind as `accel.jacobi.Jacobi`, whose fields these are."""
+    """How tokens are found; but for the kind as `accel.techniques.jacobi.Jacobi`, whose fields these are."""
 
     kind: Literal["greedy", "greedy_executed", "jacobi"] = "greedy"
     init: Literal["prompt", "previous", "marginal"] = "prompt"
@@ -33,7 +33,7 @@ class TokenProgram:
     """Tokens of the actions that will be executed."""
     n_bins: Annotated[int, Between(2, 2**16)]
     end: Annotated[int, Between(2, 2**31)]
-    """One more than the highest id of an action; see `policies.action_bins`."""
+    """One more than the highest id of an action; see `policies.language.action_bins`."""
     decoder: Decoder
 
     def tokenize(self, actions: np.ndarray) -> np.ndarray:

@@ -95,12 +95,11 @@ def export(
     for run in _denoising(runs).values():
         check_steps(run)
     with replacing(folder) as unfinished:
-        bundle = (
-            _copied(loaded, folder, unfinished, key) if into else _begun(loaded, unfinished, instructions)
-        )
-        if not into:
+        if into:
+            bundle = _copied(loaded, folder, unfinished, key)
+        else:
             known = _action_range(loaded, next(iter(runs.values())), data)
-            bundle = replace(bundle, spec=replace(bundle.spec, action_range=known))
+            bundle = _begun(loaded, unfinished, instructions, known)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -111,14 +110,16 @@ def export(
     return Bundle.load(folder)
 
 
-def _begun(loaded: LoadedPolicy, folder: Path, instructions: Sequence[str]) -> Bundle:
+def _begun(
+    loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], action_range: ActionRange | None
+) -> Bundle:
     """A bundle without plans yet."""
     observations, prompts = dict(processors.observations(loaded)), processors.prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=loaded.staged.spec,
+        spec=replace(loaded.staged.spec, action_range=action_range),
         graphs=(),
         plans={},
         observations=observations,

@@ -1,4 +1,4 @@
-"""Decode a chunk of action tokens with numpy, one row at a time: greedily, or as `accel.jacobi` does."""
+"""Decode a chunk of action tokens with numpy, one row at a time: greedily, or as `techniques.jacobi` does."""
 
 import math
 from collections.abc import Callable

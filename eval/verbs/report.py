@@ -1,6 +1,5 @@
 """`vivace report`: the pages and tables of a results.json."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from vivace.eval.output import read_json
 from vivace.eval.report.results import write_pages
 from vivace.eval.report.tables import markdown
 from vivace.policies.errors import BadSetting
+from vivace.policies.files import replacing
 
 
 @dataclass(kw_only=True)
@@ -78,7 +78,6 @@ def _fill(path: Path) -> dict[str, Any]:
     changed = _MARKED.sub(fresh, text)
     if not filled and not missing:
         raise BadSetting(f"{path} has no line <!-- table: NAME results=PATH --> with an <!-- end -->")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(changed, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write_text(changed, encoding="utf-8")
     return {"into": str(path), "filled": filled, "missing": missing}
