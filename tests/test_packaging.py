@@ -1,5 +1,7 @@
 """What is installed is what is here."""
 
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -8,15 +10,20 @@ SOURCE = Path(__file__).parents[1]
 FOLDERS = ("policies", "accel", "envs", "eval", "deploy")
 
 
-def test_every_room_is_packaged():
-    settings = tomllib.loads((SOURCE / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {
-        "vivace." + ".".join(init.parent.relative_to(SOURCE).parts)
+def test_every_folder_of_modules_is_packaged(tmp_path):
+    """The list is found when it is built, so a folder can only be missed for want of an `__init__.py`."""
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", f"--egg-base={tmp_path}"]
+    subprocess.run(command, cwd=SOURCE, check=True, capture_output=True)
+    (listed,) = tmp_path.glob("*.egg-info/SOURCES.txt")
+    packed = {Path(line) for line in listed.read_text().splitlines()}
+    modules = {
+        file.relative_to(SOURCE)
         for folder in FOLDERS
-        for init in (SOURCE / folder).rglob("__init__.py")
-        if "zoo" not in init.parts
+        for file in (SOURCE / folder).rglob("*.py")
+        if "zoo" not in file.parts
     }
-    assert set(settings["packages"]) == found
+    assert modules <= packed
+    settings = tomllib.loads((SOURCE / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["package-data"]) == {f"vivace.{folder}" for folder in FOLDERS}
     assert all((SOURCE / folder / "py.typed").is_file() for folder in FOLDERS)
 
