@@ -90,7 +90,14 @@ def measured(plan: AccelerationPlan, dtype: str = "") -> str:
 
 def _measured(plan: AccelerationPlan) -> str:
     found = plan.measurements
-    if "judged_observations" in found:
+    if "judged_from" in found:
+        low, high = found["action_error_spread"]
+        return (
+            f"action error {found['action_error']:.4f} ({low:.4f} … {high:.4f}): mean and 10th to 90th "
+            f"percentile over observations: {found['judged_from']}; calibrated on others: "
+            f"{found['observations_from']}"
+        )
+    if "judged_observations" in found:  # of an earlier version, which had no observations but simulated ones
         low, high = found["action_error_spread"]
         return (
             f"action error {found['action_error']:.4f} ({low:.4f} … {high:.4f}): mean and 10th to 90th "

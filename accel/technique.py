@@ -61,6 +61,8 @@ class CalibrationData:
     largest_step: np.ndarray | None = None
     """Largest change of the executed action between two ticks of the episodes they are of (A,), in the
     robot's units; None where that was not looked at."""
+    source: str = ""
+    """Where they are from, in words, such as "8 frames of 3 episodes of lerobot/pusht"."""
 
     @property
     def seeds(self) -> frozenset[int]:

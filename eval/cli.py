@@ -168,7 +168,7 @@ def _load(place: str) -> Any:
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"no package {error.name!r} in {sys.executable}; vivace run needs pip install 'vivace[run]', the "
-            "other verbs 'vivace[all]' and Python 3.12 or newer"
+            "others Python 3.12 or newer and 'vivace[torch,measure,export]', with Meta-World 'vivace[all]'"
         ) from error
     return getattr(found, name) if name else found
 

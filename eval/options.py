@@ -29,8 +29,10 @@ class PolicyOptions:
 class EnvOptions:
     """Which environment."""
 
-    type: str = "metaworld"
-    task: str = "reach-moving"
+    type: str = ""
+    """Type of world; metaworld when only a task is given. Without either: the world in which the plan beside
+    the checkpoint was calibrated."""
+    task: str = ""
     control_hz: float | None = None
     """Control rate [Hz]; the world moves on by one period a tick, always. When not given the rate that the
     policy was trained at, if its checkpoint says it, else the task's own."""
@@ -47,9 +49,48 @@ class EnvOptions:
         return self.control_hz
 
     @property
+    def is_named(self) -> bool:
+        """Whether a world is known, by the user or by what `subject.load` found."""
+        return bool(self.type or self.task)
+
+    @property
+    def named(self) -> str:
+        """Type and tasks, as plans remember them."""
+        return f"{self.type}/{self.task}"
+
+    @property
     def tasks(self) -> list[str]:
         """The tasks named, separated by commas; calibrate and bench take several."""
         return [name.strip() for name in self.task.split(",")]
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Recorded observations, in the place of a world's; how many is said by --accel.samples and its like."""
+
+    repo: str = ""
+    """LeRobotDataset: its folder, or its name on the Hub."""
+    file: str = ""
+    """File that numpy.savez wrote: lerobot's keys -> one row an observation, "task", "episode", "action"."""
+    episodes: list[int] = field(default_factory=list)
+    """Numbers of the episodes that may be taken; all when empty. Half of them are there to fit plans to, the
+    others to judge them on."""
+    seed: int = 0
+    """Decides which half an episode is in, and which moments are taken."""
+
+    def __post_init__(self) -> None:
+        """One source at a time."""
+        if self.repo and self.file:
+            raise BadSetting("data.repo and data.file are both given; observations are of one of them")
+        if self.seed < 0:
+            raise BadSetting(f"data.seed={self.seed}; 0 or more is needed")
+        if not self.is_named and (self.episodes or self.seed):
+            raise BadSetting("data.episodes and data.seed choose from data.repo or data.file; give one")
+
+    @property
+    def is_named(self) -> bool:
+        """Whether observations are recorded ones."""
+        return bool(self.repo or self.file)
 
 
 @dataclass(kw_only=True)
@@ -86,6 +127,7 @@ class CommonOptions:
 
     policy: PolicyOptions = field(default_factory=PolicyOptions)
     env: EnvOptions = field(default_factory=EnvOptions)
+    data: DataOptions = field(default_factory=DataOptions)
     accel: AccelOptions = field(default_factory=AccelOptions)
     loop: LoopSettings = field(default_factory=LoopSettings)
     seed: int = 100_000

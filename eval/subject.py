@@ -1,77 +1,170 @@
-"""What a command is about: its policy, its plan, its session and its environment."""
+"""What a command is about: its policy, its plan, its session, and its world or recording."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vivace.accel.plan import AccelerationPlan
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
+from vivace.eval.recordings.source import open_recording
 from vivace.eval.simulation.env_robot import camera_options
 from vivace.eval.terminal import console
-from vivace.policies.action_kinds import read_kinds
-from vivace.policies.errors import BadSetting
+from vivace.policies.action_kinds import kinds_of_names, read_kinds
+from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Execution, executing
-from vivace.policies.load import LoadedPolicy, load_policy
+from vivace.policies.load import LoadedPolicy, load_policy, resolve
 from vivace.policies.placement import dtype_name
+from vivace.policies.plain_data import read_json
 from vivace.policies.session import Session
-from vivace.policies.spec import PolicySpec
+from vivace.policies.spec import ActionKind, PolicySpec
+
+INSTRUCTION = "pick up the object"
+"""What a policy is told that reads an instruction, where nobody says one."""
 
 
 def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPolicy:
-    """Load the policy a command names, its actions understood as the environment's; settle the rate.
+    """Load the policy a command names, its actions understood as its data or world has them; settle the rate.
 
     Args:
-        command: names policy and environment.
+        command: names policy, and recording or world; the world is settled (`settle_world`).
         action_kinds: how its actions are to be understood instead, by name.
     """
-    kinds = [describe(command.env.type, task).action_kinds for task in command.env.tasks][0]
+    settle_world(command)
+    known = told(command)
+    kinds = known[0].action_kinds
     if action_kinds:
         kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
     policy = command.policy
     loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
-    command.env.control_hz = control_hz(command, loaded.staged.spec)
-    return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
+    rates = {one.control_hz for one in known}
+    command.env.control_hz = control_hz(command, loaded.staged.spec, rates)
+    recording = open_recording(command.data)
+    recorded_hz = None if recording is None else recording.control_hz
+    return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 
-def control_hz(command: CommonOptions, spec: PolicySpec) -> float:
-    """Return the rate a command asks for [Hz], else the policy's, else the tasks' own.
+def settle_world(command: CommonOptions) -> None:
+    """Say in a command which world it means, where that is known: a task alone is one of Meta-World's.
+
+    Where none is named, it is the world in which the plan beside the checkpoint was calibrated, if it is
+    needed: to judge in, or for want of recorded data. A checkpoint of whose world nothing is known has none.
+    """
+    env = command.env
+    if not env.is_named and (command.RUNS_LOOP or not command.data.is_named):
+        env.type, env.task = calibrated_in(command.policy.path)
+        if env.is_named:
+            console.print(f"world: {env.named}, where its plan was calibrated", highlight=False)
+    if env.task:
+        env.type = env.type or "metaworld"
+
+
+def calibrated_in(path: str) -> tuple[str, str]:
+    """Type and tasks of the world in which the plan beside a checkpoint was calibrated; empty if unknown."""
+    try:
+        found = read_json(resolve(path) / FILE_NAME)["measurements"]["env"]
+        kind, _, task = found.partition("/")
+    except (VivaceError, OSError, KeyError, TypeError, AttributeError):
+        return "", ""  # whoever needs the plan says what is wrong with it
+    return kind, task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a recording, or a task of a world, says of those who act in it."""
+
+    control_hz: float | None = None
+    """Control rate [Hz]; None: it does not say."""
+    action_kinds: tuple[ActionKind, ...] = ()
+    """What each number of an action means; empty: it does not say it of all."""
+    instruction: str = INSTRUCTION
+    """What a policy is told that reads one."""
+
+
+def told(command: CommonOptions) -> list[Told]:
+    """Return what each task of a command's world says, else each text of its recording, else nobody."""
+    if command.env.is_named:
+        tasks = [describe(command.env.type, task) for task in command.env.tasks]
+        return [
+            Told(control_hz=task.control_hz, action_kinds=task.action_kinds, instruction=task.instruction)
+            for task in tasks
+        ]
+    recording = open_recording(command.data)
+    if recording is None:
+        return [Told()]
+    kinds = kinds_of_names(recording.action_names)
+    known = () if ActionKind.UNKNOWN in kinds else kinds
+    texts = recording.instructions or (INSTRUCTION,)
+    return [Told(control_hz=recording.control_hz, action_kinds=known, instruction=text) for text in texts]
+
+
+def instructions(command: CommonOptions) -> list[str]:
+    """Texts that a policy is told by what a command names, each once."""
+    asked = command.env.instruction
+    return [asked] if asked else list(dict.fromkeys(one.instruction for one in told(command)))
+
+
+def control_hz(command: CommonOptions, spec: PolicySpec, rates: Collection[float | None]) -> float | None:
+    """Return the rate a command asks for [Hz], else the policy's, else that of its recording or tasks.
+
+    Args:
+        command: the command.
+        spec: of its policy.
+        rates: of recording or tasks.
+
+    Returns:
+        The rate; None if nobody says it.
 
     Raises:
         BadSetting: nobody asked, the policy does not say, and the tasks differ.
     """
-    if command.env.control_hz is not None:
-        if spec.control_hz not in (None, command.env.control_hz):
+    asked, trained = command.env.control_hz, spec.control_hz
+    if asked is not None:
+        if trained not in (None, asked):
             console.print(
-                f"the policy was trained at {spec.control_hz:g} Hz and runs at {command.env.control_hz:g} Hz",
-                style="yellow",
+                f"the policy was trained at {trained:g} Hz and runs at {asked:g} Hz", style="yellow"
             )
-        return command.env.control_hz
-    if spec.control_hz is not None:
-        return spec.control_hz
-    rates = {describe(command.env.type, task).control_hz for task in command.env.tasks}
+        return asked
+    if trained is not None:
+        return trained
     if len(rates) > 1:
         raise BadSetting(
-            f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(rates))} Hz, and the "
-            "policy does not say at which it was trained; give --env.control_hz"
+            f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(filter(None, rates)))} "
+            "Hz, and the policy does not say at which it was trained; give --env.control_hz"
         )
-    return rates.pop()
+    return next(iter(rates))
 
 
 def session(
     command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None, task: str = ""
 ) -> Session:
     """Run a policy under an execution, told what to do in a task, the command's first when not given."""
-    text = command.env.instruction or instruction(command.env.type, task or command.env.tasks[0])
+    text = command.env.instruction
+    if not text:
+        text = instruction(command.env.type, task) if task else told(command)[0].instruction
     return Session(loaded, execution, text, command.loop.chunking)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
-    """Return what makes a task's environment, with the cameras that a policy looks through."""
+    """Return what makes a task's environment, with the cameras that a policy looks through.
+
+    Raises:
+        BadSetting: no world is named.
+    """
+    check_world(command)
     options = {"control_hz": command.env.control_hz, **camera_options(spec)}
     return partial(make, command.env.type, task or command.env.tasks[0], **options)
+
+
+def check_world(command: CommonOptions) -> None:
+    """Raise `BadSetting` unless a command names a world, or `settle_world` has found one."""
+    if not command.env.is_named:
+        raise BadSetting(
+            "success is judged in a world, and none is named: give --env.type and --env.task, such as "
+            "--env.task=push-v3 of Meta-World"
+        )
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:

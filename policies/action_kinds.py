@@ -59,8 +59,14 @@ def kinds_of_config(config: Any, given: tuple[ActionKind, ...], size: int) -> tu
     """Return what a checkpoint's actions mean: as its config says or as given; unknown if neither says it.
 
     Raises:
-        BadSetting: the two contradict each other.
+        BadSetting: the two contradict each other, or there are not as many as numbers of an action.
     """
+    if len(given) not in (0, 1, size):
+        raise BadSetting(
+            f"an action of the policy has {size} numbers, and the meaning of {len(given)} is said; data, "
+            "world and --export.action_kinds must be of the robot it was trained for"
+        )
+    given = given * size if len(given) == 1 else given
     own = read_kinds(getattr(config, "action_kinds", None) or (), size, "config.json's action_kinds")
     if ActionKind.UNKNOWN in own:
         return given or own

@@ -117,12 +117,24 @@ def as_trained(policy: StagedPolicy) -> Execution:
     return Decoding(policy) if writes_tokens(policy) else Denoising(policy, policy.sampler)
 
 
-def executing[Policy: StagedPolicy](policy: Policy, n_action_steps: int | None) -> Policy:
-    """Return a twin of a staged policy that executes so many actions of a chunk; itself when None."""
-    if n_action_steps is None:
+def executing[Policy: StagedPolicy](
+    policy: Policy, n_action_steps: int | None, control_hz: float | None = None
+) -> Policy:
+    """Return a twin of a staged policy that executes chunks otherwise; itself when nothing is said.
+
+    Args:
+        policy: the policy.
+        n_action_steps: actions executed of a chunk; its own number when None.
+        control_hz: rate of the demonstrations it was trained on [Hz], where its checkpoint does not say it.
+    """
+    said: dict[str, Any] = {"n_action_steps": n_action_steps}
+    if policy.spec.control_hz is None:
+        said["control_hz"] = control_hz
+    changes = {name: value for name, value in said.items() if value is not None}
+    if not changes:
         return policy
     twin = copy.copy(policy)
-    twin.spec = replace(policy.spec, n_action_steps=n_action_steps)
+    twin.spec = replace(policy.spec, **changes)
     return twin
 
 

@@ -12,8 +12,8 @@ from vivace.deploy.robots.registry import make_robot
 from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.policies.spec import ActionKind
 
-SIMULATIONS = ("metaworld",)
-"""Robots that may stay in the loop's process: they stand still when nobody steps them."""
+SIMULATIONS = ("metaworld", "dataset")
+"""Robots that may stay in the loop's process: they stand still when nobody steps them, or are past."""
 
 
 def open_robot(

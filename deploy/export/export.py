@@ -165,7 +165,7 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
     stats = [stats for step in pipeline.steps if (stats := getattr(step, "_tensor_stats", {}).get("action"))]
     if not stats:
         return None
-    steps, source = data.largest_step, f"executed in the episodes {sorted(data.seeds)}"
+    steps, source = data.largest_step, f"in {data.source or f'the episodes {sorted(data.seeds)}'}"
     if steps is None:
         chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])

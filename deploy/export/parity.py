@@ -59,6 +59,7 @@ def prove(
         "techniques": [technique.kind for technique in plan.techniques],
         "torch": torch.__version__,
         "observations": len(errors),
+        "observations_from": data.source,
         "seeds": sorted(data.seeds),
         "precision": precision,
         "chunk_error": max(error.largest for error in errors),

@@ -107,6 +107,13 @@ class Films(Protocol):
         """Return (number of the action that follows, frame (H, W, 3) uint8) of the last seconds."""
 
 
+class Measures(Protocol):
+    """It measures something of what it is told."""
+
+    measured: dict[str, Any]
+    """What, as plain data."""
+
+
 class Guarded(Protocol):
     """It has a dead man's switch."""
 

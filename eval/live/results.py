@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vivace.deploy.loop.robot import Films, Guarded, able
+from vivace.deploy.loop.robot import Films, Guarded, Measures, able
 from vivace.deploy.loop.watchdog import State
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import commit, cores, processor, versions
@@ -70,6 +70,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             name: getattr(recorder.statistics, name).buckets() for name in ("latency", "jitter", "work")
         },
         "robot": {"type": command.robot.type, "task": command.robot.task},
+        **_measured(parts),
         **_troubles(parts),
         "events": list(recorder.events),
         "log": {
@@ -81,6 +82,12 @@ def results(parts: "Parts") -> dict[str, Any]:
         "episodes": parts.episodes,
         "video": None,
     }
+
+
+def _measured(parts: "Parts") -> dict[str, Any]:
+    """What the robot measured of its actions, if it does."""
+    robot = able(parts.robot, Measures)
+    return {} if robot is None else {"measured": robot.measured}
 
 
 def _troubles(parts: "Parts") -> dict[str, Any]:
@@ -189,6 +196,7 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "successes": sum(episode["success"] for episode in found["episodes"]),
         "episodes": len(found["episodes"]),
         "was_interrupted": found["was_interrupted"],
+        **{name: found[name] for name in ("measured",) if name in found},
     }
 
 

@@ -17,12 +17,13 @@ class RobotOptions:
     """Which robot."""
 
     type: str = "metaworld"
-    """metaworld, lerobot, one that an installed package offers (entry point group vivace.robots), or
-    package.module:function."""
+    """metaworld, dataset (plays recorded episodes back), lerobot, one that an installed package offers (entry
+    point group vivace.robots), or package.module:function."""
     task: str = ""
     """Of a simulation, e.g. reach-v3."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the robot, e.g. '{robot: so101_follower, port: /dev/ttyACM0}' for lerobot."""
+    """Of the robot, e.g. '{robot: so101_follower, port: /dev/ttyACM0}' for lerobot, '{repo: DATASET}' or
+    '{file: obs.npz}', with episodes: [3] where not all are meant, for dataset."""
     action_kinds: list[str] = field(default_factory=list)
     """What each dimension of its actions means, or all of them: absolute, delta, velocity. Robot and bundle
     say it where they can."""

@@ -13,7 +13,7 @@ from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.measure.statistics import paired_difference, wilson_interval
 from vivace.eval.measure.trials import stored_rollout
 from vivace.eval.simulation.rollout import RolloutSettings
-from vivace.eval.subject import env_maker, session
+from vivace.eval.subject import check_world, env_maker, session
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
@@ -119,6 +119,8 @@ def check_judging(command: "BenchCommand", names: Collection[str], fitted: Colle
             that is not judged, or episodes are among those that plans are fitted to.
     """
     options = command.bench
+    if options.n_episodes:
+        check_world(command)
     if options.confirm is not None and options.confirm < 0:
         raise BadSetting(f"bench.confirm={options.confirm}; 0 (off) or more is needed")
     if options.choose and options.choose not in names:

@@ -1,7 +1,14 @@
-"""Observations of all of a command's tasks, to fit plans to or to judge them on."""
+"""The observations a command names, to fit plans to or to judge them on: recorded, of a world, or made up.
+
+--data.repo, --data.file   moments of recorded episodes
+--env.type, --env.task     what the policy meets in a frozen world; also where the plan beside the
+                           checkpoint was calibrated in one
+nothing                    made up from the policy's shapes, and every output says so
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +16,11 @@ import torch
 
 from vivace.accel.technique import CalibrationData
 from vivace.eval.observations.gather import CALIBRATION_SEED, JUDGEMENT_SEED, calibration_data
+from vivace.eval.observations.recorded import recorded_data
+from vivace.eval.observations.shapes import made_up
 from vivace.eval.options import CommonOptions
+from vivace.eval.recordings.recording import Recording, halves
+from vivace.eval.recordings.source import open_recording
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
@@ -24,19 +35,20 @@ def observe(
     seed: int = CALIBRATION_SEED,
     samples: int | None = None,
 ) -> CalibrationData:
-    """Observations of all the command's tasks, the world frozen, actions by an execution.
+    """Return observations as a command wants them; its `CalibrationData.source` says where they are from.
 
     Args:
-        command: names tasks, and how many episodes and observations plans are fitted to and judged on.
+        command: names where they are from, and how many episodes and observations plans are fitted to and
+            judged on.
         loaded: the policy.
-        execution: how it acts meanwhile; as trained when not given.
+        execution: how it acts meanwhile in a world; as trained when not given.
         seed: of the first episode: `CALIBRATION_SEED` to fit on, `JUDGEMENT_SEED` to judge on.
         samples: how many, of one episode each at least, where the command's number is not meant.
 
     Returns:
         The observations in an order in which any first few are from all over tasks and episodes.
     """
-    accel, tasks = command.accel, command.env.tasks
+    accel = command.accel
     wanted = (accel.episodes, accel.samples)
     if seed == JUDGEMENT_SEED:
         wanted = (accel.judged_episodes, accel.judged_samples)
@@ -45,7 +57,48 @@ def observe(
     for name, n in zip(("episodes", "observations"), wanted, strict=True):
         if n < 1:
             raise BadSetting(f"{n} {name} were asked for to look at; 1 or more are needed")
-    episodes, samples = (math.ceil(n / len(tasks)) for n in wanted)
+    recording = open_recording(command.data)
+    if recording is not None:
+        return _recorded(command, loaded, execution, recording, seed, *wanted)
+    if command.env.is_named:
+        return _seen(command, loaded, execution, seed, *wanted)
+    return made_up(session(command, loaded, execution), wanted[1], seed)
+
+
+def _recorded(
+    command: CommonOptions,
+    loaded: LoadedPolicy,
+    execution: Execution | None,
+    recording: Recording,
+    seed: int,
+    episodes: int,
+    samples: int,
+) -> CalibrationData:
+    """Moments of recorded episodes, of one half to fit on and of the other to judge on."""
+    data = command.data
+    half = halves(recording, data.episodes, data.seed)[seed == JUDGEMENT_SEED]
+    with console.status(f"reading observations of {recording.name}"):
+        return recorded_data(
+            session(command, loaded, execution),
+            recording,
+            half[:episodes],
+            samples,
+            seed + data.seed,
+            command.env.instruction,
+        )
+
+
+def _seen(
+    command: CommonOptions,
+    loaded: LoadedPolicy,
+    execution: Execution | None,
+    seed: int,
+    episodes: int,
+    samples: int,
+) -> CalibrationData:
+    """What the policy meets in all the command's tasks, the world frozen."""
+    tasks = command.env.tasks
+    episodes, samples = (math.ceil(n / len(tasks)) for n in (episodes, samples))
     parts = []
     with console.status(f"collecting observations from seed {seed} on (frozen world)"):
         for i, task in enumerate(tasks):
@@ -59,7 +112,9 @@ def observe(
                     command.env.max_steps,
                 )
             )
-    return _shuffled(parts, seed)
+    joined = _shuffled(parts, seed)
+    n, of = len(joined.noise_keys), len(joined.seeds)
+    return replace(joined, source=f"{n} of {of} episodes of {command.env.named}, seeds from {seed} on")
 
 
 def _shuffled(parts: Sequence[CalibrationData], seed: int) -> CalibrationData:

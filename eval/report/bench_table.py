@@ -7,12 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 
-def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> Table:
+def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source: str = "") -> Table:
     """Return the table; beneath it what was chosen and run again, and the rows that are not there.
 
     Args:
         rows: as `bench.pareto_row` gives them.
         left_out: name of a row that does not fit the policy -> the reason.
+        source: where the observations are from that rows are compared on, in words.
     """
     out = Table(
         title="chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error "
@@ -30,7 +31,8 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str]) -> Tab
         cells += _token_cells(row) if writes else []
         cells += _judged_cells(row) if judged else []
         out.add_row(*cells)
-    lines = confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+    lines = [f"observations: {source}"] if source else []
+    lines += confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
     out.caption = Text("\n".join(lines)) if lines else None  # reasons may hold brackets, which are no markup
     out.caption_justify = "left"
     return out

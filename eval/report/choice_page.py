@@ -11,9 +11,11 @@ def judged_on(results: Mapping[str, Any]) -> str:
     """On how many observations plans are compared; nothing of results that do not say."""
     if "observations" not in results:
         return ""
+    judged = results["observations"]["judged"]
+    source = f": {judged['from']}" if judged.get("from") else ""  # older results do not say
     return (
-        f" (mean, and 10th to 90th percentile, over {results['observations']['judged']['n']} observations of "
-        "episodes that no plan was fitted to)"
+        f" (mean, and 10th to 90th percentile, over {judged['n']} observations of episodes that no plan was "
+        f"fitted to{source})"
     )
 
 

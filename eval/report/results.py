@@ -38,13 +38,20 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "n_action_steps": command.loop.n_action_steps or spec.n_action_steps,
             "weights": loaded.fingerprint.weights,
         },
-        "environment": {
-            "type": command.env.type,
-            "task": command.env.task,
-            "control_hz": command.env.rate_hz,
-            "physics_hz": describe(command.env.type, command.env.tasks[0]).physics_hz,
-            "trained_hz": spec.control_hz,
-        },
+        "environment": _environment(command, spec.control_hz),
+    }
+
+
+def _environment(command: CommonOptions, trained_hz: float | None) -> dict[str, Any]:
+    """The world, as far as there is one."""
+    env = command.env
+    physics_hz = describe(env.type, env.tasks[0]).physics_hz if env.is_named else None
+    return {
+        "type": env.type,
+        "task": env.task,
+        "control_hz": env.control_hz,
+        "physics_hz": physics_hz,
+        "trained_hz": trained_hz,
     }
 
 

@@ -45,6 +45,8 @@ def run_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         )
     )
     parts.append(section("What was executed", _sources_text(results), _sources_table(run)))
+    if "measured" in results:
+        parts.append(_measured_section(results["measured"]))
     parts.append(section("What happened", _events_text(results), _events_table(results)))
     if results["realtime"]:
         rows = [
@@ -113,6 +115,21 @@ def _sources_table(run: Mapping[str, Any]) -> str:
     ticks = max(1, run["ticks"])
     found = {**run["sources"], **{f"watchdog: {name}": count for name, count in run["states"].items()}}
     return table(("", "ticks", "share"), [(name, f"{n}", f"{n / ticks:.1%}") for name, n in found.items()])
+
+
+def _measured_section(measured: Mapping[str, Any]) -> str:
+    """What was commanded beside what was recorded, of a robot that plays episodes back."""
+    episodes = ", ".join(map(str, measured["episodes"]))
+    text = (
+        f"Episodes {episodes} of {html.escape(measured['recording'])} were played back, whatever was commanded; "
+        f"{measured['actions']} commands beside the recorded actions, in the robot's units."
+    )
+    rows = [
+        (name, *(f"{found[key]:.4g}" for key in ("mean", "largest", "spread")))
+        for name, found in measured["difference"].items()
+    ]
+    head = ("", "mean difference", "largest", "standard deviation of what was recorded")
+    return section("Commanded and recorded", text, table(head, rows) if rows else "")
 
 
 def _events_text(results: Mapping[str, Any]) -> str:

@@ -66,7 +66,14 @@ def stamp(found: Sequence[Results]) -> str:
     """Where, when, with which code and by which commands; what older results lack is left out."""
     places = dict.fromkeys(_place(results) for results in found)
     commands = dict.fromkeys(f"`{results['command']}`" for results in found)
-    return f"Measured on {'; '.join(places)}: {'; '.join(commands)}."
+    sources = dict.fromkeys(source for results in found if (source := _source(results)))
+    told = f" Observations: {'; '.join(sources)}." if sources else ""
+    return f"Measured on {'; '.join(places)}: {'; '.join(commands)}.{told}"
+
+
+def _source(results: Results) -> str:
+    """Where the observations are from that plans were compared on, as far as results say it."""
+    return str(results.get("observations", {}).get("judged", {}).get("from", ""))
 
 
 def _place(results: Results) -> str:

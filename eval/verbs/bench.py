@@ -132,7 +132,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
             rule: policy_curve(built.executions["plain"], data, rule) for rule in ("importance", "uniform")
         }
     write_results(folder, results)
-    Console().print(table(rows, built.left_out))
+    Console().print(table(rows, built.left_out, data.source))
     Console().print(stage_table(rows))
     if exported:
         Console().print(bundle_table(rows))
@@ -143,8 +143,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
 
 
 def counts(data: CalibrationData) -> dict[str, Any]:
-    """How many observations there are, and the seeds of the episodes they are of."""
-    return {"n": len(data.noise_keys), "seeds": sorted(data.seeds)}
+    """How many observations there are, where they are from, and the seeds or marks of their episodes."""
+    return {"n": len(data.noise_keys), "from": data.source, "seeds": sorted(data.seeds)}
 
 
 @dataclass(frozen=True)
@@ -329,6 +329,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Va
         "calibration": [command.accel.episodes, command.accel.samples],
         "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
         "env": vars(command.env),
+        "data": vars(command.data),
         "seed": command.seed,
         "n_action_steps": command.loop.n_action_steps,
     }

@@ -11,7 +11,7 @@ from vivace.accel.plan import FILE_NAME
 from vivace.eval.machine import machine
 from vivace.eval.measure.action_error import action_errors, sample_all
 from vivace.eval.measure.statistics import spread_of
-from vivace.eval.observations.gather import CALIBRATION_SEED, JUDGEMENT_SEED
+from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
@@ -48,11 +48,11 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         **machine(loaded.placement),
         **spread_of("action_error", errors),
         "flop_ratio": flops[1].total / flops[0].total,
+        "env": command.env.named if command.env.is_named else "",
         "observations": len(data.noise_keys),
-        "env": f"{command.env.type}/{command.env.task}",
-        "seed": CALIBRATION_SEED,
+        "observations_from": data.source,
         "judged_observations": len(judged.noise_keys),
-        "judged_seed": JUDGEMENT_SEED,
+        "judged_from": judged.source,
     }
     plan = replace(plan, measurements=measurements)
     target = loaded.path

@@ -23,13 +23,21 @@ class CollectOptions:
 
 
 @dataclass(kw_only=True)
+class DemonstratedEnv(EnvOptions):
+    """Which task. A class, for draccus keeps its defaults."""
+
+    type: str = "metaworld"
+    task: str = "reach-moving"
+
+
+@dataclass(kw_only=True)
 class CollectCommand:
     """Demonstrate a task with its scripted expert and store a LeRobotDataset.
 
     Example: vivace collect --env.task=push-v3 --collect.episodes=300 --output_dir=data/push-v3
     """
 
-    env: EnvOptions = field(default_factory=EnvOptions)
+    env: DemonstratedEnv = field(default_factory=DemonstratedEnv)
     collect: CollectOptions = field(default_factory=CollectOptions)
     output_dir: str
 

@@ -36,7 +36,7 @@ from vivace.eval.report.summary import comparisons, run_summary, table
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.latency_model import LatencyModel, MeasuredLatency, NoLatency
-from vivace.eval.subject import load, load_plan, session
+from vivace.eval.subject import check_world, load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
 from vivace.policies.errors import BadSetting, VivaceError
@@ -114,6 +114,9 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, RUNS, ("success",))
     _check(command)
     loaded = load(command)
+    check_world(command)
+    if len(command.env.tasks) > 1:
+        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
     plan = load_plan(command, loaded)
     accelerated = accelerate(loaded.staged, plan)
     asked = rollout_settings(command, NoLatency())  # refuses before it measures, as the next line
@@ -170,8 +173,6 @@ def _check(command: EvalCommand) -> None:
     unknown = sorted(set(command.eval.curve_modes) - set(Mode))
     if unknown:
         raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
-    if len(command.env.tasks) > 1:
-        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
 
 
 def _runs(
@@ -235,6 +236,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "processors": loaded.fingerprint.processors,
         "plan": plan.to_json()["techniques"],
         "env": vars(command.env),
+        "data": vars(command.data),
         "seed": command.seed,
         "latency": f"{command.latency}",
         "mode": command.loop.mode,

@@ -10,13 +10,17 @@ from rich.table import Table
 from vivace.accel.apply import accelerate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import instruction, task_names
+from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
+from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
+from vivace.policies.staged import Batch
 
 
 @dataclass(kw_only=True)
@@ -32,12 +36,13 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     if command.policy.type:
         return _published(command.policy.type)()
     loaded = load(command)
-    plan = load_plan(command, loaded)
+    plan = _plan(command, loaded)
     execution = accelerate(loaded.staged, plan)
-    zeros = session(command, loaded).blank()
-    baseline, accelerated = count_flops(as_trained(loaded.staged), zeros), count_flops(execution, zeros)
+    one, source = _counted_on(command, loaded)
+    baseline, accelerated = count_flops(as_trained(loaded.staged), one), count_flops(execution, one)
     Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
     dtype = dtype_name(loaded.placement.dtype)
+    Console().print(f"work counted on observations: {source}", highlight=False)
     Console().print(measured(plan, dtype), highlight=False)
     ratio = accelerated.total / baseline.total
     return {
@@ -45,7 +50,27 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
         "dtype": dtype,
         "techniques": [t.kind for t in plan.techniques],
         "flop_ratio": ratio,
+        "observations": source,
     }, True
+
+
+def _plan(command: ExplainCommand, loaded: LoadedPolicy) -> AccelerationPlan:
+    """The plan that is named or beside the checkpoint; without one, what the policy does as trained."""
+    if command.accel.path or (loaded.path / FILE_NAME).is_file():
+        return load_plan(command, loaded)
+    return AccelerationPlan(loaded.fingerprint)
+
+
+def _counted_on(command: ExplainCommand, loaded: LoadedPolicy) -> tuple[Batch, str]:
+    """One observation to count work on, and where it is from: a recorded one, or zeros of the right shapes.
+
+    No world is made for it: work depends on shapes and on the instruction.
+    """
+    if command.data.is_named:
+        data = observe(command, loaded, samples=1)
+        return data.one, data.source
+    told = f", told what to do in {command.env.named}" if command.env.is_named else ""
+    return session(command, loaded).blank(), f"from shapes (zeros{told})"
 
 
 def _explain_cost() -> tuple[dict[str, Any], bool]:

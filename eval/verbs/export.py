@@ -1,4 +1,4 @@
-"""`vivace export`: a bundle for the robot, parity proven on observations of the simulator."""
+"""`vivace export`: a bundle for the robot, parity proven on observations of a dataset, a world or shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,10 @@ from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.signature import private_key
 from vivace.deploy.export.export import export
-from vivace.envs.registry import instruction
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
-from vivace.eval.subject import load, load_plan
+from vivace.eval.subject import instructions, load, load_plan
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -38,13 +37,13 @@ class ExportOptions:
     samples: int = 8
     """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)
-    """Texts a policy that reads one will be told; those of the tasks named when empty."""
+    """Texts a policy that reads one will be told; those of the recording or the tasks named when empty."""
     sign_key: str = ""
     """PEM file of an ed25519 private key to sign the bundle with (openssl genpkey -algorithm ed25519); robots
     check it with --public_key."""
     action_kinds: list[str] = field(default_factory=list)
-    """What each dimension of the actions means, or all of them: absolute, delta, velocity; the environment's
-    when empty."""
+    """What each dimension of the actions means, or all of them: absolute, delta, velocity; when empty as the
+    checkpoint, the environment, or the names of a dataset's actions (.pos, .vel) say."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +51,7 @@ class ExportCommand(CommonOptions):
     """Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.
 
     Example: vivace export --policy.path=zoo/reach --env.task=reach-v3 --output_dir=outputs/bundles/reach
+    From recorded data: vivace export --policy.path=CHECKPOINT --data.repo=DATASET --output_dir=bundle
     Another plan of the same policy: vivace export --policy.path=zoo/reach --env.task=reach-v3
     --accel.path=outputs/plans/faster --export.into=outputs/bundles/reach
     """
@@ -70,7 +70,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
-    texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
+    texts = command.export.instructions or instructions(command)
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with console.status("exporting") as status:
         bundle = export(
@@ -85,7 +85,8 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
             sign_key=command.export.sign_key,
             provider=command.export.provider,
         )
-    return _summary(bundle, folder, list(plans)), True
+    console.print(f"parity proven on observations: {data.source}", highlight=False)
+    return _summary(bundle, folder, list(plans)) | {"observations": data.source}, True
 
 
 def _folder(command: ExportCommand) -> Path:

@@ -1,0 +1,1 @@
+"""Recorded episodes: a LeRobotDataset, or a file of observations."""
