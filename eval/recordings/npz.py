@@ -130,7 +130,10 @@ def _read(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise BadSetting(f"there is no file of observations at {path}; {_HOW}")
     try:
-        with np.load(path, allow_pickle=False) as opened:
+        opened = np.load(path, allow_pickle=False)
+        if isinstance(opened, np.ndarray):
+            raise ValueError("it is one array without a name")
+        with opened:
             arrays = {name: opened[name] for name in opened.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, BadZipFile, zlib.error) as error:
         raise BadSetting(

@@ -121,8 +121,8 @@ def _measured_section(measured: Mapping[str, Any]) -> str:
     """What was commanded beside what was recorded, of a robot that plays episodes back."""
     episodes = ", ".join(map(str, measured["episodes"]))
     text = (
-        f"Episodes {episodes} of {html.escape(measured['recording'])} were played back, whatever was commanded; "
-        f"{measured['actions']} commands beside the recorded actions, in the robot's units."
+        f"Episodes {episodes} of {html.escape(measured['recording'])} were played back, whatever was "
+        f"commanded; {measured['actions']} commands beside the recorded actions, in the robot's units."
     )
     rows = [
         (name, *(f"{found[key]:.4g}" for key in ("mean", "largest", "spread")))

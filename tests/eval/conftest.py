@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strangers_robot
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 
@@ -77,6 +78,18 @@ def vla_checkpoint(tmp_path_factory) -> Path:
              "--accel.judged_samples=2", "--env.max_steps=8"]  # fmt: skip
     assert main(asked) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory) -> Path:
+    """A LeRobotDataset of a robot that nobody here has; read only."""
+    return strangers_robot.record(tmp_path_factory.mktemp("recordings") / "cups")
+
+
+@pytest.fixture(scope="session")
+def strangers_policy(recordings, tmp_path_factory) -> Path:
+    """A checkpoint that fits those recordings; read only."""
+    return strangers_robot.train(recordings, tmp_path_factory.mktemp("stranger") / "policy")
 
 
 @pytest.fixture
