@@ -48,6 +48,11 @@ class EnvOptions:
             raise BadSetting("no control rate was given or found; give --env.control_hz")
         return self.control_hz
 
+    def __post_init__(self) -> None:
+        """A task alone is one of Meta-World's."""
+        if self.task and not self.type:
+            self.type = "metaworld"
+
     @property
     def is_named(self) -> bool:
         """Whether a world is known, by the user or by what `subject.load` found."""

@@ -1,6 +1,6 @@
 """What a command is about: its policy, its plan, its session, and its world or recording."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,32 +33,28 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         action_kinds: how its actions are to be understood instead, by name.
     """
     settle_world(command)
-    known = told(command)
-    kinds = known[0].action_kinds
+    kinds = told(command)[0].action_kinds
     if action_kinds:
         kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
     policy = command.policy
     loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
-    rates = {one.control_hz for one in known}
-    command.env.control_hz = control_hz(command, loaded.staged.spec, rates)
+    command.env.control_hz = control_hz(command, loaded.staged.spec)
     recording = open_recording(command.data)
     recorded_hz = None if recording is None else recording.control_hz
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 
 def settle_world(command: CommonOptions) -> None:
-    """Say in a command which world it means, where that is known: a task alone is one of Meta-World's.
+    """Where a command names no world, take the one in which the plan beside the checkpoint was calibrated.
 
-    Where none is named, it is the world in which the plan beside the checkpoint was calibrated, if it is
-    needed: to judge in, or for want of recorded data. A checkpoint of whose world nothing is known has none.
+    That is if one is needed: to judge in, or for want of recorded data. A checkpoint of whose world nothing
+    is known has none.
     """
     env = command.env
     if not env.is_named and (command.RUNS_LOOP or not command.data.is_named):
         env.type, env.task = calibrated_in(command.policy.path)
         if env.is_named:
             console.print(f"world: {env.named}, where its plan was calibrated", highlight=False)
-    if env.task:
-        env.type = env.type or "metaworld"
 
 
 def calibrated_in(path: str) -> tuple[str, str]:
@@ -106,16 +102,10 @@ def instructions(command: CommonOptions) -> list[str]:
     return [asked] if asked else list(dict.fromkeys(one.instruction for one in told(command)))
 
 
-def control_hz(command: CommonOptions, spec: PolicySpec, rates: Collection[float | None]) -> float | None:
+def control_hz(command: CommonOptions, spec: PolicySpec) -> float | None:
     """Return the rate a command asks for [Hz], else the policy's, else that of its recording or tasks.
 
-    Args:
-        command: the command.
-        spec: of its policy.
-        rates: of recording or tasks.
-
-    Returns:
-        The rate; None if nobody says it.
+    None if nobody says it.
 
     Raises:
         BadSetting: nobody asked, the policy does not say, and the tasks differ.
@@ -129,12 +119,13 @@ def control_hz(command: CommonOptions, spec: PolicySpec, rates: Collection[float
         return asked
     if trained is not None:
         return trained
+    rates = {one.control_hz for one in told(command)}
     if len(rates) > 1:
         raise BadSetting(
             f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(filter(None, rates)))} "
             "Hz, and the policy does not say at which it was trained; give --env.control_hz"
         )
-    return next(iter(rates))
+    return rates.pop()
 
 
 def session(

@@ -4,6 +4,8 @@ import pytest
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval import subject as plans
+from vivace.eval.options import DataOptions, EnvOptions, PolicyOptions
+from vivace.eval.verbs.eval import EvalCommand
 from vivace.eval.verbs.export import ExportCommand
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind
@@ -35,3 +37,46 @@ def test_a_plan_made_in_another_dtype_is_run_and_told(tiny_loaded, tmp_path, cap
         assert plans.load_plan(command, tiny_loaded) == plan
         told = "the plan was made in bfloat16, the policy runs in float32" in capsys.readouterr().err
         assert told == (made_in == "bfloat16")
+
+
+@pytest.mark.parametrize(("env", "data", "world"), [
+    ({}, {}, "metaworld/reach-moving"),
+    ({"task": "push-v3"}, {}, "metaworld/push-v3"),
+    ({"type": "metaworld", "task": "push-v3"}, {}, "metaworld/push-v3"),
+    ({}, {"repo": "somewhere"}, ""),
+])  # fmt: skip
+def test_a_world_is_the_one_named_or_the_one_its_plan_was_calibrated_in(env, data, world):
+    command = ExportCommand(env=EnvOptions(**env), data=DataOptions(**data))
+    plans.settle_world(command)
+    assert (command.env.named if command.env.is_named else "") == world
+
+
+def test_a_checkpoint_of_whose_world_nothing_is_known_is_not_run_in_ours(tmp_path, capsys, monkeypatch):
+    """It is seen through shapes; and judged nowhere until a world is named."""
+    for content in (None, "{", "[]", '{"measurements": {"env": ""}}', '{"measurements": {"env": 3}}'):
+        if content is not None:
+            (tmp_path / FILE_NAME).write_text(content)
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).touch()
+        command = EvalCommand(policy=PolicyOptions(path=str(tmp_path)))
+        plans.settle_world(command)
+        assert not command.env.is_named
+    assert plans.told(command) == [plans.Told()]
+    with pytest.raises(BadSetting, match="success is judged in a world, and none is named: give --env.type"):
+        plans.env_maker(command, None)
+
+
+def test_an_evaluation_needs_a_world_beside_its_data():
+    command = EvalCommand(data=DataOptions(repo="somewhere"))
+    plans.settle_world(command)
+    assert command.env.named == "metaworld/reach-moving"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"repo": "a", "file": "b"}, "data.repo and data.file are both given"),
+    ({"repo": "a", "seed": -1}, "data.seed=-1; 0 or more is needed"),
+    ({"episodes": [1]}, "data.episodes and data.seed choose from data.repo or data.file; give one"),
+])  # fmt: skip
+def test_data_options_that_do_not_go_together(options, message):
+    with pytest.raises(BadSetting, match=message):
+        DataOptions(**options)

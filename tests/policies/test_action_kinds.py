@@ -2,7 +2,7 @@
 
 import pytest
 
-from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
+from vivace.policies.action_kinds import kinds_of_config, kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.errors import BadBundle, BadSetting
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
@@ -76,3 +76,12 @@ def test_a_checkpoint_may_say_it_and_is_not_contradicted():
     with pytest.raises(BadSetting, match="config.json's action_kinds has 2 entries"):
         stage(tiny_dp_transformer(action_kinds=("delta", "delta")))
     assert fingerprint(says, ()) == fingerprint(silent, ()), "a plan is not asked what they mean"
+
+
+def test_one_kind_is_said_for_all_and_too_few_are_refused():
+    absolute = ActionKind.ABSOLUTE
+    assert kinds_of_config(None, (absolute,), 7) == (absolute,) * 7
+    with pytest.raises(
+        BadSetting, match="an action of the policy has 7 numbers, and the meaning of 6 is said"
+    ):
+        kinds_of_config(None, (absolute,) * 6, 7)
