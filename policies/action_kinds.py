@@ -59,8 +59,13 @@ def kinds_of_config(config: Any, given: tuple[ActionKind, ...], size: int) -> tu
     """Return what a checkpoint's actions mean: as its config says or as given; unknown if neither says it.
 
     Raises:
-        BadSetting: the two contradict each other.
+        BadSetting: the two contradict each other, or what is given has another number of dimensions.
     """
+    if given and len(given) != size:
+        raise BadSetting(
+            f"actions here have {len(given)} dimensions ({', '.join(given)}), the policy's have {size}; take "
+            "a policy that was trained here, or the environment it was trained in"
+        )
     own = read_kinds(getattr(config, "action_kinds", None) or (), size, "config.json's action_kinds")
     if ActionKind.UNKNOWN in own:
         return given or own

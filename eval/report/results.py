@@ -42,7 +42,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
             "type": command.env.type,
             "task": command.env.task,
             "control_hz": command.env.rate_hz,
-            "physics_hz": describe(command.env.type, command.env.tasks[0]).physics_hz,
+            "physics_hz": describe(command.env.type, command.env.tasks[0], **command.env.chosen()).physics_hz,
             "trained_hz": spec.control_hz,
         },
     }

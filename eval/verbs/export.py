@@ -70,7 +70,9 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
-    texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
+    texts = command.export.instructions or [
+        instruction(command.env.type, task, **command.env.chosen()) for task in command.env.tasks
+    ]
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with console.status("exporting") as status:
         bundle = export(

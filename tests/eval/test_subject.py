@@ -5,16 +5,17 @@ import pytest
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval import subject as plans
 from vivace.eval.verbs.export import ExportCommand
+from vivace.policies import load
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind
 
 
-def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, tiny_loaded):
+def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, checkpoint):
     asked = []
 
     def load_policy(path, device, kinds, dtype):
         asked.append(kinds)
-        return tiny_loaded
+        return load.load_policy(checkpoint, device, kinds, dtype)
 
     monkeypatch.setattr(plans, "load_policy", load_policy)
     plans.load(ExportCommand())
