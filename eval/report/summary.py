@@ -81,7 +81,7 @@ def table(results: dict[str, Any]) -> Table:
         f"{environment['mode']}, world moving"
     )
     out = Table(title=title)
-    has_score = [BEST_SCORE] if any(entry["score"] for entry in results["runs"]) else []
+    has_score = [BEST_SCORE] if any(entry.get("score") for entry in results["runs"]) else []
     for name in (
         "run",
         "chunk latency p50 / p99 [ms]",
@@ -100,7 +100,7 @@ def table(results: dict[str, Any]) -> Table:
             str(entry["latency"]["n"]),
             f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
             f"{low:.0%} … {high:.0%}",
-            *([score_text(entry["score"])] if has_score else []),
+            *([score_text(entry.get("score"))] if has_score else []),
             f"{entry['deadline_misses']} of {entry['chunks']} chunks",
         )
     for pair in results["comparisons"]:
