@@ -1,4 +1,4 @@
-"""Simulated benchmarks with lerobot's observation keys, their scripted experts and demonstrations."""
+"""Simulated worlds with lerobot's observation keys, scripted experts and demonstrations."""
 
 import importlib
 import os
@@ -11,14 +11,9 @@ if sys.platform == "linux":  # elsewhere mujoco refuses it
 _LAZY = {
     "metaworld.dynamic": ("MovingReach", "DisturbedPush"),
     "metaworld.world": ("MetaWorld",),
-    "metaworld.experts": ("NoiseSettings", "expert"),
-    "metaworld.demonstrations": (
-        "CollectSettings",
-        "Demonstrations",
-        "collect",
-        "load_demonstrations",
-        "record",
-    ),
+    "metaworld.experts": ("expert",),
+    "metaworld.demonstrations": ("collect",),
+    "demonstrations": ("CollectSettings", "Demonstrations", "NoiseSettings", "load_demonstrations", "record"),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 __all__ = ["make", "register_world", "task_names", *_HOME]

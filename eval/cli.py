@@ -83,9 +83,8 @@ def _parse(verb: str, arguments: list[str]) -> Any:
     draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
-        flags = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-        given = flags.union(_names(_settings_file(arguments)))
-        _check_renamed(getattr(config_class, "RENAMED", {}), given)
+        given = dict(_names(_settings_file(arguments))) | dict(_flags(arguments))
+        _check_renamed(getattr(config_class, "RENAMED", {}), given.keys())
         if complete := getattr(config_class, "complete", None):
             config_class = complete(given)
         with redirect_stderr(said):
@@ -114,13 +113,21 @@ def _check_renamed(renamed: Mapping[str, str], given: Collection[str]) -> None:
         raise BadSetting(f"{name} is called {renamed[name]} now; write --{renamed[name]}=…")
 
 
-def _names(settings: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Dotted names of what is set in a file of settings."""
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Dotted name and text of every flag."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        if argument.startswith("--"):
+            name, is_joined, value = argument[2:].partition("=")
+            yield name, value if is_joined else following
+
+
+def _names(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of what is set in a file of settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _names(value, f"{before}{name}.")
         else:
-            yield f"{before}{name}"
+            yield f"{before}{name}", value
 
 
 def _settings_file(arguments: list[str]) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def _load(place: str) -> Any:
     except ModuleNotFoundError as error:
         raise BadSetting(
             f"no package {error.name!r} in {sys.executable}; vivace run needs pip install 'vivace[run]', the "
-            "others Python 3.12 or newer and 'vivace[torch,measure,export]', with Meta-World 'vivace[all]'"
+            "others Python 3.12 or newer and 'vivace[torch,measure,export]', with simulators 'vivace[all]'"
         ) from error
     return getattr(found, name) if name else found
 

@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from vivace.policies.placement import Placement
 
 from vivace.deploy.system.realtime import allowed_cpus
+from vivace.envs.registry import PACKAGES as SIMULATORS
 
 _PACKAGES = (
     "vivace",
     "torch",
     "lerobot",
     "diffusers",
-    "gymnasium",
-    "metaworld",
-    "mujoco",
     "numpy",
     "onnxruntime",
 )
@@ -29,7 +27,7 @@ _PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results; missing ones are left out."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *SIMULATORS):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from vivace.deploy.loop.settings import LoopSettings
+from vivace.envs.registry import DEFAULT_TYPE, own_task, world_type
 from vivace.policies.errors import BadSetting
 
 _T = TypeVar("_T")
@@ -30,9 +31,12 @@ class EnvOptions:
     """Which environment."""
 
     type: str = ""
-    """Type of world; metaworld when only a task is given. Without either: the world in which the plan beside
-    the checkpoint was calibrated."""
+    """Ours; lerobot's, such as pusht, aloha, libero, whose options are flags too: --env.obs_type=…; gym with
+    --env.id=… and --env.keys=…; one that an installed package offers (entry point group vivace.envs). Ours
+    when only a task is given; without either the world in which the plan beside the checkpoint was
+    calibrated."""
     task: str = ""
+    """Of its tasks; the type's first one when not given."""
     control_hz: float | None = None
     """Control rate [Hz]; the world moves on by one period a tick, always. When not given the rate that the
     policy was trained at, if its checkpoint says it, else the task's own."""
@@ -40,6 +44,9 @@ class EnvOptions:
     """Longest episode [steps]; the environment's own when not given."""
     instruction: str = ""
     """What a language-conditioned policy is told; the task's own text when not given."""
+    action_kinds: list[str] = field(default_factory=list)
+    """What each dimension of an action means, or all of them, where the world does not say it: absolute (a
+    target), delta (a displacement a control period), velocity."""
 
     @property
     def rate_hz(self) -> float:
@@ -49,24 +56,30 @@ class EnvOptions:
         return self.control_hz
 
     def __post_init__(self) -> None:
-        """A task alone is one of Meta-World's."""
+        """A task alone is one of our own type's."""
         if self.task and not self.type:
-            self.type = "metaworld"
+            self.type = DEFAULT_TYPE
 
     @property
     def is_named(self) -> bool:
         """Whether a world is known, by the user or by what `subject.load` found."""
-        return bool(self.type or self.task)
+        return bool(self.type)
 
     @property
     def named(self) -> str:
         """Type and tasks, as plans remember them."""
-        return f"{self.type}/{self.task}"
+        return f"{self.type}/{','.join(self.tasks)}"
 
     @property
     def tasks(self) -> list[str]:
         """The tasks named, separated by commas; calibrate and bench take several."""
-        return [name.strip() for name in self.task.split(",")]
+        task = self.task or own_task(self.type, **self.chosen())
+        return [name.strip() for name in task.split(",")]
+
+    def chosen(self) -> dict[str, Any]:
+        """The type's own options, as the command line has them."""
+        own = {known.name for known in fields(EnvOptions)}
+        return {name: value for name, value in vars(self).items() if name not in own}
 
 
 @dataclass(kw_only=True)
@@ -159,14 +172,18 @@ class CommonOptions:
             )
 
     @classmethod
-    def complete(cls, given: Collection[str]) -> type["CommonOptions"]:
-        """Return this command with `--accel.<kind>.<option>` for every option of every technique there is.
+    def complete(cls, given: Mapping[str, Any]) -> type["CommonOptions"]:
+        """Return this command with what depends on what is installed and asked for.
+
+        That is `--accel.<kind>.<option>` for every option of every technique there is, and `--env.<option>`
+        for those of the type of world.
 
         Args:
-            given: dotted names of what the user gave.
+            given: dotted name -> value of what the user gave.
 
         Raises:
             BadSetting: an option was given without its technique, as all once were.
+            UnknownEnvironment: there is no such type of world.
         """
         from vivace.accel.registry import techniques
 
@@ -174,12 +191,28 @@ class CommonOptions:
         _check_flags(given, known)
         groups = [(kind, found.Options) for kind, found in known.items() if fields(found.Options)]
         accel = _extended(AccelOptions, groups)
-        return _extended(cls, [("accel", accel)])
+        own = getattr(world_type(given.get("env.type") or DEFAULT_TYPE), "Options", None)
+        env = EnvOptions if own is None else _with_fields(EnvOptions, own)
+        return _extended(cls, [("accel", accel), ("env", env)])
 
 
 def _extended(settings: type[_T], groups: Sequence[tuple[str, type]]) -> type[_T]:
-    """Return a dataclass with more groups of settings; it has its name, by which help finds its texts."""
-    fields_ = [(name, group, field(default_factory=group)) for name, group in groups]
+    """Return a dataclass with more groups of settings."""
+    return _made(settings, [(name, group, field(default_factory=group)) for name, group in groups])
+
+
+def _with_fields(settings: type[_T], more: Any) -> type[_T]:
+    """Return a dataclass that has the fields of another one too."""
+    types, own = get_type_hints(more), {known.name for known in fields(settings)}  # type: ignore[arg-type]
+    names = [f for f in fields(more) if f.name not in own]
+    return _made(
+        settings,
+        [(f.name, types[f.name], field(default=f.default, default_factory=f.default_factory)) for f in names],
+    )
+
+
+def _made(settings: type[_T], fields_: Sequence[tuple[str, Any, Any]]) -> type[_T]:
+    """Return a dataclass with more fields; it has its name, by which help finds its texts."""
     texts = {"__doc__": settings.__doc__}
     made = make_dataclass(settings.__name__, fields_, bases=(settings,), kw_only=True, namespace=texts)
     made.__module__ = settings.__module__

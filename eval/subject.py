@@ -10,7 +10,6 @@ from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
 from vivace.eval.recordings.source import open_recording
-from vivace.eval.simulation.env_robot import camera_options
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import kinds_of_names, read_kinds
 from vivace.policies.errors import BadSetting, VivaceError
@@ -26,19 +25,30 @@ INSTRUCTION = "pick up the object"
 
 
 def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPolicy:
-    """Load the policy a command names, its actions understood as its data or world has them; settle the rate.
+    """Load the policy a command names, its actions understood as its world or data has them; settle the rate.
 
     Args:
         command: names policy, and recording or world; the world is settled (`settle_world`).
         action_kinds: how its actions are to be understood instead, by name.
+
+    Raises:
+        BadSetting: its actions have another number of dimensions than the environment's.
     """
     settle_world(command)
-    kinds = told(command)[0].action_kinds
+    known = told(command)[0]
+    kinds = _kinds(known, command)
     if action_kinds:
-        kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
+        kinds = read_kinds(action_kinds, known.size or len(action_kinds), "--export.action_kinds")
     policy = command.policy
     loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
-    command.env.control_hz = control_hz(command, loaded.staged.spec)
+    spec = loaded.staged.spec
+    if known.size not in (None, spec.action_dim):
+        raise BadSetting(
+            f"actions in {_place(command)} have {known.size} dimensions, the policy's have "
+            f"{spec.action_dim}; take a policy that was trained there, or the environment or data it was "
+            "trained in"
+        )
+    command.env.control_hz = control_hz(command, spec)
     recording = open_recording(command.data)
     recorded_hz = None if recording is None else recording.control_hz
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
@@ -55,6 +65,8 @@ def settle_world(command: CommonOptions) -> None:
         env.type, env.task = calibrated_in(command.policy.path)
         if env.is_named:
             console.print(f"world: {env.named}, where its plan was calibrated", highlight=False)
+    if env.is_named:
+        env.task = ",".join(env.tasks)
 
 
 def calibrated_in(path: str) -> tuple[str, str]:
@@ -75,16 +87,24 @@ class Told:
     """Control rate [Hz]; None: it does not say."""
     action_kinds: tuple[ActionKind, ...] = ()
     """What each number of an action means; empty: it does not say it of all."""
+    size: int | None = None
+    """Numbers of an action; None: it does not say."""
     instruction: str = INSTRUCTION
     """What a policy is told that reads one."""
 
 
 def told(command: CommonOptions) -> list[Told]:
     """Return what each task of a command's world says, else each text of its recording, else nobody."""
-    if command.env.is_named:
-        tasks = [describe(command.env.type, task) for task in command.env.tasks]
+    env = command.env
+    if env.is_named:
+        tasks = [describe(env.type, task, **env.chosen()) for task in env.tasks]
         return [
-            Told(control_hz=task.control_hz, action_kinds=task.action_kinds, instruction=task.instruction)
+            Told(
+                control_hz=task.control_hz,
+                action_kinds=task.action_kinds,
+                size=task.action_dim or len(task.action_kinds) or None,
+                instruction=task.instruction,
+            )
             for task in tasks
         ]
     recording = open_recording(command.data)
@@ -92,8 +112,12 @@ def told(command: CommonOptions) -> list[Told]:
         return [Told()]
     kinds = kinds_of_names(recording.action_names)
     known = () if ActionKind.UNKNOWN in kinds else kinds
+    size = len(recording.action_names) or None
     texts = recording.instructions or (INSTRUCTION,)
-    return [Told(control_hz=recording.control_hz, action_kinds=known, instruction=text) for text in texts]
+    return [
+        Told(control_hz=recording.control_hz, action_kinds=known, size=size, instruction=text)
+        for text in texts
+    ]
 
 
 def instructions(command: CommonOptions) -> list[str]:
@@ -102,10 +126,33 @@ def instructions(command: CommonOptions) -> list[str]:
     return [asked] if asked else list(dict.fromkeys(one.instruction for one in told(command)))
 
 
+def _place(command: CommonOptions) -> str:
+    env, data = command.env, command.data
+    return f"{env.type} {env.task}" if env.is_named else data.repo or data.file
+
+
+def _kinds(known: Told, command: CommonOptions) -> tuple[ActionKind, ...]:
+    """What actions mean: as world or recording say, else as the user does.
+
+    Raises:
+        BadSetting: the two contradict each other.
+    """
+    asked = command.env.action_kinds
+    if not asked:
+        return known.action_kinds
+    said = read_kinds(asked, known.size or len(asked), "--env.action_kinds")
+    if known.action_kinds and said != known.action_kinds:
+        raise BadSetting(
+            f"--env.action_kinds says {', '.join(said)}, but the actions of {_place(command)} are "
+            f"{', '.join(known.action_kinds)}; leave it out"
+        )
+    return said
+
+
 def control_hz(command: CommonOptions, spec: PolicySpec) -> float | None:
     """Return the rate a command asks for [Hz], else the policy's, else that of its recording or tasks.
 
-    None if nobody says it.
+    None if nobody says it and there is no world.
 
     Raises:
         BadSetting: nobody asked, the policy does not say, and the tasks differ.
@@ -120,33 +167,39 @@ def control_hz(command: CommonOptions, spec: PolicySpec) -> float | None:
     if trained is not None:
         return trained
     rates = {one.control_hz for one in told(command)}
-    if len(rates) > 1:
-        raise BadSetting(
-            f"the tasks' own control rates are {', '.join(f'{hz:g}' for hz in sorted(filter(None, rates)))} "
-            "Hz, and the policy does not say at which it was trained; give --env.control_hz"
+    known = sorted(rate for rate in rates if rate is not None)
+    if command.env.is_named and (len(rates) != 1 or not known):
+        said = (
+            f"control rates are {', '.join(f'{hz:g}' for hz in known)} Hz" if known else "rate is not known"
         )
-    return rates.pop()
+        raise BadSetting(
+            f"the tasks' own {said}, and the policy does not say at which it was trained; give "
+            "--env.control_hz"
+        )
+    return known[0] if known else None
 
 
 def session(
     command: CommonOptions, loaded: LoadedPolicy, execution: Execution | None = None, task: str = ""
 ) -> Session:
     """Run a policy under an execution, told what to do in a task, the command's first when not given."""
-    text = command.env.instruction
+    env = command.env
+    text = env.instruction
     if not text:
-        text = instruction(command.env.type, task) if task else told(command)[0].instruction
+        text = instruction(env.type, task, **env.chosen()) if task else told(command)[0].instruction
     return Session(loaded, execution, text, command.loop.chunking)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
-    """Return what makes a task's environment, with the cameras that a policy looks through.
+    """Return what makes a task's environment, for the policy that will act in it.
 
     Raises:
         BadSetting: no world is named.
     """
     check_world(command)
-    options = {"control_hz": command.env.control_hz, **camera_options(spec)}
-    return partial(make, command.env.type, task or command.env.tasks[0], **options)
+    env = command.env
+    options = {"control_hz": env.control_hz, "spec": spec, **env.chosen()}
+    return partial(make, env.type, task or env.tasks[0], **options)
 
 
 def check_world(command: CommonOptions) -> None:
@@ -154,7 +207,7 @@ def check_world(command: CommonOptions) -> None:
     if not command.env.is_named:
         raise BadSetting(
             "success is judged in a world, and none is named: give --env.type and --env.task, such as "
-            "--env.task=push-v3 of Meta-World"
+            "--env.task=push-v3"
         )
 
 

@@ -63,8 +63,8 @@ def kinds_of_config(config: Any, given: tuple[ActionKind, ...], size: int) -> tu
     """
     if len(given) not in (0, 1, size):
         raise BadSetting(
-            f"an action of the policy has {size} numbers, and the meaning of {len(given)} is said; data, "
-            "world and --export.action_kinds must be of the robot it was trained for"
+            f"actions here have {len(given)} dimensions ({', '.join(given)}), the policy's have {size}; take "
+            "a policy that was trained here, or the environment or data it was trained in"
         )
     given = given * size if len(given) == 1 else given
     own = read_kinds(getattr(config, "action_kinds", None) or (), size, "config.json's action_kinds")

@@ -33,11 +33,5 @@ def test_entry_points_lead_somewhere():
     scripts = [
         point for point in entry_points(group="console_scripts") if point.name in ("vivace", "vivace-ros")
     ]
-    assert {point.name for point in found + scripts} == {
-        "metaworld",
-        "dataset",
-        "lerobot",
-        "vivace",
-        "vivace-ros",
-    }
+    assert {point.name for point in found + scripts} == {"dataset", "lerobot", "vivace", "vivace-ros"}
     assert all(callable(point.load()) for point in found + scripts)

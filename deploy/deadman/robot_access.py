@@ -12,9 +12,6 @@ from vivace.deploy.robots.registry import make_robot
 from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.policies.spec import ActionKind
 
-SIMULATIONS = ("metaworld", "dataset")
-"""Robots that may stay in the loop's process: they stand still when nobody steps them, or are past."""
-
 
 def open_robot(
     kind: str,
@@ -22,6 +19,8 @@ def open_robot(
     context: Mapping[str, Any],
     settings: DeadmanSettings,
     realtime: RealtimeSettings | None = None,
+    *,
+    is_simulated: bool = False,
 ) -> Robot:
     """Make a robot as `make_robot` does, in a process of its own if the settings want a dead man's switch.
 
@@ -31,12 +30,13 @@ def open_robot(
         context: of `make_robot`; "spec" and "control_hz" are needed.
         settings: of the switch.
         realtime: what the loop asks of the operating system; the process asks for a little more.
+        is_simulated: it stands still when nobody steps it, and may stay in the loop's process.
 
     Raises:
         BadSetting: as `make_robot`; or the process did not come up.
     """
     make = partial(make_robot, kind, dict(options), dict(context))
-    if not is_wanted(settings, kind):
+    if not is_wanted(settings, is_simulated):
         return make()
     robot = RobotProcess(
         make, context["spec"], 1.0 / context["control_hz"], settings, name=kind, realtime=realtime
@@ -45,9 +45,9 @@ def open_robot(
     return robot
 
 
-def is_wanted(settings: DeadmanSettings, kind: str) -> bool:
+def is_wanted(settings: DeadmanSettings, is_simulated: bool) -> bool:
     """Whether a robot gets a dead man's switch."""
-    return kind not in SIMULATIONS if settings.enabled is None else settings.enabled
+    return not is_simulated if settings.enabled is None else settings.enabled
 
 
 def arm(robot: Robot, kinds: Sequence[ActionKind], limits: Limits) -> str:

@@ -388,7 +388,7 @@ def _check_sizes(
     if ActionKind.UNKNOWN in spec.action_kinds:
         raise BadSetting(
             f"what the actions mean is not known of all dimensions: {', '.join(spec.action_kinds)}; say it "
-            "when loading the policy (action_kinds)"
+            "by --env.action_kinds='[…]', or when loading the policy (action_kinds)"
         )
     if posture is not None and not np.isfinite(posture).all():
         raise BadSetting(f"posture={list(posture)} holds NaN or infinity")

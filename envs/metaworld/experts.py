@@ -2,16 +2,17 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
+from vivace.envs.demonstrations import NoiseSettings
+from vivace.envs.metaworld.dynamic import MovingReach
 from vivace.envs.metaworld.world import ACTION_DIM, METAWORLD_HZ, SPEED_M_S
-from vivace.envs.registry import describe, nearest
-from vivace.policies.errors import BadSetting, UnknownEnvironment
+from vivace.envs.registry import nearest
+from vivace.policies.errors import UnknownEnvironment
 
 Expert = Callable[[np.ndarray], np.ndarray]
 """State (39,) -> action (4,) in [-1, 1]."""
@@ -33,7 +34,7 @@ def expert(task: str, control_hz: float | None = None) -> Expert:
         UnknownEnvironment: no expert is known for the task.
     """
     if task == "reach-moving":
-        return partial(_follow_goal, tick_s=1.0 / (control_hz or describe("metaworld", task).control_hz))
+        return partial(_follow_goal, tick_s=1.0 / (control_hz or MovingReach.own_hz))
     if task == "push-disturbed":
         return _push_knocked_puck
     task = task.replace("-halfway", "-v3")  # the same positions in the state, another start
@@ -73,32 +74,6 @@ def _push_knocked_puck(state: np.ndarray) -> np.ndarray:
 
 def _move(hand: np.ndarray, target: np.ndarray, gripper: float) -> np.ndarray:
     return np.append(np.clip(_GAIN * (target - hand), -1.0, 1.0), gripper).astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseSettings:
-    """How executed actions differ from the expert's, so that demonstrations show recoveries."""
-
-    scales: tuple[float, ...] = (0.0, 0.1, 0.2)
-    """An episode draws one; standard deviation of the noise on each displacement, about. 0 is clean."""
-    probabilities: tuple[float, ...] = (0.35, 0.4, 0.25)
-    """Of the scales, in order."""
-    memory: float = 0.7
-    """Correlation of the noise from one tick to the next, in [0, 1)."""
-    burst_probability: float = 0.03
-    """Of a burst to begin at a tick of a noisy episode: the robot stands still, or is pushed one way."""
-
-    def __post_init__(self) -> None:
-        if len(self.scales) != len(self.probabilities) or abs(sum(self.probabilities) - 1.0) > 1e-9:
-            raise BadSetting(
-                f"noise scales {self.scales} and probabilities {self.probabilities} do not match; give one "
-                "probability per scale, adding up to 1"
-            )
-        if min(self.scales) < 0.0 or not 0.0 <= self.memory < 1.0 or not 0.0 <= self.burst_probability <= 1.0:
-            raise BadSetting(
-                f"noise scales {self.scales}, memory {self.memory}, burst_probability "
-                f"{self.burst_probability}; needed: scales >= 0, memory in [0, 1), probability in [0, 1]"
-            )
 
 
 class ActionNoise:

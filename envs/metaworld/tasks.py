@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vivace.envs.protocol import TaskInfo
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import UnknownEnvironment
+from vivace.policies.spec import STATE, PolicySpec
 
 if TYPE_CHECKING:
     from vivace.envs.metaworld.world import MetaWorld
@@ -26,6 +28,10 @@ OWN_TASKS = {
 """Task made of one of Meta-World's -> where its environment is."""
 
 
+RECORDER = "vivace.envs.metaworld.demonstrations:record"
+"""Where what demonstrates them is."""
+
+
 def task_names() -> tuple[str, ...]:
     """Return the tasks, our own first."""
     return (*OWN_TASKS, *task_descriptions())
@@ -38,12 +44,35 @@ def describe(task: str) -> TaskInfo:
         control_hz=world.own_hz,
         action_kinds=world.action_kinds,
         instruction=world.instruction or task_descriptions()[task],
+        action_dim=len(world.action_kinds),
         physics_hz=world.physics_hz,
     )
 
 
-def make(task: str, **options: Any) -> "MetaWorld":
-    """Make the world of a task; `options` as of `MetaWorld`."""
+def make(
+    task: str, *, spec: PolicySpec | None = None, max_steps: int | None = None, **options: Any
+) -> "MetaWorld":
+    """Make the world of a task, with the cameras that a policy looks through.
+
+    Args:
+        task: one of `task_names()`.
+        max_steps: longest episode; the task's own when None.
+        spec: of the policy. Its only camera, "observation.image", is lerobot's: corner2.
+        options: as of `MetaWorld`.
+
+    Raises:
+        UnknownEnvironment: the policy was trained in lerobot's Meta-World, which is another one.
+    """
+    if spec is not None:
+        if spec.observation_shapes.get(STATE) == (4,):
+            raise UnknownEnvironment(
+                "the policy feels 4 numbers, as lerobot's Meta-World gives them; here there are 39, and "
+                "other pictures: evaluate it in --env.type=lerobot_metaworld"
+            )
+        seen = {key: shape[-2:] for key, shape in spec.observation_shapes.items() if is_image(key)}
+        options = {"image_sizes": seen, "lazy_images": spec.n_obs_steps == 1, **options}
+    if max_steps is not None:
+        options["max_episode_steps"] = max_steps
     return _world(task)(task, **options)
 
 

@@ -6,6 +6,7 @@ and an action of 1 is 0.8 m/s; both hold at every control rate. At 80 Hz this is
 20 Hz a tick is four of its steps with the same action.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium
@@ -20,10 +21,12 @@ from vivace.envs.metaworld.camera import CLOSE_UP, Camera
 from vivace.envs.metaworld.tasks import task_descriptions
 from vivace.envs.registry import nearest
 from vivace.policies.errors import BadSetting, UnknownEnvironment
-from vivace.policies.spec import ActionKind
+from vivace.policies.spec import IMAGE, ActionKind
 
 STATE_KEY = "observation.state"
 IMAGE_KEY = "observation.images."
+ONLY_CAMERA = "corner2"
+"""The one that "observation.image" is of, as in lerobot's Meta-World."""
 STATE_DIM = 39
 ACTION_DIM = 4
 METAWORLD_HZ = 80.0
@@ -82,6 +85,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     """Text for language-conditioned policies; empty: lerobot's text for the task."""
     shows_goal: ClassVar[bool] = True
     """Whether Meta-World's goal marks are drawn in the observation images."""
+    action_names: ClassVar[tuple[str, ...]] = ("x", "y", "z", "gripper")
     action_kinds: ClassVar[tuple[ActionKind, ...]] = (ActionKind.DELTA,) * 3 + (ActionKind.ABSOLUTE,)
 
     def __init__(
@@ -89,7 +93,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         task: str,
         *,
         image_size: int = 0,
-        cameras: tuple[str, ...] = ("corner2",),
+        cameras: tuple[str, ...] = (ONLY_CAMERA,),
+        image_sizes: Mapping[str, tuple[int, int]] | None = None,
         control_hz: float | None = None,
         max_episode_steps: int | None = None,
         terminate_on_success: bool = False,
@@ -102,6 +107,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
             task: Meta-World's name, e.g. "push-v3".
             image_size: edge of the square observation images [px]; 0 leaves images out.
             cameras: cameras of the observation images.
+            image_sizes: instead of both, key -> (height, width) [px] of each observation image.
             control_hz: control rate [Hz], at most the physics' own; the task's own when None.
             max_episode_steps: ticks after which an episode is truncated; `episode_s` of them when None.
             terminate_on_success: whether success ends the episode.
@@ -123,19 +129,23 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         self.max_episode_steps = max_episode_steps or max(1, round(self.episode_s * self.control_hz))
         self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
-        self._cameras = _checked_cameras(self._world.model, cameras)
-        self._eye = (
-            Camera(self._world.model, image_size, image_size, marks=self.shows_goal) if image_size else None
-        )
+        if image_sizes is None:
+            _check_cameras(self._world.model, cameras)
+            edge = (image_size, image_size)
+            image_sizes = {IMAGE_KEY + name: edge for name in cameras if image_size}
+        elif image_sizes:
+            _check_cameras(self._world.model, [_camera(key) for key in image_sizes])
+        self._eyes = {
+            size: Camera(self._world.model, *size, marks=self.shows_goal) for size in {*image_sizes.values()}
+        }
+        """(height, width) -> what draws images of that size."""
         self._film = Camera(self._world.model, render_size, render_size)
         self._ticks = 0
         self._before: np.ndarray = np.zeros(_NOW.stop)
         self._lazy_images = lazy_images
         self.moment = 0
         """Counts resets and steps: tells one state of the world from another."""
-        self.image_shapes = {
-            IMAGE_KEY + camera: (image_size, image_size, 3) for camera in self._cameras if image_size
-        }
+        self.image_shapes = {key: (*size, 3) for key, size in image_sizes.items()}
         """Key -> HWC shape of the images in an observation."""
         spaces = {key: Box(0, 255, shape, np.uint8) for key, shape in self.image_shapes.items()}
         self.observation_space = Dict({STATE_KEY: Box(-np.inf, np.inf, (STATE_DIM,), np.float32), **spaces})
@@ -163,6 +173,7 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         # Twice with one random vector, as Meta-World's frozen tasks do: many tasks read, while they place
         # their objects, positions that only the first pass brings up to date.
         world._freeze_rand_vec = False
+        self._pace(_FRAMES)  # resets step too, and the last tick may have been a shorter one
         MujocoEnv.reset(world, seed=episode_seed)
         world._freeze_rand_vec = True
         MujocoEnv.reset(world)
@@ -190,10 +201,14 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         world, began_s = self._world, self.time_s
         self._frames += frames
         self._disturb(began_s, self.time_s)
-        world.frame_skip, world.action_scale = frames, _DISPLACEMENT_M * frames / _FRAMES
+        self._pace(frames)
         world.curr_path_length = 0  # Meta-World would end the episode by its own count
         state, reward, _, _, info = world.step(command)
         return state, float(reward), info
+
+    def _pace(self, frames: int) -> None:
+        """Let Meta-World's next step run so many physics steps, with their share of the displacement."""
+        self._world.frame_skip, self._world.action_scale = frames, _DISPLACEMENT_M * frames / _FRAMES
 
     def render(self) -> np.ndarray:
         """Return a frame for a video, a view of the table from nearby, HWC RGB uint8."""
@@ -201,9 +216,8 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
 
     def close(self) -> None:
         """Free the renderers."""
-        self._film.close()
-        if self._eye is not None:
-            self._eye.close()
+        for camera in (self._film, *self._eyes.values()):
+            camera.close()
 
     def _begin(self, random: np.random.Generator) -> None:
         """Draw what happens in this episode; called once the world is reset."""
@@ -229,9 +243,14 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
 
     def look(self, key: str) -> np.ndarray:
         """Render one of the observation's images now, HWC uint8."""
-        if self._eye is None:
-            raise BadSetting(f"this environment was made without images, so it has no {key!r}")
-        return self._eye.image(self._world.data, key.removeprefix(IMAGE_KEY))
+        if key not in self.image_shapes:
+            raise BadSetting(f"this environment was made without {key!r}")
+        return self._eyes[self.image_shapes[key][:2]].image(self._world.data, _camera(key))
+
+    @property
+    def scene(self) -> tuple[Any, Any]:
+        """MuJoCo's (model, data), for a window."""
+        return self._world.model, self._world.data
 
 
 def _check_settings(env: MetaWorld, max_episode_steps: int | None, image_size: int, render_size: int) -> None:
@@ -264,11 +283,15 @@ def _load_world(task: str) -> SawyerXYZEnv:
     return world
 
 
-def _checked_cameras(model: mujoco.MjModel, cameras: tuple[str, ...]) -> tuple[str, ...]:
+def _camera(key: str) -> str:
+    """Name of the camera that an observation image is of."""
+    return ONLY_CAMERA if key == IMAGE else key.removeprefix(IMAGE_KEY)
+
+
+def _check_cameras(model: mujoco.MjModel, cameras: Sequence[str]) -> None:
     known = [*(model.camera(i).name for i in range(model.ncam)), CLOSE_UP]
     for camera in cameras:
         if camera not in known:
             raise UnknownEnvironment(f"this task has no camera {camera!r}; its cameras: {', '.join(known)}")
     if not cameras:
         raise BadSetting(f"cameras is empty; name at least one of {', '.join(known)}")
-    return cameras

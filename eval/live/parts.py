@@ -19,17 +19,26 @@ from vivace.deploy.loop.warm_up import check_rate, warm_up
 from vivace.deploy.loop.watchdog import Watchdog
 from vivace.deploy.robots.action_range import choose_limits
 from vivace.deploy.robots.patient_robot import PatientRobot
-from vivace.deploy.robots.registry import action_kinds, action_names, check_robot, initial_action
+from vivace.deploy.robots.registry import (
+    action_kinds,
+    action_names,
+    check_robot,
+    initial_action,
+    robot_names,
+)
 from vivace.deploy.system.realtime import Grant
 from vivace.deploy.telemetry.run_log import log_parts
 from vivace.deploy.workers.process_worker import ProcessWorker, bundles
+from vivace.envs.registry import WORLDS, world_type
 from vivace.eval.live.recorder import LOG, Recorder
 from vivace.eval.live.results import RESULTS
 from vivace.eval.live.settings import RunCommand
 from vivace.eval.output import output_folder
 from vivace.eval.terminal import console
-from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.errors import BadSetting, UnknownEnvironment, VivaceError
 from vivace.policies.spec import PolicySpec
+
+_SIMULATION = "vivace.eval.live.sim_robot:simulation"
 
 
 @dataclass
@@ -92,10 +101,26 @@ def make_robot(command: RunCommand, spec: PolicySpec) -> Any:
         "instruction": command.instruction,
         "task": command.robot.task,
     }
-    options = dict(command.robot.options)
+    kind, options = command.robot.type, dict(command.robot.options)
     if command.viewer:
         options["viewer"] = True
-    return open_robot(command.robot.type, options, context, command.deadman, command.realtime)
+    is_past = kind == "dataset"
+    if is_simulated := _is_world(kind):
+        kind, options = _SIMULATION, {"world": kind, **options}
+    is_harmless = is_simulated or is_past
+    return open_robot(kind, options, context, command.deadman, command.realtime, is_simulated=is_harmless)
+
+
+def _is_world(kind: str) -> bool:
+    """Whether a robot's name is that of a type of world."""
+    if kind in WORLDS.names():
+        return True
+    if kind in robot_names() or ":" in kind:
+        return False
+    try:
+        return world_type(kind) is not None
+    except UnknownEnvironment:
+        return False
 
 
 @contextmanager

@@ -207,9 +207,14 @@ def _write_film(folder: Path, parts: "Parts", robot: Films) -> str | None:
     executed = parts.recorder.film
     first = parts.robot.told - len(executed)
     hz = parts.command.rate_hz
+    try:
+        film = robot.film()
+    except RuntimeError as error:
+        console.print(f"no film: {error}", style="yellow", highlight=False, markup=False)
+        return None
     frames = [
         caption(frame, parts.bundle.name, executed[number - first][0].value, number, hz)
-        for number, frame in robot.film()
+        for number, frame in film
         if number >= first
     ]
     if not frames:

@@ -9,6 +9,7 @@ from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.system.realtime import RealtimeSettings
+from vivace.envs.registry import DEFAULT_TYPE
 from vivace.policies.errors import BadSetting
 
 
@@ -16,14 +17,16 @@ from vivace.policies.errors import BadSetting
 class RobotOptions:
     """Which robot."""
 
-    type: str = "metaworld"
-    """metaworld, dataset (plays recorded episodes back), lerobot, one that an installed package offers (entry
-    point group vivace.robots), or package.module:function."""
+    type: str = DEFAULT_TYPE
+    """A simulated world, as of --env.type of the other verbs; dataset, which plays recorded episodes back;
+    lerobot; one that an installed package offers (entry point group vivace.robots), or
+    package.module:function."""
     task: str = ""
-    """Of a simulation, e.g. reach-v3."""
+    """Of a simulation, e.g. reach-v3; its first one when not given."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the robot, e.g. '{robot: so101_follower, port: /dev/ttyACM0}' for lerobot, '{repo: DATASET}' or
-    '{file: obs.npz}', with episodes: [3] where not all are meant, for dataset."""
+    '{file: obs.npz}' with episodes: [3] for dataset; of a simulation what are flags --env.… of the other
+    verbs."""
     action_kinds: list[str] = field(default_factory=list)
     """What each dimension of its actions means, or all of them: absolute, delta, velocity. Robot and bundle
     say it where they can."""
@@ -87,7 +90,7 @@ class LogOptions:
 class RunCommand:
     """Drive a robot, or a simulation, in wall-clock time with an exported policy.
 
-    Example: vivace run --bundle=outputs/bundles/reach --robot.type=metaworld --robot.task=reach-moving
+    Example: vivace run --bundle=outputs/bundles/reach --robot.task=reach-moving
     --control_hz=50
     """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 from vivace.deploy.telemetry.histogram import PERCENTILES, percentile
 from vivace.policies.errors import BadSetting
@@ -17,6 +17,13 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         return 0.0, 1.0
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_score(scores: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Return "mean", "n" and Student's "interval" of one score per episode; no interval of fewer than two."""
+    n, mean = len(scores), float(np.mean(scores))
+    half = float(t.ppf(0.5 + confidence / 2, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)) if n > 1 else None
+    return {"mean": mean, "n": n, "interval": None if half is None else (mean - half, mean + half)}
 
 
 def spread_of(name: str, values: Sequence[float]) -> dict[str, Any]:

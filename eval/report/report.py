@@ -23,7 +23,7 @@ from vivace.eval.report.figures import (
 from vivace.eval.report.page import cards_row, figure, header, page, section, table, video
 from vivace.eval.report.run_page import run_page
 from vivace.eval.report.stage_table import TEXT, stage_rows
-from vivace.eval.terminal import milliseconds
+from vivace.eval.terminal import milliseconds, score_text
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
@@ -199,10 +199,12 @@ AT = ("seam", "inner")
 
 
 def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    has_score = any(run.get("score") for run in runs)
     head = (
         "run",
         "success",
         "95 %",
+        *(["mean best score (95 %)"] if has_score else []),
         "median time",
         "fresh / stale / fallback",
         "misses",
@@ -221,6 +223,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 run["label"],
                 f"{run['successes']}/{run['n']} = {_rate(run)}",
                 f"{low:.0%} … {high:.0%}",
+                *([score_text(run.get("score"))] if has_score else []),
                 took,
                 shares,
                 f"{run['deadline_misses']} of {run['chunks']}",

@@ -45,7 +45,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
 def _environment(command: CommonOptions, trained_hz: float | None) -> dict[str, Any]:
     """The world, as far as there is one."""
     env = command.env
-    physics_hz = describe(env.type, env.tasks[0]).physics_hz if env.is_named else None
+    physics_hz = describe(env.type, env.tasks[0], **env.chosen()).physics_hz if env.is_named else None
     return {
         "type": env.type,
         "task": env.task,

@@ -9,19 +9,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from vivace.eval.measure.statistics import (
+    mean_score,
     paired_difference,
     percentiles,
     wilson_interval,
 )
 from vivace.eval.measure.trials import Trial
 from vivace.eval.simulation.episode import EpisodeResult, mean_jump
-from vivace.eval.terminal import milliseconds
+from vivace.eval.terminal import milliseconds, score_text
+
+BEST_SCORE = "mean best score (95 %)"
 
 
 def run_summary(
     run: Trial, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
 ) -> dict[str, Any]:
-    """Success with its interval, latency percentiles, what the ticks executed, and every episode.
+    """Success and score with their intervals, latency percentiles, what the ticks executed, every episode.
 
     Args:
         run: the run.
@@ -31,6 +34,7 @@ def run_summary(
     """
     successes, steps = sum(e.success for e in episodes), sum(e.steps for e in episodes)
     times = [e.time_to_success_s for e in episodes if e.time_to_success_s is not None]
+    scores = [e.score for e in episodes if e.score is not None]
     latencies = [latency for e in episodes for latency in e.latencies_s]
     return {
         "name": run.name,
@@ -42,6 +46,7 @@ def run_summary(
         "successes": successes,
         "n": len(episodes),
         "interval": wilson_interval(successes, len(episodes)),
+        "score": mean_score(scores) if scores else None,
         "time_to_success_s": float(np.median(times)) if times else None,
         "ticks": {key: sum(e.ticks[key] for e in episodes) for key in episodes[0].ticks},
         "deadline_misses": sum(e.deadline_misses for e in episodes),
@@ -76,12 +81,14 @@ def table(results: dict[str, Any]) -> Table:
         f"{environment['mode']}, world moving"
     )
     out = Table(title=title)
+    has_score = [BEST_SCORE] if any(entry.get("score") for entry in results["runs"]) else []
     for name in (
         "run",
         "chunk latency p50 / p99 [ms]",
         "of",
         "success under it",
         "95 % interval",
+        *has_score,
         "deadline misses",
     ):
         out.add_column(escape(name), justify="left" if name == "run" else "right")
@@ -93,6 +100,7 @@ def table(results: dict[str, Any]) -> Table:
             str(entry["latency"]["n"]),
             f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
             f"{low:.0%} … {high:.0%}",
+            *([score_text(entry.get("score"))] if has_score else []),
             f"{entry['deadline_misses']} of {entry['chunks']} chunks",
         )
     for pair in results["comparisons"]:

@@ -8,7 +8,7 @@ from typing import Any
 from vivace.eval.report.bench_table import spread_text
 from vivace.eval.report.bundle_table import HEAD, bundle_cells
 from vivace.eval.report.stage_table import stage_rows
-from vivace.eval.terminal import milliseconds
+from vivace.eval.terminal import milliseconds, score_text
 from vivace.policies.errors import BadSetting
 
 Results = Mapping[str, Any]
@@ -120,6 +120,7 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
         if ours not in [run["name"] for run in results["runs"]]:
             raise BadSetting(f"this evaluation has no run {ours!r}")
         pairs = {pair["first"]: pair for pair in results["comparisons"] if pair["second"] == ours}
+        has_score = any(run.get("score") for run in results["runs"])
         rows = []
         for run in results["runs"]:
             pair = pairs.get(run["name"])
@@ -130,11 +131,13 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
                     _latency(run["latency"]),
                     f"{run['deadline_misses']} of {run['chunks']}",
                     _rate(run["successes"], run["n"], run["interval"]),
+                    *([score_text(run.get("score"))] if has_score else []),
                     f"{100 * run['ticks']['chunk'] / sum(run['ticks'].values()):.0f} %",
                     against,
                 )
             )
-        head = (other, "chunk latency p50 / p99 [ms]", "deadlines missed", "success under it (95 %)",
+        score = ["mean best score (95 %)"] if has_score else []
+        head = (other, "chunk latency p50 / p99 [ms]", "deadlines missed", "success under it (95 %)", *score,
                 "fresh ticks", f"{ours} − {other} (95 %), exact McNemar")  # fmt: skip
         return head, rows
 

@@ -5,13 +5,13 @@ says so by `control_hz`, and is run at no other rate: else the world would pass 
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, UnknownEnvironment
-from vivace.policies.spec import IMAGES, Observation, PolicySpec
+from vivace.policies.spec import Observation
 
 
 def control_rate(env: Any, wanted_hz: float | None) -> float:
@@ -36,26 +36,17 @@ def control_rate(env: Any, wanted_hz: float | None) -> float:
     return float(rate)
 
 
-def camera_options(spec: PolicySpec) -> dict[str, Any]:
-    """What an environment is made with so that it has the cameras a policy looks through; empty if none.
-
-    Raises:
-        BadSetting: its cameras have several sizes.
-    """
-    shapes = {key.removeprefix(IMAGES): s for key, s in spec.observation_shapes.items() if is_image(key)}
-    sizes = {shape[-1] for shape in shapes.values()}
-    if len(sizes) > 1:
-        raise BadSetting(f"the policy's cameras have sizes {sorted(sizes)}; one size for all is needed")
-    if not shapes:
-        return {}
-    return {"image_size": sizes.pop(), "cameras": tuple(shapes), "lazy_images": spec.n_obs_steps == 1}
+def check_ends(env: Any, max_steps: int | None) -> None:
+    """Raise `BadSetting` where an environment says that it has no end, and none was asked for."""
+    if max_steps is None and getattr(env, "max_episode_steps", 0) is None:
+        raise BadSetting("an episode of this environment has no end; give --env.max_steps")
 
 
 class EnvRobot:
     """Steps an environment once per action: the world's own pace is one step a control period.
 
     Args:
-        env: gymnasium environment with lerobot observation keys and `info["is_success"]`.
+        env: a `vivace.envs.protocol.World`: gymnasium environment with lerobot observation keys.
         control_hz: control rate [Hz]; see `control_rate`.
     """
 
@@ -66,34 +57,51 @@ class EnvRobot:
         self.is_over = True
         """The episode has ended: success, or the environment said so."""
         self.is_success = False
+        self.score: float | None = None
+        """Best score of the episode so far; None if the environment gives none."""
+        self._is_judged = False
+        self._told: tuple[str, ...] = ()
+
+    @property
+    def initial_action(self) -> tuple[float, ...] | None:
+        """What is held before the first action of this episode (A,); None if the environment is silent."""
+        found = getattr(self.env, "initial_action", None)
+        return None if found is None else tuple(float(value) for value in found)
 
     def reset(self, seed: int) -> None:
         """Begin the episode that a seed decides."""
         values, _ = self.env.reset(seed=seed)
         self._see(values)
         self._tick, self.is_over, self.is_success = 0, False, False
+        self.score, self._is_judged = None, False
 
     def observe(self) -> Observation:
         """Return the newest observation."""
         return Observation(self._values, self._tick, self._tick * self._period_s)
 
     def act(self, action: np.ndarray) -> None:
-        """Advance the world by one control period; one that is over stands still.
-
-        Raises:
-            UnknownEnvironment: the environment does not say whether it succeeded.
-        """
+        """Advance the world by one control period; one that is over stands still."""
         if self.is_over:
             return
         values, _, terminated, truncated, info = self.env.step(action)
         self._see(values)
         self._tick += 1
-        if "is_success" not in info:
-            raise UnknownEnvironment(
-                f"the environment's info has keys {sorted(info)}, but 'is_success' is needed; wrap it"
-            )
-        self.is_success = bool(info["is_success"])
+        self._is_judged = self._is_judged or "is_success" in info
+        self.is_success = bool(info.get("is_success", False))
+        if info.get("score") is not None:
+            score = float(info["score"])
+            self.score = score if self.score is None else max(self.score, score)
         self.is_over = bool(terminated or truncated or self.is_success)
+        self._told = tuple(sorted(map(str, info)))
+
+    def check_judged(self) -> None:
+        """Raise `UnknownEnvironment` if nobody has said in this episode whether it succeeded, or how well."""
+        if not self._is_judged and self.score is None:
+            raise UnknownEnvironment(
+                f"the environment's info has keys {', '.join(self._told) or 'none'}, and 'is_success' at no "
+                "step of an episode; wrap it, or say what tells success or how well it went: "
+                "--env.success_key, --env.score (--env.type=gym)"
+            )
 
     def _see(self, values: dict[str, np.ndarray]) -> None:
         """Keep a copy: environments may write into the arrays they returned before."""
@@ -104,4 +112,19 @@ class EnvRobot:
             )
         self._values = copy.copy(values)  # not dict(values): images may be rendered when looked at
         for key, value in values.items():
-            self._values[key] = np.array(value)
+            if isinstance(value, Mapping):
+                del self._values[key]
+                self._values.update(_flat(value, f"{key}."))
+            else:
+                self._values[key] = np.array(value)
+
+
+def _flat(values: Mapping[str, Any], before: str) -> dict[str, np.ndarray]:
+    """Copies of the arrays in nested mappings, by dotted keys."""
+    found: dict[str, np.ndarray] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = np.array(value)
+    return found

@@ -38,6 +38,8 @@ class EpisodeResult:
     back from it."""
     inner_jumps: tuple[float, ...] = ()
     """The same at each tick that went on with its chunk."""
+    score: float | None = None
+    """Best score of a world that gives one, such as PushT's coverage."""
     choices: dict[str, int] = field(default_factory=dict)
     """Plan of the ladder -> requests it was chosen for; empty without a ladder."""
     timeline: str = ""

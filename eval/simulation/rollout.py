@@ -17,7 +17,7 @@ from vivace.deploy.loop.guard import ActionGuard, Limits
 from vivace.deploy.loop.loop import Source, TickRecord, build_loop
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.workers.worker import BatchedInference, Predict, SimulatedWorker
-from vivace.eval.simulation.env_robot import EnvRobot, control_rate
+from vivace.eval.simulation.env_robot import EnvRobot, check_ends, control_rate
 from vivace.eval.simulation.episode import EpisodeResult, jumps
 from vivace.eval.simulation.latency_model import LatencyModel, NoLatency
 from vivace.policies.errors import BadSetting
@@ -78,7 +78,7 @@ def rollout(
     """Run episodes in virtual time; each ends at its first success, when its world ends, or at `max_steps`.
 
     Args:
-        make_env: makes one gymnasium environment with lerobot observation keys and `info["is_success"]`.
+        make_env: makes one world, a gymnasium environment with lerobot observation keys.
         predict: (observations {key: (B, To, ...)}, noise keys (B)) -> actions (B, H - first_action, A) in the
             robot's units.
         spec: of the policy.
@@ -100,6 +100,8 @@ def rollout(
         for _ in range(min(settings.batch_size, len(missing))):
             envs.append(make_env())  # one by one: those made are closed if the next fails
         control_hz = control_rate(envs[0], settings.control_hz) if envs else 0.0
+        if envs:
+            check_ends(envs[0], settings.max_steps)
         for first in range(0, len(missing), settings.batch_size):
             plans = {run.rung.name: run.predict for run in ladder}
             inference, clock = BatchedInference(predict, plans), VirtualClock()
@@ -145,6 +147,7 @@ class _Episode:
             spec,
             control_hz=control_hz,
             ladder=[run.rung for run in ladder],
+            posture=self.robot.initial_action,
             episode_seed=seed,
         )
         self.records: list[TickRecord] = []
@@ -156,13 +159,15 @@ class _Episode:
         return self.robot.is_over or (limit is not None and self.loop.tick_count >= limit)
 
     def result(self) -> EpisodeResult:
-        """Sum the episode up."""
+        """Sum the episode up; raises `UnknownEnvironment` if nobody knows how it went."""
+        self.robot.check_judged()
         steps, success = self.loop.tick_count, self.robot.is_success
         seam_jumps, inner_jumps = jumps(self.records)
         counts = Counter(record.source for record in self.records)
         return EpisodeResult(
             seed=self.seed,
             success=success,
+            score=self.robot.score,
             steps=steps,
             time_to_success_s=steps / self._control_hz if success else None,
             ticks={source.value: counts[source] for source in Source},

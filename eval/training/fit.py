@@ -12,7 +12,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_file, save_file
 
-from vivace.envs.metaworld.demonstrations import Demonstrations
+from vivace.envs.demonstrations import Demonstrations
 from vivace.eval.terminal import progress
 from vivace.eval.training.recipe import Recipe, begun, statistics
 from vivace.eval.training.settings import (

@@ -13,7 +13,7 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vivace.envs.metaworld.demonstrations import Demonstrations
+from vivace.envs.demonstrations import Demonstrations
 from vivace.eval.terminal import progress
 from vivace.eval.training.recipe import Recipe, begun, statistics
 from vivace.eval.training.settings import CogACTOptions, TokenVLAOptions, TrainCommand, VLAOptions

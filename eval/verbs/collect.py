@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vivace.envs.metaworld.demonstrations import CollectSettings, record
+from vivace.envs.demonstrations import CollectSettings, record
+from vivace.envs.registry import DEFAULT_TYPE
 from vivace.eval.options import EnvOptions
 from vivace.eval.terminal import progress
+from vivace.policies.errors import BadSetting
 
 
 @dataclass(kw_only=True)
@@ -26,8 +28,7 @@ class CollectOptions:
 class DemonstratedEnv(EnvOptions):
     """Which task. A class, for draccus keeps its defaults."""
 
-    type: str = "metaworld"
-    task: str = "reach-moving"
+    type: str = DEFAULT_TYPE
 
 
 @dataclass(kw_only=True)
@@ -44,9 +45,11 @@ class CollectCommand:
 
 def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:
     """Demonstrate a task and store it as a LeRobotDataset."""
-    options = command.collect
+    options, (task, *others) = command.collect, command.env.tasks
+    if others:
+        raise BadSetting(f"env.task={command.env.task!r}: collect takes one task; run it once for each")
     settings = CollectSettings(
-        task=command.env.task,
+        task=task,
         env_type=command.env.type,
         episodes=options.episodes,
         seed=options.seed,
@@ -57,7 +60,7 @@ def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:
     )
     tries = 0
     with progress() as bars:
-        bar = bars.add_task(f"demonstrating {command.env.task}", total=options.episodes)
+        bar = bars.add_task(f"demonstrating {task}", total=options.episodes)
 
         def on_episode(kept: int, tried: int) -> None:
             nonlocal tries

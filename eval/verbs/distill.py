@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vivace.accel.techniques.jacobi import Jacobi
-from vivace.envs.metaworld.demonstrations import Demonstrations, load_demonstrations
+from vivace.envs.demonstrations import Demonstrations, load_demonstrations
 from vivace.eval.terminal import progress
 from vivace.eval.training.consistency import ConsistencySettings, consistency_loss, mixed_labels
 from vivace.eval.training.recipe import Recipe

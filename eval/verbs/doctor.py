@@ -11,10 +11,10 @@ import torch
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
-from vivace.envs.registry import instruction, make
+from vivace.envs.registry import DEFAULT_TYPE, describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.terminal import console
-from vivace.policies.errors import VivaceError
+from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import ZOO, load_policy
 from vivace.policies.placement import Placement
@@ -30,6 +30,7 @@ class DoctorCommand:
     """
 
 
+_TICKS = 100
 _TASK = "drawer-open-halfway"
 """A task whose instruction every bundled checkpoint that reads one knows."""
 
@@ -56,23 +57,36 @@ def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
 
 
 def _simulator() -> str:
-    env = make("metaworld", "reach-v3")
-    env.reset(seed=0)
-    began = time.perf_counter()
-    for _ in range(100):
-        env.step(np.zeros(4, np.float32))
-    env.close()
-    return f"{100 / (time.perf_counter() - began):.0f} ticks of {1e3 / env.control_hz:g} ms a second"
+    """Step every type of world that is installed; the bundled checkpoints' own must be."""
+    told = []
+    for env_type in installed_types():
+        env, zeros = make(env_type), np.zeros(describe(env_type).action_dim or 0, np.float32)
+        env.reset(seed=0)
+        began = time.perf_counter()
+        for _ in range(_TICKS):
+            env.step(zeros)
+        rate = _TICKS / (time.perf_counter() - began)
+        env.close()
+        told.append(f"{env_type} {rate:.0f} ticks of {1e3 / env.control_hz:g} ms a second")
+    if not told:
+        raise BadSetting("no simulator is installed; pip install 'vivace[sim]'")
+    return ", ".join(told)
 
 
 def _rendering() -> str:
-    env = make("metaworld", "reach-v3")
-    env.reset(seed=0)
-    frame = env.render()
-    env.close()
-    if frame.max() == frame.min():
-        raise RuntimeError("rendered frame is empty; set MUJOCO_GL=egl or osmesa and install its library")
-    return f"{frame.shape[1]} x {frame.shape[0]} px"
+    told = []
+    for env_type in installed_types():
+        env = make(env_type)
+        env.reset(seed=0)
+        frame = env.render()
+        env.close()
+        if frame.max() == frame.min():
+            raise RuntimeError(
+                f"the rendered frame of {env_type} is empty; set MUJOCO_GL=egl or osmesa and install its "
+                "library"
+            )
+        told.append(f"{env_type} {frame.shape[1]} x {frame.shape[0]} px")
+    return ", ".join(told)
 
 
 _GPU_TOLERANCE = 1e-3
@@ -96,7 +110,7 @@ def _gpu() -> str:
 
 def _checkpoint(name: str) -> str:
     loaded = load_policy(f"zoo/{name}")
-    batch = Session(loaded, task=instruction("metaworld", _TASK)).blank()
+    batch = Session(loaded, task=instruction(DEFAULT_TYPE, _TASK)).blank()
     torch.manual_seed(0)
     plain = loaded.policy.sample_actions(batch)
     torch.manual_seed(0)

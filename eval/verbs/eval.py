@@ -158,6 +158,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
             "latency_ms": round(1e3 * entry["latency"]["p50_s"], 2),
             "success": entry["successes"] / entry["n"],
             "deadline_misses": entry["deadline_misses"],
+            **({"score": entry["score"]["mean"]} if entry["score"] else {}),
         }
         for entry in results["runs"]
     }

@@ -11,7 +11,7 @@ from vivace.accel.apply import accelerate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
-from vivace.envs.registry import instruction, task_names
+from vivace.envs.registry import DEFAULT_TYPE, instruction, task_names
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.subject import load, load_plan, session
@@ -99,7 +99,7 @@ def _explain_layers() -> tuple[dict[str, Any], bool]:
     from vivace.policies.language.smollm2 import load_smollm2, prompts
 
     model, tokenizer = load_smollm2()
-    texts = sorted({instruction("metaworld", task) for task in task_names("metaworld")})
+    texts = sorted({instruction(DEFAULT_TYPE, task) for task in task_names(DEFAULT_TYPE)})
     scores, points = text_curve(model, *prompts(tokenizer, texts))
     table = Table(title=f"SmolLM2-135M on {len(texts)} instructions, no patches")
     for name in ("layer", "importance", "layers dropped", "error of the last token's state"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vivace.envs.metaworld.demonstrations import Demonstrations, load_demonstrations
+from vivace.envs.demonstrations import Demonstrations, load_demonstrations
 from vivace.eval.training.fit import dp_transformer_recipe, fit
 from vivace.eval.training.recipe import Recipe
 from vivace.eval.training.settings import (

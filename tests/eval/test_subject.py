@@ -7,16 +7,17 @@ from vivace.eval import subject as plans
 from vivace.eval.options import DataOptions, EnvOptions, PolicyOptions
 from vivace.eval.verbs.eval import EvalCommand
 from vivace.eval.verbs.export import ExportCommand
+from vivace.policies import load
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind
 
 
-def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, tiny_loaded):
+def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, checkpoint):
     asked = []
 
     def load_policy(path, device, kinds, dtype):
         asked.append(kinds)
-        return tiny_loaded
+        return load.load_policy(checkpoint, device, kinds, dtype)
 
     monkeypatch.setattr(plans, "load_policy", load_policy)
     plans.load(ExportCommand())

@@ -295,10 +295,10 @@ def test_robots_that_cannot_be_made(tmp_path):
 
 
 def test_the_switch_is_on_for_real_robots_and_the_loop_makes_the_others_itself(monkeypatch):
-    assert is_wanted(DeadmanSettings(), "lerobot")
-    assert not is_wanted(DeadmanSettings(), "metaworld")
-    assert is_wanted(DeadmanSettings(enabled=True), "metaworld")
-    assert not is_wanted(DeadmanSettings(enabled=False), "lerobot")
+    assert is_wanted(DeadmanSettings(), is_simulated=False)
+    assert not is_wanted(DeadmanSettings(), is_simulated=True)
+    assert is_wanted(DeadmanSettings(enabled=True), is_simulated=True)
+    assert not is_wanted(DeadmanSettings(enabled=False), is_simulated=False)
     lamp = SimpleNamespace(observe=lambda: None, act=lambda action: None)
     monkeypatch.setattr(robot_access, "make_robot", lambda kind, options, context: (lamp, kind, options))
     context = {"spec": SPEC, "control_hz": 10.0}

@@ -394,7 +394,7 @@ BAD = [
     (["--bundle=B", "--duration_s=-1"], "duration_s=-1.0; a finite number, 0 or more"),
     (["--bundle=B", "--loop.mode=fast"], "mode='fast' is unknown; the modes: sync, async, rtc"),
     (["--bundle=B", "--loop.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
-    (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: lerobot, metaworld"),
+    (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: lerobot"),
     (["--bundle=B", "--robot.task=rech-v3"], "has no task 'rech-v3'; the nearest"),
     (
         ["--bundle=B", "--robot.options={arms: 2}"],

@@ -6,8 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from vivace.eval.live.sim_robot import metaworld
-from vivace.policies.errors import BadSetting
+from vivace.eval.live.sim_robot import simulation
 from vivace.policies.spec import ActionKind, PolicySpec
 
 pytestmark = pytest.mark.sim
@@ -21,20 +20,23 @@ def spec(**shapes):
 
 
 def test_it_has_the_policys_cameras_and_the_tasks_words():
-    robot = metaworld(spec(**{"observation.images.close_up": (3, 32, 32)}), 20.0, task="drawer-open-halfway")
+    robot = simulation(spec(**{"observation.images.close_up": (3, 32, 32)}), 20.0, task="drawer-open-halfway")
     seen = robot.observe()
     assert seen.values["observation.images.close_up"].shape == (32, 32, 3)
     assert seen.task == "Open the drawer"
     robot.act(np.zeros(4, np.float32))
     assert robot.observe().time_s > seen.time_s
     robot.close()
-    sizes = {f"observation.images.{name}": (3, n, n) for name, n in (("corner", 32), ("close_up", 64))}
-    with pytest.raises(BadSetting, match=r"cameras have sizes \[32, 64\]; one size for all"):
-        metaworld(spec(**sizes), 20.0)
+    shapes = {"observation.images.corner": (3, 48, 64), "observation.image": (3, 32, 32)}
+    robot = simulation(spec(**shapes), 20.0)
+    values = robot.observe().values
+    robot.close()
+    for key, (channels, height, width) in shapes.items():
+        assert values[key].shape == (height, width, channels), "G13: each camera has its own size"
 
 
 def test_the_film_shows_every_second_tick_at_50_hz():
-    robot = metaworld(spec(), 50.0, instruction="follow", max_steps=9)
+    robot = simulation(spec(), 50.0, instruction="follow", max_steps=9)
     assert robot.observe().task == "follow"
     robot.reset(1)
     while not robot.is_over:
@@ -46,6 +48,22 @@ def test_the_film_shows_every_second_tick_at_50_hz():
     assert not np.array_equal(film[0][1], film[-1][1])
 
 
+def test_what_is_drawn_afterwards_is_what_was_there():
+    """Over two episodes, the second of which has its goal elsewhere."""
+    robot = simulation(spec(), 25.0, max_steps=6)
+    then = []
+    for seed in (3, 4):
+        robot.reset(seed)
+        while not robot.is_over:
+            then.append(robot.env.render())
+            robot.act(np.array([0.8, -0.5, 0.3, 1.0], np.float32))
+        robot.act(np.zeros(4, np.float32))  # the world is over and stands still
+    film = robot.film()
+    assert [number for number, _ in film] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert np.array_equal([frame for _, frame in film], then)
+    assert not np.array_equal(then[0], then[6])
+
+
 def test_the_window_follows_every_tick(monkeypatch):
     window = SimpleNamespace(synced=0, is_closed=False)
     window.sync = lambda: setattr(window, "synced", window.synced + 1)
@@ -53,7 +71,7 @@ def test_the_window_follows_every_tick(monkeypatch):
     fake = SimpleNamespace(launch_passive=lambda model, data: window)
     monkeypatch.setattr(mujoco, "viewer", fake, raising=False)
     monkeypatch.setenv("DISPLAY", ":0")
-    robot = metaworld(spec(), 20.0, viewer=True)
+    robot = simulation(spec(), 20.0, viewer=True)
     for _ in range(3):
         robot.act(np.zeros(4, np.float32))
     robot.close()

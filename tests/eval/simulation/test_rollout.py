@@ -264,7 +264,9 @@ def test_environments_that_do_not_speak_lerobot_are_refused():
         def reset(self, *, seed=None, options=None):
             return super().reset(seed=seed)[0][KEY], {}
 
-    with pytest.raises(UnknownEnvironment, match=r"info has keys \['solved'\], but 'is_success' is needed"):
+    with pytest.raises(
+        UnknownEnvironment, match="info has keys solved, and 'is_success' at no step of an episode"
+    ):
         rollout(Silent, predict, SPEC, RolloutSettings(n_episodes=1))
     with pytest.raises(UnknownEnvironment, match="observation is a ndarray"):
         rollout(Bare, predict, SPEC, RolloutSettings(n_episodes=1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vivace.envs.metaworld.demonstrations import load_demonstrations
+from vivace.envs.demonstrations import load_demonstrations
 from vivace.eval.cli import main
 from vivace.eval.training.vla_recipe import demonstrated, present
 from vivace.eval.verbs import distill
