@@ -18,12 +18,13 @@ from vivace.deploy.bundle.golden import FOLDER, GoldenSettings, golden_file
 from vivace.deploy.bundle.program import Program
 from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
 from vivace.deploy.bundle.signature import private_key, signature
-from vivace.deploy.export import processors
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
-from vivace.deploy.export.parity import check_parity, prove
+from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.tokens import export_tokens
+from vivace.deploy.export.processors import Processing, array, read_processors, robots_names
+from vivace.deploy.export.prompts import prompts, with_tokenizer
+from vivace.deploy.export.tokens import check_bins, export_tokens
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.inference.recording import (
@@ -42,7 +43,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange
+from vivace.policies.spec import ActionRange, PolicySpec
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -86,20 +87,20 @@ def export(
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
-    _check_dtype(loaded)
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
-    _check_plans(named, data)
-    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    for run in _denoising(runs).values():
-        check_steps(run)
+    runs, processing = check_exportable(loaded, named)
+    for plan in named.values():
+        check_apart(fitted_seeds(plan), data.seeds)
     with replacing(folder) as unfinished:
         if into:
             bundle = _copied(loaded, folder, unfinished, key)
         else:
-            known = _action_range(loaded, next(iter(runs.values())), data)
-            bundle = _begun(loaded, unfinished, instructions, known)
+            known = None
+            if processing.relative is None:  # statistics of offsets say nothing of targets
+                known = _action_range(loaded, next(iter(runs.values())), data)
+            bundle = _begun(loaded, processing, unfinished, instructions, known)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -110,23 +111,61 @@ def export(
     return Bundle.load(folder)
 
 
+def check_exportable(
+    loaded: LoadedPolicy, plans: Mapping[str, AccelerationPlan]
+) -> tuple[dict[str, Execution], Processing]:
+    """Return what a policy runs under each plan, and what its processors do, before any slow work.
+
+    Raises:
+        BadSetting: the policy was not loaded in float32, or a plan has no name.
+        UnsupportedPolicy: the policy, a plan or a processor cannot be carried over.
+    """
+    _check_dtype(loaded)
+    check_names(plans)
+    for plan in plans.values():
+        _check_techniques(plan)
+    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
+    for run in runs.values():
+        match run:
+            case Denoising():
+                check_steps(run)
+            case Decoding():
+                check_bins(run)
+    return runs, read_processors(loaded)
+
+
 def _begun(
-    loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], action_range: ActionRange | None
+    loaded: LoadedPolicy,
+    processing: Processing,
+    folder: Path,
+    instructions: Sequence[str],
+    action_range: ActionRange | None,
 ) -> Bundle:
     """A bundle without plans yet."""
-    observations, prompts = dict(processors.observations(loaded)), processors.prompts(loaded, instructions)
+    texts, settings = prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
+    ranges = training_ranges(loaded.preprocess, loaded.staged.spec)
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=replace(loaded.staged.spec, action_range=action_range),
+        spec=replace(_robots_spec(loaded, processing.names), action_range=action_range),
         graphs=(),
         plans={},
-        observations=observations,
-        actions=processors.actions(loaded),
-        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
-        prompts=prompts,
-        prompt=processors.prompt_settings(loaded, folder),
+        observations=processing.observations,
+        actions=processing.actions,
+        ranges={processing.names[key]: found for key, found in ranges},
+        prompts=texts,
+        prompt=with_tokenizer(loaded, settings, folder),
+        renamed=processing.renamed,
+        relative=processing.relative,
+    )
+
+
+def _robots_spec(loaded: LoadedPolicy, names: Mapping[str, str]) -> PolicySpec:
+    """What the policy is, its observations called as the robot calls them."""
+    spec = loaded.staged.spec
+    return replace(
+        spec, observation_shapes={names[key]: shape for key, shape in spec.observation_shapes.items()}
     )
 
 
@@ -170,10 +209,10 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
         chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
         steps, source = (
-            processors.array(actions.diff(dim=1).abs().amax((0, 1))),
+            array(actions.diff(dim=1).abs().amax((0, 1))),
             f"in {len(chunks)} of its own chunks",
         )
-    return learned_range({name: processors.array(values) for name, values in stats[0].items()}, steps, source)
+    return learned_range({name: array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_dtype(loaded: LoadedPolicy) -> None:
@@ -199,7 +238,7 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
+    if other or replace(bundle.spec, action_range=None) != _robots_spec(loaded, robots_names(loaded)):
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"
@@ -225,11 +264,15 @@ def _with_plans(
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)
-    receipts = {}
+    receipts: dict[str, dict[str, Any]] = {}
+    lerobot_error = None
     for name, run in runs.items():
         plans = {name: replace(made[name], receipt={"precision": precision})}
-        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
-        receipts[name] = prove(policy, loaded, run, data, precision) | {"provider": runtime.providers[0]}
+        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared, task=bundle.usual_task)
+        if lerobot_error is None:  # the same for all plans
+            lerobot_error = prove_processors(policy, loaded, data)
+        receipts[name] = prove(policy, loaded, run, data, precision)
+        receipts[name] |= {"lerobot_error": lerobot_error, "provider": runtime.providers[0]}
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
 
@@ -263,13 +306,6 @@ def _with_golden(
 
 def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
-
-
-def _check_plans(plans: Mapping[str, AccelerationPlan], data: CalibrationData) -> None:
-    check_names(plans)
-    for plan in plans.values():
-        _check_techniques(plan)
-        check_apart(fitted_seeds(plan), data.seeds)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

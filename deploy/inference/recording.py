@@ -32,19 +32,20 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
 
     Args:
         policy: the bundle, without a golden chunk.
-        batch: normalised observations (B, To, ...).
+        batch: normalised observations (B, To, ...), by the policy's names.
         settings: how the chunks are made.
     """
     bundle, spec = policy.bundle, policy.spec
     random = np.random.default_rng(GOLDEN_KEY)
     seen = {
-        key: _raw(key, batch[key][0], bundle.observations[key], random) for key in spec.observation_shapes
+        key: _raw(key, batch[bundle.policys(key)][0], bundle.observations[key], random)
+        for key in spec.observation_shapes
     }
     policy.task = settings.task
     batch, keys = {key: value[None] for key, value in seen.items()}, [settings.noise_key]
     chunk, cut = policy.predict(batch, keys)[0], policy.predict(batch, keys, deadline_s=0.0)[0]
     wish = random.uniform(-_JITTER, _JITTER, (n_previous(spec), spec.action_dim)).astype(np.float32)
-    golden = Golden(seen, bundle.actions.restore(wish), chunk, cut)
+    golden = Golden(seen, policy.restored(wish[None], batch)[0], chunk, cut)
     if bundle.program.tokens is not None:
         return replace(golden, logits=policy.logits.copy())
     policy.chunking = RealTimeChunking()

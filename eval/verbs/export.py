@@ -8,7 +8,7 @@ from typing import Any
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.signature import private_key
-from vivace.deploy.export.export import export
+from vivace.deploy.export.export import check_exportable, export
 from vivace.envs.registry import instruction
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
@@ -70,6 +70,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
+    check_exportable(loaded, plans)  # before observations are gathered
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with console.status("exporting") as status:
@@ -150,4 +151,5 @@ def _summary(bundle: Bundle, folder: Path, names: Sequence[str]) -> dict[str, An
         "action_error_spread": first["action_error_spread"],
         "graph_error": max(receipt["graph_error"] for receipt in receipts.values()),
         "chunk_error": max(receipt["chunk_error"] for receipt in receipts.values()),
+        "lerobot_error": max(receipt["lerobot_error"] for receipt in receipts.values()),
     }
