@@ -22,7 +22,7 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.processors import Processing, array, read_processors, robots_names
+from vivace.deploy.export.processors import Processing, array, read_processors
 from vivace.deploy.export.prompts import prompts, with_tokenizer
 from vivace.deploy.export.tokens import check_bins, export_tokens
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
@@ -35,6 +35,7 @@ from vivace.deploy.inference.recording import (
     training_ranges,
 )
 from vivace.deploy.robots.action_range import learned_range
+from vivace.policies.batch import tensors
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
@@ -43,7 +44,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange, PolicySpec
+from vivace.policies.spec import ActionRange
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -144,28 +145,19 @@ def _begun(
     """A bundle without plans yet."""
     texts, settings = prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
-    ranges = training_ranges(loaded.preprocess, loaded.staged.spec)
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=replace(_robots_spec(loaded, processing.names), action_range=action_range),
+        spec=replace(loaded.staged.spec, action_range=action_range, resizes=False),
         graphs=(),
         plans={},
         observations=processing.observations,
         actions=processing.actions,
-        ranges={processing.names[key]: found for key, found in ranges},
+        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec, processing.renamed or {})),
         prompts=texts,
         prompt=with_tokenizer(loaded, settings, folder),
         renamed=processing.renamed,
         relative=processing.relative,
-    )
-
-
-def _robots_spec(loaded: LoadedPolicy, names: Mapping[str, str]) -> PolicySpec:
-    """What the policy is, its observations called as the robot calls them."""
-    spec = loaded.staged.spec
-    return replace(
-        spec, observation_shapes={names[key]: shape for key, shape in spec.observation_shapes.items()}
     )
 
 
@@ -238,7 +230,7 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or replace(bundle.spec, action_range=None) != _robots_spec(loaded, robots_names(loaded)):
+    if other or replace(bundle.spec, action_range=None) != replace(loaded.staged.spec, resizes=False):
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"
@@ -256,11 +248,11 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
+    made = export_denoising(writer, _denoising(runs), tensors(data.one), EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
-                made[name] = export_tokens(writer, run, data.one)
+                made[name] = export_tokens(writer, run, tensors(data.one))
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)
@@ -285,7 +277,7 @@ def _with_golden(
     precision: str,
 ) -> Bundle:
     """Record the golden chunks of plans."""
-    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    batch = {key: value.cpu().float().numpy() for key, value in tensors(data.one).items()}
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     plans: dict[str, Program] = dict(bundle.plans)

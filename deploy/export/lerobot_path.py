@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivace.deploy.export.processors import robots_names
 from vivace.deploy.inference.recording import training_ranges
 from vivace.policies.arrays import is_image, observation_layout
+from vivace.policies.batch import Batch
 from vivace.policies.execution import as_trained, sample
+from vivace.policies.features import renames
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.session import Session
-from vivace.policies.staged import Batch
 
 _SEED = 0
 
@@ -75,14 +75,17 @@ def lerobots(seen: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def plausible(loaded: LoadedPolicy) -> dict[str, np.ndarray]:
-    """One observation under the robot's names: noise for pictures, numbers in the middle of training's."""
-    spec, names, random = loaded.staged.spec, robots_names(loaded), np.random.default_rng(_SEED)
-    ranges = dict(training_ranges(loaded.preprocess, spec))
+    """One observation as a robot gives it: noise for pictures, numbers in the middle of training's."""
+    spec, random = loaded.staged.spec, np.random.default_rng(_SEED)
+    ranges = dict(training_ranges(loaded.preprocess, spec, renames(loaded.preprocess)))
     found = {}
     for key, ((_, *shape), _) in observation_layout(spec).items():
-        middle = (ranges[key].low + ranges[key].high) / 2 if key in ranges else np.zeros(shape)
-        picture = random.integers(0, 256, shape, dtype=np.uint8)
-        found[names[key]] = picture if is_image(key) else middle.astype(np.float32)
+        if is_image(key):
+            found[key] = random.integers(0, 256, shape, dtype=np.uint8)
+        elif key in ranges:
+            found[key] = ((ranges[key].low + ranges[key].high) / 2).astype(np.float32)
+        else:
+            found[key] = np.zeros(shape, np.float32)
     return found
 
 

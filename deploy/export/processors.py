@@ -66,19 +66,14 @@ _FLOAT32 = (None, "float32", "float")
 class Processing:
     """What processors do to a robot's observations and a policy's actions."""
 
-    names: Mapping[str, str]
-    """The policy's name of an observation -> the robot's."""
+    renamed: Mapping[str, str] | None
+    """The robot's name of an observation -> the policy's, where they differ; None: nowhere."""
     observations: Mapping[str, Normalization]
     """By the robot's names."""
     actions: Normalization
     """How actions are brought back to the robot's units."""
     relative: Relative | None
     """What actions are offsets to."""
-
-    @property
-    def renamed(self) -> dict[str, str] | None:
-        """The robot's name of an observation -> the policy's, where they differ; None: nowhere."""
-        return {robots: key for key, robots in self.names.items() if robots != key} or None
 
 
 def read_processors(loaded: LoadedPolicy) -> Processing:
@@ -88,25 +83,19 @@ def read_processors(loaded: LoadedPolicy) -> Processing:
         UnsupportedPolicy: they do something that a bundle cannot, or do not say what they are to do.
     """
     before, behind = _steps(loaded.preprocess, _BEFORE), _steps(loaded.postprocess, _BEHIND)
-    spec, names, observations = loaded.staged.spec, {}, {}
+    spec, renamed, observations = loaded.staged.spec, {}, {}
     for key, shape in spec.observation_shapes.items():
-        called = _called(before, key)
-        names[key] = _robots(before, called, key)
-        kind = _kind(loaded, key)
+        *called, own = _called(before, key)
+        if own != key:
+            renamed[key] = own
+        kind = _kind(loaded, key, own)
         wanted = (shape[0], 1, 1) if is_image(key) else tuple(shape)
         found = [_of_observation(step, name, kind, wanted) for step, name in zip(before, called, strict=True)]
-        observations[names[key]] = _only(found, key, wanted)
+        observations[key] = _only(found, key, wanted)
     actions = [_of_actions(step, (spec.action_dim,), is_back=True) for step in behind]
     _check_both_ways(before, behind, spec.action_dim)
-    return Processing(
-        names, observations, _only(actions, "action", (spec.action_dim,)), _relative(loaded, before, behind)
-    )
-
-
-def robots_names(loaded: LoadedPolicy) -> dict[str, str]:
-    """Return the policy's name of every observation -> the robot's: what lerobot's rename steps take."""
-    steps: Sequence[Any] = loaded.preprocess.steps  # type: ignore[attr-defined]
-    return {key: _robots(steps, _called(steps, key), key) for key in loaded.staged.spec.observation_shapes}
+    brought_back = _only(actions, "action", (spec.action_dim,))
+    return Processing(renamed or None, observations, brought_back, _relative(loaded, before, behind))
 
 
 def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
@@ -136,38 +125,25 @@ def _steps(pipeline: Any, known: tuple[type, ...]) -> tuple[Any, ...]:
 
 
 def _called(steps: Sequence[Any], key: str) -> list[str]:
-    """What every step calls what the policy calls by this key, before it does its work."""
-    found = []
-    for step in reversed(steps):
+    """What every step calls an observation of the robot's, and behind the last one the policy does."""
+    found = [key]
+    for step in steps:
         renames = step.rename_map if isinstance(step, RenameObservationsProcessorStep) else {}
-        olds = [old for old, new in renames.items() if new == key]
-        if len(olds) > 1 or (not olds and key in renames):
-            _refuse(
-                f"rename_map makes {key!r} of {', '.join(olds) or 'nothing'}; give it one name at the robot"
-            )
-        key = olds[0] if olds else key
-        found.append(key)
-    return found[::-1]
+        found.append(renames.get(found[-1], found[-1]))
+    return found
 
 
-def _robots(steps: Sequence[Any], called: Sequence[str], key: str) -> str:
-    """The robot's name of an observation, which the first step is given."""
-    name = called[0] if called else key
-    if not name.startswith("observation.") or is_image(name) != is_image(key):
+def _kind(loaded: LoadedPolicy, key: str, own: str) -> FeatureType:
+    """What the policy's config says of an observation, by the robot's name and its own."""
+    features = loaded.policy.config.input_features
+    if own not in features:
+        _refuse(f"the processors make {own!r} of {key!r}, but the policy reads {', '.join(features)}")
+    kind: FeatureType = features[own].type
+    pictures = {kind is FeatureType.VISUAL, is_image(key), is_image(own)}
+    if len(pictures) > 1 or not key.startswith("observation."):
         _refuse(
-            f"rename_map makes {key!r} of {name!r}; lerobot's names begin with observation., those of "
-            "pictures with observation.image, and others do not"
-        )
-    return name
-
-
-def _kind(loaded: LoadedPolicy, key: str) -> FeatureType:
-    """What the policy's config says an observation is."""
-    kind: FeatureType = loaded.policy.config.input_features[key].type
-    if (kind is FeatureType.VISUAL) != is_image(key):
-        _refuse(
-            f"{key!r} is a feature of type {kind.name}; a robot's pictures are called observation.image or "
-            "observation.images.<camera>, and nothing else is"
+            f"{key!r} is the policy's {own!r}, of type {kind.name}; a robot's pictures are called "
+            "observation.image or observation.images.<camera>, and others begin with observation. too"
         )
     return kind
 
@@ -277,22 +253,22 @@ def _relative(loaded: LoadedPolicy, before: Sequence[Any], behind: Sequence[Any]
     if [len(steps) for steps in pair] != [1, 1]:
         _refuse("relative actions need one enabled step before the policy and one behind it; enable the pair")
     (made,), (restored,) = pair
-    spec, called = loaded.staged.spec, _called(before, STATE)
-    place = before.index(made)
+    spec, place = loaded.staged.spec, before.index(made)
+    state = next((key for key in spec.observation_shapes if _called(before, key)[place] == STATE), "")
     is_late = any(isinstance(step, NormalizerProcessorStep) for step in before[:place])
     is_early = any(isinstance(step, UnnormalizerProcessorStep) for step in behind[behind.index(restored) :])
-    if is_late or is_early or called[place] != STATE:
+    if is_late or is_early or not state:
         _refuse(
             "relative actions are offsets to observation.state in the robot's units: "
             "RelativeActionsProcessorStep must come before the normaliser, AbsoluteActionsProcessorStep "
             "behind the unnormaliser"
         )
-    shape = spec.observation_shapes.get(STATE, (0,))
+    shape = spec.observation_shapes[state]
     if len(shape) != 1 or shape[0] < spec.action_dim:
         _refuse(
-            f"relative actions have {spec.action_dim} numbers, {STATE} has {shape[0]}; it must have as many"
+            f"relative actions have {spec.action_dim} numbers, {state} has {shape[0]}; it must have as many"
         )
-    return Relative(called[0], tuple(map(bool, made._build_mask(spec.action_dim))))
+    return Relative(state, tuple(map(bool, made._build_mask(spec.action_dim))))
 
 
 def _refuse(text: str) -> NoReturn:

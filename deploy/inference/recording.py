@@ -74,16 +74,19 @@ def check_golden(session: Any, bundle: Bundle, golden: Golden, settings: GoldenS
         )
 
 
-def training_ranges(preprocess: Any, spec: PolicySpec) -> Iterator[tuple[str, Range]]:
+def training_ranges(
+    preprocess: Any, spec: PolicySpec, renamed: Mapping[str, str]
+) -> Iterator[tuple[str, Range]]:
     """Return what training saw of every observation of numbers, as far as a checkpoint's statistics say.
 
     Args:
         preprocess: its pipeline of processors.
-        spec: of its policy.
+        spec: of its policy, whose observations have the robot's names.
+        renamed: the robot's name of an observation -> the policy's, where they differ.
     """
     for key, shape in spec.observation_shapes.items():
         for step in preprocess.steps:
-            stats = getattr(step, "_tensor_stats", {}).get(key, {})
+            stats = getattr(step, "_tensor_stats", {}).get(renamed.get(key, key), {})
             if is_image(key) or not stats:
                 continue
             known = {name: value.detach().cpu().float().numpy() for name, value in stats.items()}

@@ -53,7 +53,8 @@ class OpaquePolicy(DenoisingForm):
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
         """Observations without the time axis, (B, ...)."""
         batch = cast(batch, self.placement.dtype)
-        return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
+        own = self.policy.config.input_features
+        return {k: v[:, 0] if k in own else v for k, v in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:
         """Nothing to prepare."""

@@ -35,7 +35,7 @@ from vivace.policies.families.cogact.policy import make_cogact_pre_post_processo
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
 from vivace.policies.language.tokenize import train_tokenizer
-from vivace.policies.load import load_policy
+from vivace.policies.load import load_policy, stage
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS, STATE
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
@@ -82,8 +82,7 @@ def exported(tmp_path_factory):
             loaded = load_policy(saved(kind) if is_lerobots else ours(kind, base / "policy"))
             asked = whole(loaded) if kind == "diffusion" else loaded
             raw = raw_of(asked)
-            names = read_processors(asked).names
-            batch = Session(loaded, task=TASK).prepare({key: raw[names[key]] for key in names})
+            batch = Session(asked, task=TASK).prepare(raw)
             data = CalibrationData(batch, ((2, 0),), raw=raw)
             plan = AccelerationPlan(loaded.fingerprint)
             made[kind] = loaded, export(asked, plan, data, base / "bundle", [TASK])
@@ -106,7 +105,8 @@ def whole(loaded):
 def renaming(loaded, **map_):
     names = {old.replace("__", "."): new.replace("__", ".") for old, new in map_.items()}
     steps = [RenameObservationsProcessorStep(rename_map=names), *loaded.preprocess.steps]
-    return replace(loaded, preprocess=with_steps(loaded.preprocess, steps))
+    preprocess = with_steps(loaded.preprocess, steps)
+    return replace(loaded, preprocess=preprocess, staged=stage(loaded.policy, (), preprocess))
 
 
 def relative(loaded, **options):
@@ -128,13 +128,13 @@ def with_steps(pipeline, steps):
     return twin
 
 
-def episode(loaded, names, n_ticks, is_still_from):
-    """Observations of an episode under the robot's names, the same from a tick on."""
+def episode(loaded, n_ticks, is_still_from):
+    """Observations of an episode, the same from a tick on."""
     spec, random, found = loaded.staged.spec, np.random.default_rng(5), []
     for _ in range(min(n_ticks, is_still_from + 1)):
         found.append(
             {
-                names[key]: random.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
+                key: random.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
                 if "image" in key
                 else random.uniform(1, 5, shape).astype(np.float32)
                 for key, shape in spec.observation_shapes.items()
@@ -150,10 +150,7 @@ def check_path(loaded, bundle):
     processing = read_processors(loaded)
     bundle = replace(
         bundle,
-        spec=replace(
-            bundle.spec,
-            observation_shapes={processing.names[k]: s for k, s in spec.observation_shapes.items()},
-        ),
+        spec=replace(bundle.spec, observation_shapes=spec.observation_shapes),
         observations=processing.observations,
         actions=processing.actions,
         renamed=processing.renamed,
@@ -161,7 +158,7 @@ def check_path(loaded, bundle):
         ranges={},
         goldens={},
     )
-    seen = episode(loaded, processing.names, 2 * n, n)
+    seen = episode(loaded, 2 * n, n)
     policy.reset()
     wanted = []
     with torch.no_grad(), torch.random.fork_rng():
@@ -235,7 +232,7 @@ def test_numbers_that_never_changed(mode, exported):
         for name, value in stats[key].items():
             value[1] = 0.0 if name == "std" else 3.0
     changed = with_processors(loaded, config, stats)
-    constant = episode(changed, read_processors(changed).names, 1, 0)[0]
+    constant = episode(changed, 1, 0)[0]
     constant[STATE][1] = 3.0
     batch = OrtPolicy(
         replace(bundle, observations=read_processors(changed).observations, goldens={})
@@ -275,11 +272,10 @@ def test_names_of_the_dataset_are_the_bundles(exported):
         observation__images__front="observation__images__wrist",
         observation__joints="observation__state",
     )
-    processing = read_processors(changed)
-    assert processing.names == {
-        FRONT: "observation.images.top",
-        WRIST: FRONT,
-        STATE: "observation.joints",
+    assert read_processors(changed).renamed == {
+        "observation.images.top": FRONT,
+        FRONT: WRIST,
+        "observation.joints": STATE,
     }
     check_path(changed, bundle)
 
@@ -441,19 +437,15 @@ REFUSED = {
         lambda loaded: add_before(loaded, DeviceProcessorStep(float_dtype="float16")),
         "DeviceProcessorStep makes numbers float16, a bundle computes in float32",
     ),
-    "two-names": (
-        lambda loaded: add_before(
-            loaded, RenameObservationsProcessorStep({"observation.images.a": FRONT, WRIST: FRONT})
-        ),
-        f"rename_map makes '{FRONT}' of observation.images.a, {WRIST}; give it one name",
-    ),
     "renamed-away": (
         lambda loaded: add_before(loaded, RenameObservationsProcessorStep({STATE: "observation.joints"})),
-        "rename_map makes 'observation.state' of nothing",
+        "make 'observation.joints' of 'observation.state', but the policy reads",
     ),
     "picture-of-no-picture": (
-        lambda loaded: add_before(loaded, RenameObservationsProcessorStep({"observation.depth": FRONT})),
-        "of 'observation.depth'; lerobot's names begin with observation., those of pictures",
+        lambda loaded: loaded.policy.config.input_features.update(
+            {FRONT: PolicyFeature(FeatureType.STATE, (3, 64, 96))}
+        ),
+        f"'{FRONT}' is the policy's '{FRONT}', of type STATE; a robot's pictures are called",
     ),
     "A12-half-a-pair": (
         lambda loaded: add_behind(
