@@ -109,7 +109,7 @@ def check_names(contents: Contents) -> None:
     if contents.renamed is None:
         return
     shapes = contents.spec.observation_shapes
-    names = [contents.policys(key) for key in shapes]
+    names = [contents.policy_name(key) for key in shapes]
     for key, name in contents.renamed.items():
         is_one = key in shapes and name != key and name.startswith("observation.")
         is_one = is_one and is_image(name) == is_image(key) and name not in (TOKENS, MASK)
@@ -190,7 +190,8 @@ def check_encode(contents: Contents, program: Program) -> None:
     """Raise `BadBundle` unless `encode` reads what a robot gives."""
     spec, prompt, graph = contents.spec, contents.prompt, contents.graphs[program.encode]
     given: dict[str, Shape] = {
-        contents.policys(key): (1, spec.n_obs_steps, *shape) for key, shape in spec.observation_shapes.items()
+        contents.policy_name(key): (1, spec.n_obs_steps, *shape)
+        for key, shape in spec.observation_shapes.items()
     }
     if prompt is not None:
         given |= {TOKENS: (1, prompt.length), MASK: (1, prompt.length)}

@@ -85,7 +85,7 @@ class Contents:
     files: Mapping[Annotated[str, Longest(200)], Annotated[str, Longest(64)]] = field(default_factory=dict)
     """File -> sha256, of all that is used."""
 
-    def policys(self, key: str) -> str:
+    def policy_name(self, key: str) -> str:
         """The policy's name of an observation."""
         return (self.renamed or {}).get(key, key)
 

@@ -125,7 +125,7 @@ class OrtPolicy:
         seen = enter_observations(observations, batch_layout(self.spec, rows=1))
         self._check_plausible(seen)
         ready = {
-            self.bundle.policys(key): self.bundle.observations[key].normalize(_chw(key, value))
+            self.bundle.policy_name(key): self.bundle.observations[key].normalize(_chw(key, value))
             if key in self.bundle.observations
             else _chw(key, value)
             for key, value in seen.items()

@@ -38,7 +38,7 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
     bundle, spec = policy.bundle, policy.spec
     random = np.random.default_rng(GOLDEN_KEY)
     seen = {
-        key: _raw(key, batch[bundle.policys(key)][0], bundle.observations[key], random)
+        key: _raw(key, batch[bundle.policy_name(key)][0], bundle.observations[key], random)
         for key in spec.observation_shapes
     }
     policy.task = settings.task

@@ -158,7 +158,7 @@ def standstill_command(
         kinds: what each dimension of an action means.
         node: whose publisher it is.
     """
-    publisher = node.create_publisher(message_kind(settings), topic, 10)
+    publisher: Any = node.create_publisher(message_kind(settings), topic, 10)
     rest = node.create_publisher(Float64MultiArray, rest_topic, 10) if rest_topic else None
     unknown = np.full(len(kinds), np.nan)  # the measured positions, which only displacements need
     one_point = replace(settings, command_horizon=1)
