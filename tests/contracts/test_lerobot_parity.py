@@ -9,6 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -20,12 +21,14 @@ from lerobot.policies.rtc.relative import reanchor_relative_rtc_prefix
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
 from lerobot_policies import TASK, TYPES, saved
 
+from vivace.deploy.loop.settings import LoopSettings
+from vivace.eval.simulation.rollout import RolloutSettings, rollout
 from vivace.policies import session as sessions
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
-from vivace.policies.spec import DELAY, PREVIOUS
+from vivace.policies.spec import DELAY, PREVIOUS, ActionKind
 
 EXACT = {"rtol": 0, "atol": 0}
 ROUNDED = {"rtol": 1e-4, "atol": 1e-4}
@@ -405,3 +408,41 @@ def test_tokens_are_written_beside_a_chunk_that_is_going_on():
     before[:, :2] = 3.0
     found = session.predict(stacked | {PREVIOUS: before, DELAY: np.array([1])}, [(0, 0)])
     np.testing.assert_array_equal(found, session.predict(stacked, [(0, 0)]))
+
+
+class Parade(gymnasium.Env):
+    """Shows one moment after the other, whatever is done."""
+
+    control_hz = 10.0
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def reset(self, *, seed=None, options=None):
+        self.left = list(self.shown)
+        return self.left.pop(0), {}
+
+    def step(self, action):
+        return self.left.pop(0), 0.0, False, len(self.left) == 0, {"is_success": False}
+
+
+def test_temporal_ensembling_is_kept():
+    """B1: ACT's loop asks every tick, and executes the mean of what all chunks mean for it."""
+    checkpoint = saved("act", temporal_ensemble_coeff=0.1, n_action_steps=1)
+    loaded = load_policy(checkpoint, action_kinds=(ActionKind.ABSOLUTE,) * 4)
+    one = loaded.staged.spec
+    shown = [moments(one)[0] for _ in range(13)]
+    for i, moment in enumerate(shown):
+        moment["observation.state"] = moment["observation.state"] + np.float32(0.7 * i)
+    session = Session(loaded, task=TASK)
+    alone = [{key: value[0] for key, value in moment.items()} for moment in shown]
+    settings = RolloutSettings(n_episodes=1, loop=LoopSettings())
+    (result,) = rollout(lambda: Parade(alone), session.predict, session.spec, settings)
+    found = np.stack([record.action for record in result.records])
+    theirs = LeRobot(checkpoint)
+    theirs.policy.reset()
+    with torch.inference_mode():
+        wanted = [theirs.post(theirs.policy.select_action(theirs.ready(it, TASK)))[0] for it in shown[:-1]]
+    np.testing.assert_allclose(found, np.stack(wanted), **ROUNDED)
+    firsts = np.concatenate([theirs.chunk(moment)[:, 0] for moment in shown[:-1]])
+    assert np.abs(found - firsts).max() > 0.01

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.families.cogact.policy import (
@@ -282,3 +282,11 @@ def test_a_chunk_is_had_of_a_batch_with_and_without_a_time_axis():
             chunks.append(policy.predict_action_chunk(given, inference_delay=1, prev_chunk_left_over=None))
         assert torch.equal(*chunks)
         assert chunks[0].shape == (2, policy.config.n_action_steps, 3)
+
+
+def test_a_policy_whose_own_loop_votes_is_refused():
+    """G7, B1: it would not act as trained."""
+    with pytest.raises(
+        UnsupportedPolicy, match="ensemble_horizon=2: its own loop .* set ensemble_horizon to 0"
+    ):
+        StagedCogACT(tiny_cogact(ensemble_horizon=2))
