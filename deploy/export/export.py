@@ -35,7 +35,8 @@ from vivace.deploy.inference.recording import (
     training_ranges,
 )
 from vivace.deploy.robots.action_range import learned_range
-from vivace.policies.batch import tensors
+from vivace.policies.arrays import is_image
+from vivace.policies.batch import Batch, tensors
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
@@ -44,7 +45,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange
+from vivace.policies.spec import ActionRange, PolicySpec
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -68,7 +69,7 @@ def export(
         loaded: the checkpoint.
         plans: how it is run; name -> plan of this checkpoint, the usual one first. They share graphs.
         data: observations to prove parity on, of other episodes than the plans were calibrated on; the first
-            one gives the graphs their shapes.
+            one gives the graphs their shapes, and pictures their size where the policy takes any.
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
         on_graph: told the name of every graph that is about to be exported.
@@ -94,14 +95,16 @@ def export(
     runs, processing = check_exportable(loaded, named)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
+    spec = _with_sizes(loaded.staged.spec, data.one, processing.renamed or {})
     with replacing(folder) as unfinished:
         if into:
-            bundle = _copied(loaded, folder, unfinished, key)
+            bundle = _copied(loaded, spec, folder, unfinished, key)
         else:
             known = None
             if processing.relative is None:  # statistics of offsets say nothing of targets
                 known = _action_range(loaded, next(iter(runs.values())), data)
-            bundle = _begun(loaded, processing, unfinished, instructions, known)
+            spec = replace(spec, action_range=known)
+            bundle = _begun(loaded, processing, spec, unfinished, instructions)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -138,9 +141,9 @@ def check_exportable(
 def _begun(
     loaded: LoadedPolicy,
     processing: Processing,
+    spec: PolicySpec,
     folder: Path,
     instructions: Sequence[str],
-    action_range: ActionRange | None,
 ) -> Bundle:
     """A bundle without plans yet."""
     texts, settings = prompts(loaded, instructions)
@@ -148,12 +151,12 @@ def _begun(
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=replace(loaded.staged.spec, action_range=action_range, resizes=False),
+        spec=spec,
         graphs=(),
         plans={},
         observations=processing.observations,
         actions=processing.actions,
-        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec, processing.renamed or {})),
+        ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
         prompts=texts,
         prompt=with_tokenizer(loaded, settings, folder),
         renamed=processing.renamed,
@@ -161,10 +164,19 @@ def _begun(
     )
 
 
-def _copied(loaded: LoadedPolicy, folder: Path, unfinished: Path, key: Any) -> Bundle:
+def _with_sizes(spec: PolicySpec, one: Batch, renamed: Mapping[str, str]) -> PolicySpec:
+    """A spec whose pictures are as large as those of an observation: graphs take no others."""
+    shapes = {
+        key: tuple(one[renamed.get(key, key)].shape[2:]) if spec.resizes and is_image(key) else shape
+        for key, shape in spec.observation_shapes.items()
+    }
+    return replace(spec, observation_shapes=shapes, resizes=False)
+
+
+def _copied(loaded: LoadedPolicy, spec: PolicySpec, folder: Path, unfinished: Path, key: Any) -> Bundle:
     """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
     bundle, signed = Bundle.load(folder), folder / SIGNATURE
-    _check_same(bundle, loaded)
+    _check_same(bundle, loaded, spec)
     is_ours = (
         key is not None
         and signed.exists()
@@ -226,11 +238,11 @@ def check_names(names: Iterable[str]) -> None:
         )
 
 
-def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
-    """Raise `BadBundle` unless a bundle holds this policy."""
+def _check_same(bundle: Bundle, loaded: LoadedPolicy, spec: PolicySpec) -> None:
+    """Raise `BadBundle` unless a bundle holds this policy, for pictures of this size."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or replace(bundle.spec, action_range=None) != replace(loaded.staged.spec, resizes=False):
+    if other or replace(bundle.spec, action_range=None) != spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"

@@ -19,6 +19,7 @@ from vivace.policies.features import renames
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.session import Session
+from vivace.policies.spec import PolicySpec
 
 _SEED = 0
 
@@ -74,9 +75,14 @@ def lerobots(seen: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def plausible(loaded: LoadedPolicy) -> dict[str, np.ndarray]:
-    """One observation as a robot gives it: noise for pictures, numbers in the middle of training's."""
-    spec, random = loaded.staged.spec, np.random.default_rng(_SEED)
+def plausible(loaded: LoadedPolicy, spec: PolicySpec | None = None) -> dict[str, np.ndarray]:
+    """One observation as a robot gives it: noise for pictures, numbers in the middle of training's.
+
+    Args:
+        loaded: the checkpoint.
+        spec: with other sizes of pictures than the checkpoint's own.
+    """
+    spec, random = spec or loaded.staged.spec, np.random.default_rng(_SEED)
     ranges = dict(training_ranges(loaded.preprocess, spec, renames(loaded.preprocess)))
     found = {}
     for key, ((_, *shape), _) in observation_layout(spec).items():

@@ -94,7 +94,7 @@ def prove_processors(policy: OrtPolicy, loaded: LoadedPolicy, data: CalibrationD
     Raises:
         ParityError: it is more than rounding.
     """
-    bundle, known = policy.bundle, plausible(loaded)
+    bundle, known = policy.bundle, plausible(loaded, policy.spec)
     seen = {key: np.asarray(data.raw[key])[0, -1] if key in data.raw else known[key] for key in known}
     window = {key: np.stack([value] * policy.spec.n_obs_steps)[None] for key, value in seen.items()}
     move = loaded.placement.move

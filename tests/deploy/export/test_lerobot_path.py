@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -54,18 +55,35 @@ def ours(folder):
     return folder
 
 
+@cache
+def once(kind):
+    """A checkpoint of lerobot's."""
+    changes = {"image_resize_shape": (40, 40)} if kind == "multi_task_dit" else {}
+    return load_policy(saved(kind, **changes))
+
+
+def seen_by(loaded):
+    """What the robot's observations are, whatever the config says (A14)."""
+    spec = loaded.staged.spec
+    if not spec.resizes:
+        return spec
+    sizes = {key: (3, 60, 80) if "image" in key else shape for key, shape in spec.observation_shapes.items()}
+    return replace(spec, observation_shapes=sizes)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Kind -> the checkpoint and its bundle as trained, made when they are asked for.
 
     That of "diffusion" renames a camera and has relative actions (`whole`); others are made of its graphs.
+    "multi_task_dit" resizes pictures: its robot's cameras are larger than its config says (A14).
     """
     made = {}
 
     def make(kind):
         if kind not in made:
             base = tmp_path_factory.mktemp(kind)
-            loaded = load_policy(ours(base / "policy") if kind == "dp_transformer" else saved(kind))
+            loaded = load_policy(ours(base / "policy")) if kind == "dp_transformer" else once(kind)
             asked = whole(loaded) if kind == "diffusion" else loaded
             raw = raw_of(asked)
             batch = Session(asked, task=TASK).prepare(raw)
@@ -80,7 +98,7 @@ def exported(tmp_path_factory):
 def raw_of(loaded):
     """A window of one observation, as the robot gives it."""
     n = loaded.staged.spec.n_obs_steps
-    return {key: np.stack([value] * n)[None] for key, value in plausible(loaded).items()}
+    return {key: np.stack([value] * n)[None] for key, value in plausible(loaded, seen_by(loaded)).items()}
 
 
 def whole(loaded):
@@ -116,7 +134,7 @@ def with_steps(pipeline, steps):
 
 def episode(loaded, n_ticks, is_still_from):
     """Observations of an episode, the same from a tick on."""
-    spec, random, found = loaded.staged.spec, np.random.default_rng(5), []
+    spec, random, found = seen_by(loaded), np.random.default_rng(5), []
     for _ in range(min(n_ticks, is_still_from + 1)):
         found.append(
             {
@@ -134,7 +152,7 @@ def around(loaded, bundle):
     found = read_processors(loaded)
     return replace(
         bundle,
-        spec=replace(bundle.spec, observation_shapes=loaded.staged.spec.observation_shapes),
+        spec=replace(bundle.spec, observation_shapes=seen_by(loaded).observation_shapes),
         observations=found.observations,
         actions=found.actions,
         renamed=found.renamed,
@@ -206,6 +224,8 @@ def test_a_bundle_acts_as_lerobots_own_path_does(kind, exported):
     loaded, bundle = exported(kind)
     assert bundle.receipt["lerobot_error"] < TOLERANCE
     check_path(whole(loaded) if kind == "diffusion" else loaded, bundle)
+    sizes = [shape[1:] for key, shape in bundle.spec.observation_shapes.items() if "image" in key]
+    assert sizes == {"diffusion": [(64, 96)] * 2, "multi_task_dit": [(60, 80)] * 2}.get(kind, [])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -339,6 +359,14 @@ def test_what_is_more_than_the_steps_say_is_found(exported):
     assert prove_processors(OrtPolicy(bundle), loaded, data) < TOLERANCE
     with pytest.raises(ParityError, match="differs from lerobot's own path by"):
         prove_processors(OrtPolicy(bundle), selecting_twice_as_much(loaded), data)
+
+
+def copied(loaded):
+    """A checkpoint whose processors and config may be damaged."""
+    policy = copy.copy(loaded.policy)
+    policy.config = copy.deepcopy(policy.config)
+    before, behind = copy.deepcopy((loaded.preprocess, loaded.postprocess))
+    return replace(loaded, policy=policy, preprocess=before, postprocess=behind)
 
 
 def renamed_statistics(loaded):
@@ -475,7 +503,7 @@ REFUSED = {
 def test_what_a_bundle_cannot_hold_is_refused_by_name_before_any_work(case, tmp_path):
     """Nothing becomes an identity because of a key's name (A1, A2, A5, A12)."""
     change, message = REFUSED[case]
-    loaded = load_policy(saved("diffusion"))
+    loaded = copied(once("diffusion"))
     change(loaded)
     asked = []
     data = CalibrationData({}, ((2, 0),))  # not looked at
@@ -487,7 +515,7 @@ def test_what_a_bundle_cannot_hold_is_refused_by_name_before_any_work(case, tmp_
 
 @pytest.mark.parametrize(("name", "value"), [("padding_side", "left"), ("padding", "longest")])
 def test_other_paddings_are_refused(name, value):
-    loaded = load_policy(saved("multi_task_dit"))
+    loaded = copied(once("multi_task_dit"))
     each(loaded, TokenizerProcessorStep, lambda step: setattr(step, name, value))
     with pytest.raises(UnsupportedPolicy, match="needs padding='max_length' and padding_side='right'"):
         prompts(loaded, [TASK])
