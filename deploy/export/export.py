@@ -24,6 +24,7 @@ from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove
 from vivace.deploy.export.precision import check_precision, stored
 from vivace.deploy.export.tokens import export_tokens
+from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.inference.recording import (
@@ -43,6 +44,7 @@ from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionRange
+from vivace.policies.staged import Batch
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -92,8 +94,8 @@ def export(
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
     _check_plans(named, data)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    for run in _denoising(runs).values():
-        check_steps(run)
+    for run in runs.values():
+        check_exportable(run, data.one)
     with replacing(folder) as unfinished:
         if into:
             bundle = _copied(loaded, folder, unfinished, key)
@@ -108,6 +110,18 @@ def export(
             check_parity(name, bundle.plans[name].receipt)
         _finish(_with_golden(bundle, loaded, runs, data, precision), key)
     return Bundle.load(folder)
+
+
+def check_exportable(execution: Execution, batch: Batch) -> None:
+    """Raise `UnsupportedPolicy` if a policy, or how it is run, is known not to become graphs.
+
+    Args:
+        execution: the policy, and how it is run.
+        batch: normalised observations, blank ones will do.
+    """
+    check_whole(execution, batch)
+    if isinstance(execution, Denoising) and not execution.is_opaque:
+        check_steps(execution)
 
 
 def _begun(
@@ -217,11 +231,14 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
+    stepwise = {name: run for name, run in _denoising(runs).items() if not run.is_opaque}
+    made = export_denoising(writer, stepwise, data.one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
                 made[name] = export_tokens(writer, run, data.one)
+            case Denoising(is_opaque=True):
+                made[name] = export_whole(writer, run, data.one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)

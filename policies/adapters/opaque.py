@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_IMAGE
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
@@ -35,17 +35,27 @@ from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 
-_REMEMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
     "tdmpc": (
-        lambda config: config.use_mpc,
-        "its planner starts from the plan before; use_mpc=false in config.json acts by its policy alone",
+        (
+            lambda config: config.use_mpc,
+            "keeps something from chunk to chunk: its planner starts from the plan before; with "
+            "use_mpc=false in config.json it acts by its policy alone",
+        ),
+        (
+            lambda config: set(config.image_features) - {OBS_IMAGE},
+            f"reads one camera as {OBS_IMAGE} alone, in lerobot too; rename the feature in config.json",
+        ),
     ),
     "lingbot_va": (
-        lambda config: True,
-        "it reads what was seen and done since the chunk before into its memory; run it by lerobot",
+        (
+            lambda config: True,
+            "keeps something from chunk to chunk: what was seen and done since the one before is read into "
+            "its memory; run it by lerobot",
+        ),
     ),
 }
-"""Type -> whether a chunk needs what an earlier one left, and what that is: not to be had row by row."""
+"""Type -> what its config may ask for that cannot be had row by row, and why."""
 
 
 class OpaquePolicy(DenoisingForm):
@@ -57,24 +67,26 @@ class OpaquePolicy(DenoisingForm):
     """
 
     blocks = ()
+    selects: bool
+    """It is asked by its own `select_action`, not by `predict_action_chunk`."""
 
     def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
-        _check_forgets(config)
+        _check_config(config)
         self.policy = policy.eval()
         policy.reset()
-        self._selects = _keeps_observations(policy) or config.action_delta_indices is None
+        self.selects = _keeps_observations(policy) or config.action_delta_indices is None
         n_obs_steps = getattr(config, "n_obs_steps", 1)
-        if n_obs_steps != 1 and not self._selects:
+        if n_obs_steps != 1 and not self.selects:
             raise UnsupportedPolicy(
                 f"policy {config.type!r} has no adapter and takes {n_obs_steps} observations at once, which "
                 "it does not keep itself; only policies of one observation run as an opaque block"
             )
-        self._call: Callable[..., Tensor] = _selected if self._selects else policy.predict_action_chunk
-        self._takes_noise = not self._selects and _takes(policy, "noise")
+        self._call: Callable[..., Tensor] = _selected if self.selects else policy.predict_action_chunk
+        self._takes_noise = not self.selects and _takes(policy, "noise")
         self._follow: Continuation | None = None
         executed = _executed(policy)
-        length = executed if self._selects else len(config.action_delta_indices)
+        length = executed if self.selects else len(config.action_delta_indices)
         action_dim = config.action_feature.shape[0]
         self.sampler = Sampler(
             "whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),)
@@ -138,7 +150,7 @@ class OpaquePolicy(DenoisingForm):
         with self._continuing(row) as more:
             found = (
                 self._call(self.policy, one, self.spec)
-                if self._selects
+                if self.selects
                 else self._call(one, **options, **more)
             )
         return self._whole(found)
@@ -172,7 +184,7 @@ class OpaquePolicy(DenoisingForm):
         Raises:
             UnsupportedPolicy: it is asked by `select_action`, whose queues are no graph.
         """
-        if self._selects:
+        if self.selects:
             raise UnsupportedPolicy(
                 f"policy {self.spec.type!r} is opaque and is asked by its own select_action, whose queues "
                 "are not compiled"
@@ -188,7 +200,7 @@ class OpaquePolicy(DenoisingForm):
             UnsupportedPolicy: the policy has none.
             BadSetting: it is asked for in a way that lerobot has not.
         """
-        if self._selects or not self.policy.supports_rtc():
+        if self.selects or not self.policy.supports_rtc():
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
         if settings.method != "guidance" or settings.jacobian != "identity":
             raise BadSetting(
@@ -232,11 +244,11 @@ class OpaquePolicy(DenoisingForm):
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
 
 
-def _check_forgets(config: Any) -> None:
-    """Raise `UnsupportedPolicy` if a chunk needs what an earlier one left in the policy."""
-    remembers, what = _REMEMBERS.get(config.type, (lambda config: False, ""))
-    if remembers(config):
-        raise UnsupportedPolicy(f"policy {config.type!r} keeps something from chunk to chunk: {what}")
+def _check_config(config: Any) -> None:
+    """Raise `UnsupportedPolicy` for what is known not to run alone, row by row."""
+    for is_asked, why in _REFUSED.get(config.type, ()):
+        if is_asked(config):
+            raise UnsupportedPolicy(f"policy {config.type!r} {why}")
 
 
 def _queues(policy: Any) -> dict[str, Any]:
