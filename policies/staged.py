@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute
 from vivace.policies.language.action_bins import ActionBins
 from vivace.policies.language.decoding import Prefix
@@ -17,8 +18,6 @@ from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import PolicySpec
 
-Batch = dict[str, Tensor]
-"""lerobot keys -> normalised observations (B, To, ...)."""
 Context = Any
 """What `encode` makes of an observation; known to the policy alone, a tree of tensors."""
 Condition = Any

@@ -35,6 +35,7 @@ from vivace.deploy.inference.recording import (
     training_ranges,
 )
 from vivace.deploy.robots.action_range import learned_range
+from vivace.policies.batch import Batch, tensors
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
@@ -44,7 +45,6 @@ from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionRange
-from vivace.policies.staged import Batch
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -133,7 +133,7 @@ def _begun(
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=replace(loaded.staged.spec, action_range=action_range),
+        spec=replace(loaded.staged.spec, action_range=action_range, resizes=False),
         graphs=(),
         plans={},
         observations=observations,
@@ -213,7 +213,7 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
+    if other or replace(bundle.spec, action_range=None) != replace(loaded.staged.spec, resizes=False):
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"
@@ -231,14 +231,14 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    stepwise = {name: run for name, run in _denoising(runs).items() if not run.is_opaque}
-    made = export_denoising(writer, stepwise, data.one, EpisodeNoise(data.noise_keys[:1]))
+    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_opaque}
+    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
-                made[name] = export_tokens(writer, run, data.one)
+                made[name] = export_tokens(writer, run, one)
             case Denoising(is_opaque=True):
-                made[name] = export_whole(writer, run, data.one)
+                made[name] = export_whole(writer, run, one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)
@@ -259,7 +259,7 @@ def _with_golden(
     precision: str,
 ) -> Bundle:
     """Record the golden chunks of plans."""
-    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    batch = {key: value.cpu().float().numpy() for key, value in tensors(data.one).items()}
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     plans: dict[str, Program] = dict(bundle.plans)

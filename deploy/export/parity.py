@@ -12,6 +12,8 @@ from torch import Tensor
 from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.policies.batch import tensors
+from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
 from vivace.policies.execution import Decoding, Execution, sample
 from vivace.policies.load import LoadedPolicy, stage
@@ -85,7 +87,7 @@ def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
 
 def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
     """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
-    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+    batch = {key: value.cpu().numpy() for key, value in tensors(one.batch).items()}
     draft = None if one.draft is None else one.draft[0].cpu().numpy()
     return policy.sample(batch, Streams(one.noise_keys), draft)
 
@@ -124,7 +126,7 @@ def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData) -> 
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
     run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
-    batch = {key: value.double() if value.is_floating_point() else value for key, value in one.batch.items()}
+    batch = cast(one.batch, torch.float64)
     drawn = EpisodeNoise(one.noise_keys)
 
     def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from vivace.deploy.bundle.program import Origin, Program
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Observing, made_of
 from vivace.policies.adapters.opaque import OpaquePolicy
+from vivace.policies.batch import Batch
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution
-from vivace.policies.staged import Batch
 
 _ONE_GRAPH = "of opaque policies those of one pass without noise can be exported, such as act"
 

@@ -24,7 +24,9 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
+from vivace.policies.batch import Batch, take
 from vivace.policies.block import Runner, compute
+from vivace.policies.dtype import cast
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import PatchSelector, keep_all
@@ -33,7 +35,6 @@ from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuati
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind, PolicySpec
-from vivace.policies.staged import Batch
 
 _REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
     "tdmpc": (
@@ -82,7 +83,7 @@ class OpaquePolicy(DenoisingForm):
                 f"policy {config.type!r} has no adapter and takes {n_obs_steps} observations at once, which "
                 "it does not keep itself; only policies of one observation run as an opaque block"
             )
-        self._call: Callable[..., Tensor] = _selected if self.selects else policy.predict_action_chunk
+        self._call: Callable[..., Tensor] = policy.predict_action_chunk
         self._takes_noise = not self.selects and _takes(policy, "noise")
         self._follow: Continuation | None = None
         executed = _executed(policy)
@@ -112,14 +113,11 @@ class OpaquePolicy(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
         """What the policy is given: (B, ...), or, of one that keeps its observations, (B, To, ...)."""
-        return {key: self._given(key, value) for key, value in batch.items()}
-
-    def _given(self, key: str, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value = value.to(self.placement.dtype)
-        shape = self.spec.observation_shapes.get(key)
-        has_time = shape is not None and value.ndim == 2 + len(shape)
-        return value[:, 0] if has_time and self.spec.n_obs_steps == 1 else value
+        batch = cast(batch, self.placement.dtype)
+        if self.spec.n_obs_steps > 1:
+            return batch
+        own = self.policy.config.input_features
+        return {key: value[:, 0] if key in own else value for key, value in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:
         """Nothing to prepare."""
@@ -132,13 +130,13 @@ class OpaquePolicy(DenoisingForm):
     def _alone(self, x: Tensor, i: int, condition: Batch) -> Tensor:
         """The chunk (1, H, A) of one row."""
         with _seeded(x[i]):
-            return self.chunk(_row(condition, i, len(x)), x[i : i + 1], i)
+            return self.chunk(take(condition, [i]), x[i : i + 1], i)
 
     def chunk(self, one: Batch, noise: Tensor | None = None, row: int = 0) -> Tensor:
         """Ask the policy for one chunk (1, H, A).
 
         Args:
-            one: what it is given, one row; it may write into it.
+            one: what it is given, one row.
             noise: its starting noise, of a policy that takes that.
             row: which row of what chunks continue.
 
@@ -146,14 +144,12 @@ class OpaquePolicy(DenoisingForm):
             UnsupportedPolicy: the chunk is of another size than the config says.
         """
         self.policy.reset()
+        one = {key: value.clone() if isinstance(value, Tensor) else value for key, value in one.items()}
         options = {"noise": noise} if self._takes_noise else {}
+        if self.selects:
+            return self._whole(_selected(self.policy, one, self.spec))
         with self._continuing(row) as more:
-            found = (
-                self._call(self.policy, one, self.spec)
-                if self.selects
-                else self._call(one, **options, **more)
-            )
-        return self._whole(found)
+            return self._whole(self._call(one, **options, **more))
 
     def _whole(self, actions: Tensor) -> Tensor:
         """Actions (1, n, A) as a chunk: nothing is predicted for observations before the newest one."""
@@ -172,7 +168,7 @@ class OpaquePolicy(DenoisingForm):
     @torch.no_grad()
     def draws(self, batch: Batch) -> bool:
         """Whether a chunk depends on noise: on what the policy is given, or on torch's generator."""
-        one = _row(self.encode(batch), 0, len(next(iter(batch.values()))))
+        one = take(self.encode(batch), [0])
         with _seeded(torch.zeros(1)):
             before = torch.random.get_rng_state()
             self.chunk(one)
@@ -280,29 +276,13 @@ def _takes(policy: Any, name: str) -> bool:
 
 def _selected(policy: Any, one: Batch, spec: PolicySpec) -> Tensor:
     """What the policy's own loop would execute (1, n, A) after a history of observations (1, To, ...)."""
-    *before, newest = (_at(one, t, spec) for t in range(spec.n_obs_steps))
-    for seen in before:
+    own, n = policy.config.input_features, spec.n_obs_steps
+    for t in range(n - 1):
         _queues(policy)[ACTION].append(torch.zeros(1, spec.action_dim))  # there is one: it only looks
-        policy.select_action(seen)
+        policy.select_action({key: value[:, t] if key in own else value for key, value in one.items()})
+    newest = {key: value[:, -1] if n > 1 and key in own else value for key, value in one.items()}
     first = policy.select_action(newest)
     return torch.stack([first, *_queues(policy).get(ACTION, ())], dim=1)
-
-
-def _at(one: Batch, t: int, spec: PolicySpec) -> Batch:
-    """The observation of one time step (1, ...)."""
-    if spec.n_obs_steps == 1:
-        return dict(one)
-    return {key: value[:, t] if key in spec.observation_shapes else value for key, value in one.items()}
-
-
-def _row(value: Any, i: int, rows: int) -> Any:
-    """One row of whatever a policy is given, a copy: policies may write into it."""
-    if isinstance(value, Mapping):
-        return {key: _row(it, i, rows) for key, it in value.items()}
-    is_batched = isinstance(value, Tensor) and value.ndim and len(value) == rows
-    if is_batched or (isinstance(value, list | tuple) and len(value) == rows):
-        value = value[i : i + 1]
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 @contextmanager

@@ -198,6 +198,9 @@ def _make_pi_small() -> None:
 _make_pi_small()
 
 
+_FAST_IDS = 128
+
+
 def _fast_folder(folder: Path) -> Path:
     """Write a FAST tokenizer fitted to noise; its class is one that lerobot brings."""
     from lerobot.policies.molmoact2.molmoact2_hf_model.action_tokenizer import UniversalActionProcessor
@@ -206,7 +209,7 @@ def _fast_folder(folder: Path) -> Path:
     chunks = list(np.random.default_rng(0).uniform(-1, 1, (32, 6, ACTION_DIM)))
     AutoProcessor.register(UniversalActionProcessor, UniversalActionProcessor)
     UniversalActionProcessor.fit(
-        chunks, vocab_size=128, time_horizon=6, action_dim=ACTION_DIM
+        chunks, vocab_size=_FAST_IDS, time_horizon=6, action_dim=ACTION_DIM
     ).save_pretrained(fast)
     return fast
 
@@ -297,6 +300,9 @@ def build(kind: str, folder: Path, **changes: Any) -> Any:
         for parameter in policy.parameters():
             if not parameter.any() or (parameter.ndim > 1 and parameter.std() < 0.05):
                 nn.init.normal_(parameter, std=0.1)
+    if kind == "pi0_fast":  # of all ids those of actions are said
+        first = policy._paligemma_tokenizer.vocab_size - config.fast_skip_tokens - _FAST_IDS
+        policy.model.paligemma_with_expert.paligemma.lm_head.weight.data[first : first + _FAST_IDS] *= 6
     return policy.eval()
 
 
@@ -326,11 +332,15 @@ def _name_tokenizer(file: Path, tokenizer: Path) -> None:
     file.write_text(json.dumps(pipeline, indent=2))
 
 
-@cache
+_SAVED: dict[str, Path] = {}
+
+
 def saved(kind: str, **changes: Any) -> Path:
-    """The checkpoint folder of a type, saved once a test session; see `save`."""
-    name = "-".join([kind, *(str(it) for pair in sorted(changes.items()) for it in pair)])
-    return save(kind, Path(_session().name) / name[:60].replace("/", "_"), **changes)
+    """The checkpoint folder of a type, saved once a test session; see `save`. Nobody may write into it."""
+    what = f"{kind} {sorted(changes.items())}"
+    if what not in _SAVED:
+        _SAVED[what] = save(kind, Path(_session().name) / f"{kind}-{len(_SAVED)}", **changes)
+    return _SAVED[what]
 
 
 @cache
