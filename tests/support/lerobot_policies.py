@@ -145,7 +145,10 @@ def _vqbet(folder: Path) -> dict[str, Any]:
 def _tdmpc(folder: Path) -> dict[str, Any]:
     sizes = {"image_encoder_hidden_dim": 8, "state_encoder_hidden_dim": 16, "latent_dim": 8, "mlp_dim": 16}
     run = {"n_gaussian_samples": 16, "n_pi_samples": 4, "n_elites": 4, "cem_iterations": 2, "horizon": 3}
-    return features((64, 64), cameras=1) | sizes | run
+    seen = features((64, 64), cameras=1)
+    camera = seen["input_features"].pop("observation.images.front")
+    seen["input_features"]["observation.image"] = camera  # it reads no other name
+    return seen | sizes | run | {"use_mpc": False}
 
 
 def _gaussian_actor(folder: Path) -> dict[str, Any]:
