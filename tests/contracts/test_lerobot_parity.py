@@ -144,7 +144,18 @@ def both(checkpoint: Path, rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return found[:, : wanted.shape[1]], wanted
 
 
-CHUNKED = ("act", "diffusion", "multi_task_dit", "pi0", "pi05", "pi0_fast", "smolvla", "xvla")
+CHUNKED = (
+    "act",
+    "diffusion",
+    "multi_task_dit",
+    "pi0",
+    "pi05",
+    "pi0_fast",
+    "smolvla",
+    "xvla",
+    "eo1",
+    "vla_jepa",
+)
 TOLERANCE = {"multi_task_dit": ROUNDED}
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
