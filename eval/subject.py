@@ -31,7 +31,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     if action_kinds:
         kinds = read_kinds(action_kinds, len(kinds) or len(action_kinds), "--export.action_kinds")
     policy = command.policy
-    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
+    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype, command.rename_map)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
 

@@ -68,7 +68,8 @@ def as_the_robot_has_them(spec: PolicySpec, config: Any, preprocess: Any) -> Pol
             f"rename_map {renames(preprocess)} gives two of the policy's observations "
             f"{', '.join(spec.observation_shapes)} one name; give each its own"
         )
-    return replace(spec, observation_shapes=shapes, resizes=resizes(config))
+    ensemble = getattr(config, "temporal_ensemble_coeff", None)
+    return replace(spec, observation_shapes=shapes, resizes=resizes(config), temporal_ensemble=ensemble)
 
 
 def check_renaming(rename_map: Mapping[str, str], config: Any) -> None:

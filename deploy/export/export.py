@@ -23,7 +23,7 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.tokens import export_tokens
+from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
@@ -119,9 +119,13 @@ def check_exportable(execution: Execution, batch: Batch) -> None:
         execution: the policy, and how it is run.
         batch: normalised observations, blank ones will do.
     """
-    check_whole(execution, batch)
-    if isinstance(execution, Denoising) and not execution.is_opaque:
-        check_steps(execution)
+    match execution:
+        case Decoding():
+            check_tokens(execution)
+        case Denoising(is_opaque=True):
+            check_whole(execution, batch)
+        case Denoising():
+            check_steps(execution)
 
 
 def _begun(

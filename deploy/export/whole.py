@@ -9,7 +9,7 @@ from vivace.deploy.export.traced import Observing, made_of
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.batch import Batch
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.execution import Denoising, Execution
+from vivace.policies.execution import Denoising
 
 _ONE_GRAPH = "of opaque policies those of one pass without noise can be exported, such as act"
 
@@ -39,16 +39,14 @@ def export_whole(writer: GraphWriter, execution: Denoising, batch: Batch) -> Pro
     return Program(found)
 
 
-def check_whole(execution: Execution, batch: Batch) -> None:
-    """Raise `UnsupportedPolicy` if a policy is opaque and is no graph; it is asked for one chunk.
+def check_whole(execution: Denoising, batch: Batch) -> None:
+    """Raise `UnsupportedPolicy` if an opaque policy is no graph; it is asked for one chunk.
 
     Args:
         execution: the policy, and how it is run.
         batch: normalised observations, blank ones will do.
     """
     policy = execution.policy
-    if not execution.is_opaque:
-        return
     kind = policy.spec.type
     if not isinstance(policy, OpaquePolicy) or policy.selects:
         raise UnsupportedPolicy(

@@ -3,6 +3,7 @@
 import pytest
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.eval import cli
 from vivace.eval import subject as plans
 from vivace.eval.verbs.export import ExportCommand
 from vivace.policies.errors import BadSetting
@@ -12,7 +13,7 @@ from vivace.policies.spec import ActionKind
 def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, tiny_loaded):
     asked = []
 
-    def load_policy(path, device, kinds, dtype):
+    def load_policy(path, device, kinds, *others):
         asked.append(kinds)
         return tiny_loaded
 
@@ -35,3 +36,16 @@ def test_a_plan_made_in_another_dtype_is_run_and_told(tiny_loaded, tmp_path, cap
         assert plans.load_plan(command, tiny_loaded) == plan
         told = "the plan was made in bfloat16, the policy runs in float32" in capsys.readouterr().err
         assert told == (made_in == "bfloat16")
+
+
+def test_observations_are_renamed_as_asked(checkpoint, capsys):
+    """A13: `--rename_map` as lerobot has it."""
+    asked = [f"--policy.path={checkpoint}", '--rename_map={"observation.agent": "observation.state"}']
+    loaded = plans.load(cli._parse("explain", asked))
+    assert list(loaded.staged.spec.observation_shapes) == ["observation.agent"]
+    plans.load_plan(cli._parse("explain", asked), loaded)  # it is the same policy's
+    asked[-1] = '--rename_map={"observation.agent": "observation.stat"}'
+    assert cli.main(["explain", *asked]) == 2
+    assert (
+        "rename_map renames to 'observation.stat', which the policy does not have" in capsys.readouterr().err
+    )
