@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vivace.accel.plan import AccelerationPlan
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
 from vivace.eval.simulation.env_robot import camera_options
@@ -72,6 +72,24 @@ def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Calla
     """Return what makes a task's environment, with the cameras that a policy looks through."""
     options = {"control_hz": command.env.control_hz, **camera_options(spec)}
     return partial(make, command.env.type, task or command.env.tasks[0], **options)
+
+
+def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan | None:
+    """Load the plan a command names, else the one beside the checkpoint; None, and it is told, without one.
+
+    Raises:
+        PlanMismatch: the one that is named is not there, or it is another policy's.
+    """
+    if command.accel.path or (loaded.path / FILE_NAME).is_file():
+        return load_plan(command, loaded)
+    spec = loaded.staged.spec
+    remedy = f"make one: vivace calibrate --policy.path={command.policy.path}"
+    if loaded.as_trained.is_opaque:
+        remedy = f"policy {spec.type!r} is opaque, so there is nothing to calibrate"
+    console.print(
+        f"no plan beside the checkpoint: as trained alone; {remedy}", style="yellow", highlight=False
+    )
+    return None
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:

@@ -74,7 +74,7 @@ class Session:
         """The policy's own names of its observations."""
         self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
-            check_continuing(self.execution)
+            check_continuing(self.execution, chunking)
 
     def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].

@@ -165,10 +165,12 @@ def check_plans(contents: Contents) -> None:
         need(is_name, f"a plan called {shown(name)}", "a name of letters, digits, '-', '_' and '.'")
         wrong = [index for index in program.graphs if index >= len(contents.graphs)]
         need(not wrong, f"{len(contents.graphs)} graphs and a call of {wrong} in {where}", "one of them")
-        has_one = bool(program.steps) != (program.tokens is not None)
-        need(has_one, f"{where} with {len(program.steps)} steps", "steps, or tokens to write")
+        has_both = bool(program.steps) and program.tokens is not None
+        need(not has_both, f"{where} with {len(program.steps)} steps", "steps, or tokens to write")
         check_encode(contents, program)
-        if program.tokens is None:
+        if program.is_whole:
+            check_whole(contents, program, where)
+        elif program.tokens is None:
             check_steps(contents, program, where)
         else:
             check_tokens(contents, program, program.tokens)
@@ -197,6 +199,18 @@ def check_encode(contents: Contents, program: Program) -> None:
         given |= {TOKENS: (1, prompt.length), MASK: (1, prompt.length)}
     _check_reads(graph, given)
     _check_fixed(graph.outputs, shown(graph.file))
+
+
+def check_whole(contents: Contents, program: Program, where: str) -> None:
+    """Raise `BadBundle` unless the one graph gives a chunk."""
+    spec, graph = contents.spec, contents.graphs[program.encode]
+    chunk = {"actions": (1, spec.horizon, spec.action_dim)}
+    need(program.finish is None, f"{where} of one graph and one that finishes", "one of both")
+    need(
+        graph.origin.part == "whole" and dict(graph.outputs) == chunk,
+        f"{where} without steps and {shown(graph.file)} with {shown(dict(graph.outputs))}",
+        f"steps, tokens to write, or one graph of the whole with {chunk}",
+    )
 
 
 def check_steps(contents: Contents, program: Program, where: str) -> None:

@@ -24,7 +24,8 @@ from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
 from vivace.deploy.export.processors import Processing, array, read_processors
 from vivace.deploy.export.prompts import prompts, with_tokenizer
-from vivace.deploy.export.tokens import check_bins, export_tokens
+from vivace.deploy.export.tokens import check_tokens, export_tokens
+from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.inference.recording import (
@@ -92,7 +93,7 @@ def export(
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
-    runs, processing = check_exportable(loaded, named)
+    runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
     spec = _with_sizes(loaded.staged.spec, data.one, processing.renamed or {})
@@ -116,9 +117,14 @@ def export(
 
 
 def check_exportable(
-    loaded: LoadedPolicy, plans: Mapping[str, AccelerationPlan]
+    loaded: LoadedPolicy, plans: Mapping[str, AccelerationPlan], batch: Batch
 ) -> tuple[dict[str, Execution], Processing]:
     """Return what a policy runs under each plan, and what its processors do, before any slow work.
+
+    Args:
+        loaded: the checkpoint.
+        plans: name -> plan.
+        batch: normalised observations, blank ones will do.
 
     Raises:
         BadSetting: the policy was not loaded in float32, or a plan has no name.
@@ -131,10 +137,12 @@ def check_exportable(
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
     for run in runs.values():
         match run:
+            case Decoding():
+                check_tokens(run)
+            case Denoising(is_opaque=True):
+                check_whole(run, batch)
             case Denoising():
                 check_steps(run)
-            case Decoding():
-                check_bins(run)
     return runs, read_processors(loaded)
 
 
@@ -260,11 +268,14 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    made = export_denoising(writer, _denoising(runs), tensors(data.one), EpisodeNoise(data.noise_keys[:1]))
+    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_opaque}
+    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
-                made[name] = export_tokens(writer, run, tensors(data.one))
+                made[name] = export_tokens(writer, run, one)
+            case Denoising(is_opaque=True):
+                made[name] = export_whole(writer, run, one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)

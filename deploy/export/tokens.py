@@ -33,8 +33,7 @@ def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Pro
     Raises:
         UnsupportedPolicy: its tokens are of another kind than token_vla's.
     """
-    check_bins(execution)
-    policy: Any = execution.policy
+    policy = _in_bins(execution)
     encode, extend = _graphs(writer, execution, len(policy.language.layers), batch)
     decoding = decoding_of(execution)
     settings = build(Decoder, "decoder", decoding.in_bundle() if decoding else {})
@@ -43,13 +42,18 @@ def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Pro
     return Program(encode, tokens=tokens)
 
 
-def check_bins(execution: Decoding) -> None:
-    """Raise `UnsupportedPolicy` unless a policy's tokens can be read without it."""
+def check_tokens(execution: Decoding) -> None:
+    """Raise `UnsupportedPolicy` if a policy's tokens are of another kind than token_vla's."""
+    _in_bins(execution)
+
+
+def _in_bins(execution: Decoding) -> Any:
     policy = execution.policy
-    if not (writes_bins(policy) and has_language(policy)):
-        raise UnsupportedPolicy(
-            f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
-        )
+    if writes_bins(policy) and has_language(policy):
+        return policy
+    raise UnsupportedPolicy(
+        f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
+    )
 
 
 def _graphs(writer: GraphWriter, execution: Decoding, n_layers: int, batch: Batch) -> tuple[int, int]:

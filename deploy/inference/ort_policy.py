@@ -224,12 +224,17 @@ class OrtPolicy:
         """
         deadline = deadline or Deadline()
         self._encode({name: batch[name] for name in self._encode.inputs})
+        if self._sampler is None:
+            return self._encode.outputs["actions"].host.copy()
         if isinstance(self._sampler, Writer):
             return self._sampler.sample(batch, noise, draft, deadline)
         return self._sampler.sample(noise, follow, deadline)
 
-    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer:
+    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer | None:
+        """What makes a chunk of the first graph's outputs; None: the chunk is one."""
         context, program = self._encode.outputs, self.bundle.program.tokens
+        if self.bundle.program.is_whole:
+            return None
         if program is None:
             return Denoiser(self.bundle, graphs, context)
         return Writer(program, graphs[program.extend], context, self.spec.action_dim)
@@ -247,7 +252,7 @@ class OrtPolicy:
     def _check_chunking(self) -> None:
         if self.chunking is None:
             return
-        if self.bundle.program.tokens is not None:
+        if not self.bundle.program.steps:
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
         if self.chunking.jacobian == "exact":
             raise BadSetting(

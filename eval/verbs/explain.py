@@ -10,12 +10,14 @@ from rich.table import Table
 from vivace.accel.apply import accelerate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
+from vivace.accel.plan import AccelerationPlan
 from vivace.envs.registry import instruction, task_names
 from vivace.eval.options import CommonOptions
-from vivace.eval.subject import load, load_plan, session
+from vivace.eval.subject import find_plan, load, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
+from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
 
 
@@ -32,7 +34,9 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     if command.policy.type:
         return _published(command.policy.type)()
     loaded = load(command)
-    plan = load_plan(command, loaded)
+    plan = find_plan(command, loaded) or AccelerationPlan(loaded.fingerprint)
+    if loaded.as_trained.is_opaque:
+        return _opaque(loaded)
     execution = accelerate(loaded.staged, plan)
     zeros = session(command, loaded).blank()
     baseline, accelerated = count_flops(as_trained(loaded.staged), zeros), count_flops(execution, zeros)
@@ -46,6 +50,20 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
         "techniques": [t.kind for t in plan.techniques],
         "flop_ratio": ratio,
     }, True
+
+
+def _opaque(loaded: LoadedPolicy) -> tuple[dict[str, Any], bool]:
+    """Say what there is to say of a policy that does not come apart."""
+    spec, dtype = loaded.staged.spec, dtype_name(loaded.placement.dtype)
+    millions = sum(parameter.numel() for parameter in loaded.policy.parameters()) / 1e6
+    Console().print(
+        f"policy {spec.type!r} is one opaque piece of {millions:.2f} M parameters: {spec.n_obs_steps} "
+        f"observations in, {spec.horizon - spec.first_action} actions out, {spec.n_action_steps} of them "
+        "executed. It has no blocks to cache or skip; device, dtype, threads, torch.compile (vivace bench), "
+        "--loop.mode and --loop.n_action_steps work on the whole",
+        highlight=False,
+    )
+    return {"policy": str(loaded.path), "dtype": dtype, "techniques": [], "flop_ratio": 1.0}, True
 
 
 def _explain_cost() -> tuple[dict[str, Any], bool]:

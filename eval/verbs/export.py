@@ -13,7 +13,7 @@ from vivace.envs.registry import instruction
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
-from vivace.eval.subject import load, load_plan
+from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -70,7 +70,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
-    check_exportable(loaded, plans)  # before observations are gathered
+    check_exportable(loaded, plans, session(command, loaded).blank())  # before observations are gathered
     texts = command.export.instructions or [instruction(command.env.type, task) for task in command.env.tasks]
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with console.status("exporting") as status:

@@ -13,17 +13,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import NormalizationMode
 from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.envs.utils import preprocess_observation
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.rtc.relative import reanchor_relative_rtc_prefix
 from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorStep
+from lerobot_itself import LeRobot, draw_alike, moments, ours
 from lerobot_policies import TASK, TYPES, saved
 
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.simulation.rollout import RolloutSettings, rollout
-from vivace.policies import session as sessions
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
@@ -35,103 +33,10 @@ ROUNDED = {"rtol": 1e-4, "atol": 1e-4}
 """Where a staged form computes in another order than lerobot; actions are around 10."""
 
 
-def _randn(*size, generator=None, dtype=None, device=None, **other):
-    shape = other.get("size") or (size[0] if size and not isinstance(size[0], int) else size)
-    return REAL_RANDN(tuple(shape)[1:], generator=torch.Generator().manual_seed(3)).expand(*shape).clone()
-
-
-REAL_RANDN = torch.randn
-
-
-def _normal(mean, std, size=None, **other):
-    if size is not None:
-        return mean + std * _randn(*size)
-    return mean + std * _randn(*torch.as_tensor(mean).shape)
-
-
-class SameNoise:
-    """Stands for an episode's noise."""
-
-    def __init__(self, keys):
-        self.keys = keys
-
-    def __call__(self, shape, like):
-        return _randn(*shape).to(like)
-
-
 @pytest.fixture(autouse=True)
 def same_noise(monkeypatch):
     """Make every draw of a shape the same draw, whoever draws."""
-    monkeypatch.setattr(torch, "randn", _randn)
-    monkeypatch.setattr(torch, "normal", _normal)
-    monkeypatch.setattr(torch, "multinomial", lambda probs, n, **other: probs.topk(n, dim=-1).indices)
-    monkeypatch.setattr(sessions, "EpisodeNoise", SameNoise)
-
-
-class LeRobot:
-    """A checkpoint loaded and run by lerobot alone."""
-
-    def __init__(self, checkpoint: Path, rename_map: dict[str, str] | None = None):
-        config = PreTrainedConfig.from_pretrained(checkpoint)
-        self.policy = get_policy_class(config.type).from_pretrained(checkpoint, config=config).eval()
-        overrides = {"rename_observations_processor": {"rename_map": rename_map}} if rename_map else {}
-        self.pre, self.post = make_pre_post_processors(
-            config, str(checkpoint), preprocessor_overrides=overrides
-        )
-
-    def ready(self, moment: dict[str, np.ndarray], task: str) -> dict:
-        """What the policy is given of one moment, key -> (B, ...) in the robot's units."""
-        cameras = {
-            key.removeprefix("observation.images."): it for key, it in moment.items() if "image" in key
-        }
-        given = {"pixels": cameras.get("observation.image", cameras)} if cameras else {}
-        names = {"observation.state": "agent_pos", "observation.environment_state": "environment_state"}
-        given |= {names[key]: value for key, value in moment.items() if key in names}
-        rows = len(next(iter(moment.values())))
-        return self.pre(preprocess_observation(given) | {"task": [task] * rows})
-
-    def chunk(self, moment: dict[str, np.ndarray], task: str = TASK) -> np.ndarray:
-        """Chunk (B, n, A) of one moment, brought back as a whole, as lerobot's policy server does."""
-        with torch.inference_mode():
-            return self.post(self.policy.predict_action_chunk(self.ready(moment, task))).numpy()
-
-    def selected(self, moments: list[dict[str, np.ndarray]], task: str = TASK) -> np.ndarray:
-        """Actions (B, n, A) that `select_action` gives after these moments, each brought back alone."""
-        self.policy.reset()
-        with torch.inference_mode():
-            for moment in moments[:-1]:
-                self.policy.select_action(self.ready(moment, task))
-                self.queue.clear()
-            found = [self.post(self.policy.select_action(self.ready(moments[-1], task)))]
-            found += [self.post(action) for action in self.queue]
-        return torch.stack(found, dim=1).numpy()
-
-    @property
-    def queue(self):
-        """Actions that wait in lerobot's own loop."""
-        own = getattr(self.policy, "_action_queue", None)
-        return self.policy._queues["action"] if own is None else own
-
-
-def moments(spec, rows: int = 1) -> list[dict[str, np.ndarray]]:
-    """Observations of the last time steps, key -> (B, ...), as a robot gives them."""
-    random = np.random.default_rng(5)
-    return [
-        {
-            key: random.integers(0, 256, (rows, *shape[1:], shape[0]), np.uint8)
-            if "image" in key
-            else random.uniform(0, 6, (rows, *shape)).astype(np.float32)
-            for key, shape in spec.observation_shapes.items()
-        }
-        for _ in range(spec.n_obs_steps)
-    ]
-
-
-def ours(session: Session, seen: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """Chunk (B, n, A) of a session."""
-    rows = len(next(iter(seen[0].values())))
-    stacked = {key: np.stack([moment[key] for moment in seen], axis=1) for key in seen[0]}
-    return session.predict(stacked, [(i, 0) for i in range(rows)])
+    draw_alike(monkeypatch)
 
 
 def both(checkpoint: Path, rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +49,18 @@ def both(checkpoint: Path, rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return found[:, : wanted.shape[1]], wanted
 
 
-CHUNKED = ("act", "diffusion", "multi_task_dit", "pi0", "pi05", "pi0_fast", "smolvla", "xvla")
+CHUNKED = (
+    "act",
+    "diffusion",
+    "multi_task_dit",
+    "pi0",
+    "pi05",
+    "pi0_fast",
+    "smolvla",
+    "xvla",
+    "eo1",
+    "vla_jepa",
+)
 TOLERANCE = {"multi_task_dit": ROUNDED}
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
@@ -173,7 +89,7 @@ def same(found, wanted) -> bool:
     return type(found) is type(wanted) and found == wanted
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind != "vqbet"])
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_policy_is_given_all_that_lerobot_gives_it(kind):
     """G1, G3, G4, G13: observations, prompts, ids, texts, whatever the preprocessor returns."""
     checkpoint = saved(kind)

@@ -66,12 +66,17 @@ def statistics(config: Any) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def tokenizer_folder(folder: Path) -> Path:
-    """Write a tokenizer of bytes with the special tokens that PaliGemma, SmolVLM and Qwen have."""
+def tokenizer_folder(folder: Path, names: dict[str, str] | None = None) -> Path:
+    """Write a tokenizer of bytes with the special tokens that PaliGemma, SmolVLM and Qwen have.
+
+    Args:
+        folder: where its own folder is made.
+        names: attribute -> token, of a tokenizer that says which of its tokens are what.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    text = folder / "tokenizer"
+    text = folder / ("tokenizer" if names is None else "named-tokenizer")
     if text.exists():
         return text
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -85,7 +90,7 @@ def tokenizer_folder(folder: Path) -> Path:
         bos_token="<bos>",
         eos_token="<eos>",
         additional_special_tokens=[*_SMOLVLM.values(), *_QWEN],
-        extra_special_tokens=_SMOLVLM,
+        **({} if names is None else {"extra_special_tokens": names}),
         model_max_length=512,
     ).save_pretrained(text)
     return text
@@ -145,7 +150,10 @@ def _vqbet(folder: Path) -> dict[str, Any]:
 def _tdmpc(folder: Path) -> dict[str, Any]:
     sizes = {"image_encoder_hidden_dim": 8, "state_encoder_hidden_dim": 16, "latent_dim": 8, "mlp_dim": 16}
     run = {"n_gaussian_samples": 16, "n_pi_samples": 4, "n_elites": 4, "cem_iterations": 2, "horizon": 3}
-    return features((64, 64), cameras=1) | sizes | run
+    seen = features((64, 64), cameras=1)
+    camera = seen["input_features"].pop("observation.images.front")
+    seen["input_features"]["observation.image"] = camera  # it reads no other name
+    return seen | sizes | run | {"use_mpc": False}
 
 
 def _gaussian_actor(folder: Path) -> dict[str, Any]:
@@ -240,7 +248,7 @@ def _smolvlm(folder: Path) -> Path:
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     vlm = folder / "smolvlm"
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder))
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder, _SMOLVLM))
     text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -267,6 +275,65 @@ def _xvla(folder: Path) -> dict[str, Any]:
     return features() | sizes | run | width | text | {"florence_config": florence}
 
 
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_PATCH = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+
+
+def _qwen(folder: Path, model: str) -> Path:
+    """Write a miniature Qwen2.5-VL or Qwen3-VL, its processor beside it."""
+    import transformers as hf
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    vlm = folder / model
+    tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer_folder(folder), padding_side="left")
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
+    ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "dtype": "float32"}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+    vision |= {"out_hidden_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if model == "qwen3_vl":
+        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    else:
+        vision |= {"fullatt_block_indexes": [1], "window_size": 32}
+    tokens = {f"{name.replace('pad', 'token')}_id": number for name, number in ids.items() if "pad" in name}
+    tokens |= {f"{name}_token_id": number for name, number in ids.items() if "pad" not in name}
+    large = {"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[model]
+    config = getattr(hf, f"{large}Config")(text_config=text, vision_config=vision, **tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        getattr(hf, f"{large}ForConditionalGeneration")(config).float().save_pretrained(vlm)
+    videos = getattr(hf, "Qwen2VLVideoProcessor" if model == "qwen2_5_vl" else "Qwen3VLVideoProcessor")
+    pixels = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+    images = Qwen2VLImageProcessor(**_PATCH, **pixels)
+    processor = getattr(hf, f"{large}Processor")(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos(**_PATCH), chat_template=_CHAT
+    )
+    processor.save_pretrained(vlm)
+    return vlm
+
+
+def _eo1(folder: Path) -> dict[str, Any]:
+    run = {"chunk_size": 6, "n_action_steps": 4, "num_denoise_steps": 3, "max_state_dim": 8}
+    pixels = {"image_min_pixels": 32 * 32, "image_max_pixels": 64 * 64, "dtype": "float32"}
+    return features() | run | pixels | {"max_action_dim": 8, "vlm_base": str(_qwen(folder, "qwen2_5_vl"))}
+
+
+def _vla_jepa(folder: Path) -> dict[str, Any]:
+    run = {"chunk_size": 6, "n_action_steps": 4, "num_inference_timesteps": 3, "torch_dtype": "float32"}
+    sizes = {"action_hidden_size": 32, "action_num_layers": 2, "action_num_heads": 4}
+    sizes |= {"action_attention_head_dim": 8, "num_target_vision_tokens": 4}
+    tokens = {"num_action_tokens_per_timestep": 2, "num_embodied_action_tokens_per_instruction": 4}
+    alone = {"enable_world_model": False, "gripper_dim": 3}
+    return features() | run | sizes | tokens | alone | {"qwen_model_name": str(_qwen(folder, "qwen3_vl"))}
+
+
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "act": _act,
     "diffusion": _diffusion,
@@ -279,6 +346,8 @@ SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pi0_fast": _pi0_fast,
     "smolvla": _smolvla,
     "xvla": _xvla,
+    "eo1": _eo1,
+    "vla_jepa": _vla_jepa,
 }
 """Type -> settings of its config; what it needs beside the checkpoint is written into the folder."""
 TYPES = tuple(SETTINGS)

@@ -32,8 +32,9 @@ class StagedCogACT(LanguageForm, DenoisingForm):
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         if policy.config.ensemble_horizon:
             raise UnsupportedPolicy(
-                f"policy 'cogact' has ensemble_horizon={policy.config.ensemble_horizon}: its own loop executes "
-                "what so many chunks vote for, which no loop here does; set ensemble_horizon to 0 in config.json"
+                f"policy 'cogact' has ensemble_horizon={policy.config.ensemble_horizon}: its own loop "
+                "executes what so many chunks vote for, which no loop here does; set ensemble_horizon to 0 "
+                "in config.json"
             )
         self.policy = policy.eval()
         self.sampler = policy.sampler.on(self.placement.device)

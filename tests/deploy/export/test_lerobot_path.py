@@ -506,7 +506,7 @@ def test_what_a_bundle_cannot_hold_is_refused_by_name_before_any_work(case, tmp_
     loaded = copied(once("diffusion"))
     change(loaded)
     asked = []
-    data = CalibrationData({}, ((2, 0),))  # not looked at
+    data = CalibrationData({STATE: torch.zeros(1, 2, 5)}, ((2, 0),))  # not looked at
     with pytest.raises(UnsupportedPolicy, match=message):
         export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle", on_graph=asked.append)
     assert not asked
