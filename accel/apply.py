@@ -8,6 +8,7 @@ from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import technique_class
 from vivace.accel.technique import CalibrationData, Technique
+from vivace.policies.batch import rows_of
 from vivace.policies.errors import CalibrationError
 from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -58,10 +59,10 @@ def calibrate(
         CalibrationError: there are no observations, or not as many noise keys.
         NonFiniteActions: under the plan some of the observations lead to NaN or infinity.
     """
-    rows = {len(value) for value in data.batch.values()}
-    if rows != {len(data.noise_keys)} or not data.noise_keys:
+    rows = rows_of(data.batch)
+    if rows != len(data.noise_keys) or not rows:
         raise CalibrationError(
-            f"calibration has {len(data.noise_keys)} noise keys and batches of {sorted(rows)} observations; "
+            f"calibration has {len(data.noise_keys)} noise keys and a batch of {rows} observations; "
             "at least one observation and a key for each are needed"
         )
     execution = as_trained(policy)

@@ -1,6 +1,7 @@
 """`torch.compile` applied to an execution: the baseline every speed claim has to stand beside.
 
-A policy that computes everything at every step is compiled whole (one graph for the denoiser). Under a
+A policy that computes everything at every step is compiled whole (one graph for the denoiser); an opaque one
+from observation to chunk, with graphs as large as its code allows. Under a
 static schedule each distinct step would be a graph of its own, which does not pay when every block has its
 own schedule (dozens of programs); then each block is compiled instead, and the schedule stays in Python.
 The condition is computed outside the graph, so a step enters it as tensors only.
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Decoding as DecodingTechnique
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
@@ -43,8 +45,8 @@ def compile_execution(execution: Execution, backend: str | Callable[..., Any] = 
 def _compiled_denoising(execution: Denoising, backend: str | Callable[..., Any]) -> Denoising:
     """Return a twin whose denoiser is compiled, whole or block by block, and its language stage."""
     policy = execution.policy
-    if execution.is_opaque:
-        raise UnsupportedPolicy(f"policy {policy.spec.type!r} is opaque: nothing to compile")
+    if isinstance(policy, OpaquePolicy):
+        return replace(execution, policy=policy.with_call(lambda fn: _compiled_call(fn, backend)))
     if execution.call is not call_denoiser:
         raise UnsupportedPolicy("a plan that estimates the unconditional branch linearly is not compiled")
     if schedule_of(execution) is not None:
@@ -67,6 +69,12 @@ def _compiled_denoising(execution: Denoising, backend: str | Callable[..., Any])
     return replace(execution, policy=_with_compiled_encode(policy, backend), call=compiled)
 
 
+def _compiled_call(fn: Callable[..., Any], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what an opaque policy is asked by; what it draws itself stays what it is eagerly."""
+    options = {"fallback_random": True} if backend == "inductor" else None
+    return _compiled(fn, backend, is_whole=False, options=options)
+
+
 def _compiled_decoding(execution: Decoding, backend: str | Callable[..., Any]) -> Decoding:
     """Return a twin whose two bodies are compiled: reading the prefix, and a block of tokens.
 
@@ -85,6 +93,7 @@ def _compiled(
     backend: str | Callable[..., Any],
     is_whole: bool = True,
     sizes_vary: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compile a function apart from all others.
 
@@ -96,13 +105,14 @@ def _compiled(
         backend: torch.compile's.
         is_whole: one graph, or an error; else what cannot be compiled runs eagerly in between.
         sizes_vary: one graph for any size.
+        options: the backend's.
     """
 
-    def own(*args: Any) -> Any:
-        return fn(*args)
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
 
     own.__code__ = own.__code__.replace()
-    return torch.compile(own, fullgraph=is_whole, dynamic=sizes_vary, backend=backend)
+    return torch.compile(own, fullgraph=is_whole, dynamic=sizes_vary, backend=backend, options=options)
 
 
 def _with_compiled_encode[Policy: StagedPolicy](policy: Policy, backend: str | Callable[..., Any]) -> Policy:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vivace.accel.variant import GREY, Choices, Variant
 from vivace.policies import execution as executions
+from vivace.policies.batch import Batch, take
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
@@ -48,8 +49,8 @@ class Seam(IntEnum):
 class CalibrationData:
     """Observations a technique is calibrated on."""
 
-    batch: dict[str, Tensor]
-    """lerobot keys -> normalised observations (B, To, ...)."""
+    batch: Batch
+    """Normalised observations."""
     noise_keys: tuple[tuple[int, ...], ...]
     """One key per row, naming its noise stream (`EpisodeNoise`): the episode's seed, and which inference."""
     draft: Tensor | None = None
@@ -70,14 +71,14 @@ class CalibrationData:
         return frozenset(key[0] for key in self.noise_keys)
 
     @property
-    def one(self) -> dict[str, Tensor]:
+    def one(self) -> Batch:
         """The first observation alone (1, To, ...): a batch of one, as on the robot."""
-        return {key: value[:1] for key, value in self.batch.items()}
+        return take(self.batch, [0])
 
     def ones(self) -> Iterator["CalibrationData"]:
         """Return the observations one by one."""
         for i in range(len(self.noise_keys)):
-            batch = {key: value[i : i + 1] for key, value in self.batch.items()}
+            batch = take(self.batch, [i])
             draft = None if self.draft is None else self.draft[i : i + 1]
             raw = {key: value[i : i + 1] for key, value in self.raw.items()}
             yield CalibrationData(batch, self.noise_keys[i : i + 1], draft, raw)

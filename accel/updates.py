@@ -14,8 +14,8 @@ happens, where the code wants two.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self, cast
 
 import numpy as np
 
@@ -31,10 +31,12 @@ class UpdateOptions:
     method: Literal["bac", "shared", "uniform", "deepcache"] = "bac"
     """"bac": per block; "shared": one ACS schedule for all; "uniform": every S-th share of the steps;
     "deepcache": uniform for the inner half of the blocks, the outer blocks every step."""
-    updates: int = 10
-    """Updates per block including step 0 (S), 1..number of steps."""
-    bubbling: int = 5
-    """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out."""
+    updates: int | None = None
+    """Updates per block including step 0 (S), 1..number of steps; when not given 10, or half of the steps
+    where that is fewer."""
+    bubbling: int | None = None
+    """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out; when not
+    given 5, or all blocks where there are fewer."""
     objective: Literal["anchor", "consecutive"] = "anchor"
     force_last: bool = False
     """Also compute every block at the last step, as the authors' code does."""
@@ -47,15 +49,24 @@ class UpdateOptions:
         ):
             if getattr(self, name) not in known:
                 raise BadSetting(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.bubbling < 0:
+        if self.bubbling is not None and self.bubbling < 0:
             raise BadSetting(f"bubbling={self.bubbling} is negative; choose 0 to leave Bubbling Union out")
+
+    def settled(self, n_steps: int, n_blocks: int) -> Self:
+        """Return the same with numbers that fit a policy where none were given."""
+        updates, bubbling = self.updates, self.bubbling
+        return replace(
+            self,
+            updates=min(10, max(1, n_steps // 2)) if updates is None else updates,
+            bubbling=min(5, n_blocks) if bubbling is None else bubbling,
+        )
 
 
 def check_updates(updates: int, n_steps: int) -> None:
     """Raise `CalibrationError` if S is not in 1..n_steps."""
     if not 1 <= updates <= n_steps:
         raise CalibrationError(
-            f"updates={updates}, but the sampler runs {n_steps} steps; choose 1..{n_steps}"
+            f"updates={updates}, but the sampler runs {n_steps} steps; choose 1..{n_steps}, or leave it out"
         )
 
 
@@ -155,18 +166,23 @@ def choose_updates(
     Raises:
         CalibrationError: S is outside 1..n_steps, or n exceeds the number of blocks.
     """
-    check_updates(options.updates, n_steps)
-    if options.method == "bac" and options.bubbling > len(blocks):
-        raise CalibrationError(f"bubbling={options.bubbling}, but the policy has {len(blocks)} blocks")
+    options = options.settled(n_steps, len(blocks))
+    updates, bubbling = cast(int, options.updates), cast(int, options.bubbling)
+    check_updates(updates, n_steps)
+    if options.method == "bac" and bubbling > len(blocks):
+        raise CalibrationError(
+            f"bubbling={bubbling}, but the policy has {len(blocks)} blocks; choose 0..{len(blocks)}, or "
+            "leave it out"
+        )
     if options.method == "bac":
-        schedule = {b: optimal_updates(similarity[b], options.updates, options.objective) for b in blocks}
-        volatile = sorted(blocks, key=lambda b: -volatility[b])[: options.bubbling]
+        schedule = {b: optimal_updates(similarity[b], updates, options.objective) for b in blocks}
+        volatile = sorted(blocks, key=lambda b: -volatility[b])[:bubbling]
         schedule = bubbling_union(schedule, volatile) if volatile else schedule
     elif options.method == "shared":
         mean = np.mean([similarity[b] for b in blocks], axis=0)
-        schedule = dict.fromkeys(blocks, optimal_updates(mean, options.updates, options.objective))
+        schedule = dict.fromkeys(blocks, optimal_updates(mean, updates, options.objective))
     else:
-        steps = uniform_updates(n_steps, options.updates)
+        steps = uniform_updates(n_steps, updates)
         deep = inner_half(blocks) if options.method == "deepcache" else set(blocks)
         schedule = {b: steps if b in deep else tuple(range(n_steps)) for b in blocks}
     if options.force_last:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
+from vivace.policies.batch import tensors
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
 from vivace.policies.session import Session
@@ -55,7 +56,7 @@ def describe_observations(data: CalibrationData) -> dict[str, Any]:
     tasks = list(data.raw.get("task", ()))
     raw = {key: value for key, value in data.raw.items() if key != "task"}
     return {
-        "prepared": _arrays_digest(data.batch),
+        "prepared": _arrays_digest(tensors(data.batch)),
         "raw": _arrays_digest(raw),
         "tasks": tasks,
         "noise": data.noise_keys,

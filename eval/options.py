@@ -148,6 +148,9 @@ class CommonOptions:
     data: DataOptions = field(default_factory=DataOptions)
     accel: AccelOptions = field(default_factory=AccelOptions)
     loop: LoopSettings = field(default_factory=LoopSettings)
+    rename_map: dict[str, str] = field(default_factory=dict)
+    """Names of observations as the robot, the environment or the dataset has them -> the policy's, as lerobot
+    has it: {"observation.images.top": "observation.images.front"}; as the checkpoint says when not given."""
     seed: int = 100_000
     """Episode i is reset with seed + i; demonstrations use seeds under 100 000."""
     output_dir: str | None = None

@@ -40,7 +40,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     if action_kinds:
         kinds = read_kinds(action_kinds, known.size or len(action_kinds), "--export.action_kinds")
     policy = command.policy
-    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype)
+    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype, command.rename_map)
     spec = loaded.staged.spec
     if known.size not in (None, spec.action_dim):
         raise BadSetting(
@@ -209,6 +209,24 @@ def check_world(command: CommonOptions) -> None:
             "success is judged in a world, and none is named: give --env.type and --env.task, such as "
             "--env.task=push-v3"
         )
+
+
+def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan | None:
+    """Load the plan a command names, else the one beside the checkpoint; None, and it is told, without one.
+
+    Raises:
+        PlanMismatch: the one that is named is not there, or it is another policy's.
+    """
+    if command.accel.path or (loaded.path / FILE_NAME).is_file():
+        return load_plan(command, loaded)
+    spec = loaded.staged.spec
+    remedy = f"make one: vivace calibrate --policy.path={command.policy.path}"
+    if loaded.as_trained.is_opaque:
+        remedy = f"policy {spec.type!r} is opaque, so there is nothing to calibrate"
+    console.print(
+        f"no plan beside the checkpoint: as trained alone; {remedy}", style="yellow", highlight=False
+    )
+    return None
 
 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:

@@ -30,7 +30,7 @@ def observation_layout(spec: PolicySpec) -> dict[str, tuple[tuple[int, ...], str
     }
 
 
-def entered(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def entered(name: str, value: Any, shape: tuple[int, ...], dtype: str, any_size: bool = False) -> np.ndarray:
     """Return an array of exactly this shape and dtype, uint8 or float32.
 
     Args:
@@ -38,6 +38,7 @@ def entered(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.nda
         value: an array, or what numpy makes one of.
         shape: needed.
         dtype: needed; float32 is made of any real numbers.
+        any_size: take pictures of another height and width, too.
 
     Raises:
         ObservationMismatch: it has another shape or kind, or a number is not finite as float32.
@@ -52,7 +53,9 @@ def entered(name: str, value: Any, shape: tuple[int, ...], dtype: str) -> np.nda
         )
     if found.dtype.kind not in "fiu":
         raise ObservationMismatch(f"{name} is {found.dtype}; real numbers are needed")
-    if found.shape != tuple(shape):
+    is_free = any_size and dtype == "uint8" and found.ndim == len(shape) and 0 not in found.shape
+    wanted = (*shape[:-3], *found.shape[-3:-1], shape[-1]) if is_free else tuple(shape)
+    if found.shape != wanted:
         raise ObservationMismatch(f"{name} has shape {found.shape}, needed is {tuple(shape)}")
     if dtype == "uint8":
         return found
@@ -68,8 +71,15 @@ def batch_layout(spec: PolicySpec, rows: int) -> dict[str, tuple[tuple[int, ...]
     return {key: ((rows, *shape), dtype) for key, (shape, dtype) in observation_layout(spec).items()}
 
 
-def enter_observations(values: Mapping[str, Any], layout: Layout) -> dict[str, np.ndarray]:
+def enter_observations(
+    values: Mapping[str, Any], layout: Layout, any_size: bool = False
+) -> dict[str, np.ndarray]:
     """Return the observations that a policy reads; others are passed over.
+
+    Args:
+        values: key -> array.
+        layout: what the policy reads.
+        any_size: take pictures of another height and width, too.
 
     Raises:
         ObservationMismatch: one is missing, or does not enter (`entered`).
@@ -83,7 +93,7 @@ def enter_observations(values: Mapping[str, Any], layout: Layout) -> dict[str, n
                 f"observation has keys {sorted(values)}, but the policy needs {key!r} of shape {shape}; "
                 "map your names onto lerobot's keys"
             ) from error
-        found[key] = entered(f"observation {key!r}", value, shape, dtype)
+        found[key] = entered(f"observation {key!r}", value, shape, dtype, any_size)
     return found
 
 

@@ -35,9 +35,12 @@ def cast_weights(policy: nn.Module, dtype: torch.dtype) -> None:
         policy.get_submodule(owner)._buffers[leaf] = buffer
 
 
-def cast(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return a batch whose floating tensors have a dtype; others, such as tokens and masks, are kept."""
-    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+def cast(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a batch whose floating tensors have a dtype; others, such as tokens, masks, texts, are kept."""
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in batch.items()
+    }
 
 
 def embed_time(encoder: nn.Sequential, t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import ChunkNoise, Noise
-from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation
+from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import check_actions
@@ -25,6 +25,7 @@ from vivace.policies.staged import (
     DenoisingPolicy,
     StagedPolicy,
     TokenPolicy,
+    continues_itself,
     writes_tokens,
 )
 from vivace.policies.stopwatch import Mark, ignore
@@ -75,7 +76,7 @@ class Denoising(_Reading):
 
     @property
     def is_opaque(self) -> bool:
-        """Whether it is one piece, that nothing can be counted, cached, compiled or exported of."""
+        """Whether it is one piece, of which nothing can be counted or cached."""
         return not self.policy.blocks
 
     @property
@@ -173,9 +174,8 @@ def sample(
         UnsupportedPolicy: chunks of this policy cannot continue others.
     """
     if follow is not None:
-        check_continuing(execution)
-    needs_gradients = follow is not None and follow.settings.jacobian == "exact"
-    with torch.no_grad() if needs_gradients else torch.inference_mode():
+        check_continuing(execution, follow.settings)
+    with torch.inference_mode() if follow is None else torch.no_grad():  # corrections may ask for gradients
         match execution:
             case Decoding():
                 tokens = decode(execution, batch, noise, draft, mark).tokens
@@ -186,9 +186,17 @@ def sample(
     return actions
 
 
-def check_continuing(execution: Execution) -> None:
-    """Raise `UnsupportedPolicy` unless its steps can be corrected so that a chunk continues another."""
+def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:
+    """Raise unless chunks can continue others so: by correcting the steps, or as the policy itself does.
+
+    Raises:
+        UnsupportedPolicy: they cannot.
+        BadSetting: the policy itself does, in another way.
+    """
     match execution:
+        case Denoising() if continues_itself(execution.policy):
+            execution.policy.check_continuing(settings)
+            return
         case Denoising() if all(step.table is not None for step in execution.sampler.steps):
             return
     raise UnsupportedPolicy(NO_DENOISING.format(execution.policy.spec.type))
@@ -197,6 +205,8 @@ def check_continuing(execution: Execution) -> None:
 def _denoised(
     execution: Denoising, batch: Batch, noise: Noise, follow: Continuation | None, mark: Mark
 ) -> Tensor:
+    if follow is not None and continues_itself(execution.policy):
+        execution, follow = replace(execution, policy=execution.policy.continued(follow)), None
     policy = execution.policy
     context = policy.encode(batch, execution.language, execution.select)
     mark("encode")

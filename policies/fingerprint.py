@@ -15,6 +15,8 @@ from vivace.policies.spec import Fingerprint
 _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
             "control_hz", "action_kinds"}  # fmt: skip
 """Config fields that do not change what the policy computes."""
+_OUTSIDE = {"rename_map": {}}
+"""Settings of processors that say what the robot calls its observations, as they are in the fingerprint."""
 
 
 def fingerprint(policy: nn.Module, blocks: tuple[str, ...], processors: Iterable[Any] = ()) -> Fingerprint:
@@ -51,7 +53,11 @@ def _processors_hash(pipelines: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for pipeline in pipelines:
         for step in pipeline.steps:
-            settings = {key: value for key, value in step.get_config().items() if key not in _RUNTIME}
+            settings = {
+                key: _OUTSIDE.get(key, value)
+                for key, value in step.get_config().items()
+                if key not in _RUNTIME
+            }
             digest.update(json.dumps([type(step).__name__, _plain(settings)], sort_keys=True).encode())
             _add(digest, step.state_dict())
     return digest.hexdigest()

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
+from vivace.policies.batch import Batch
 from vivace.policies.block import Block, HasBlocks
-from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
@@ -87,6 +89,21 @@ def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
             f"policy {spec.type!r} runs others in the place of its blocks, and would run its own again; "
             f"{wanted} before they are replaced"
         )
+
+
+def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
+    """Pictures of all cameras (B, To, cameras, 3, H, W), as lerobot's diffusion policies read them.
+
+    Raises:
+        ObservationMismatch: they are of several sizes.
+    """
+    sizes = {key: " x ".join(str(n) for n in batch[key].shape[-2:]) for key in cameras}
+    if len(set(sizes.values())) > 1:
+        raise ObservationMismatch(
+            f"the cameras' pictures are {', '.join(f'{key} {size}' for key, size in sizes.items())}; this "
+            "policy takes pictures of one size; resize them alike"
+        )
+    return torch.stack([batch[key] for key in cameras], dim=-4)
 
 
 def policy_spec(

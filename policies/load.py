@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.dtype import cast_weights
 from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.execution import Execution, as_trained
+from vivace.policies.features import RENAMING, as_the_robot_has_them, check_renaming
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, read_device, read_dtype
 from vivace.policies.registry import Registry
@@ -81,6 +82,7 @@ def load_policy(
     device: str = "cpu",
     action_kinds: tuple[ActionKind, ...] = (),
     dtype: str = "",
+    rename_map: Mapping[str, str] | None = None,
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint folder.
 
@@ -90,9 +92,12 @@ def load_policy(
         action_kinds: meaning of each action dimension; as the checkpoint says, or unknown, when empty.
         dtype: float32, bfloat16 or float16; as its weights are loaded by lerobot when empty. The fingerprint
             is that of the weights before they are cast, so a plan fits the policy at any dtype.
+        rename_map: names of observations as the robot or the dataset has them -> the policy's, as lerobot's
+            `--rename_map`; as the checkpoint's processors say when not given.
 
     Raises:
-        BadSetting: the machine lacks the device, or the dtype is unknown or too small for the weights.
+        BadSetting: the machine lacks the device, the dtype is unknown or too small for the weights, or
+            observations are renamed to what the policy lacks.
         PolicyNotFound: the folder is missing, is not a lerobot checkpoint, or is damaged.
     """
     read_device(device)
@@ -101,6 +106,10 @@ def load_policy(
     config = _read_config(folder, device)
     _check_weights(folder)
     policy_class = get_policy_class(config.type)
+    overrides: dict[str, Any] = {"device_processor": {"device": device}}
+    if rename_map:
+        check_renaming(rename_map, config)
+        overrides[RENAMING] = {"rename_map": dict(rename_map)}
     try:
         with redirect_stdout(sys.stderr):  # lerobot prints; stdout is for results
             policy = policy_class.from_pretrained(folder, config=config, strict=True).to(device).eval()
@@ -110,7 +119,7 @@ def load_policy(
         preprocess, postprocess = make_pre_post_processors(
             config,
             str(folder),
-            preprocessor_overrides={"device_processor": {"device": device}},
+            preprocessor_overrides=overrides,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise PolicyNotFound(
@@ -119,19 +128,29 @@ def load_policy(
         ) from error
     _check_finite(folder, policy)
     _check_statistics(folder, preprocess, postprocess)
-    staged = stage(policy, action_kinds)
+    staged = stage(policy, action_kinds, preprocess)
     mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
     if wanted is not None:
         cast_weights(policy, wanted)
         _check_range(folder, policy, dtype)
-        staged = stage(policy, action_kinds)  # what it made of the weights before is not theirs any more
+        staged = stage(
+            policy, action_kinds, preprocess
+        )  # what it made of the weights before is not theirs any more
     return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
 
 
-def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = ()) -> StagedPolicy:
-    """Take a lerobot policy apart with the adapter of its type; without one it is one opaque block."""
+def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: Any = None) -> StagedPolicy:
+    """Take a lerobot policy apart with the adapter of its type; without one it is one opaque block.
+
+    Args:
+        policy: lerobot's own object.
+        action_kinds: meaning of each action dimension; as the checkpoint says, or unknown, when empty.
+        preprocess: the checkpoint's preprocessor, which may rename what the robot gives.
+    """
     adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
-    return adapter(policy, action_kinds)
+    staged = adapter(policy, action_kinds)
+    staged.spec = as_the_robot_has_them(staged.spec, policy.config, preprocess)
+    return staged
 
 
 def resolve(path: str | Path) -> Path:

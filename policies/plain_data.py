@@ -160,7 +160,7 @@ def plain(value: Any) -> Any:
     """Plain data of a dataclass, or of what its fields hold; `build` restores it."""
     if is_dataclass(value):
         return {
-            field.name: plain(getattr(value, field.name)) for field in fields(value) if _is_told(value, field)
+            field.name: plain(getattr(value, field.name)) for field in fields(value) if is_told(value, field)
         }
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -171,7 +171,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, StrEnum) else value
 
 
-def _is_told(value: Any, field: Field[Any]) -> bool:
+def is_told(value: Any, field: Field[Any]) -> bool:
+    """Whether a field of a dataclass is written: not if it is seldom needed, and is its default."""
     return not field.metadata.get("is_seldom") or bool(getattr(value, field.name) != field.default)
 
 

@@ -5,17 +5,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lerobot.lerobot_types import TransitionKey
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    RelativeActionsProcessorStep,
+    create_transition,
+    to_relative_actions,
+)
+from lerobot.utils.constants import ACTION, DONE, INFO, REWARD, TRUNCATED
 from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
+from vivace.policies.batch import Batch, has_rows
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
+from vivace.policies.features import renames
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
-from vivace.policies.spec import PREVIOUS, PolicySpec
-from vivace.policies.staged import Batch, TokenPolicy
+from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
+from vivace.policies.staged import TokenPolicy
 from vivace.policies.stopwatch import Mark, ignore
+
+_OUTCOMES = {ACTION, REWARD, DONE, TRUNCATED, INFO}
+"""What lerobot's pipelines return besides, of moments that were lived through already."""
+_MARKS = ("_is_pad", "_padding_mask")
+"""Ends of lerobot's names of what is no observation but padding, (B, ...)."""
 
 
 class Inputs(NamedTuple):
@@ -54,45 +69,73 @@ class Session:
         self._writer = self.execution.policy if isinstance(self.execution, Decoding) else None
         """The policy, if it writes tokens."""
         self._placement = self.execution.policy.placement
+        names = renames(loaded.preprocess)
+        self._own = [names.get(key, key) for key in self.spec.observation_shapes]
+        """The policy's own names of its observations."""
         self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
-            check_continuing(self.execution)
+            check_continuing(self.execution, chunking)
 
     def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].
 
-        "task" may hold one instruction a row; the session's own is told where it is missing.
+        The checkpoint's preprocessor is shown what lerobot's own loop shows it, one observation (B, ...) at a
+        time, oldest first, and all that it returns is handed on: observations with their time axis, the rest
+        as of the newest. "task" may hold one instruction a row; without it the session's own is told.
 
         Raises:
             ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
-        return self._read(observations, {})[0]
+        rows = _rows(observations, self.spec)
+        seen = enter_observations(observations, batch_layout(self.spec, rows), self.spec.resizes)
+        frames = {key: self._enter(key, value) for key, value in seen.items()}
+        told = {
+            key: torch.from_numpy(np.asarray(observations[key]))
+            for key in observations
+            if key.endswith(_MARKS)
+        }
+        ready: list[dict[str, Any]] = []
+        for t in range(self.spec.n_obs_steps):
+            moment = {key: value[:, t] for key, value in frames.items()}
+            ready.append(self.loaded.preprocess(moment | told | {"task": self._tasks(observations, rows)}))
+        return self._assembled(ready, rows)
+
+    def _assembled(self, ready: Sequence[dict[str, Any]], rows: int) -> Batch:
+        """One batch of what the preprocessor returned of every time step."""
+        newest = {key: value for key, value in ready[-1].items() if key not in _OUTCOMES}
+        seen = {
+            key: torch.stack([moment[key] for moment in ready], dim=1) for key in self._own if key in newest
+        }
+        rest = sorted(newest.keys() - seen.keys(), key=lambda key: (not has_rows(newest[key], rows), key))
+        return seen | {key: newest[key] for key in rest}
 
     def inputs(self, observations: Mapping[str, Any]) -> Inputs:
-        """Return what `sample` takes of observations and of the chunks before, as of `predict`.
-
-        Both go through the checkpoint's pipeline together: pictures and text are read once.
-        """
+        """Return what `sample` takes of observations and of the chunks before, as of `predict`."""
+        batch = self.prepare(observations)
         placed, weights = self._placed(observations)
-        batch, known = self._read(observations, {} if placed is None else {"action": placed})
-        if known is None:
+        if placed is None:
             return Inputs(batch)
+        known = self._normalised(placed)
         if self._writer is not None:
             return Inputs(batch, draft=_draft(self._writer, known))
         if self.chunking is None or weights is None:
             return Inputs(batch)
         return Inputs(batch, follow=Continuation(self.chunking, known, self._placement.move(weights)))
 
-    def _read(
-        self, observations: Mapping[str, Any], actions: dict[str, Tensor]
-    ) -> tuple[Batch, Tensor | None]:
-        """Normalise observations, and with them actions (B, H, A) where there are any."""
-        rows = _rows(observations, self.spec)
-        seen = enter_observations(observations, batch_layout(self.spec, rows))
-        batch: dict[str, Any] = {key: self._enter(key, value) for key, value in seen.items()}
-        ready = self.loaded.preprocess(batch | {"task": self._tasks(observations, rows)} | actions)
-        found = {k: v for k, v in ready.items() if isinstance(v, Tensor) and k.startswith("observation.")}
-        return found, ready["action"] if actions else None
+    def _normalised(self, actions: Tensor) -> Tensor:
+        """Actions (B, H, A) as the policy means them, of those in the robot's units.
+
+        Relative to the state that was prepared last, where they are, and normalised: what lerobot's own
+        real-time chunking does to the rest of a chunk. Texts and pictures are not read again.
+        """
+        pipeline: Any = self.loaded.preprocess
+        for step in pipeline.steps:
+            if isinstance(step, RelativeActionsProcessorStep) and step.enabled:
+                state: Any = step.get_cached_state()
+                actions = to_relative_actions(actions, state, step._build_mask(actions.shape[-1]))
+            elif isinstance(step, NormalizerProcessorStep):
+                actions = step(create_transition(action=actions))[TransitionKey.ACTION]
+        return actions
 
     def _enter(self, key: str, value: np.ndarray) -> Tensor:
         """What entered, on the device, float32; images travel as uint8 and become CHW in [0, 1] there.
@@ -154,13 +197,18 @@ class Session:
             ObservationMismatch: the observations, or how many there are, do not fit.
             NonFiniteActions: an action is NaN or infinite.
         """
-        batch, draft, follow = self.inputs(observations)
-        mark("prepare")
-        rows = len(next(iter(batch.values())))
+        rows = _rows(observations, self.spec)
         if rows != len(noise_keys):
             raise ObservationMismatch(
                 f"there are {rows} observations and {len(noise_keys)} noise keys; one key a row is needed"
             )
+        if rows > 1 and self.execution.is_opaque:  # it is run row by row, and so are its processors
+            alone = [_row(observations, i, self.spec) for i in range(rows)]
+            return np.concatenate(
+                [self.predict(one, [key], mark) for one, key in zip(alone, noise_keys, strict=True)]
+            )
+        batch, draft, follow = self.inputs(observations)
+        mark("prepare")
         actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         found: np.ndarray = actions.cpu().numpy()
@@ -176,6 +224,13 @@ def _rows(observations: Mapping[str, Any], spec: PolicySpec) -> int:
     if not rows:
         raise ObservationMismatch("the batch holds no observation; give at least one")
     return rows
+
+
+def _row(observations: Mapping[str, Any], i: int, spec: PolicySpec) -> dict[str, Any]:
+    """One of several observations, alone."""
+    keys = (*spec.observation_shapes, PREVIOUS, DELAY, "task")
+    wanted = [key for key in observations if key in keys or key.endswith(_MARKS)]
+    return {key: observations[key][i : i + 1] for key in wanted}
 
 
 def _draft(policy: TokenPolicy, actions: Tensor) -> Tensor:

@@ -86,6 +86,11 @@ class PolicySpec:
     """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
     latent_dim: Count | None = field(default=None, metadata=SELDOM)
     """Numbers of an action as it is denoised, where they are more than the robot's; None: they are those."""
+    temporal_ensemble: Annotated[float, Between(-100, 100)] | None = field(default=None, metadata=SELDOM)
+    """What is executed is the mean of what all chunks so far mean for it, older ones weighing exp(this) times
+    as much as the next newer; None: the newest chunk alone counts."""
+    resizes: bool = field(default=False, metadata=SELDOM)
+    """Whether pictures may be of any size: the policy brings them to its own. A bundle's may not."""
 
     def __post_init__(self) -> None:
         """What is denoised holds the action."""

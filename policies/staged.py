@@ -6,18 +6,18 @@ from typing import Any, Protocol, Self, runtime_checkable
 from torch import Tensor
 from typing_extensions import TypeIs
 
+from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute
 from vivace.policies.language.action_bins import ActionBins
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
+from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import PolicySpec
 
-Batch = dict[str, Tensor]
-"""lerobot keys -> normalised observations (B, To, ...)."""
 Context = Any
 """What `encode` makes of an observation; known to the policy alone, a tree of tensors."""
 Condition = Any
@@ -181,6 +181,17 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
         """Return a twin that runs both branches at these steps only."""
 
 
+@runtime_checkable
+class ContinuingPolicy(DenoisingPolicy, Protocol):
+    """A policy whose chunks continue others by means of its own, such as lerobot's real-time chunking."""
+
+    def check_continuing(self, settings: RealTimeChunking) -> None:
+        """Raise `UnsupportedPolicy` if this one cannot, `BadSetting` if it cannot in this way."""
+
+    def continued(self, follow: Continuation) -> Self:
+        """Return a twin whose chunks continue these."""
+
+
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
 
@@ -203,6 +214,11 @@ def has_language(policy: object) -> TypeIs[LanguagePolicy]:
 def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
     """Whether a policy is sampled with classifier-free guidance."""
     return isinstance(policy, GuidedPolicy) and policy.has_guidance
+
+
+def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
+    """Whether chunks of a policy continue others by means of its own, if they do."""
+    return isinstance(policy, ContinuingPolicy)
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

@@ -52,9 +52,9 @@ class BlockCache(Technique):
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose update steps; options are the fields of `UpdateOptions`."""
-        chosen = cls.read_options(options)
+        n_steps, blocks = len(denoising(execution, cls.kind).sampler), execution.policy.spec.blocks
+        chosen = cls.read_options(options).settled(n_steps, len(blocks))
         updates = calibrate_updates(cls.kind, execution, data, chosen)
-        n_steps = len(denoising(execution, cls.kind).sampler)
         return cls(n_steps=n_steps, updates=updates, options=asdict(chosen))
 
     def check(self, execution: Execution) -> None:
@@ -75,6 +75,7 @@ class BlockCache(Technique):
         if Need.LANGUAGE.is_met(staged):
             yield from _in_a_vla(staged)
             return
+        options = options.settled(len(staged.sampler), len(staged.blocks))
         simple = {"updates": options.updates}
         bac = {**vars(options), "method": "bac"}
         told = f"S = {options.updates}"

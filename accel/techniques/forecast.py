@@ -117,10 +117,11 @@ class Forecast(Technique):
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose update steps as `block_cache` does; options are the fields of `ForecastOptions`."""
-        chosen = cls.read_options(options)
+        n_steps, blocks = len(denoising(execution, cls.kind).sampler), execution.policy.spec.blocks
+        chosen = cls.read_options(options).settled(n_steps, len(blocks))
         plain = UpdateOptions(**{f.name: getattr(chosen, f.name) for f in fields(UpdateOptions)})
         return cls(
-            n_steps=len(denoising(execution, cls.kind).sampler),
+            n_steps=n_steps,
             updates=calibrate_updates(cls.kind, execution, data, plain),
             rule=chosen.rule,
             order=chosen.order,
@@ -155,6 +156,7 @@ class Forecast(Technique):
             chosen = {"method": "uniform", "updates": updates}
             yield Variant("taylor1", f"TaylorSeer, uniform S = {updates}", ((cls.kind, chosen),), cls.colour)
             return
+        options = options.settled(len(staged.sampler), len(staged.blocks))
         for order in (1, 2):
             chosen = {"method": "uniform", "updates": options.updates, "order": order}
             label = f"TaylorSeer order {order}, uniform S = {options.updates}, hoisted"

@@ -3,7 +3,8 @@
     manifest.json        what is below, and how it fits together (`bundle_form`)
     manifest.sha256      digest of manifest.json, as sha256sum writes it
     manifest.sig         signature of manifest.json, if it was signed (`signature`)
-    graphs/*.onnx        encode, step, finish; or prompt and extend; plans share what is made of the same
+    graphs/*.onnx        encode, step, finish; or prompt and extend; or one of the whole; plans share what is
+                         made of the same
     graphs/weights.bin   the tensors of all graphs, each kept once
     golden/*             of every plan an observation and the chunk that it made of it (`golden`)
     plans/*.json         the plans, for the record
@@ -205,7 +206,8 @@ class Bundle(Contents):
         if program.tokens is not None:
             vocabulary = self.graphs[program.encode].outputs["logits"][-1]
         try:
-            return Golden.from_bytes(self.path(file).read_bytes(), file, self.spec, vocabulary)
+            data = self.path(file).read_bytes()
+            return Golden.from_bytes(data, file, self.spec, vocabulary, is_whole=program.is_whole)
         except BadSetting as error:
             raise BadBundle(f"{self.folder}: {error}; export it again") from error
 

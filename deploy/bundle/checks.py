@@ -30,6 +30,8 @@ def check_contents(contents: Contents) -> None:
     """Raise `BadBundle` unless the parts of a manifest fit together."""
     check_spec(contents.spec)
     check_normalizations(contents)
+    check_names(contents)
+    check_relative(contents)
     check_prompts(contents)
     check_graphs(contents)
     check_plans(contents)
@@ -102,6 +104,30 @@ def check_normalizations(contents: Contents) -> None:
         need(bool((seen.low <= seen.high).all()), f"an empty range of {shown(key)}", "low <= high")
 
 
+def check_names(contents: Contents) -> None:
+    """Raise `BadBundle` unless every observation that is renamed is one, and no two become the same."""
+    if contents.renamed is None:
+        return
+    shapes = contents.spec.observation_shapes
+    names = [contents.policy_name(key) for key in shapes]
+    for key, name in contents.renamed.items():
+        is_one = key in shapes and name != key and name.startswith("observation.")
+        is_one = is_one and is_image(name) == is_image(key) and name not in (TOKENS, MASK)
+        need(is_one, f"{shown(key)} renamed to {shown(name)}", "another name of an observation")
+    need(len(set(names)) == len(names), "two observations renamed to one", "one each")
+
+
+def check_relative(contents: Contents) -> None:
+    """Raise `BadBundle` unless what actions are offsets to has a number for each of them."""
+    found, spec = contents.relative, contents.spec
+    if found is None:
+        return
+    n, shape = len(found.dimensions), spec.observation_shapes.get(found.state, ())
+    need(n == spec.action_dim, f"{n} dimensions of relative actions", f"{spec.action_dim}")
+    is_state = len(shape) == 1 and shape[0] >= n
+    need(is_state, f"actions relative to {shown(found.state)} of shape {shape}", f"{n} numbers or more")
+
+
 def check_prompts(contents: Contents) -> None:
     """Raise `BadBundle` unless the instructions can be read."""
     settings = contents.prompt
@@ -139,10 +165,12 @@ def check_plans(contents: Contents) -> None:
         need(is_name, f"a plan called {shown(name)}", "a name of letters, digits, '-', '_' and '.'")
         wrong = [index for index in program.graphs if index >= len(contents.graphs)]
         need(not wrong, f"{len(contents.graphs)} graphs and a call of {wrong} in {where}", "one of them")
-        has_one = bool(program.steps) != (program.tokens is not None)
-        need(has_one, f"{where} with {len(program.steps)} steps", "steps, or tokens to write")
+        has_both = bool(program.steps) and program.tokens is not None
+        need(not has_both, f"{where} with {len(program.steps)} steps", "steps, or tokens to write")
         check_encode(contents, program)
-        if program.tokens is None:
+        if program.is_whole:
+            check_whole(contents, program, where)
+        elif program.tokens is None:
             check_steps(contents, program, where)
         else:
             check_tokens(contents, program, program.tokens)
@@ -164,12 +192,25 @@ def check_encode(contents: Contents, program: Program) -> None:
     """Raise `BadBundle` unless `encode` reads what a robot gives."""
     spec, prompt, graph = contents.spec, contents.prompt, contents.graphs[program.encode]
     given: dict[str, Shape] = {
-        key: (1, spec.n_obs_steps, *shape) for key, shape in spec.observation_shapes.items()
+        contents.policy_name(key): (1, spec.n_obs_steps, *shape)
+        for key, shape in spec.observation_shapes.items()
     }
     if prompt is not None:
         given |= {TOKENS: (1, prompt.length), MASK: (1, prompt.length)}
     _check_reads(graph, given)
     _check_fixed(graph.outputs, shown(graph.file))
+
+
+def check_whole(contents: Contents, program: Program, where: str) -> None:
+    """Raise `BadBundle` unless the one graph gives a chunk."""
+    spec, graph = contents.spec, contents.graphs[program.encode]
+    chunk = {"actions": (1, spec.horizon, spec.action_dim)}
+    need(program.finish is None, f"{where} of one graph and one that finishes", "one of both")
+    need(
+        graph.origin.part == "whole" and dict(graph.outputs) == chunk,
+        f"{where} without steps and {shown(graph.file)} with {shown(dict(graph.outputs))}",
+        f"steps, tokens to write, or one graph of the whole with {chunk}",
+    )
 
 
 def check_steps(contents: Contents, program: Program, where: str) -> None:

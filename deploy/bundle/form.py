@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from vivace.deploy.bundle.normalization import Normalization, Range
+from vivace.deploy.bundle.normalization import Normalization, Range, Relative
 from vivace.deploy.bundle.program import Name, Origin, Program
 from vivace.policies.arrays import is_image
-from vivace.policies.plain_data import Between, Longest, plain
-from vivace.policies.spec import IMAGES, PolicySpec
+from vivace.policies.plain_data import SELDOM, Between, Longest, is_told, plain
+from vivace.policies.spec import IMAGES, PolicySpec, Text
 
 FORMAT, VERSION = "policy_package", "1.0"
 LAYOUT = 2
@@ -77,8 +77,17 @@ class Contents:
     """Instruction -> token ids, without padding; empty of a policy that reads none."""
     prompt: PromptSettings | None = None
     """How others are tokenised."""
+    renamed: Annotated[Mapping[Text, Text], Longest(64)] | None = field(default=None, metadata=SELDOM)
+    """The robot's name of an observation -> the policy's, where they differ (lerobot's rename_map). The spec,
+    the normalisations and the ranges have the robot's names, the graphs the policy's."""
+    relative: Relative | None = field(default=None, metadata=SELDOM)
+    """What actions are offsets to; None: to nothing."""
     files: Mapping[Annotated[str, Longest(200)], Annotated[str, Longest(64)]] = field(default_factory=dict)
     """File -> sha256, of all that is used."""
+
+    def policy_name(self, key: str) -> str:
+        """The policy's name of an observation."""
+        return (self.renamed or {}).get(key, key)
 
 
 def manifest(name: str, contents: Contents) -> dict[str, Any]:
@@ -106,5 +115,9 @@ def manifest(name: str, contents: Contents) -> dict[str, Any]:
         },
         "hardware": {"robots": [], "cameras": cameras},
         "vivace": {"layout": LAYOUT}
-        | {part.name: plain(getattr(contents, part.name)) for part in fields(Contents)},
+        | {
+            part.name: plain(getattr(contents, part.name))
+            for part in fields(Contents)
+            if is_told(contents, part)
+        },
     }

@@ -1,10 +1,11 @@
 """The golden chunk: what a bundle's policy did at export with one observation, to be done again at load.
 
 `golden/<plan>.safetensors` holds the observation as a robot gives it, what the chunk before it meant, the
-chunk, the chunk cut short at once, and the chunk that continues the one before, or of a policy that writes
-tokens the first token's logits, which show what an action's bin hides; noise key, instruction and tolerance
-are in the manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy
-only: names, shapes and dtypes are known before it is opened, and nothing else is taken.
+chunk, and the chunk cut short at once. Of a policy that denoises also the chunk that continues the one
+before, or of one that writes tokens the first token's logits, which show what an action's bin hides. Noise
+key, instruction and tolerance are in the manifest. Anybody's safetensors reads the file; here it is read by
+hand, for a robot has numpy only: names, shapes and dtypes are known before it is opened, and nothing else is
+taken.
 """
 
 import json
@@ -55,7 +56,7 @@ class Golden:
     cut: np.ndarray
     """The same, cut short as soon as it can be."""
     continued: np.ndarray | None = None
-    """The same after `previous`; None of a policy that writes tokens."""
+    """The same after `previous`; None of a policy that does not denoise."""
     logits: np.ndarray | None = None
     """Of the first token (V,), of a policy that writes tokens."""
 
@@ -84,7 +85,9 @@ class Golden:
         return len(text).to_bytes(_HEADER, "little") + text + data
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str, spec: PolicySpec, vocabulary: int = 0) -> "Golden":
+    def from_bytes(
+        cls, data: bytes, name: str, spec: PolicySpec, vocabulary: int = 0, is_whole: bool = False
+    ) -> "Golden":
         """Read the file.
 
         Args:
@@ -92,6 +95,7 @@ class Golden:
             name: what it is called in messages.
             spec: of the policy.
             vocabulary: tokens it chooses from, of a policy that writes tokens.
+            is_whole: the policy is one graph, whose chunks continue none.
 
         Raises:
             BadSetting: it is damaged, or does not fit the policy.
@@ -102,7 +106,7 @@ class Golden:
         header = parse_json(data[_HEADER : _HEADER + size], name)
         body = data[_HEADER + size :]
         arrays, place = {}, 0
-        wanted = _layout(spec, vocabulary)
+        wanted = _layout(spec, vocabulary, is_whole)
         if not isinstance(header, dict) or sorted(header) != sorted(wanted):
             raise BadSetting(f"{name} holds {shown(header)}; needed are {', '.join(wanted)}")
         total = sum(_size(shape, dtype) for shape, dtype in wanted.values())
@@ -151,8 +155,8 @@ def n_previous(spec: PolicySpec) -> int:
     return min(_PREVIOUS, spec.horizon - spec.first_action)
 
 
-def _layout(spec: PolicySpec, vocabulary: int) -> dict[str, tuple[tuple[int, ...], str]]:
+def _layout(spec: PolicySpec, vocabulary: int, is_whole: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
-    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {CONTINUED: chunk}
+    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {} if is_whole else {CONTINUED: chunk}
     return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk} | last

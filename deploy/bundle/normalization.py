@@ -1,11 +1,12 @@
 """From the robot's units to the policy's and back, without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 
-from vivace.policies.plain_data import Between
+from vivace.policies.plain_data import Between, Longest
 
 PLAUSIBLE_SPANS = 10.0
 """How far outside of what training saw a number is still taken, in spans of that. Sensors drift, and robots
@@ -36,6 +37,22 @@ class Normalization:
         """Bring a value in the policy's units back to the robot's."""
         x: np.ndarray = ((y - self.shift) / self.gain * self.span + self.low).astype(np.float32)
         return x
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Actions that are offsets to the state they were predicted from, as lerobot's relative actions are."""
+
+    state: Annotated[str, Longest(500)]
+    """The robot's name of the state."""
+    dimensions: Annotated[tuple[bool, ...], Longest(4096)]
+    """Whether each number of an action is an offset to the state's of the same place."""
+
+    def base(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What is added to actions (B, H, A) of observations {key: (B, To, ...)}: (B, 1, A)."""
+        newest = observations[self.state][:, -1:, : len(self.dimensions)]
+        found: np.ndarray = np.where(self.dimensions, newest, np.float32(0))
+        return found
 
 
 @dataclass(frozen=True)

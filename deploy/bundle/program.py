@@ -34,8 +34,8 @@ Name = Annotated[str, Longest(2000)]
 class Origin:
     """What a graph was made of; of what is made of the same there need be but one."""
 
-    part: Literal["encode", "step", "finish", "prompt", "extend"]
-    """encode, step, finish, prompt or extend."""
+    part: Literal["encode", "step", "finish", "prompt", "extend", "whole"]
+    """encode, step, finish, prompt, extend or whole."""
     made_of: Annotated[str, Longest(200)]
     """Digest of the weights, and of what a plan does to this part."""
     timesteps: Annotated[tuple[float, ...], Longest(10_000)] = ()
@@ -60,16 +60,22 @@ class Program:
     """One plan of a bundle: which graphs it calls, and what it gives them; indices are the bundle's."""
 
     encode: Index
-    """Graph from normalised observations to the context."""
+    """Graph from normalised observations to the context; of a policy of one graph to the chunk."""
     steps: Annotated[tuple[ScheduledStep, ...], Longest(10_000)] = ()
+    """None of a policy that writes tokens, or is one graph."""
     finish: Index | None = None
     """Graph from the last x to normalised actions; None: x is those."""
     tokens: TokenProgram | None = None
-    """How chunks are written, by a policy that writes tokens; it has no steps."""
+    """How chunks are written, by a policy that writes tokens."""
     receipt: Mapping[str, Any] = field(default_factory=dict)
     """Parity with torch, fingerprint, plan: for the record."""
     golden: GoldenSettings | None = None
     """Of its golden chunk; None only while a bundle is made."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the first graph gives the chunk."""
+        return not self.steps and self.tokens is None
 
     @property
     def graphs(self) -> tuple[int, ...]:

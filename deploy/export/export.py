@@ -18,12 +18,14 @@ from vivace.deploy.bundle.golden import FOLDER, GoldenSettings, golden_file
 from vivace.deploy.bundle.program import Program
 from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
 from vivace.deploy.bundle.signature import private_key, signature
-from vivace.deploy.export import processors
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
-from vivace.deploy.export.parity import check_parity, prove
+from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.tokens import export_tokens
+from vivace.deploy.export.processors import Processing, array, read_processors
+from vivace.deploy.export.prompts import prompts, with_tokenizer
+from vivace.deploy.export.tokens import check_tokens, export_tokens
+from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.inference.recording import (
@@ -34,6 +36,8 @@ from vivace.deploy.inference.recording import (
     training_ranges,
 )
 from vivace.deploy.robots.action_range import learned_range
+from vivace.policies.arrays import is_image
+from vivace.policies.batch import Batch, tensors
 from vivace.policies.errors import BadBundle, BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
@@ -42,7 +46,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange
+from vivace.policies.spec import ActionRange, PolicySpec
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -66,7 +70,7 @@ def export(
         loaded: the checkpoint.
         plans: how it is run; name -> plan of this checkpoint, the usual one first. They share graphs.
         data: observations to prove parity on, of other episodes than the plans were calibrated on; the first
-            one gives the graphs their shapes.
+            one gives the graphs their shapes, and pictures their size where the policy takes any.
         folder: where the bundle goes; one that is there is replaced.
         instructions: texts to tokenise now, for policies that read one.
         on_graph: told the name of every graph that is about to be exported.
@@ -86,20 +90,22 @@ def export(
         ParityError: ONNX Runtime gives other actions than torch.
     """
     check_precision(precision)
-    _check_dtype(loaded)
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
-    _check_plans(named, data)
-    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in named.items()}
-    for run in _denoising(runs).values():
-        check_steps(run)
+    runs, processing = check_exportable(loaded, named, data.one)
+    for plan in named.values():
+        check_apart(fitted_seeds(plan), data.seeds)
+    spec = _with_sizes(loaded.staged.spec, data.one, processing.renamed or {})
     with replacing(folder) as unfinished:
         if into:
-            bundle = _copied(loaded, folder, unfinished, key)
+            bundle = _copied(loaded, spec, folder, unfinished, key)
         else:
-            known = _action_range(loaded, next(iter(runs.values())), data)
-            bundle = _begun(loaded, unfinished, instructions, known)
+            known = None
+            if processing.relative is None:  # statistics of offsets say nothing of targets
+                known = _action_range(loaded, next(iter(runs.values())), data)
+            spec = replace(spec, action_range=known)
+            bundle = _begun(loaded, processing, spec, unfinished, instructions)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -110,30 +116,75 @@ def export(
     return Bundle.load(folder)
 
 
+def check_exportable(
+    loaded: LoadedPolicy, plans: Mapping[str, AccelerationPlan], batch: Batch
+) -> tuple[dict[str, Execution], Processing]:
+    """Return what a policy runs under each plan, and what its processors do, before any slow work.
+
+    Args:
+        loaded: the checkpoint.
+        plans: name -> plan.
+        batch: normalised observations, blank ones will do.
+
+    Raises:
+        BadSetting: the policy was not loaded in float32, or a plan has no name.
+        UnsupportedPolicy: the policy, a plan or a processor cannot be carried over.
+    """
+    _check_dtype(loaded)
+    check_names(plans)
+    for plan in plans.values():
+        _check_techniques(plan)
+    runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
+    for run in runs.values():
+        match run:
+            case Decoding():
+                check_tokens(run)
+            case Denoising(is_opaque=True):
+                check_whole(run, batch)
+            case Denoising():
+                check_steps(run)
+    return runs, read_processors(loaded)
+
+
 def _begun(
-    loaded: LoadedPolicy, folder: Path, instructions: Sequence[str], action_range: ActionRange | None
+    loaded: LoadedPolicy,
+    processing: Processing,
+    spec: PolicySpec,
+    folder: Path,
+    instructions: Sequence[str],
 ) -> Bundle:
     """A bundle without plans yet."""
-    observations, prompts = dict(processors.observations(loaded)), processors.prompts(loaded, instructions)
+    texts, settings = prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
     return Bundle(
         folder=folder,
         name=loaded.path.name,
-        spec=replace(loaded.staged.spec, action_range=action_range),
+        spec=spec,
         graphs=(),
         plans={},
-        observations=observations,
-        actions=processors.actions(loaded),
-        ranges=dict(training_ranges(loaded.preprocess, loaded.staged.spec)),
-        prompts=prompts,
-        prompt=processors.prompt_settings(loaded, folder),
+        observations=processing.observations,
+        actions=processing.actions,
+        ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
+        prompts=texts,
+        prompt=with_tokenizer(loaded, settings, folder),
+        renamed=processing.renamed,
+        relative=processing.relative,
     )
 
 
-def _copied(loaded: LoadedPolicy, folder: Path, unfinished: Path, key: Any) -> Bundle:
+def _with_sizes(spec: PolicySpec, one: Batch, renamed: Mapping[str, str]) -> PolicySpec:
+    """A spec whose pictures are as large as those of an observation: graphs take no others."""
+    shapes = {
+        key: tuple(one[renamed.get(key, key)].shape[2:]) if spec.resizes and is_image(key) else shape
+        for key, shape in spec.observation_shapes.items()
+    }
+    return replace(spec, observation_shapes=shapes, resizes=False)
+
+
+def _copied(loaded: LoadedPolicy, spec: PolicySpec, folder: Path, unfinished: Path, key: Any) -> Bundle:
     """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
     bundle, signed = Bundle.load(folder), folder / SIGNATURE
-    _check_same(bundle, loaded)
+    _check_same(bundle, loaded, spec)
     is_ours = (
         key is not None
         and signed.exists()
@@ -170,10 +221,10 @@ def _action_range(loaded: LoadedPolicy, execution: Execution, data: CalibrationD
         chunks = sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
         actions = loaded.postprocess(chunks[:, execution.policy.spec.first_action :])
         steps, source = (
-            processors.array(actions.diff(dim=1).abs().amax((0, 1))),
+            array(actions.diff(dim=1).abs().amax((0, 1))),
             f"in {len(chunks)} of its own chunks",
         )
-    return learned_range({name: processors.array(values) for name, values in stats[0].items()}, steps, source)
+    return learned_range({name: array(values) for name, values in stats[0].items()}, steps, source)
 
 
 def _check_dtype(loaded: LoadedPolicy) -> None:
@@ -195,11 +246,11 @@ def check_names(names: Iterable[str]) -> None:
         )
 
 
-def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
-    """Raise `BadBundle` unless a bundle holds this policy."""
+def _check_same(bundle: Bundle, loaded: LoadedPolicy, spec: PolicySpec) -> None:
+    """Raise `BadBundle` unless a bundle holds this policy, for pictures of this size."""
     held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
     other = [name for name, value in needed.items() if held.get(name) != value]
-    if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
+    if other or replace(bundle.spec, action_range=None) != spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
             "differs; give the bundle of this one, or export a new one"
@@ -217,19 +268,26 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    made = export_denoising(writer, _denoising(runs), data.one, EpisodeNoise(data.noise_keys[:1]))
+    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_opaque}
+    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
-                made[name] = export_tokens(writer, run, data.one)
+                made[name] = export_tokens(writer, run, one)
+            case Denoising(is_opaque=True):
+                made[name] = export_whole(writer, run, one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
     shared = Graphs(runtime)
-    receipts = {}
+    receipts: dict[str, dict[str, Any]] = {}
+    lerobot_error = None
     for name, run in runs.items():
         plans = {name: replace(made[name], receipt={"precision": precision})}
-        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared)
-        receipts[name] = prove(policy, loaded, run, data, precision) | {"provider": runtime.providers[0]}
+        policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared, task=bundle.usual_task)
+        if lerobot_error is None:  # the same for all plans
+            lerobot_error = prove_processors(policy, loaded, data)
+        receipts[name] = prove(policy, loaded, run, data, precision)
+        receipts[name] |= {"lerobot_error": lerobot_error, "provider": runtime.providers[0]}
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
 
@@ -242,7 +300,7 @@ def _with_golden(
     precision: str,
 ) -> Bundle:
     """Record the golden chunks of plans."""
-    batch = {key: value.cpu().float().numpy() for key, value in data.one.items()}
+    batch = {key: value.cpu().float().numpy() for key, value in tensors(data.one).items()}
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     plans: dict[str, Program] = dict(bundle.plans)
@@ -263,13 +321,6 @@ def _with_golden(
 
 def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
-
-
-def _check_plans(plans: Mapping[str, AccelerationPlan], data: CalibrationData) -> None:
-    check_names(plans)
-    for plan in plans.values():
-        _check_techniques(plan)
-        check_apart(fitted_seeds(plan), data.seeds)
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

@@ -59,7 +59,7 @@ def export_denoising(
         noise: of one chunk.
 
     Raises:
-        UnsupportedPolicy: it is opaque, or decides at run time what to compute.
+        UnsupportedPolicy: it decides at run time what to compute.
     """
     for execution in executions.values():
         check_steps(execution)
@@ -183,9 +183,6 @@ class _Subject:
 
 def check_steps(execution: Denoising) -> None:
     """Raise `UnsupportedPolicy` unless its steps can be graphs."""
-    if execution.is_opaque:
-        kind = execution.policy.spec.type
-        raise UnsupportedPolicy(f"policy {kind!r} is opaque: it has no stages to export")
     if any(step.table is None for step in execution.sampler.steps):
         raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
     knows_blocks = execution.action is always_compute or schedule_of(execution) is not None

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.export.lerobot_path import plausible, sampled, selected
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.policies.batch import tensors
+from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
 from vivace.policies.execution import Decoding, Execution, sample
 from vivace.policies.load import LoadedPolicy, stage
@@ -22,6 +25,9 @@ TOLERANCE = 1e-5
 """Largest difference from torch's of normalised actions, and of a graph's outputs in units of their size."""
 ROUNDINGS = 2.0
 """Where a sampler magnifies rounding beyond that, so many times as far from the exact actions as torch is."""
+PATH_TOLERANCE = 1e-3
+"""Largest difference from lerobot's own path: numpy and torch round observations otherwise, and samplers
+magnify that."""
 _NUDGES = 8
 """Runs of torch whose noise is rounded otherwise: one run may be near the exact actions by luck."""
 
@@ -72,6 +78,41 @@ def prove(
     }
 
 
+def prove_processors(policy: OrtPolicy, loaded: LoadedPolicy, data: CalibrationData) -> float:
+    """Prove that a bundle brings observations in, and actions out, as lerobot's own path does.
+
+    The policy itself is torch's on both sides, as trained, so that this is about all that is around it:
+    from an observation in the robot's units to the actions in the robot's units.
+
+    Args:
+        policy: the bundle.
+        loaded: the checkpoint.
+        data: the newest of its first observation is what the robot sees, if it is known as a robot gives it.
+
+    Returns:
+        Largest difference of an action, in units of what 1 is to the policy.
+
+    Raises:
+        ParityError: it is more than rounding.
+    """
+    bundle, known = policy.bundle, plausible(loaded, policy.spec)
+    seen = {key: np.asarray(data.raw[key])[0, -1] if key in data.raw else known[key] for key in known}
+    window = {key: np.stack([value] * policy.spec.n_obs_steps)[None] for key, value in seen.items()}
+    move = loaded.placement.move
+    batch = {key: move(torch.from_numpy(value)) for key, value in policy.prepare(window).items()}
+    found = policy.restored(sampled(loaded, batch).cpu().numpy(), window)[0]
+    wanted = selected(loaded, seen, policy.task)
+    unit = bundle.actions.span / bundle.actions.gain
+    error = float((np.abs(found - wanted) / unit).max())
+    if not error <= PATH_TOLERANCE:
+        raise ParityError(
+            f"from the robot's units to the robot's units the bundle differs from lerobot's own path by "
+            f"{error:.2g} of a normalised action, {PATH_TOLERANCE:g} is allowed; the checkpoint's "
+            "processors, or its select_action, do what a bundle cannot"
+        )
+    return error
+
+
 def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
     """Raise `ParityError` if a plan's graphs, or at fp32 its chunks, differ from torch's."""
     graph, chunk = receipt["graph_error"], receipt["chunk_error"]
@@ -86,7 +127,7 @@ def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
 
 def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
     """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
-    batch = {key: value.cpu().numpy() for key, value in one.batch.items()}
+    batch = {key: value.cpu().numpy() for key, value in tensors(one.batch).items()}
     draft = None if one.draft is None else one.draft[0].cpu().numpy()
     return policy.sample(batch, Streams(one.noise_keys), draft)
 
@@ -125,7 +166,7 @@ def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData) -> 
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
     run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
-    batch = {key: value.double() if value.is_floating_point() else value for key, value in one.batch.items()}
+    batch = cast(one.batch, torch.float64)
     drawn = EpisodeNoise(one.noise_keys)
 
     def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:

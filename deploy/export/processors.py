@@ -1,48 +1,101 @@
-"""What a checkpoint's processors do, as numbers and texts that a bundle can hold."""
+"""What a checkpoint's processors do, as numbers that a bundle can hold; what it cannot is refused by name.
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+lerobot's steps are read as lerobot runs them: one after the other, each under the names that the steps before
+it leave. Nothing becomes "as it is" but what lerobot itself passes on as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
-import torch
-from lerobot.configs.types import FeatureType
+from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.processor import (
+    AbsoluteActionsProcessorStep,
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
+    IdentityProcessorStep,
+    NewLineTaskProcessorStep,
     NormalizerProcessorStep,
+    RelativeActionsProcessorStep,
     RenameObservationsProcessorStep,
     TokenizerProcessorStep,
     UnnormalizerProcessorStep,
 )
 from torch import Tensor
 
-from vivace.deploy.bundle.form import MASK, TOKENS, PromptSettings
-from vivace.deploy.bundle.normalization import Normalization
+from vivace.deploy.bundle.normalization import Normalization, Relative
 from vivace.policies.arrays import is_image
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
-
-TOKENIZER = "tokenizer.json"
+from vivace.policies.spec import STATE
 
 _MODES: dict[str, tuple[str, str, float, float]] = {
+    "MEAN_STD": ("mean", "std", 1.0, 0.0),
     "MIN_MAX": ("min", "max", 2.0, -1.0),
     "QUANTILES": ("q01", "q99", 2.0, -1.0),
     "QUANTILE10": ("q10", "q90", 2.0, -1.0),
 }
-"""lerobot's normalisation mode -> statistics at the ends, gain, shift."""
-
-_READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
-_KNOWN_STEPS: tuple[type, ...] = (
+"""lerobot's normalisation mode -> its two statistics, gain, shift."""
+READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
+_BEFORE: tuple[type, ...] = (
     RenameObservationsProcessorStep,
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
+    IdentityProcessorStep,
+    NewLineTaskProcessorStep,
     NormalizerProcessorStep,
-    UnnormalizerProcessorStep,
-    *_READS_TEXT,
+    RelativeActionsProcessorStep,
+    *READS_TEXT,
 )
+"""Steps before the policy that can be carried over."""
+_BEHIND: tuple[type, ...] = (
+    AbsoluteActionsProcessorStep,
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    IdentityProcessorStep,
+    RenameObservationsProcessorStep,
+    UnnormalizerProcessorStep,
+)
+"""Steps behind it."""
+_FLOAT32 = (None, "float32", "float")
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What processors do to a robot's observations and a policy's actions."""
+
+    renamed: Mapping[str, str] | None
+    """The robot's name of an observation -> the policy's, where they differ; None: nowhere."""
+    observations: Mapping[str, Normalization]
+    """By the robot's names."""
+    actions: Normalization
+    """How actions are brought back to the robot's units."""
+    relative: Relative | None
+    """What actions are offsets to."""
+
+
+def read_processors(loaded: LoadedPolicy) -> Processing:
+    """Return what a checkpoint's processors do.
+
+    Raises:
+        UnsupportedPolicy: they do something that a bundle cannot, or do not say what they are to do.
+    """
+    before, behind = _steps(loaded.preprocess, _BEFORE), _steps(loaded.postprocess, _BEHIND)
+    spec, renamed, observations = loaded.staged.spec, {}, {}
+    for key, shape in spec.observation_shapes.items():
+        *called, own = _called(before, key)
+        if own != key:
+            renamed[key] = own
+        kind = _kind(loaded, key, own)
+        wanted = (shape[0], 1, 1) if is_image(key) else tuple(shape)
+        found = [_of_observation(step, name, kind, wanted) for step, name in zip(before, called, strict=True)]
+        observations[key] = _only(found, key, wanted)
+    actions = [_of_actions(step, (spec.action_dim,), is_back=True) for step in behind]
+    _check_both_ways(before, behind, spec.action_dim)
+    brought_back = _only(actions, "action", (spec.action_dim,))
+    return Processing(renamed or None, observations, brought_back, _relative(loaded, before, behind))
 
 
 def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
@@ -50,106 +103,173 @@ def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
     return Normalization(np.zeros(shape, np.float32), np.ones(shape, np.float32), 1.0, 0.0)
 
 
-def observations(loaded: LoadedPolicy) -> Iterator[tuple[str, Normalization]]:
-    """Yield how each observation is normalised, by key.
-
-    Raises:
-        UnsupportedPolicy: the checkpoint has a processor that cannot be exported.
-    """
-    pipelines: tuple[Any, ...] = (loaded.preprocess, loaded.postprocess)
-    for pipeline in pipelines:
-        for step in pipeline.steps:
-            renames = getattr(step, "rename_map", {})
-            if type(step) not in _KNOWN_STEPS or renames:
-                raise UnsupportedPolicy(
-                    f"processor step {type(step).__name__} {renames or ''} is not one that can be exported: "
-                    f"{', '.join(sorted(known.__name__ for known in _KNOWN_STEPS))}, without renaming"
-                )
-    for key, shape in loaded.staged.spec.observation_shapes.items():
-        yield key, _normalization(loaded.preprocess, key, (shape[0], 1, 1) if is_image(key) else shape)
-
-
-def actions(loaded: LoadedPolicy) -> Normalization:
-    """Return how actions are brought back to the robot's units."""
-    return _normalization(loaded.postprocess, "action", (loaded.staged.spec.action_dim,))
-
-
-def _normalization(pipeline: Any, key: str, shape: tuple[int, ...]) -> Normalization:
-    """Read how a pipeline (un)normalises a feature, number by number."""
-    found = _known_normalization(pipeline, key) or identity(shape)
-    low, span = (np.broadcast_to(values, shape) for values in (found.low, found.span))
-    return replace(found, low=low, span=span)
-
-
-def _known_normalization(pipeline: Any, key: str) -> Normalization | None:
-    for step in pipeline.steps:
-        if key not in getattr(step, "features", {}):
-            continue
-        kind: FeatureType = step.features[key].type
-        mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
-        stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
-        if mode == "IDENTITY" or not stats:
-            return None
-        if mode == "MEAN_STD":
-            return Normalization(array(stats["mean"]), array(stats["std"]) + np.float32(step.eps), 1.0, 0.0)
-        low, high, gain, shift = _MODES[mode]
-        span = array(stats[high]) - array(stats[low])
-        return Normalization(array(stats[low]), np.where(span == 0, np.float32(step.eps), span), gain, shift)
-    return None
-
-
 def array(tensor: Tensor) -> np.ndarray:
     """Return a tensor as float32 on the host."""
-    return tensor.detach().cpu().float().numpy()
-
-
-def _reads_text(loaded: LoadedPolicy) -> bool:
-    pipeline: Any = loaded.preprocess
-    return any(type(step) in _READS_TEXT for step in pipeline.steps)
-
-
-def _tokens(loaded: LoadedPolicy, text: str) -> tuple[Tensor, Tensor]:
-    """Padded ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
-    spec = loaded.staged.spec
-    device = loaded.placement.device
-    shapes = spec.observation_shapes.items()
-    blank = {key: torch.zeros(1, spec.n_obs_steps, *shape, device=device) for key, shape in shapes}
-    ready = loaded.preprocess(blank | {"task": [text]})
-    return ready[TOKENS][0].cpu(), ready[MASK][0].bool().cpu()
-
-
-def prompts(loaded: LoadedPolicy, instructions: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return text -> token ids of instructions; nothing of a policy that reads none.
-
-    Raises:
-        BadSetting: it reads one, and none is given.
-    """
-    if not _reads_text(loaded):
-        return {}
-    if not instructions:
-        raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
-    found = {}
-    for text in instructions:
-        ids, mask = _tokens(loaded, text)
-        found[text.strip().lower()] = tuple(ids[mask].tolist())
+    found: np.ndarray = tensor.detach().cpu().float().numpy()
     return found
 
 
-def prompt_settings(loaded: LoadedPolicy, folder: Path) -> PromptSettings | None:
-    """How instructions that come later are tokenised; writes the tokenizer's file."""
-    if not _reads_text(loaded):
-        return None
-    ids, mask = _tokens(loaded, "a")
-    settings = PromptSettings(length=len(ids), pad=int(ids[~mask][0]) if not mask.all() else 0)
-    pipeline: Any = loaded.preprocess
+def _steps(pipeline: Any, known: tuple[type, ...]) -> tuple[Any, ...]:
+    """Steps of a pipeline; raises `UnsupportedPolicy` if one cannot be carried over."""
     for step in pipeline.steps:
-        if type(step) is PromptStep:
-            (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
-            settings = replace(
-                settings,
-                tokenizer=TOKENIZER,
-                template=step.template,
-                bos=step.bos,
-                suffix=tuple(step.suffix),
+        kind = type(step)
+        if kind not in known:
+            names = ", ".join(sorted(each.__name__ for each in known))
+            _refuse(f"processor step {kind.__name__} is not one that can be exported: {names}")
+        if kind is DeviceProcessorStep and step.float_dtype not in _FLOAT32:
+            _refuse(
+                f"processor step {kind.__name__} makes numbers {step.float_dtype}, a bundle computes in "
+                "float32; set its float_dtype to null"
             )
-    return settings
+    return tuple(pipeline.steps)
+
+
+def _called(steps: Sequence[Any], key: str) -> list[str]:
+    """What every step calls an observation of the robot's, and behind the last one the policy does."""
+    found = [key]
+    for step in steps:
+        renames = step.rename_map if isinstance(step, RenameObservationsProcessorStep) else {}
+        found.append(renames.get(found[-1], found[-1]))
+    return found
+
+
+def _kind(loaded: LoadedPolicy, key: str, own: str) -> FeatureType:
+    """What the policy's config says of an observation, by the robot's name and its own."""
+    features = loaded.policy.config.input_features
+    if own not in features:
+        _refuse(f"the processors make {own!r} of {key!r}, but the policy reads {', '.join(features)}")
+    kind: FeatureType = features[own].type
+    pictures = {kind is FeatureType.VISUAL, is_image(key), is_image(own)}
+    if len(pictures) > 1 or not key.startswith("observation."):
+        _refuse(
+            f"{key!r} is the policy's {own!r}, of type {kind.name}; a robot's pictures are called "
+            "observation.image or observation.images.<camera>, and others begin with observation. too"
+        )
+    return kind
+
+
+def _of_observation(step: Any, key: str, kind: FeatureType, shape: tuple[int, ...]) -> Normalization | None:
+    """What a step does to an observation; None: it passes it on as it is."""
+    if not isinstance(step, NormalizerProcessorStep):
+        return None
+    if step.normalize_observation_keys is not None and key not in step.normalize_observation_keys:
+        return None
+    if key in step.features:
+        return _numbers(step, key, step.features[key].type, shape)
+    if step.norm_map.get(kind, NormalizationMode.IDENTITY) is not NormalizationMode.IDENTITY:
+        _refuse(
+            f"the checkpoint's normaliser knows {', '.join(step.features)}, but not {key!r}, which would "
+            "pass as it is; save the processors again with all of the policy's features"
+        )
+    return None
+
+
+def _of_actions(step: Any, shape: tuple[int, ...], *, is_back: bool = False) -> Normalization | None:
+    """What a step does to actions; lerobot looks neither at its features nor at its keys there."""
+    if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
+        return None
+    return _numbers(step, "action", FeatureType.ACTION, shape, is_back=is_back)
+
+
+def _numbers(
+    step: Any, key: str, kind: FeatureType, shape: tuple[int, ...], *, is_back: bool = False
+) -> Normalization | None:
+    """Numbers that a step normalises a feature by; None: by none.
+
+    Args:
+        step: lerobot's.
+        key: of the statistics.
+        kind: of the feature, which decides on the mode.
+        shape: of the numbers.
+        is_back: they are asked for the way back to the robot's units.
+    """
+    mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
+    if mode == "IDENTITY":
+        return None
+    if mode not in _MODES:
+        _refuse(f"{key!r} is normalised by {mode}; a bundle knows {', '.join(_MODES)}")
+    first, second, gain, shift = _MODES[mode]
+    stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
+    missing = [name for name in (first, second) if name not in stats]
+    if missing:
+        held = ", ".join(step._tensor_stats) or "nothing"
+        _refuse(
+            f"{key!r} is normalised by {mode}, but the checkpoint's statistics lack its "
+            f"{' and '.join(missing)} (they are of {held}), so it would pass as it is; save the processors "
+            "with the dataset's statistics"
+        )
+    low, end, eps = array(stats[first]), array(stats[second]), np.float32(step.eps)
+    if mode != "MEAN_STD":
+        span = np.where(end - low == 0, eps, end - low)
+    elif is_back:
+        span = np.where(end == 0, eps, end)  # lerobot adds eps on the way in only
+    else:
+        span = end + eps
+    try:
+        low, span = (np.broadcast_to(values, shape).astype(np.float32) for values in (low, span))
+    except ValueError:
+        _refuse(
+            f"statistics of {key!r} have the shape {tuple(end.shape)}, needed is {shape}; compute them anew "
+            "from the dataset the policy was trained on"
+        )
+    if not (np.isfinite(low).all() and np.isfinite(span).all() and (span > 0).all()):
+        _refuse(
+            f"statistics of {key!r} have {second} not above {first}, or numbers that are not finite"
+            if mode != "MEAN_STD"
+            else f"statistics of {key!r} have a std below 0, or numbers that are not finite"
+        )
+    return Normalization(low, span, gain, shift)
+
+
+def _only(found: Sequence[Normalization | None], key: str, shape: tuple[int, ...]) -> Normalization:
+    """The one normalisation among what steps do."""
+    numbers = [one for one in found if one is not None]
+    if len(numbers) > 1:
+        _refuse(f"{key!r} is normalised {len(numbers)} times; a bundle holds one normalisation of each")
+    return numbers[0] if numbers else identity(shape)
+
+
+def _check_both_ways(before: Sequence[Any], behind: Sequence[Any], action_dim: int) -> None:
+    """Actions that are known before must be normalised by what they are brought back by."""
+    normalisers = [step for step in before if isinstance(step, NormalizerProcessorStep)]
+    there = [_of_actions(step, (action_dim,)) for step in normalisers if "action" in step._tensor_stats]
+    back = [_of_actions(step, (action_dim,)) for step in behind]
+    ways = [_only(way, "action", (action_dim,)) for way in (there, back)]
+    if there and any(not np.array_equal(getattr(ways[0], n), getattr(ways[1], n)) for n in ("low", "span")):
+        _refuse(
+            "actions are normalised by other statistics than they are brought back by; save both processors "
+            "with the same"
+        )
+
+
+def _relative(loaded: LoadedPolicy, before: Sequence[Any], behind: Sequence[Any]) -> Relative | None:
+    """What actions are offsets to, by lerobot's pair of steps."""
+    pair = [
+        [step for step in steps if isinstance(step, kind) and step.enabled]
+        for steps, kind in ((before, RelativeActionsProcessorStep), (behind, AbsoluteActionsProcessorStep))
+    ]
+    if not any(pair):
+        return None
+    if [len(steps) for steps in pair] != [1, 1]:
+        _refuse("relative actions need one enabled step before the policy and one behind it; enable the pair")
+    (made,), (restored,) = pair
+    spec, place = loaded.staged.spec, before.index(made)
+    state = next((key for key in spec.observation_shapes if _called(before, key)[place] == STATE), "")
+    is_late = any(isinstance(step, NormalizerProcessorStep) for step in before[:place])
+    is_early = any(isinstance(step, UnnormalizerProcessorStep) for step in behind[behind.index(restored) :])
+    if is_late or is_early or not state:
+        _refuse(
+            "relative actions are offsets to observation.state in the robot's units: "
+            "RelativeActionsProcessorStep must come before the normaliser, AbsoluteActionsProcessorStep "
+            "behind the unnormaliser"
+        )
+    shape = spec.observation_shapes[state]
+    if len(shape) != 1 or shape[0] < spec.action_dim:
+        _refuse(
+            f"relative actions have {spec.action_dim} numbers, {state} has {shape[0]}; it must have as many"
+        )
+    return Relative(state, tuple(map(bool, made._build_mask(spec.action_dim))))
+
+
+def _refuse(text: str) -> NoReturn:
+    raise UnsupportedPolicy(text)

@@ -1,5 +1,7 @@
 """Export a policy that writes tokens: the prompt with room for a chunk behind it, and reading more tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,17 +33,27 @@ def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Pro
     Raises:
         UnsupportedPolicy: its tokens are of another kind than token_vla's.
     """
-    policy = execution.policy
-    if not (writes_bins(policy) and has_language(policy)):
-        raise UnsupportedPolicy(
-            f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
-        )
+    policy = _in_bins(execution)
     encode, extend = _graphs(writer, execution, len(policy.language.layers), batch)
     decoding = decoding_of(execution)
     settings = build(Decoder, "decoder", decoding.in_bundle() if decoding else {})
     bins = policy.bins
     tokens = TokenProgram(extend, policy.n_tokens, executed_tokens(policy), bins.n, bins.end, settings)
     return Program(encode, tokens=tokens)
+
+
+def check_tokens(execution: Decoding) -> None:
+    """Raise `UnsupportedPolicy` if a policy's tokens are of another kind than token_vla's."""
+    _in_bins(execution)
+
+
+def _in_bins(execution: Decoding) -> Any:
+    policy = execution.policy
+    if writes_bins(policy) and has_language(policy):
+        return policy
+    raise UnsupportedPolicy(
+        f"policy {policy.spec.type!r} writes tokens of its own kind; token_vla can be exported"
+    )
 
 
 def _graphs(writer: GraphWriter, execution: Decoding, n_layers: int, batch: Batch) -> tuple[int, int]:

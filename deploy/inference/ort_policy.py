@@ -118,19 +118,30 @@ class OrtPolicy:
         batch, deadline = self.prepare(observations), Deadline(deadline_s)
         normalised = self.sample(batch, Streams([key]), draft, follow, deadline)
         self.cut_short += deadline.was_met_early
-        return self.bundle.actions.restore(normalised[:, self.spec.first_action :])
+        return self.restored(normalised[:, self.spec.first_action :], observations)
 
     def prepare(self, observations: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Normalise one observation {key: (1, To, ...)} and add the prompt's tokens."""
+        """Normalise one observation {key: (1, To, ...)} and add the tokens, by the policy's names."""
         seen = enter_observations(observations, batch_layout(self.spec, rows=1))
         self._check_plausible(seen)
         ready = {
-            key: self.bundle.observations[key].normalize(_chw(key, value))
+            self.bundle.policy_name(key): self.bundle.observations[key].normalize(_chw(key, value))
             if key in self.bundle.observations
             else _chw(key, value)
             for key, value in seen.items()
         }
         return ready | self._tokenize(self.task)
+
+    def restored(self, actions: np.ndarray, observations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Actions (B, n, A) in the robot's units of normalised ones, predicted from {key: (B, To, ...)}."""
+        found, relative = self.bundle.actions.restore(actions), self.bundle.relative
+        return found if relative is None else found + relative.base(observations)
+
+    def normalised(self, actions: np.ndarray, observations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Normalised actions (B, n, A) of ones in the robot's units, seen from {key: (B, To, ...)}."""
+        relative = self.bundle.relative
+        seen = actions if relative is None else actions - relative.base(observations)
+        return self.bundle.actions.normalize(seen)
 
     def replay(self, golden: Golden) -> float:
         """Do again what was recorded at export; returns how far the chunks differ, in units of the policy.
@@ -213,12 +224,17 @@ class OrtPolicy:
         """
         deadline = deadline or Deadline()
         self._encode({name: batch[name] for name in self._encode.inputs})
+        if self._sampler is None:
+            return self._encode.outputs["actions"].host.copy()
         if isinstance(self._sampler, Writer):
             return self._sampler.sample(batch, noise, draft, deadline)
         return self._sampler.sample(noise, follow, deadline)
 
-    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer:
+    def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer | None:
+        """What makes a chunk of the first graph's outputs; None: the chunk is one."""
         context, program = self._encode.outputs, self.bundle.program.tokens
+        if self.bundle.program.is_whole:
+            return None
         if program is None:
             return Denoiser(self.bundle, graphs, context)
         return Writer(program, graphs[program.extend], context, self.spec.action_dim)
@@ -228,15 +244,15 @@ class OrtPolicy:
         program, previous = self.bundle.program.tokens, observations.get(PREVIOUS)
         if program is None or previous is None:
             return None
-        actions = np.full((self.spec.horizon, self.spec.action_dim), np.nan, np.float32)
+        actions = np.full((1, self.spec.horizon, self.spec.action_dim), np.nan, np.float32)
         n = min(previous.shape[1], self.spec.horizon)
-        actions[:n] = previous[0, :n]
-        return program.tokenize(self.bundle.actions.normalize(actions))
+        actions[:, :n] = previous[:, :n]
+        return program.tokenize(self.normalised(actions, observations)[0])
 
     def _check_chunking(self) -> None:
         if self.chunking is None:
             return
-        if self.bundle.program.tokens is not None:
+        if not self.bundle.program.steps:
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
         if self.chunking.jacobian == "exact":
             raise BadSetting(
@@ -252,7 +268,7 @@ class OrtPolicy:
         actions, weights = continuation(
             self.chunking, previous, delay, self.spec.first_action, self.spec.horizon
         )
-        return Continuation(self.chunking, self.bundle.actions.normalize(actions), weights)
+        return Continuation(self.chunking, self.normalised(actions, observations), weights)
 
 
 def _chw(key: str, value: np.ndarray) -> np.ndarray:

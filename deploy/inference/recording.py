@@ -32,21 +32,24 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
 
     Args:
         policy: the bundle, without a golden chunk.
-        batch: normalised observations (B, To, ...).
+        batch: normalised observations (B, To, ...), by the policy's names.
         settings: how the chunks are made.
     """
     bundle, spec = policy.bundle, policy.spec
     random = np.random.default_rng(GOLDEN_KEY)
     seen = {
-        key: _raw(key, batch[key][0], bundle.observations[key], random) for key in spec.observation_shapes
+        key: _raw(key, batch[bundle.policy_name(key)][0], bundle.observations[key], random)
+        for key in spec.observation_shapes
     }
     policy.task = settings.task
     batch, keys = {key: value[None] for key, value in seen.items()}, [settings.noise_key]
     chunk, cut = policy.predict(batch, keys)[0], policy.predict(batch, keys, deadline_s=0.0)[0]
     wish = random.uniform(-_JITTER, _JITTER, (n_previous(spec), spec.action_dim)).astype(np.float32)
-    golden = Golden(seen, bundle.actions.restore(wish), chunk, cut)
+    golden = Golden(seen, policy.restored(wish[None], batch)[0], chunk, cut)
     if bundle.program.tokens is not None:
         return replace(golden, logits=policy.logits.copy())
+    if bundle.program.is_whole:
+        return golden
     policy.chunking = RealTimeChunking()
     continued = policy.predict(golden.batch | golden.before, keys)[0]
     policy.chunking = None
@@ -73,16 +76,19 @@ def check_golden(session: Any, bundle: Bundle, golden: Golden, settings: GoldenS
         )
 
 
-def training_ranges(preprocess: Any, spec: PolicySpec) -> Iterator[tuple[str, Range]]:
+def training_ranges(
+    preprocess: Any, spec: PolicySpec, renamed: Mapping[str, str]
+) -> Iterator[tuple[str, Range]]:
     """Return what training saw of every observation of numbers, as far as a checkpoint's statistics say.
 
     Args:
         preprocess: its pipeline of processors.
-        spec: of its policy.
+        spec: of its policy, whose observations have the robot's names.
+        renamed: the robot's name of an observation -> the policy's, where they differ.
     """
     for key, shape in spec.observation_shapes.items():
         for step in preprocess.steps:
-            stats = getattr(step, "_tensor_stats", {}).get(key, {})
+            stats = getattr(step, "_tensor_stats", {}).get(renamed.get(key, key), {})
             if is_image(key) or not stats:
                 continue
             known = {name: value.detach().cpu().float().numpy() for name, value in stats.items()}

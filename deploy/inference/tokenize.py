@@ -36,7 +36,8 @@ class InstructionTokenizer:
         return self._tokens
 
     def _padded(self, task: str, settings: PromptSettings) -> dict[str, np.ndarray]:
-        ids = self._bundle.prompts.get(task.strip().lower()) or self._encode(task, settings)
+        known = task.strip().lower() if settings.tokenizer else task  # ours does not tell cases apart
+        ids = self._bundle.prompts.get(known) or self._encode(task, settings)
         length = settings.length
         if len(ids) > length:
             raise BadSetting(

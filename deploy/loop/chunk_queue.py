@@ -41,9 +41,19 @@ class ChunkQueue:
         limit: how many actions of a chunk may be executed, all when None.
         blend_ticks: ticks over which a newer chunk is blended linearly with what the older one meant for the
             same ticks; 0 switches at once. Only with `drop_late`.
+        ensemble: temporal ensembling (ACT, arXiv 2304.13705, algorithm 2): what is executed is the mean of
+            what all chunks so far mean for it, weighed by exp(-ensemble * i), the oldest chunk's i being 0;
+            the newest chunk's alone when None.
     """
 
-    def __init__(self, *, drop_late: bool, limit: int | None = None, blend_ticks: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        drop_late: bool,
+        limit: int | None = None,
+        blend_ticks: int = 0,
+        ensemble: float | None = None,
+    ) -> None:
         if limit is not None and limit < 1:
             raise BadSetting(f"limit={limit}; at least 1 action of a chunk must be executed")
         if blend_ticks < 0 or (blend_ticks and not drop_late):
@@ -51,7 +61,16 @@ class ChunkQueue:
                 f"blend_ticks={blend_ticks} with drop_late={drop_late}; needed: 0 or more, and 0 unless late "
                 "actions are dropped (mode async)"
             )
+        if blend_ticks and ensemble is not None:
+            raise BadSetting(
+                f"blend_ticks={blend_ticks}, but this policy executes the mean of its chunks (temporal "
+                "ensembling), which leaves no seam to blend; give blend_ticks=0"
+            )
         self.drop_late, self._limit, self._blend_ticks = drop_late, limit, blend_ticks
+        self._ensemble = ensemble
+        self._votes: list[tuple[Chunk, int]] = []
+        """Chunks that have begun, oldest first, and how many actions were popped before their first one."""
+        self._n_popped = 0
         self._chunk: Chunk | None = None
         self._previous: Chunk | None = None
         self._start = self._previous_start = 0
@@ -120,6 +139,7 @@ class ChunkQueue:
         self._oldest = tick
         if self._chunk is not None and self._chunk.tick < tick:
             self._chunk = self._previous = None
+            self._votes.clear()
 
     def remaining(self, tick: int) -> int:
         """Actions that may be executed at `tick` and later."""
@@ -156,7 +176,20 @@ class ChunkQueue:
             self._stood.append((self._stands_since, tick))
             self._stands_since = None
         index = tick - self._start
-        return Queued(self._blended(chunk.actions[index], tick), self.accepted - 1, index, tick - chunk.tick)
+        action = self._blended(chunk.actions[index], tick)
+        if self._ensemble is not None:
+            action = self._voted(chunk, index, self._ensemble)
+        self._n_popped += 1
+        return Queued(action, self.accepted - 1, index, tick - chunk.tick)
+
+    def _voted(self, chunk: Chunk, index: int, ensemble: float) -> np.ndarray:
+        """Mean (A,) of what all chunks mean for the action that is popped now."""
+        if not self._votes or self._votes[-1][0] is not chunk:
+            self._votes.append((chunk, self._n_popped - index))
+        self._votes = [vote for vote in self._votes if self._n_popped - vote[1] < len(vote[0].actions)]
+        means = np.stack([voter.actions[self._n_popped - first] for voter, first in self._votes])
+        weights = np.exp(-ensemble * np.arange(len(means)))
+        return np.asarray(weights @ means / weights.sum(), dtype=chunk.actions.dtype)
 
     def _blended(self, action: np.ndarray, tick: int) -> np.ndarray:
         """Mix in what the previous chunk meant for `tick`, less from tick to tick."""

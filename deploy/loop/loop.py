@@ -355,9 +355,11 @@ def build_loop(
         BadSetting: parts do not fit one another, or a chunk has fewer actions than are asked for.
     """
     if settings.mode == Mode.SYNC:
-        queue = ChunkQueue(drop_late=False, limit=settings.fresh_actions(spec))
+        limit = settings.fresh_actions(spec)
+        queue = ChunkQueue(drop_late=False, limit=limit, ensemble=spec.temporal_ensemble)
     else:
-        queue = ChunkQueue(drop_late=True, blend_ticks=settings.blend_ticks)
+        blend_ticks = settings.blend_ticks
+        queue = ChunkQueue(drop_late=True, blend_ticks=blend_ticks, ensemble=spec.temporal_ensemble)
     return ControlLoop(
         robot,
         worker,

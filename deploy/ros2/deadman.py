@@ -5,6 +5,7 @@ The switch is silent until the node is.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,20 +15,17 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64MultiArray
-from trajectory_msgs.msg import JointTrajectory
 
 from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.deadman.robot_process import RobotProcess
-from vivace.deploy.ros2.messages.command import ArrayCommand, Command, Intent, Trajectory, TrajectoryCommand
+from vivace.deploy.ros2.messages.command import Command, Intent
+from vivace.deploy.ros2.outputs import SWITCH, Outputs, Sender, message_kind
 from vivace.deploy.ros2.parameters.settings import RosSettings
-from vivace.deploy.ros2.topics import trajectory_message
 from vivace.policies.errors import BadSetting, RobotFailed, VivaceError
 from vivace.policies.spec import ActionKind, Observation, PolicySpec
 
 _ACKED_S = 1.0
 """How long the last commands may take to arrive [s]."""
-SUFFIX = "_deadman"
-"""The switch's node is named as the policy's, with this behind."""
 
 
 class CommandTopic:
@@ -90,7 +88,7 @@ class NodeDeadman:
 
     Args:
         node: the policy node.
-        topic: full name of the command topic.
+        outputs: of the node.
         settings: of the node.
         spec: of the policy, its actions meaning what the settings say.
 
@@ -98,19 +96,13 @@ class NodeDeadman:
         VivaceError: the process does not come up, or cannot command a standstill in the node's form.
     """
 
-    def __init__(self, node: Any, topic: str, settings: RosSettings, spec: PolicySpec) -> None:
+    def __init__(self, node: Any, outputs: Outputs, settings: RosSettings, spec: PolicySpec) -> None:
+        check_switchable(settings, spec.action_kinds)
         self._log = node.get_logger()
-        period_s = 1.0 / settings.control_hz
-        make_command = partial(
-            standstill_command,
-            topic,
-            settings.command_type,
-            settings.command_names,
-            spec.action_kinds,
-            period_s,
-        )
+        period_s, topic = 1.0 / settings.control_hz, outputs.topic
+        make_command = partial(standstill_command, settings, topic, outputs.rest_topic, spec.action_kinds)
         self._process = RobotProcess(
-            partial(CommandTopic, node.get_name() + SUFFIX, node.get_namespace(), make_command),
+            partial(CommandTopic, node.get_name() + SWITCH, node.get_namespace(), make_command),
             spec,
             period_s,
             DeadmanSettings(floor_s=settings.deadman_s),
@@ -145,39 +137,29 @@ class NodeDeadman:
             self._log.warning(f"the dead man's switch: {error}", throttle_duration_sec=1.0)
 
 
+def check_switchable(settings: RosSettings, kinds: Sequence[ActionKind]) -> None:
+    """Raise `BadSetting` if a standstill cannot be commanded without what the policy node measures."""
+    if settings.command_type == "trajectory" and ActionKind.DELTA in kinds:
+        raise BadSetting(
+            "deadman_s is set, but the switch cannot command a trajectory of delta actions, which begins at "
+            "the measured joints; leave it at 0, or take command.type=array"
+        )
+
+
 def standstill_command(
-    topic: str,
-    command_type: str,
-    names: Sequence[str],
-    kinds: Sequence[ActionKind],
-    period_s: float,
-    node: Node,
+    settings: RosSettings, topic: str, rest_topic: str, kinds: Sequence[ActionKind], node: Node
 ) -> tuple[Command, Any]:
     """Return what sends commands of the policy node's form from another node, and its publisher.
 
     Args:
-        topic: full name.
-        command_type: of the node's settings.
-        names: joint of each action dimension, for trajectories.
-        kinds: what each dimension means.
-        period_s: control period [s].
+        settings: of the policy node.
+        topic: full name of its topic.
+        rest_topic: of what is no part of a twist or a pose, if anything is.
+        kinds: what each dimension of an action means.
         node: whose publisher it is.
-
-    Raises:
-        BadSetting: commands of this form cannot be made without what the policy node knows.
     """
-    if command_type == "array":
-        arrays = node.create_publisher(Float64MultiArray, topic, 10)
-        return ArrayCommand(lambda action: arrays.publish(Float64MultiArray(data=action.tolist()))), arrays
-    if command_type != "trajectory" or ActionKind.DELTA in kinds:
-        raise BadSetting(
-            f"deadman_s is set, but the switch cannot command {command_type!r} of "
-            f"{', '.join(sorted(set(kinds)))} actions; leave it at 0, or take command.type=array"
-        )
-    trajectories = node.create_publisher(JointTrajectory, topic, 10)
+    publisher: Any = node.create_publisher(message_kind(settings), topic, 10)
+    rest = node.create_publisher(Float64MultiArray, rest_topic, 10) if rest_topic else None
     unknown = np.full(len(kinds), np.nan)  # the measured positions, which only displacements need
-
-    def send(trajectory: Trajectory) -> None:
-        trajectories.publish(trajectory_message(trajectory))
-
-    return TrajectoryCommand(names, kinds, period_s, 1, lambda: unknown, send), trajectories
+    one_point = replace(settings, command_horizon=1)
+    return Sender(node, one_point, publisher, rest).command(kinds, lambda: unknown), publisher

@@ -215,12 +215,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         settings = RosSettings.read({name: self._get(name) for name in self._known})
         if not settings.bundle:
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
-        plans = load_ladder(settings.bundle, settings.loop.ladder)
+        plans = load_ladder(settings.bundle, settings.loop.ladder, settings.public_key)
         bundle = plans[settings.bundle]
         settings = settings.at_rate_of(bundle.spec)
         spec = fit(settings, bundle.spec)
         folders = {name: plan.reference for name, plan in plans.items()}
-        load = bundles(folders, (settings.provider,), settings.threads, settings.loop.chunking)
+        load = bundles(
+            folders, (settings.provider,), settings.threads, settings.loop.chunking, settings.public_key
+        )
         worker = ProcessWorker(load, spec, stall_s=settings.stall_s)
         worker.start()
         given = sources(settings, spec)
@@ -235,7 +237,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         check_rate(settings, spec, [rung.p99_s for rung in self._ready.ladder] or took)
         self._open(self._ready, given)
         if settings.deadman_s and self._ready.outputs is not None:
-            self._ready.deadman = NodeDeadman(self, self._ready.outputs.topic, settings, spec)
+            self._ready.deadman = NodeDeadman(self, self._ready.outputs, settings, spec)
         self.get_logger().info(
             f"{bundle.name} is ready; {len(took)} chunks took {', '.join(f'{s * 1e3:.1f}' for s in took)} ms"
         )

@@ -17,6 +17,7 @@ from vivace.deploy.loop.settings import Mode
 from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.worker import Predict
 from vivace.eval.measure.statistics import curve_area
+from vivace.eval.measure.variants import ACCELERATED
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
 from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
@@ -175,6 +176,8 @@ class Trials:
         options = self._command.eval
         if not options.curve:
             return {}
+        names = [run.name for run in runs]
+        wanted = options.curve_runs or [ACCELERATED.name if ACCELERATED.name in names else names[0]]
         own = self._command.loop.mode
         modes = [Mode(mode) for mode in options.curve_modes] or [own]
         return {
@@ -186,7 +189,7 @@ class Trials:
                 **self._line(run, mode),
             }
             for run in runs
-            if run.name in options.curve_runs
+            if run.name in wanted
             for mode in modes
         }
 

@@ -8,7 +8,6 @@ from typing import Any
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.published import published
 from vivace.accel.registry import techniques
-from vivace.accel.technique import Need
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting
 
@@ -22,16 +21,14 @@ def variants_of(staged: Any, options: Mapping[str, Any] | None = None) -> tuple[
     """Return the table that fits a policy: as trained, one technique at a time, then combinations.
 
     Args:
-        staged: the policy; one that does not come apart has nothing but itself.
+        staged: the policy; one that does not come apart has itself, and itself compiled.
         options: kind of a technique -> its `Options`, where they are not the usual ones.
 
     Raises:
         BadSetting: two techniques call a row the same.
     """
     chosen = options or {}
-    rows = [PLAIN]
-    if staged.blocks or Need.TOKENS.is_met(staged):
-        rows.append(PLAIN.compiled())
+    rows = [PLAIN, PLAIN.compiled()]
     for kind, technique in techniques().items():
         if all(need.is_met(staged) for need in technique.needs):
             rows += technique.variants(staged, chosen.get(kind) or technique.Options())

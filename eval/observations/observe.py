@@ -23,6 +23,7 @@ from vivace.eval.recordings.recording import Recording, halves
 from vivace.eval.recordings.source import open_recording
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console
+from vivace.policies.batch import join, take
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
@@ -121,7 +122,7 @@ def _shuffled(parts: Sequence[CalibrationData], seed: int) -> CalibrationData:
     """Join the observations of all tasks, in an order that a seed gives."""
     keys = [key for part in parts for key in part.noise_keys]
     order = np.random.default_rng(seed).permutation(len(keys))
-    batch = {key: torch.cat([part.batch[key] for part in parts])[order] for key in parts[0].batch}
+    batch = take(join([part.batch for part in parts]), order.tolist())
     drafts = [part.draft for part in parts if part.draft is not None]
     raw: dict[str, Any] = {
         key: np.concatenate([part.raw[key] for part in parts])[order] for key in parts[0].raw

@@ -12,6 +12,7 @@ import numpy as np
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.inference.recording import training_ranges
 from vivace.policies.arrays import is_image, observation_layout
+from vivace.policies.features import renames
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS
 
@@ -26,7 +27,8 @@ def made_up(session: Session, samples: int, seed: int) -> CalibrationData:
     """
     spec = session.spec
     random = np.random.default_rng(seed)
-    ranges = dict(training_ranges(session.loaded.preprocess, spec))
+    preprocess = session.loaded.preprocess
+    ranges = dict(training_ranges(preprocess, spec, renames(preprocess)))
     raw: dict[str, Any] = {"task": [session.task] * samples}
     for key, (shape, _) in observation_layout(spec).items():
         if is_image(key):

@@ -64,7 +64,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
             "Success under latency",
             _runs_text(results),
             _runs_table(runs),
-            _pairs_table(results),
+            _pairs_table(results) if results["comparisons"] else "",
             _choices_table(runs),
         )
     )
@@ -153,7 +153,10 @@ _PAGES = {"eval": _eval_page, "bench": _bench_page, "run": run_page}
 
 
 def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
-    plain, ours = runs[0], next(r for r in runs if r["name"] == "accelerated")
+    plain = runs[0]
+    ours = next((r for r in runs if r["name"] == "accelerated"), None)
+    if ours is None:
+        return _plain_cards(plain)
     before, after = plain["latency"]["p50_s"], ours["latency"]["p50_s"]
     faster = f"{before / after:.1f}× faster" if after else "the world waits"
     cards = [
@@ -175,6 +178,18 @@ def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
         ),
     ]
     return cards_row(cards)
+
+
+def _plain_cards(run: Mapping[str, Any]) -> str:
+    """Of an evaluation as trained alone."""
+    return cards_row(
+        [
+            ("chunk latency, p50", f"{1e3 * run['latency']['p50_s']:.0f} <small>ms</small>", "as trained"),
+            ("success under it", _rate(run), f"{run['n']} episodes"),
+            ("ticks without a fresh action", f"{1 - _fresh(run):.0%}", "stale or fallback"),
+            ("deadline misses", f"{run['deadline_misses']}", f"of {run['chunks']} chunks"),
+        ]
+    )
 
 
 def _rate(run: Mapping[str, Any]) -> str:

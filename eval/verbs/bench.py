@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch._dynamo.exc import TorchDynamoException
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
@@ -40,7 +41,13 @@ from vivace.eval.report.stage_table import stage_table
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
-from vivace.policies.errors import BadSetting, CalibrationError, UnsupportedPolicy
+from vivace.policies.errors import (
+    BadSetting,
+    CalibrationError,
+    NonFiniteActions,
+    PlanMismatch,
+    UnsupportedPolicy,
+)
 from vivace.policies.execution import Decoding, Denoising, Execution, decode, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -147,6 +154,10 @@ def counts(data: CalibrationData) -> dict[str, Any]:
     return {"n": len(data.noise_keys), "from": data.source, "seeds": sorted(data.seeds)}
 
 
+UNFIT = (UnsupportedPolicy, CalibrationError, PlanMismatch, NonFiniteActions)
+"""What is wrong with a row alone: a table is made without it."""
+
+
 @dataclass(frozen=True)
 class Built:
     """Rows of a table made ready to run, and why others are not."""
@@ -188,7 +199,7 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
                     eager[key] = plan, accelerate(policy, plan)
                 plan, execution = eager[key]
                 executions[variant.name] = _made(variant, execution, data)
-        except (UnsupportedPolicy, CalibrationError) as error:  # it does not fit this policy; else a mistake
+        except UNFIT as error:  # it does not fit this policy; else a mistake
             left_out[variant.name] = str(error)
             continue
         made.append(labelled(variant, plan))
@@ -216,7 +227,7 @@ def _saved(
         try:
             with console.status("making the saved plan ready"):
                 built = built.joined(Built((variant,), {variant.name: _made(variant, execution, data)}, {}))
-        except UnsupportedPolicy as error:
+        except UNFIT as error:
             built = built.joined(Built((), {}, {variant.name: str(error)}))
     return built
 
@@ -226,9 +237,14 @@ def _made(variant: Variant, execution: Execution, data: CalibrationData) -> Exec
     if not variant.is_compiled:
         return execution
     compiled = compile_execution(execution)
-    match compiled:
-        case Decoding():
+    try:
+        if compiled.is_opaque:
+            compile_graphs(compiled, next(data.ones()))
+        if isinstance(compiled, Decoding):
             compile_graphs(compiled, data)
+    except TorchDynamoException as error:
+        told = str(error).strip().splitlines()[0][:200]
+        raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error
     return compiled
 
 

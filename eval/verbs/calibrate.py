@@ -17,6 +17,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
+from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import as_trained
 
 
@@ -33,6 +34,11 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
     loaded = load(command)
     wanted = command.accel.wanted()
+    if wanted and loaded.as_trained.is_opaque:
+        raise UnsupportedPolicy(
+            f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come "
+            "apart, so there is nothing to calibrate; vivace eval and vivace bench run it without a plan"
+        )
     data = observe(command, loaded)
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)

@@ -11,6 +11,7 @@ import torch
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.deploy.export.lerobot_path import path_error
 from vivace.envs.registry import DEFAULT_TYPE, describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.terminal import console
@@ -33,6 +34,8 @@ class DoctorCommand:
 _TICKS = 100
 _TASK = "drawer-open-halfway"
 """A task whose instruction every bundled checkpoint that reads one knows."""
+_PATH_TOLERANCE = 1e-4
+"""Of actions, from an observation in the robot's units."""
 
 
 def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
@@ -116,13 +119,15 @@ def _checkpoint(name: str) -> str:
     torch.manual_seed(0)
     if not torch.equal(plain, sample(as_trained(loaded.staged), batch, GlobalNoise())):
         raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
+    error = path_error(loaded, instruction("metaworld", _TASK))
+    if not error <= _PATH_TOLERANCE:
+        raise RuntimeError(f"from observation to action it is {error:.2g} off lerobot's own path")
+    equal = f"bit-equal to its own sampling, lerobot's own path within {error:.1g}"
     if not (loaded.path / FILE_NAME).exists():
-        return "bit-equal to its own sampling; no plan"
+        return f"{equal}; no plan"
     plan = AccelerationPlan.load(loaded.path)
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
     began = time.perf_counter()
     sample(execution, batch, EpisodeNoise([(0, 0)]))
     ms = 1e3 * (time.perf_counter() - began)
-    return (
-        f"bit-equal to its own sampling; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"
-    )
+    return f"{equal}; plan {'+'.join(t.kind for t in plan.techniques)} {ms:.0f} ms a chunk"

@@ -1,5 +1,7 @@
 """`vivace eval`: unaccelerated and accelerated side by side, in a world that does not wait.
 
+Without a plan it evaluates any policy as trained, an opaque one too.
+
 Several runs meet the same episodes: the policy as trained (`plain`), under its plan (`accelerated`), and the
 honest baselines: as many DDIM or Euler steps as take no longer than the accelerated run (`fewer_steps`), of
 diffusion as many DPM-Solver++ ones too (`fewer_steps_dpm`), or, of a policy that writes tokens, exact Jacobi
@@ -36,7 +38,7 @@ from vivace.eval.report.summary import comparisons, run_summary, table
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.latency_model import LatencyModel, MeasuredLatency, NoLatency
-from vivace.eval.subject import check_world, load, load_plan, session
+from vivace.eval.subject import check_world, find_plan, load, session
 from vivace.eval.terminal import console
 from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
 from vivace.policies.errors import BadSetting, VivaceError
@@ -53,8 +55,9 @@ class EvalOptions:
     """Episodes stepped together, their inference batched."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
-    curve_runs: list[str] = field(default_factory=lambda: ["accelerated"])
-    """Runs that have a curve: plain, accelerated, fewer_steps, fewer_steps_dpm."""
+    curve_runs: list[str] = field(default_factory=list)
+    """Runs that have a curve: plain, accelerated, fewer_steps, fewer_steps_dpm; when empty the accelerated
+    one, or plain where there is no plan."""
     curve_modes: list[str] = field(default_factory=list)
     """Modes in which they have one, such as [sync,async,rtc]; the evaluation's own when empty."""
     timed_chunks: int = 100
@@ -78,7 +81,7 @@ class RowTiming(BenchOptions):
 
 @dataclass(kw_only=True)
 class EvalCommand(CommonOptions):
-    """Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.
+    """Evaluate a policy, as trained and under its plan if it has one, in a world that does not wait.
 
     Example: vivace eval --policy.path=zoo/reach --env.task=reach-moving --eval.n_episodes=50
     """
@@ -117,21 +120,26 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     check_world(command)
     if len(command.env.tasks) > 1:
         raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
-    plan = load_plan(command, loaded)
-    accelerated = accelerate(loaded.staged, plan)
+    plan = find_plan(command, loaded)
+    both = {PLAIN.name: as_trained(loaded.staged)}
+    if plan is None:
+        read_requirements(command.require, list(both), ("success",))
+    else:
+        both[ACCELERATED.name] = accelerate(loaded.staged, plan)
+    ours, mine = list(both.items())[-1]
     asked = rollout_settings(command, NoLatency())  # refuses before it measures, as the next line
     asked.loop.fresh_actions(loaded.staged.spec)
     folder = output_folder("eval", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded, plan))
-    both = {PLAIN.name: as_trained(loaded.staged), ACCELERATED.name: accelerated}
-    decides = {ACCELERATED.name: session(command, loaded, accelerated)}
+    decides = {ours: session(command, loaded, mine)}
     threads = choose_threads(decides, command.bench.threads, _refresh(command))
-    fitted = observe(command, loaded, accelerated)
-    data = observe(command, loaded, accelerated, JUDGEMENT_SEED)
+    fitted = observe(command, loaded, mine)
+    data = observe(command, loaded, mine, JUDGEMENT_SEED)
     episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
-    check_apart(fitted.seeds | fitted_seeds(plan), data.seeds.union(episodes_asked))
+    seeds = fitted.seeds if plan is None else fitted.seeds | fitted_seeds(plan)
+    check_apart(seeds, data.seeds.union(episodes_asked))
     built = _executions(command, loaded, both, fitted)
-    rivals, skipped = _rivals(command, loaded, plan, accelerated, fitted, data)
+    rivals, skipped = _rivals(command, loaded, plan, mine, fitted, data)
     executions = built.executions | {rival.name: rival.execution for rival in rivals}
     measured = _latencies(command, loaded, executions, data)
     ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
@@ -148,7 +156,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     ]
     results["left_out"] = built.left_out | skipped
     results["pareto"] = _pareto(variants, executions, measured, data, episodes)
-    results["calibration"] = calibration_section(accelerated, fitted)
+    results["calibration"] = calibration_section(mine, fitted)
     results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
     write_results(folder, results)
@@ -218,24 +226,29 @@ def _outcomes(
         "shown_seed": seed,
         "shown_because": SHOWN_BECAUSE,
         "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
-        "patches": trials.film_patches(runs[1], seed) if command.eval.video else None,
+        "patches": trials.film_patches(runs[_ours(episodes)], seed) if command.eval.video else None,
     }
+
+
+def _ours(episodes: Mapping[str, Any]) -> int:
+    """Place of the run that the evaluation is about: the accelerated one, as trained without a plan."""
+    return int(ACCELERATED.name in episodes)
 
 
 def _comparisons(episodes: Mapping[str, list[EpisodeResult]]) -> list[dict[str, Any]]:
     """The accelerated run against every other one, and a ladder against every plan that runs alone."""
     alone = {name: found for name, found in episodes.items() if name != LADDER}
-    pairs = comparisons(alone, ACCELERATED.name)
+    pairs = comparisons(alone, list(episodes)[_ours(episodes)])
     return pairs + comparisons(episodes, LADDER) if LADDER in episodes else pairs
 
 
-def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
+def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan | None) -> dict[str, Any]:
     """What must be the same for an interrupted evaluation to be continued in its folder."""
     return {
         "verb": "eval",
         "weights": loaded.fingerprint.weights,
         "processors": loaded.fingerprint.processors,
-        "plan": plan.to_json()["techniques"],
+        "plan": None if plan is None else plan.to_json()["techniques"],
         "env": vars(command.env),
         "data": vars(command.data),
         "seed": command.seed,
@@ -248,21 +261,24 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
     }
 
 
-def _circumstances(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
+def _circumstances(
+    command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan | None
+) -> dict[str, Any]:
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
     results["environment"]["mode"] = command.loop.mode
-    for technique in plan.techniques:
+    techniques = () if plan is None else plan.techniques
+    for technique in techniques:
         results |= technique.pictured()
-    return results | {"plan": [{"kind": t.kind, **t.told()} for t in plan.techniques]}
+    return results | {"plan": [{"kind": t.kind, **t.told()} for t in techniques]}
 
 
 def _executions(
     command: EvalCommand, loaded: LoadedPolicy, both: Mapping[str, Execution], fitted: CalibrationData
 ) -> Built:
-    """Plain and accelerated, and short rows of the table, fitted to `fitted`."""
-    built = Built((PLAIN, ACCELERATED), dict(both), {})
-    if both[PLAIN.name].is_opaque:
+    """Plain and, with a plan, accelerated and short rows of the table, fitted to `fitted`."""
+    built = Built(tuple(one for one in (PLAIN, ACCELERATED) if one.name in both), dict(both), {})
+    if len(both) == 1 or both[PLAIN.name].is_opaque:
         return built
     runs, ladder = _episodic(command), command.loop.ladder
     others = [
@@ -277,7 +293,7 @@ def _executions(
 def _rivals(
     command: EvalCommand,
     loaded: LoadedPolicy,
-    plan: AccelerationPlan,
+    plan: AccelerationPlan | None,
     accelerated: Execution,
     fitted: CalibrationData,
     data: CalibrationData,
@@ -287,7 +303,7 @@ def _rivals(
     match plain:
         case Decoding():
             return [], {}
-    if plain.is_opaque:
+    if plan is None or plain.is_opaque:
         return [], {}
 
     def ratio(execution: Execution, repeats: int) -> float:

@@ -10,11 +10,11 @@ from rich.table import Table
 from vivace.accel.apply import accelerate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
-from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.accel.plan import AccelerationPlan
 from vivace.envs.registry import DEFAULT_TYPE, instruction, task_names
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
-from vivace.eval.subject import load, load_plan, session
+from vivace.eval.subject import find_plan, load, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
@@ -36,7 +36,9 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     if command.policy.type:
         return _published(command.policy.type)()
     loaded = load(command)
-    plan = _plan(command, loaded)
+    plan = find_plan(command, loaded) or AccelerationPlan(loaded.fingerprint)
+    if loaded.as_trained.is_opaque:
+        return _opaque(loaded)
     execution = accelerate(loaded.staged, plan)
     one, source = _counted_on(command, loaded)
     baseline, accelerated = count_flops(as_trained(loaded.staged), one), count_flops(execution, one)
@@ -54,13 +56,6 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     }, True
 
 
-def _plan(command: ExplainCommand, loaded: LoadedPolicy) -> AccelerationPlan:
-    """The plan that is named or beside the checkpoint; without one, what the policy does as trained."""
-    if command.accel.path or (loaded.path / FILE_NAME).is_file():
-        return load_plan(command, loaded)
-    return AccelerationPlan(loaded.fingerprint)
-
-
 def _counted_on(command: ExplainCommand, loaded: LoadedPolicy) -> tuple[Batch, str]:
     """One observation to count work on, and where it is from: a recorded one, or zeros of the right shapes.
 
@@ -71,6 +66,20 @@ def _counted_on(command: ExplainCommand, loaded: LoadedPolicy) -> tuple[Batch, s
         return data.one, data.source
     told = f", told what to do in {command.env.named}" if command.env.is_named else ""
     return session(command, loaded).blank(), f"from shapes (zeros{told})"
+
+
+def _opaque(loaded: LoadedPolicy) -> tuple[dict[str, Any], bool]:
+    """Say what there is to say of a policy that does not come apart."""
+    spec, dtype = loaded.staged.spec, dtype_name(loaded.placement.dtype)
+    millions = sum(parameter.numel() for parameter in loaded.policy.parameters()) / 1e6
+    Console().print(
+        f"policy {spec.type!r} is one opaque piece of {millions:.2f} M parameters: {spec.n_obs_steps} "
+        f"observations in, {spec.horizon - spec.first_action} actions out, {spec.n_action_steps} of them "
+        "executed. It has no blocks to cache or skip; device, dtype, threads, torch.compile (vivace bench), "
+        "--loop.mode and --loop.n_action_steps work on the whole",
+        highlight=False,
+    )
+    return {"policy": str(loaded.path), "dtype": dtype, "techniques": [], "flop_ratio": 1.0}, True
 
 
 def _explain_cost() -> tuple[dict[str, Any], bool]:

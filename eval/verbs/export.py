@@ -8,11 +8,11 @@ from typing import Any
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.signature import private_key
-from vivace.deploy.export.export import export
+from vivace.deploy.export.export import check_exportable, export
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
-from vivace.eval.subject import instructions, load, load_plan
+from vivace.eval.subject import instructions, load, load_plan, session
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -70,6 +70,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
         private_key(command.export.sign_key)  # before a minute's work
     loaded = load(command, command.export.action_kinds)
     plans = _plans(command, loaded)
+    check_exportable(loaded, plans, session(command, loaded).blank())  # before observations are gathered
     texts = command.export.instructions or instructions(command)
     data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.export.samples)
     with console.status("exporting") as status:
@@ -151,4 +152,5 @@ def _summary(bundle: Bundle, folder: Path, names: Sequence[str]) -> dict[str, An
         "action_error_spread": first["action_error_spread"],
         "graph_error": max(receipt["graph_error"] for receipt in receipts.values()),
         "chunk_error": max(receipt["chunk_error"] for receipt in receipts.values()),
+        "lerobot_error": max(receipt["lerobot_error"] for receipt in receipts.values()),
     }

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -71,7 +71,7 @@ class StagedDiffusion(DenoisingForm):
         batch = cast(batch, self.placement.dtype)
         cameras = list(self.policy.config.image_features)
         if cameras:
-            batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
+            batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
         return self.policy.diffusion._prepare_global_conditioning(batch)
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:

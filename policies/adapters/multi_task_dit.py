@@ -18,11 +18,12 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
     TransformerBlock,
     modulate,
 )
+from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -58,9 +59,11 @@ class StagedMultiTaskDiT(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
-        return self.policy.observation_encoder.encode(
-            self.policy._prepare_batch(cast(batch, self.placement.dtype))
-        )
+        batch = cast(batch, self.placement.dtype)
+        cameras = list(self.policy.config.image_features)
+        if cameras:
+            batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
+        return self.policy.observation_encoder.encode(batch)
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""

@@ -1,40 +1,93 @@
-"""A lerobot policy without an adapter, as one opaque stage: it runs, but has no blocks to accelerate.
+"""A lerobot policy without an adapter, as one opaque piece: it runs, but has no blocks to accelerate.
 
-Such a policy draws from torch's global generator as often as it likes, so each row is run alone under a seed
-made of its own noise: the same noise key gives the same chunk, whatever else is in the batch.
+Its chunk is what its own loop would execute. Most policies say that by `predict_action_chunk`. One that
+keeps its observations itself, or has no chunks, is asked as lerobot's loop asks it: it is reset and shown
+the history by `select_action`; what it has put into its queue is the chunk, one action without a queue.
+
+Every row is run alone, on a policy that was reset, under a seed made of the row's own noise, so the same
+noise key gives the same chunk, whatever was run before or is beside it. A policy that takes its starting
+noise by `noise=` is given the row's, so that its chunk is lerobot's own of that noise.
 """
 
+import copy
 import hashlib
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Self
 
 import torch
+from lerobot.configs import RTCAttentionSchedule
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.utils.constants import ACTION, OBS_IMAGE
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
+from vivace.policies.batch import Batch, take
 from vivace.policies.block import Runner, compute
 from vivace.policies.dtype import cast
-from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import PatchSelector, keep_all
+from vivace.policies.placement import Placement
+from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind, PolicySpec
-from vivace.policies.staged import Batch
+
+_REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
+    "tdmpc": (
+        (
+            lambda config: config.use_mpc,
+            "keeps something from chunk to chunk: its planner starts from the plan before; with "
+            "use_mpc=false in config.json it acts by its policy alone",
+        ),
+        (
+            lambda config: set(config.image_features) - {OBS_IMAGE},
+            f"reads one camera as {OBS_IMAGE} alone, in lerobot too; rename the feature in config.json",
+        ),
+    ),
+    "lingbot_va": (
+        (
+            lambda config: True,
+            "keeps something from chunk to chunk: what was seen and done since the one before is read into "
+            "its memory; run it by lerobot",
+        ),
+    ),
+}
+"""Type -> what its config may ask for that cannot be had row by row, and why."""
 
 
 class OpaquePolicy(DenoisingForm):
-    """Calls the policy's own `predict_action_chunk`, row by row."""
+    """Asks the policy as its own loop does, row by row.
+
+    Raises:
+        UnsupportedPolicy: it takes several observations without keeping them itself, or a chunk needs what an
+            earlier one left.
+    """
 
     blocks = ()
+    selects: bool
+    """It is asked by its own `select_action`, not by `predict_action_chunk`."""
 
     def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
-        if getattr(config, "n_obs_steps", 1) != 1:
-            raise UnsupportedPolicy(
-                f"policy {config.type!r} has no adapter and takes {config.n_obs_steps} observations at once; "
-                "only policies of one observation run as an opaque block"
-            )
+        _check_config(config)
         self.policy = policy.eval()
+        policy.reset()
+        self.selects = _keeps_observations(policy) or config.action_delta_indices is None
+        n_obs_steps = getattr(config, "n_obs_steps", 1)
+        if n_obs_steps != 1 and not self.selects:
+            raise UnsupportedPolicy(
+                f"policy {config.type!r} has no adapter and takes {n_obs_steps} observations at once, which "
+                "it does not keep itself; only policies of one observation run as an opaque block"
+            )
+        self._call: Callable[..., Tensor] = policy.predict_action_chunk
+        self._takes_noise = not self.selects and _takes(policy, "noise")
+        self._follow: Continuation | None = None
+        executed = _executed(policy)
+        length = executed if self.selects else len(config.action_delta_indices)
         action_dim = config.action_feature.shape[0]
         self.sampler = Sampler(
             "whole", (Step(0, torch.tensor(0), lambda x, out, memory, noise: (out, memory)),)
@@ -42,37 +95,141 @@ class OpaquePolicy(DenoisingForm):
         self.spec = PolicySpec(
             type=config.type,
             action_dim=action_dim,
-            horizon=len(config.action_delta_indices or [0]),
-            n_obs_steps=1,
-            n_action_steps=getattr(config, "n_action_steps", 1),
+            horizon=n_obs_steps - 1 + length,
+            n_obs_steps=n_obs_steps,
+            n_action_steps=min(executed, length),
             observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
             action_kinds=kinds_of_config(config, action_kinds, action_dim),
             blocks=(),
+            latent_dim=getattr(config, "max_action_dim", None) if self._takes_noise else None,
         )
 
+    @cached_property
+    def placement(self) -> Placement:
+        """Where it computes; in what, if all its weights agree: one that mixes dtypes is given float32."""
+        found = Placement.of(self.policy)
+        dtypes = {p.dtype for p in self.policy.parameters() if p.is_floating_point()}
+        return found if len(dtypes) < 2 else Placement(found.device)
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
-        """Observations without the time axis, (B, ...)."""
+        """What the policy is given: (B, ...), or, of one that keeps its observations, (B, To, ...)."""
         batch = cast(batch, self.placement.dtype)
-        return {k: v[:, 0] if k in self.spec.observation_shapes else v for k, v in batch.items()}
+        if self.spec.n_obs_steps > 1:
+            return batch
+        own = self.policy.config.input_features
+        return {key: value[:, 0] if key in own else value for key, value in batch.items()}
 
     def condition(self, step: Step, context: Batch) -> Batch:
         """Nothing to prepare."""
         return context
 
     def denoise(self, x: Tensor, condition: Batch, run: Runner = compute) -> Tensor:
-        """Predict actions (B, n, A), padded by repetition to (B, H, A); x is what seeds each row."""
-        rows = []
-        for i, seed in enumerate(_seeds(x)):
-            one = {
-                key: value[i : i + 1] if isinstance(value, Tensor) else value
-                for key, value in condition.items()
-            }
-            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                torch.manual_seed(seed)
-                rows.append(self.policy.predict_action_chunk(one))
-        actions = torch.cat(rows)
-        missing = self.spec.horizon - actions.shape[1]
-        return actions if missing <= 0 else torch.cat([actions, actions[:, -1:].repeat(1, missing, 1)], 1)
+        """Predict actions (B, H, A); x is the noise of each row, and what seeds it."""
+        return torch.cat([self._alone(x, i, condition) for i in range(len(x))])
+
+    def _alone(self, x: Tensor, i: int, condition: Batch) -> Tensor:
+        """The chunk (1, H, A) of one row."""
+        with _seeded(x[i]):
+            return self.chunk(take(condition, [i]), x[i : i + 1], i)
+
+    def chunk(self, one: Batch, noise: Tensor | None = None, row: int = 0) -> Tensor:
+        """Ask the policy for one chunk (1, H, A).
+
+        Args:
+            one: what it is given, one row.
+            noise: its starting noise, of a policy that takes that.
+            row: which row of what chunks continue.
+
+        Raises:
+            UnsupportedPolicy: the chunk is of another size than the config says.
+        """
+        self.policy.reset()
+        one = {key: value.clone() if isinstance(value, Tensor) else value for key, value in one.items()}
+        options = {"noise": noise} if self._takes_noise else {}
+        if self.selects:
+            return self._whole(_selected(self.policy, one, self.spec))
+        with self._continuing(row) as more:
+            return self._whole(self._call(one, **options, **more))
+
+    def _whole(self, actions: Tensor) -> Tensor:
+        """Actions (1, n, A) as a chunk: nothing is predicted for observations before the newest one."""
+        spec = self.spec
+        first, n = spec.first_action, actions.shape[1]
+        if actions.shape[-1] != spec.action_dim or n < spec.n_action_steps:
+            raise UnsupportedPolicy(
+                f"policy {spec.type!r} gave {n} actions of {actions.shape[-1]} numbers; its config.json says "
+                f"{spec.n_action_steps} or more of {spec.action_dim}; mend output_features or n_action_steps"
+            )
+        actions = actions[:, : spec.horizon - first]
+        missing = spec.horizon - first - actions.shape[1]
+        before, after = actions[:, :1].repeat(1, first, 1), actions[:, -1:].repeat(1, missing, 1)
+        return torch.cat([before, actions, after], 1)
+
+    @torch.no_grad()
+    def draws(self, batch: Batch) -> bool:
+        """Whether a chunk depends on noise: on what the policy is given, or on torch's generator."""
+        one = take(self.encode(batch), [0])
+        with _seeded(torch.zeros(1)):
+            before = torch.random.get_rng_state()
+            self.chunk(one)
+            return self._takes_noise or not torch.equal(before, torch.random.get_rng_state())
+
+    def with_call(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Self:
+        """Return a twin whose `predict_action_chunk` is another function, such as the compiled one.
+
+        Raises:
+            UnsupportedPolicy: it is asked by `select_action`, whose queues are no graph.
+        """
+        if self.selects:
+            raise UnsupportedPolicy(
+                f"policy {self.spec.type!r} is opaque and is asked by its own select_action, whose queues "
+                "are not compiled"
+            )
+        twin = copy.copy(self)
+        twin._call = change(self._call)
+        return twin
+
+    def check_continuing(self, settings: RealTimeChunking) -> None:
+        """Raise unless lerobot's own real-time chunking of this policy does what is asked.
+
+        Raises:
+            UnsupportedPolicy: the policy has none.
+            BadSetting: it is asked for in a way that lerobot has not.
+        """
+        if self.selects or not self.policy.supports_rtc():
+            raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
+        if settings.method != "guidance" or settings.jacobian != "identity":
+            raise BadSetting(
+                f"policy {self.spec.type!r} continues chunks by lerobot's own real-time chunking, which is "
+                f"method=guidance with jacobian=identity; found {settings.method} with {settings.jacobian}"
+            )
+
+    def continued(self, follow: Continuation) -> Self:
+        """Return a twin whose chunks continue others, as lerobot's own real-time chunking has it."""
+        twin = copy.copy(self)
+        twin._follow = follow
+        return twin
+
+    @contextmanager
+    def _continuing(self, row: int) -> Iterator[dict[str, Any]]:
+        """What the policy is told of the chunk before one row, its real-time chunking set meanwhile.
+
+        Weights say it all: those of 1 are the delay's, and what has any is known. lerobot fills what is not
+        known with zeros, and draws the chunk towards them; it is left out here.
+        """
+        if self._follow is None:
+            yield {}
+            return
+        weights = self._follow.weights[row, :, 0]
+        known, delay = int((weights > 0).sum()), int((weights == 1).sum())
+        before = self._follow.actions[row, :known] if known else None
+        config = self.policy.config
+        kept = getattr(config, "rtc_config", None)
+        _set_rtc(self.policy, _rtc_config(self._follow.settings, self.spec.horizon))
+        try:
+            yield {"inference_delay": delay, "prev_chunk_left_over": before}
+        finally:
+            _set_rtc(self.policy, kept)
 
     def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
         """Refuse: the loop is inside the policy."""
@@ -83,9 +240,72 @@ class OpaquePolicy(DenoisingForm):
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
 
 
-def _seeds(x: Tensor) -> list[int]:
-    """A seed for each row of noise (B, H, A)."""
-    return [
-        int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7])
-        for row in x.detach().cpu().float().contiguous().numpy()
-    ]
+def _check_config(config: Any) -> None:
+    """Raise `UnsupportedPolicy` for what is known not to run alone, row by row."""
+    for is_asked, why in _REFUSED.get(config.type, ()):
+        if is_asked(config):
+            raise UnsupportedPolicy(f"policy {config.type!r} {why}")
+
+
+def _queues(policy: Any) -> dict[str, Any]:
+    """Queues of a policy that has been reset: of observations by key, and of actions."""
+    own = getattr(policy, "_action_queue", None)
+    return {**getattr(policy, "_queues", {})} | ({} if own is None else {ACTION: own})
+
+
+def _keeps_observations(policy: Any) -> bool:
+    return bool(_queues(policy).keys() - {ACTION})
+
+
+def _executed(policy: Any) -> int:
+    """Actions of a chunk that the policy's own loop executes."""
+    queue = _queues(policy).get(ACTION)
+    own = None if queue is None else queue.maxlen
+    return own or getattr(policy.config, "n_action_steps", 1)
+
+
+def _takes(policy: Any, name: str) -> bool:
+    """Whether `predict_action_chunk` takes an argument, or passes it on to its model."""
+    parameters = inspect.signature(policy.predict_action_chunk).parameters
+    passes_on = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in parameters.values())
+    model = getattr(getattr(policy, "model", None), "sample_actions", None)
+    return name in parameters or (
+        passes_on and model is not None and name in inspect.signature(model).parameters
+    )
+
+
+def _selected(policy: Any, one: Batch, spec: PolicySpec) -> Tensor:
+    """What the policy's own loop would execute (1, n, A) after a history of observations (1, To, ...)."""
+    own, n = policy.config.input_features, spec.n_obs_steps
+    for t in range(n - 1):
+        _queues(policy)[ACTION].append(torch.zeros(1, spec.action_dim))  # there is one: it only looks
+        policy.select_action({key: value[:, t] if key in own else value for key, value in one.items()})
+    newest = {key: value[:, -1] if n > 1 and key in own else value for key, value in one.items()}
+    first = policy.select_action(newest)
+    return torch.stack([first, *_queues(policy).get(ACTION, ())], dim=1)
+
+
+@contextmanager
+def _seeded(row: Tensor) -> Iterator[None]:
+    """Let whatever draws from torch's generators meanwhile draw as a row of noise says."""
+    data = row.detach().cpu().float().contiguous().numpy().tobytes()
+    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(data).digest()[:7]))
+        yield
+
+
+def _rtc_config(settings: RealTimeChunking, horizon: int) -> RTCConfig:
+    """The same for lerobot, with its own largest factor where none is asked for."""
+    most = settings.max_guidance_weight
+    return RTCConfig(
+        prefix_attention_schedule=RTCAttentionSchedule[settings.schedule.upper()],
+        execution_horizon=settings.execution_horizon or horizon,
+        **({} if most is None else {"max_guidance_weight": most}),
+    )
+
+
+def _set_rtc(policy: Any, config: RTCConfig | None) -> None:
+    """Set real-time chunking as lerobot-rollout does."""
+    policy.config.rtc_config = config
+    if hasattr(policy, "init_rtc_processor"):
+        policy.init_rtc_processor()

@@ -166,7 +166,7 @@ def test_a_plan_without_tensors_leaves_none_of_an_earlier_one(mark, tmp_path):
 @pytest.mark.parametrize("rows", [0, 1])
 def test_calibration_needs_an_observation_and_a_key_for_each(policy, mark, data, rows):
     some = CalibrationData({"observation.state": data.batch["observation.state"][:rows]}, KEYS[: 2 * rows])
-    message = rf"{2 * rows} noise keys and batches of \[{rows}\] observations; at least one observation"
+    message = rf"{2 * rows} noise keys and a batch of {rows} observations; at least one observation"
     with pytest.raises(CalibrationError, match=message):
         calibrate(policy, mark, some, [("hoist", {})])
 

@@ -3,6 +3,7 @@
 import pytest
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.eval import cli
 from vivace.eval import subject as plans
 from vivace.eval.options import DataOptions, EnvOptions, PolicyOptions
 from vivace.eval.verbs.eval import EvalCommand
@@ -15,9 +16,9 @@ from vivace.policies.spec import ActionKind
 def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, checkpoint):
     asked = []
 
-    def load_policy(path, device, kinds, dtype):
+    def load_policy(path, device, kinds, *others):
         asked.append(kinds)
-        return load.load_policy(checkpoint, device, kinds, dtype)
+        return load.load_policy(checkpoint, device, kinds)
 
     monkeypatch.setattr(plans, "load_policy", load_policy)
     plans.load(ExportCommand())
@@ -52,7 +53,7 @@ def test_a_world_is_the_one_named_or_the_one_its_plan_was_calibrated_in(env, dat
     assert (command.env.named if command.env.is_named else "") == world
 
 
-def test_a_checkpoint_of_whose_world_nothing_is_known_is_not_run_in_ours(tmp_path, capsys, monkeypatch):
+def test_a_checkpoint_of_whose_world_nothing_is_known_is_not_run_in_ours(tmp_path):
     """It is seen through shapes; and judged nowhere until a world is named."""
     for content in (None, "{", "[]", '{"measurements": {"env": ""}}', '{"measurements": {"env": 3}}'):
         if content is not None:
@@ -81,3 +82,16 @@ def test_an_evaluation_needs_a_world_beside_its_data():
 def test_data_options_that_do_not_go_together(options, message):
     with pytest.raises(BadSetting, match=message):
         DataOptions(**options)
+
+
+def test_observations_are_renamed_as_asked(checkpoint, capsys):
+    """A13: `--rename_map` as lerobot has it."""
+    asked = [f"--policy.path={checkpoint}", '--rename_map={"observation.agent": "observation.state"}']
+    loaded = plans.load(cli._parse("explain", asked))
+    assert list(loaded.staged.spec.observation_shapes) == ["observation.agent"]
+    plans.load_plan(cli._parse("explain", asked), loaded)  # it is the same policy's
+    asked[-1] = '--rename_map={"observation.agent": "observation.stat"}'
+    assert cli.main(["explain", *asked]) == 2
+    assert (
+        "rename_map renames to 'observation.stat', which the policy does not have" in capsys.readouterr().err
+    )

@@ -220,6 +220,8 @@ class Dice(torch.nn.Module):
             device="cpu", chunk_size=6, n_action_steps=4,
         )  # fmt: skip
 
+    def reset(self): ...
+
     def predict_action_chunk(self, batch):
         return torch.randn(len(batch[STATE]), 6, 3)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vivace.policies.batch import tensors
 from vivace.policies.execution import as_trained
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.families.token_vla.policy import make_token_vla_pre_post_processors
@@ -66,11 +67,14 @@ def counted(loaded: LoadedPolicy) -> tuple[LoadedPolicy, list[dict]]:
     """Return the policy, and what its pipeline is asked from now on."""
     asked: list[dict] = []
 
-    def preprocess(values):
-        asked.append(values)
-        return loaded.preprocess(values)
+    class Counted:
+        steps = loaded.preprocess.steps
 
-    return replace(loaded, preprocess=preprocess), asked
+        def __call__(self, values):
+            asked.append(values)
+            return loaded.preprocess(values)
+
+    return replace(loaded, preprocess=Counted()), asked
 
 
 def test_a_continued_chunk_is_read_once():
@@ -79,9 +83,11 @@ def test_a_continued_chunk_is_read_once():
     session = Session(loaded, chunking=settings)
     values = dp_observation()
     inputs = session.inputs(values)
-    assert len(asked) == 1
+    assert len(asked) == 2, "one moment at a time, each once"
+    assert [set(one) for one in asked] == [{STATE, CAMERA, "task"}] * 2
+    assert [one[STATE].shape for one in asked] == [(1, 5)] * 2
     alone = Session(loaded).inputs({key: values[key] for key in (STATE, CAMERA)})
-    assert all(torch.equal(inputs.batch[key], value) for key, value in alone.batch.items())
+    assert all(torch.equal(inputs.batch[key], value) for key, value in tensors(alone.batch).items())
     assert inputs.batch.keys() == alone.batch.keys()
     actions, weights = continuation(settings, values[PREVIOUS], values[DELAY], 1, 8)
     known = loaded.preprocess({STATE: torch.zeros(1, 2, 5), "action": torch.from_numpy(actions)})["action"]
@@ -90,7 +96,7 @@ def test_a_continued_chunk_is_read_once():
     assert inputs.draft is None
     asked.clear()
     session.predict(values, [(0, 0)])
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 def test_tokens_of_the_chunk_before_are_read_with_the_observation():
@@ -101,7 +107,7 @@ def test_tokens_of_the_chunk_before_are_read_with_the_observation():
     assert len(asked) == 1
     inputs = session.inputs(values)
     alone = session.inputs({CAMERA: values[CAMERA]})
-    assert all(torch.equal(inputs.batch[key], value) for key, value in alone.batch.items())
+    assert all(torch.equal(inputs.batch[key], value) for key, value in tensors(alone.batch).items())
     expected = loaded.policy.tokenize(torch.from_numpy(values[PREVIOUS][:, :2]) / 2)
     assert torch.equal(inputs.draft[:, :6], expected)
     assert (inputs.draft[:, 6:] == -1).all()

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.form import Contents, Graph, PromptSettings
 from vivace.deploy.bundle.golden import FOLDER, GoldenSettings
-from vivace.deploy.bundle.normalization import Normalization, Range
+from vivace.deploy.bundle.normalization import Normalization, Range, Relative
 from vivace.deploy.bundle.program import Origin, Program, ScheduledStep
 from vivace.deploy.bundle.token_program import Decoder, TokenProgram
 from vivace.deploy.inference.ort_policy import OrtPolicy
@@ -41,7 +42,14 @@ TABLES = (
 )
 
 
-def denoiser(folder: Path) -> Path:
+def renaming(folder: Path) -> Path:
+    """The same of a robot that calls its camera otherwise, and of actions that are offsets to its joints."""
+    top = "observation.images.top"
+    relative = Relative(STATE, (True, True, False))
+    return denoiser(folder, camera=top, renamed={top: CAMERA}, relative=relative)
+
+
+def denoiser(folder: Path, camera: str = CAMERA, **more: Any) -> Path:
     """A policy of joints and a camera that denoises in three steps; the later two reuse a block's output."""
     random, writer = np.random.default_rng(0), _Writer(folder)
     seen = {STATE: (1, N_OBS, STATES), CAMERA: IMAGES}
@@ -68,7 +76,7 @@ def denoiser(folder: Path) -> Path:
         writer.graph("step-001", later, {"x": CHUNK, "t": (), **cache}, {"out": CHUNK}),
     )
     contents = Contents(
-        spec=_spec("small", {STATE: (STATES,), CAMERA: (3, 4, 4)}, N_OBS),
+        spec=_spec("small", {STATE: (STATES,), camera: (3, 4, 4)}, N_OBS),
         graphs=graphs,
         plans={
             "plan": Program(
@@ -79,9 +87,10 @@ def denoiser(folder: Path) -> Path:
                 ),
             )
         },
-        observations={STATE: _norm(random, STATES), CAMERA: _mean_std((3, 1, 1))},
+        observations={STATE: _norm(random, STATES), camera: _mean_std((3, 1, 1))},
         actions=_norm(random, ACTIONS),
         ranges={STATE: Range(np.full(STATES, -2, np.float32), np.full(STATES, 2, np.float32))},
+        **more,
     )
     return _finished(folder, contents, random)
 
@@ -245,7 +254,9 @@ def _finished(folder: Path, contents: Contents, random: np.random.Generator) -> 
         tolerance=GOLDEN_TOLERANCE["fp32"],
     )
     batch = {
-        key: random.uniform(-1, 1, (1, bundle.spec.n_obs_steps, *shape)).astype(np.float32)
+        bundle.policy_name(key): random.uniform(-1, 1, (1, bundle.spec.n_obs_steps, *shape)).astype(
+            np.float32
+        )
         for key, shape in bundle.spec.observation_shapes.items()
     }
     (folder / FOLDER).mkdir()

@@ -70,7 +70,7 @@ def train(dataset: Path, folder: Path) -> Path:
     policy = tiny_dp_transformer(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (len(JOINTS),)), **images},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (len(JOINTS),))},
-        crop_shape=(64, 64),
+        resize_shape=(64, 64),
         n_obs_steps=2,
     )
     stats = LeRobotDataset("stranger/cups", root=dataset).meta.stats

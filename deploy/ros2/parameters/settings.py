@@ -46,6 +46,10 @@ class RosSettings:
     """The parameters, checked as far as that is possible without the policy; `fit` does the rest."""
 
     bundle: str = text("", "Folder of the exported policy (vivace export).")
+    public_key: str = text(
+        "",
+        "PEM file of an ed25519 public key that the bundle must be signed for; empty: any bundle is taken.",
+    )
     task: str = text("", "Instruction, for a policy that reads one; the topic task sets it too.", True)
     autostart: bool = text(False, "Configure and activate without being told.")
     control_hz: float = number(

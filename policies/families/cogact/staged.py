@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import StagedLlama
@@ -29,6 +30,12 @@ class StagedCogACT(LanguageForm, DenoisingForm):
     """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
+        if policy.config.ensemble_horizon:
+            raise UnsupportedPolicy(
+                f"policy 'cogact' has ensemble_horizon={policy.config.ensemble_horizon}: its own loop "
+                "executes what so many chunks vote for, which no loop here does; set ensemble_horizon to 0 "
+                "in config.json"
+            )
         self.policy = policy.eval()
         self.sampler = policy.sampler.on(self.placement.device)
         self.net = policy.action_model.net

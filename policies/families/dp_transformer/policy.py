@@ -110,6 +110,12 @@ class DPTransformerConfig(PreTrainedConfig):
             raise ValueError("dp_transformer needs an 'action' output feature")
         if not (self.robot_state_feature or self.env_state_feature or self.image_features):
             raise ValueError("dp_transformer needs a state, an environment state or an image observation")
+        sizes = {key: tuple(feature.shape) for key, feature in self.image_features.items()}
+        if len(set(sizes.values())) > 1 and self.resize_shape is None:
+            raise ValueError(
+                f"dp_transformer's cameras are of different sizes, {sizes}; give pictures of one "
+                "size, or set resize_shape"
+            )
 
     @property
     def observation_delta_indices(self) -> list[int]:
@@ -209,11 +215,26 @@ class DPTransformerPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
-        """Normalised actions to execute (B, n_action_steps, A) from the queued observations."""
+        """Normalised actions to execute (B, n_action_steps, A) from the queued observations.
+
+        Where none are queued from the batch, as lerobot's policy server asks: (B, To, ...), or (B, ...) of
+        one moment, which stands for all, as in `select_action` at the beginning of an episode.
+        """
         self.eval()
-        seen = {key: torch.stack(list(queue), dim=1) for key, queue in self._queues.items() if key != ACTION}
+        queues = {key: queue for key, queue in self._queues.items() if key != ACTION}
+        if all(queues.values()):
+            seen = {key: torch.stack(list(queue), dim=1) for key, queue in queues.items()}
+        else:
+            seen = {key: self._with_time(key, batch[key]) for key in queues}
         start = self.config.n_obs_steps - 1
         return self.sample_actions(seen)[:, start : start + self.config.n_action_steps]
+
+    def _with_time(self, key: str, value: Tensor) -> Tensor:
+        """Observations (B, To, ...) of those, or of one moment (B, ...)."""
+        shape = self.config.input_features[key].shape
+        if value.ndim > 1 + len(shape):
+            return value
+        return value.unsqueeze(1).repeat(1, self.config.n_obs_steps, *[1] * len(shape))
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:

@@ -183,6 +183,33 @@ def test_a_manifest_that_does_not_fit_is_named(folder, how, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+TOP = "observation.images.top"
+
+
+def relative(state=STATE, dimensions=(True, True, False)):
+    return ours(relative={"state": state, "dimensions": list(dimensions)})
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    (ours(renamed={TOP: STATE}), "'observation.images.top' renamed to 'observation.state'; needed: another"),
+    (ours(renamed={TOP: TOP}), "renamed to 'observation.images.top'; needed: another name of an observation"),
+    (ours(renamed={"observation.images.x": CAMERA}), "'observation.images.x' renamed to"),
+    (ours(renamed={STATE: "observation.x", TOP: CAMERA}), "'observation.state' of shape .* read by"),
+    (lambda d: d["vivace"].pop("renamed"), "'observation.images.front' of shape .* read by"),
+    (relative(dimensions=[True] * 2), "2 dimensions of relative actions; needed: 3"),
+    (relative(dimensions=[1] * 3), r"dimensions\[0\] is 1; needed is true or false"),
+    (relative(state=TOP), "actions relative to 'observation.images.top' of shape .*; needed: 3 numbers"),
+    (relative(state="observation.x"), r"actions relative to 'observation.x' of shape \(\)"),
+    (relative(dimensions=[True] * 3), "its golden chunk is off by"),
+    (lambda d: d["vivace"].pop("relative"), "its golden chunk is off by"),
+])  # fmt: skip
+def test_names_and_relative_actions_are_checked_too(tmp_path, how, message):
+    folder = small_bundles.renaming(tmp_path / "bundle")
+    change(folder, how)
+    with pytest.raises(BadBundle, match=message):
+        OrtPolicy(folder)
+
+
 @pytest.mark.parametrize(("how", "message"), [
     (prompt(template="{instruction}{0}", tokenizer=FILE_NAME), "no other braces"),
     (prompt(length=2), "tokens for 'open the drawer'; needed: 1..2"),

@@ -30,7 +30,7 @@ from vivace.policies.errors import VivaceError
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.spec import DELAY, PREVIOUS
 
-KINDS = ("denoiser", "writer")
+KINDS = ("denoiser", "writer", "renaming")
 FILE_NAME = "golden/plan.safetensors"
 STRANGE = (
     None, True, False, -1, 0, 1, 2, 3, 1.5, -0.5, 1e300, 1e-300, math.nan, math.inf, 2**31, 2**63, 2**64,

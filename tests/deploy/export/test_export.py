@@ -188,6 +188,7 @@ def test_a_bundle_acts_as_its_policy_does(subject, request):
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.array_equal(found, policy.predict(raw(loaded), KEYS)), "not deterministic"
+    assert policy.bundle.receipt["lerobot_error"] <= 1e-5, "lerobot's own path, observation to action (G1)"
 
 
 @pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])

@@ -166,3 +166,28 @@ def test_what_was_cleared_is_gone_and_does_not_come_back():
     assert queue.push(make_chunk(tick=3, length=8), tick=5)
     queue.clear(3)
     assert queue.pop(5).action.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("drop_late", [True, False])
+@pytest.mark.parametrize("ensemble", [0.0, 0.3, -0.5])
+def test_an_ensemble_executes_the_mean_of_all_that_was_meant(ensemble, drop_late):
+    """B1: against algorithm 2 of ACT, written down; standstills do not count."""
+    limit, random = None if drop_late else 1, np.random.default_rng(0)
+    queue = ChunkQueue(drop_late=drop_late, limit=limit, ensemble=ensemble)
+    chunks = random.normal(size=(9, 4, 2))
+    ticks = [0, 1, 2, 3, 4, 5, 6, 7, 8] if drop_late else [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    for t, tick in enumerate(ticks):
+        queue.push(Chunk(chunks[t], tick, 0.0), tick)
+        means = np.stack([chunks[k][t - k] for k in range(max(0, t - 3), t + 1)])
+        weights = np.exp(-ensemble * np.arange(len(means)))
+        np.testing.assert_allclose(queue.pop(tick).action, weights @ means / weights.sum())
+        if not drop_late:
+            queue.stand(tick + 1)
+    queue.clear(99)
+    queue.push(Chunk(chunks[0], 99, 0.0), 99)
+    np.testing.assert_array_equal(queue.pop(99).action, chunks[0][0])
+
+
+def test_an_ensemble_is_not_blended():
+    with pytest.raises(BadSetting, match="blend_ticks=2, but this policy executes the mean of its chunks"):
+        ChunkQueue(drop_late=True, blend_ticks=2, ensemble=0.01)

@@ -374,7 +374,9 @@ def test_a_node_that_cannot_be_configured_says_why(tiny, bench, make):
     assert (level, node._state_machine.current_state[1]) == (2, "unconfigured")
     for name, value, reason in [
         ("bundle", "/nowhere", "no manifest.json in /nowhere"),
-        ("bundle", str(tiny), "does not say at which rate its policy was trained; set control_hz"),
+        ("public_key", "/nowhere.pem", "no manifest.json in /nowhere"),
+        ("bundle", str(tiny), "/nowhere.pem"),
+        ("public_key", "", "does not say at which rate its policy was trained; set control_hz"),
         ("control_hz", 20.0, "joint_names has 0 joints"),
         ("joint_names", JOINTS, None),
     ]:

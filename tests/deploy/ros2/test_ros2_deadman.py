@@ -9,11 +9,14 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 for this platform")
 
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
+from rclpy.time import Time
 from ros2_bench import Bench, own_domain, tiny_bundle
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
-from vivace.deploy.ros2.deadman import StandstillTopic, standstill_command
+from vivace.deploy.ros2.deadman import StandstillTopic, check_switchable, standstill_command
+from vivace.deploy.ros2.parameters.settings import RosSettings
 from vivace.policies.errors import BadSetting, RobotFailed
 from vivace.policies.spec import ActionKind
 
@@ -74,11 +77,20 @@ class Node:
             get_subscription_count=lambda: self.listeners,
         )
 
+    def get_clock(self):
+        return SimpleNamespace(now=lambda: Time(seconds=12))
+
+
+def switch(node, kinds, rest_topic="", **settings):
+    """What commands the standstill of a node with these settings."""
+    made = standstill_command(RosSettings(control_hz=20.0, **settings), "/go", rest_topic, kinds, node)
+    return StandstillTopic(*made)
+
 
 def test_a_standstill_has_the_form_of_the_nodes_commands():
     node = Node()
     kinds = [ActionKind.VELOCITY] * 2
-    standstill = StandstillTopic(*standstill_command("/go", "trajectory", ["a", "b"], kinds, 0.05, node))
+    standstill = switch(node, kinds, command_type="trajectory", command_names=("a", "b"))
     for speed in (0.5, 0.0, 0.0):
         standstill.act(np.array([speed, 0.0], np.float32))
     points = [message.points for _, _, message in node.sent]
@@ -86,16 +98,56 @@ def test_a_standstill_has_the_form_of_the_nodes_commands():
     assert (node.sent[0][0], node.sent[0][1]) == (JointTrajectory, "/go")
     stamp = node.sent[0][2].header.stamp
     assert (stamp.sec, stamp.nanosec) == (0, 0), "begin at once"
-    hold = StandstillTopic(*standstill_command("/go", "trajectory", ["a"], [ActionKind.ABSOLUTE], 0.05, node))
+    hold = switch(node, [ActionKind.ABSOLUTE], command_type="trajectory", command_names=("a",))
     hold.act(np.array([0.25], np.float32))
     assert list(node.sent[-1][2].points[0].positions) == [0.25]
+
+
+@pytest.mark.parametrize("form", ["twist", "twist_stamped"])
+def test_a_base_or_an_end_effector_comes_to_rest_by_twists(form):
+    """D1 over ROS: a base goes on with its last velocity; the gripper's topic holds its target."""
+    node, kinds = Node(), [*[ActionKind.VELOCITY] * 2, ActionKind.ABSOLUTE]
+    layout, frame = ("linear.x", "angular.z", "other"), {"command_frame": "base"} if "_" in form else {}
+    standstill = switch(node, kinds, "/grip", command_type=form, command_layout=layout, **frame)
+    for speed in (0.3, 0.0):
+        standstill.act(np.array([speed, 2 * speed, 0.7], np.float32))
+    twists, grips = node.sent[::2], node.sent[1::2]
+    assert {(kind, topic) for kind, topic, _ in twists} == {
+        (Twist if form == "twist" else TwistStamped, "/go")
+    }
+    plain = [message if form == "twist" else message.twist for _, _, message in twists]
+    assert [(it.linear.x, it.angular.z) for it in plain] == [pytest.approx((0.3, 0.6)), (0.0, 0.0)]
+    assert [(kind, topic, list(message.data)) for kind, topic, message in grips] == [
+        (Float64MultiArray, "/grip", [pytest.approx(0.7)])
+    ] * 2
+    if form == "twist_stamped":
+        header = twists[-1][2].header
+        assert (header.frame_id, header.stamp.sec) == ("base", 12)
+
+
+def test_an_end_effector_is_held_by_its_last_pose():
+    node = Node()
+    standstill = switch(
+        node,
+        [ActionKind.ABSOLUTE] * 3,
+        command_type="pose",
+        command_layout=("xyz",),
+        command_frame="base",
+        command_fixed=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    standstill.act(np.array([0.1, 0.2, 0.3], np.float32))
+    ((kind, topic, message),) = node.sent
+    assert (kind, topic, message.header.frame_id) == (PoseStamped, "/go", "base")
+    place = message.pose.position
+    assert (place.x, place.y, place.z) == pytest.approx((0.1, 0.2, 0.3))
+    assert message.pose.orientation.w == 1.0
 
 
 def test_a_standstill_that_nobody_hears_yet_is_not_taken():
     """A killed node's switch goes on until the middleware has found the robot."""
     node = Node()
     node.listeners = 0
-    standstill = StandstillTopic(*standstill_command("/go", "array", (), [ActionKind.VELOCITY], 0.05, node))
+    standstill = switch(node, [ActionKind.VELOCITY])
     with pytest.raises(RobotFailed, match="nobody listens to the standstill yet"):
         standstill.act(np.zeros(1, np.float32))
     assert node.sent == []
@@ -104,9 +156,8 @@ def test_a_standstill_that_nobody_hears_yet_is_not_taken():
     assert len(node.sent) == 1
 
 
-@pytest.mark.parametrize(("form", "kind"), [("trajectory", ActionKind.DELTA), ("twist", ActionKind.VELOCITY)])
-def test_a_standstill_that_the_switch_cannot_command_is_refused(form, kind):
-    with pytest.raises(
-        BadSetting, match=f"the switch cannot command '{form}' of {kind} actions; leave it at 0"
-    ):
-        standstill_command("command", form, ["a"], [kind], 0.05, Node())
+def test_a_standstill_that_the_switch_cannot_command_is_refused():
+    settings = RosSettings(command_type="trajectory", command_names=("a",))
+    with pytest.raises(BadSetting, match="the switch cannot command a trajectory of delta .* leave it at 0"):
+        check_switchable(settings, [ActionKind.DELTA])
+    check_switchable(settings, [ActionKind.ABSOLUTE])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lerobot_policies import saved
 
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.hoist import Hoist
@@ -13,10 +14,9 @@ from vivace.accel.updates import UpdateOptions
 from vivace.accel.variant import Variant
 from vivace.eval.measure.variants import labelled, unfit, variants_of
 from vivace.eval.verbs.bench import build
-from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.load import stage
+from vivace.policies.load import load_policy, stage
 from vivace.policies.tiny.policies import tiny_clip, tiny_dp_transformer, tiny_multi_task_dit, tiny_token_vla
 
 KEYS = ((1, 0), (2, 0))
@@ -118,13 +118,9 @@ def test_a_bad_setting_of_a_row_is_raised(flow):
         build(loaded(flow), [unknown], observations(flow))
 
 
-def test_an_opaque_policy_has_the_one_row_that_fits_it():
-    config = SimpleNamespace(
-        type="act", n_obs_steps=1, n_action_steps=4, input_features={}, action_delta_indices=list(range(4)),
-        action_feature=SimpleNamespace(shape=(2,)),
-    )  # fmt: skip
-    opaque = OpaquePolicy(SimpleNamespace(config=config, eval=lambda: None))
-    assert [row.name for row in variants_of(opaque)] == ["plain"]
+def test_an_opaque_policy_has_the_rows_that_fit_a_whole():
+    opaque = load_policy(saved("act")).staged
+    assert [row.name for row in variants_of(opaque)] == ["plain", "compile"]
     assert unfit(opaque) == {
         "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'act' has none",
         "step_schedule, guidance, hoist, block_cache, forecast": "works on denoising steps, but policy 'act' "

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, as_trained, sample
 from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.families.cogact.policy import (
@@ -17,7 +17,7 @@ from vivace.policies.families.cogact.policy import (
 from vivace.policies.families.cogact.staged import StagedCogACT
 from vivace.policies.language.tokenize import train_tokenizer
 from vivace.policies.sampling.noise import GlobalNoise
-from vivace.policies.tiny.policies import tiny_cogact
+from vivace.policies.tiny.policies import tiny_cogact, tiny_token_vla
 from vivace.policies.vla.vision import patch_features
 
 TASKS = ["Open the drawer", "Close the window now please"]
@@ -269,3 +269,24 @@ def test_ddim_steps_where_the_original_does(n_steps, expected):
     assert [int(step.t) for step in sampler.steps] == expected
     with pytest.raises(BadSetting, match="cannot give 60 steps"):
         tiny_cogact().resample("ddim", 60)
+
+
+def test_a_chunk_is_had_of_a_batch_with_and_without_a_time_axis():
+    """G9: as lerobot's policy server asks, with the arguments of its real-time chunking."""
+    for policy in (tiny_cogact(), tiny_token_vla()):
+        seen = batch(policy)
+        moment = {key: value[:, 0] if "images" in key else value for key, value in seen.items()}
+        chunks = []
+        for given in (seen, moment):
+            torch.manual_seed(3)
+            chunks.append(policy.predict_action_chunk(given, inference_delay=1, prev_chunk_left_over=None))
+        assert torch.equal(*chunks)
+        assert chunks[0].shape == (2, policy.config.n_action_steps, 3)
+
+
+def test_a_policy_whose_own_loop_votes_is_refused():
+    """G7, B1: it would not act as trained."""
+    with pytest.raises(
+        UnsupportedPolicy, match="ensemble_horizon=2: its own loop .* set ensemble_horizon to 0"
+    ):
+        StagedCogACT(tiny_cogact(ensemble_horizon=2))

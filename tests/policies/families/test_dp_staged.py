@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
 
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, as_trained, sample
@@ -62,3 +63,41 @@ def test_resample_refuses_what_the_process_cannot_do():
         staged.resample("heun", 4)
     with pytest.raises(BadSetting, match=r"choose 1\.\.100"):
         staged.resample("ddpm", 101)
+
+
+def seeded(ask, *given):
+    torch.manual_seed(3)
+    return ask(*given)
+
+
+def test_a_chunk_is_had_of_a_batch_where_nothing_is_queued():
+    """G9: as lerobot's policy server and its real-time chunking ask, who queue nothing."""
+    policy = tiny_dp_transformer(images=True)
+    generator = torch.Generator().manual_seed(1)
+    moment = {
+        "observation.state": torch.randn(3, 5, generator=generator),
+        "observation.images.front": torch.rand(3, 3, 64, 64, generator=generator),
+    }
+    standing = {key: torch.stack([value, value], dim=1) for key, value in moment.items()}
+    chunk = seeded(policy.predict_action_chunk, moment)
+    assert chunk.shape == (3, 4, 3)
+    assert torch.equal(chunk, seeded(policy.predict_action_chunk, standing))
+    assert torch.equal(chunk[:, 0], seeded(policy.select_action, moment))
+    moving = standing | {"observation.state": torch.randn(3, 2, 5, generator=generator)}
+    assert torch.equal(seeded(policy.predict_action_chunk, moving), chunk), "what is queued comes first"
+    policy.reset()
+    assert not torch.equal(seeded(policy.predict_action_chunk, moving), chunk)
+
+
+def test_cameras_of_different_sizes_are_refused_unless_they_are_resized():
+    """A15: as lerobot's diffusion; here also where every camera's pictures are made one size."""
+    sizes = {"front": (3, 64, 64), "wrist": (3, 96, 64)}
+    inputs = {
+        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, shape)
+        for name, shape in sizes.items()
+    }
+    with pytest.raises(ValueError, match=r"cameras are of different sizes.*96.*or set resize_shape"):
+        tiny_dp_transformer(input_features=inputs)
+    staged = StagedDPTransformer(tiny_dp_transformer(input_features=inputs, resize_shape=(64, 64)))
+    seen = {f"observation.images.{name}": torch.rand(1, 2, *shape) for name, shape in sizes.items()}
+    assert sample(as_trained(staged), seen, GlobalNoise()).isfinite().all()

@@ -1,0 +1,67 @@
+"""Export an opaque policy of one pass as one graph, from normalised observations to the chunk."""
+
+import torch
+from torch import Tensor
+
+from vivace.deploy.bundle.program import Origin, Program
+from vivace.deploy.export.graph_writer import GraphWriter
+from vivace.deploy.export.traced import Observing, made_of
+from vivace.policies.adapters.opaque import OpaquePolicy
+from vivace.policies.batch import Batch
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Denoising
+
+_ONE_GRAPH = "of opaque policies those of one pass without noise can be exported, such as act"
+
+
+def export_whole(writer: GraphWriter, execution: Denoising, batch: Batch) -> Program:
+    """Export an opaque policy; a graph that was made of the same is taken as it is.
+
+    Args:
+        writer: where the graph goes.
+        execution: the policy under a plan without techniques.
+        batch: one normalised observation.
+
+    Raises:
+        UnsupportedPolicy: the policy cannot be written as a graph.
+    """
+    origin = Origin("whole", made_of(execution, (), writer.precision))
+    found = writer.find(origin)
+    if found is None:
+        try:
+            found = writer.add(origin, _Whole(execution, list(batch)), batch, ["actions"])
+        except torch.onnx.errors.OnnxExporterError as error:
+            told = str(error.__cause__ or error).strip().splitlines()[0][:200]
+            raise UnsupportedPolicy(
+                f"policy {execution.policy.spec.type!r} is opaque, and torch.onnx cannot write it as one "
+                f"graph: {told}"
+            ) from error
+    return Program(found)
+
+
+def check_whole(execution: Denoising, batch: Batch) -> None:
+    """Raise `UnsupportedPolicy` if an opaque policy is no graph; it is asked for one chunk.
+
+    Args:
+        execution: the policy, and how it is run.
+        batch: normalised observations, blank ones will do.
+    """
+    policy = execution.policy
+    kind = policy.spec.type
+    if not isinstance(policy, OpaquePolicy) or policy.selects:
+        raise UnsupportedPolicy(
+            f"policy {kind!r} is opaque and asked by its own select_action, which is no graph; {_ONE_GRAPH}"
+        )
+    if policy.draws(batch):
+        raise UnsupportedPolicy(
+            f"policy {kind!r} is opaque and draws noise, which a graph would draw once for ever; {_ONE_GRAPH}"
+        )
+
+
+class _Whole(Observing):
+    """Normalised observations -> the chunk."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor]:
+        """Ask the policy."""
+        policy: OpaquePolicy = self.execution.policy  # type: ignore[assignment]
+        return (policy.chunk(self.encoded(values)),)

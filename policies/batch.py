@@ -1,0 +1,80 @@
+"""A batch as lerobot's preprocessor gives it: what a policy observed, and whatever else it is told.
+
+Observations have a time axis (B, To, ...), the newest last. All else is as the preprocessor left it for the
+newest observation: tokens, ids of a robot or a domain, texts, one a row, and what a vision-language model's
+own processor makes, which may have rows of its own, such as patches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vivace.policies.errors import UnsupportedPolicy
+
+Batch = dict[str, Any]
+"""lerobot keys -> values; the first one has a row for each observation."""
+
+
+def rows_of(batch: Batch) -> int:
+    """How many observations a batch holds."""
+    return len(next(iter(batch.values())))
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether a value has one entry for each of so many observations."""
+    is_sized = (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple)
+    return is_sized and len(value) == rows
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    """What a batch holds in tensors."""
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+def take(batch: Batch, picks: Sequence[int]) -> Batch:
+    """Return some of a batch's observations, in this order.
+
+    Raises:
+        UnsupportedPolicy: it holds several, and a tensor that has other rows than they.
+    """
+    rows = rows_of(batch)
+    if list(picks) == list(range(rows)):
+        return dict(batch)
+    return {key: _take(key, value, list(picks), rows) for key, value in batch.items()}
+
+
+def _take(key: str, value: Any, picks: list[int], rows: int) -> Any:
+    if has_rows(value, rows):
+        return value[picks] if isinstance(value, Tensor) else [value[i] for i in picks]
+    if isinstance(value, Tensor) and value.ndim:
+        raise UnsupportedPolicy(
+            f"of {rows} observations the policy's processors made {key!r} of shape {tuple(value.shape)}, "
+            "which does not come apart by observation; give them one at a time"
+        )
+    return value
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Put the observations of several batches behind each other; what has no rows is the first one's.
+
+    Raises:
+        UnsupportedPolicy: tensors are of different lengths, such as of texts that are padded to the longest.
+    """
+    first, rows = batches[0], [rows_of(batch) for batch in batches]
+    joined: Batch = {}
+    for key, value in first.items():
+        parts = [batch[key] for batch in batches]
+        if not all(has_rows(part, n) for part, n in zip(parts, rows, strict=True)):
+            joined[key] = value
+        elif not isinstance(value, Tensor):
+            joined[key] = [item for part in parts for item in part]
+        elif len({part.shape[1:] for part in parts}) > 1:
+            raise UnsupportedPolicy(
+                f"observations cannot be put together: {key!r} has the shapes "
+                f"{', '.join(str(tuple(part.shape[1:])) for part in parts)}; give texts of one length"
+            )
+        else:
+            joined[key] = torch.cat(parts)
+    return joined

@@ -1,0 +1,82 @@
+"""What a policy's observations are called outside: as the robot, a world or a dataset has them.
+
+A checkpoint may rename observations in its preprocessor (lerobot's `--rename_map`): the robot's names are the
+ones before. It may have cameras that nobody has (lerobot's `empty_cameras`), which the policy fills and masks
+itself, and it may bring pictures of any size to its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lerobot.processor import RenameObservationsProcessorStep
+
+from vivace.policies.errors import BadSetting
+from vivace.policies.spec import IMAGES, PolicySpec
+
+RENAMING = "rename_observations_processor"
+"""lerobot's name of the step that renames, as overrides are given by."""
+_RESIZES = (
+    "image_resize_shape",
+    "resize_shape",
+    "resize_imgs_with_padding",
+    "resize_images_to",
+    "image_resolution",
+    "image_size",
+    "image_max_pixels",
+)
+"""Settings under which lerobot's policies, and ours, bring every camera's pictures to one size."""
+
+
+def renames(preprocess: Any) -> dict[str, str]:
+    """Return the robot's names -> the policy's of a preprocessor, those that differ."""
+    found: dict[str, str] = {}
+    for step in getattr(preprocess, "steps", ()):
+        if isinstance(step, RenameObservationsProcessorStep):
+            before = {new: old for old, new in found.items()}
+            found |= {before.get(old, old): new for old, new in step.rename_map.items()}
+    return found
+
+
+def resizes(config: Any) -> bool:
+    """Whether a policy brings pictures of any size to its own."""
+    return any(getattr(config, name, None) for name in _RESIZES)
+
+
+def as_the_robot_has_them(spec: PolicySpec, config: Any, preprocess: Any) -> PolicySpec:
+    """Return a spec whose observations are those that are to be given, under their names outside.
+
+    Args:
+        spec: whose observations are the policy's own.
+        config: the policy's, lerobot's.
+        preprocess: the checkpoint's preprocessor.
+
+    Raises:
+        BadSetting: two names become one.
+    """
+    empty = {f"{IMAGES}empty_camera_{i}" for i in range(getattr(config, "empty_cameras", 0) or 0)}
+    outside: dict[str, str] = {}
+    for name, own in renames(preprocess).items():
+        if own in outside:
+            raise BadSetting(
+                f"rename_map turns both {outside[own]!r} and {name!r} into {own!r}; give each its own name"
+            )
+        outside[own] = name
+    shapes = {outside.get(key, key): s for key, s in spec.observation_shapes.items() if key not in empty}
+    if len(shapes) < len(spec.observation_shapes.keys() - empty):
+        raise BadSetting(
+            f"rename_map {renames(preprocess)} gives two of the policy's observations "
+            f"{', '.join(spec.observation_shapes)} one name; give each its own"
+        )
+    ensemble = getattr(config, "temporal_ensemble_coeff", None)
+    return replace(spec, observation_shapes=shapes, resizes=resizes(config), temporal_ensemble=ensemble)
+
+
+def check_renaming(rename_map: Mapping[str, str], config: Any) -> None:
+    """Raise `BadSetting` if observations are renamed to what the policy does not know."""
+    unknown = sorted(set(rename_map.values()) - set(config.input_features))
+    if unknown:
+        raise BadSetting(
+            f"rename_map renames to {', '.join(map(repr, unknown))}, which the policy does not have; its "
+            f"observations: {', '.join(config.input_features)}"
+        )

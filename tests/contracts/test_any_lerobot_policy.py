@@ -1,0 +1,139 @@
+"""Every policy type that lerobot has: what works, and what is refused in one line. The table is in README.
+
+Each cell of the table in policies/README.md is a test here: a command as a user types it, on a miniature that
+lerobot saved, in a world of its own features. Faults, by their ids: G5 to G7, G10 to G12, B2, B3, B5.
+"""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from any_world import world_of
+from lerobot_itself import LeRobot, draw_alike, moments, ours
+from lerobot_policies import TASK, TYPES, saved
+
+from vivace.eval.cli import main
+from vivace.policies.load import load_policy
+from vivace.policies.session import Session
+
+README = Path(__file__).parents[2] / "policies" / "README.md"
+BEGIN, END = "<!-- table: any lerobot policy -->", "<!-- end of table -->"
+
+FEW = ["--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1", "--accel.judged_samples=2"]
+SHORT = ["--eval.n_episodes=2", "--eval.timed_chunks=1", "--eval.curve=[]", "--eval.video=false",
+         "--eval.lineup=false", "--bench.repeats=1", "--bench.threads=1", "--env.max_steps=5"]  # fmt: skip
+VERBS = {
+    "eval": ["eval", *SHORT, "--latency.type=none"],
+    "bench": ["bench", "--bench.compile=false", "--bench.repeats=1", "--bench.threads=1"],
+    "calibrate": ["calibrate"],
+    "explain": ["explain"],
+    "export": ["export", "--export.samples=1"],
+    "rtc": ["eval", *SHORT, "--latency.type=constant", "--latency.seconds=0.1", "--loop.mode=rtc"],
+}
+"""Column -> command."""
+MORE = {
+    ("diffusion", "bench"): ["--bench.only=[bac,uniform]"],
+    ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
+    ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
+    ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
+}
+
+NO_RTC = "real-time chunking works on denoising steps, but policy '{}' has none of its own to correct; use"
+NO_PARTS = "policy '{}' is opaque: it has no blocks, steps or layers that come apart, so there is nothing to"
+DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once for ever; of opaque policies"
+SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
+WORKS = "works"
+REFUSED = {
+    "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
+    "vqbet": {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC},
+    "tdmpc": {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC},
+    "gaussian_actor": {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC},
+    "pi0": {"calibrate": NO_PARTS, "export": DRAWS},
+    "pi05": {"calibrate": NO_PARTS, "export": DRAWS},
+    "smolvla": {"calibrate": NO_PARTS, "export": DRAWS},
+    "xvla": {"calibrate": NO_PARTS, "export": DRAWS, "rtc": NO_RTC},
+    "pi0_fast": {
+        "export": "policy '{}' writes tokens of its own kind; token_vla can be exported",
+        "rtc": NO_RTC,
+    },
+}
+"""Type -> column -> the line that refuses it; whatever is not named works."""
+NOT_SMALL = ("eo1", "evo1", "fastwam", "groot", "lingbot_va", "molmoact2", "vla_jepa", "wall_x")
+"""Types that cannot be built small without a network: not tried."""
+
+
+@cache
+def outcome(kind: str, column: str) -> str:
+    """What came of a command: "works", or the one line that refuses it."""
+    checkpoint = saved(kind)
+    ask = [*VERBS[column], f"--policy.path={checkpoint}", *world_of(checkpoint, kind), *FEW]
+    ask += MORE.get((kind, column), [])
+    if column != "explain":
+        ask.append(f"--output_dir={checkpoint.parent / column}")
+    said = io.StringIO()
+    with redirect_stderr(said), redirect_stdout(io.StringIO()):
+        code = main(ask)
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("vivace ")]
+    assert (code, len(lines)) in ((0, 0), (2, 1)), said.getvalue()
+    return lines[0].partition(": ")[2] if lines else WORKS
+
+
+@pytest.mark.parametrize("column", VERBS)
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_policy_works_or_is_refused_in_one_line(kind, column):
+    """G6, G10, G11, G12, B5: nothing ends in a stack, and what cannot be says why."""
+    wanted = REFUSED.get(kind, {}).get(column, WORKS).format(kind)
+    assert outcome(kind, column).startswith(wanted)
+
+
+def own_loop(checkpoint: Path, seen: list[dict[str, np.ndarray]], n: int) -> np.ndarray:
+    """Actions (1, n, A) that lerobot's own loop executes after these moments."""
+    theirs = LeRobot(checkpoint)
+    theirs.policy.reset()
+    with torch.inference_mode():
+        for moment in seen[:-1]:
+            theirs.policy.select_action(theirs.ready(moment, TASK))
+            theirs.queue.clear()
+        newest = [theirs.policy.select_action(theirs.ready(seen[-1], TASK)) for _ in range(n)]
+    return torch.stack([theirs.post(action) for action in newest], dim=1).numpy()
+
+
+@cache
+def difference(kind: str) -> float:
+    """Largest difference, in the robot's units, of what is executed from what lerobot's own loop executes."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_alike(patch)
+        loaded = load_policy(saved(kind))
+        spec = loaded.staged.spec
+        seen = moments(spec)
+        found = ours(Session(loaded, task=TASK), seen)[:, : spec.n_action_steps]
+        wanted = own_loop(saved(kind), seen, spec.n_action_steps)
+    assert found.shape == wanted.shape
+    return float(np.abs(found - wanted).max())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_policy_executes_what_it_executes_in_lerobot(kind):
+    """B2, B3, G7: histories, own queues and policies without chunks too."""
+    assert difference(kind) <= (1e-4 if kind == "multi_task_dit" else 0)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_noise_key_names_a_chunk(kind):
+    """G5: whatever was asked before, and whatever else is in the batch; and keys matter where noise does."""
+    session = Session(load_policy(saved(kind)), task=TASK)
+    one = {
+        key: np.stack([m[key] for m in moments(session.spec)], axis=1)
+        for key in session.spec.observation_shapes
+    }
+    two = {key: np.concatenate([value, value]) for key, value in one.items()}
+    first, pair = session.predict(one, [(1, 0)]), session.predict(two, [(2, 0), (1, 0)])
+    np.testing.assert_allclose(pair[1], first[0], rtol=1e-5, atol=1e-5)
+    assert np.array_equal(session.predict(one, [(1, 0)]), first)
+    is_static = kind in ("act", "pi0_fast")
+    is_static |= kind == "tdmpc"
+    assert (np.abs(pair[0] - pair[1]).max() < 1e-4) == is_static

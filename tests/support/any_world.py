@@ -1,0 +1,64 @@
+"""A world for any policy: pictures and states of the shapes that its config names, a few ticks long."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.envs.protocol import TaskInfo
+from vivace.envs.registry import register_world
+from vivace.policies.spec import ActionKind
+
+ACTION_DIM, TICKS = 4, 8
+
+
+class AnyWorld:
+    """What is seen follows from the seed, and moves with the actions, so that those matter."""
+
+    def __init__(self, features: dict[str, tuple[int, ...]], control_hz: float):
+        self.features, self.control_hz = features, control_hz
+
+    def reset(self, *, seed: int, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        self.random, self.at, self.ticks = np.random.default_rng(seed), np.zeros(ACTION_DIM), 0
+        return self.seen(), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        self.at, self.ticks = self.at + 0.1 * np.tanh(action), self.ticks + 1
+        return self.seen(), 0.0, False, self.ticks >= TICKS, {"is_success": False}
+
+    def seen(self) -> dict[str, np.ndarray]:
+        return {key: self.sight(shape) for key, shape in self.features.items()}
+
+    def sight(self, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 3:
+            return self.random.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
+        found: np.ndarray = (self.random.normal(2.0, 1.0, shape) + self.at.mean()).astype(np.float32)
+        return found
+
+    def close(self) -> None: ...
+
+
+def task_names() -> tuple[str, ...]:
+    return tuple(_FEATURES)
+
+
+def describe(task: str) -> TaskInfo:
+    kinds = (ActionKind.ABSOLUTE,) * ACTION_DIM
+    return TaskInfo(control_hz=20.0, action_kinds=kinds, instruction="put the red cube on the plate")
+
+
+def make(task: str, *, control_hz: float | None = None, **options: Any) -> AnyWorld:
+    return AnyWorld(_FEATURES[task], control_hz or 20.0)
+
+
+_FEATURES: dict[str, dict[str, tuple[int, ...]]] = {}
+"""Task -> key and shape of what is seen."""
+
+
+def world_of(checkpoint: Path, name: str) -> list[str]:
+    """Flags of a world that shows what a checkpoint's config asks for."""
+    register_world("any", "any_world")
+    features = json.loads((checkpoint / "config.json").read_text())["input_features"]
+    _FEATURES[name] = {key: tuple(feature["shape"]) for key, feature in features.items()}
+    return ["--env.type=any", f"--env.task={name}"]
