@@ -119,7 +119,7 @@ def _checkpoint(name: str) -> str:
     torch.manual_seed(0)
     if not torch.equal(plain, sample(as_trained(loaded.staged), batch, GlobalNoise())):
         raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
-    error = path_error(loaded, instruction("metaworld", _TASK))
+    error = path_error(loaded, instruction(DEFAULT_TYPE, _TASK))
     if not error <= _PATH_TOLERANCE:
         raise RuntimeError(f"from observation to action it is {error:.2g} off lerobot's own path")
     equal = f"bit-equal to its own sampling, lerobot's own path within {error:.1g}"
