@@ -39,10 +39,10 @@ from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
-from vivace.policies.plain_data import plain
+from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange
+from vivace.policies.spec import ActionRange, Fingerprint
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -197,8 +197,8 @@ def check_names(names: Iterable[str]) -> None:
 
 def _check_same(bundle: Bundle, loaded: LoadedPolicy) -> None:
     """Raise `BadBundle` unless a bundle holds this policy."""
-    held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
-    other = [name for name, value in needed.items() if held.get(name) != value]
+    held = build(Fingerprint, "the bundle's fingerprint", bundle.receipt["fingerprint"])
+    other = loaded.fingerprint.differs(held)
     if other or replace(bundle.spec, action_range=None) != loaded.staged.spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "
