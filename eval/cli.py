@@ -115,7 +115,8 @@ def _discover(arguments: list[str]) -> list[str]:
         flag, _, package = argument.partition("=")
         parser = _load("lerobot.configs.parser")
         try:
-            parser.load_plugin(package)
+            if hasattr(import_module(package), "__path__"):
+                parser.load_plugin(package)  # its modules too
         except (parser.PluginLoadError, ImportError, ValueError) as error:
             raise BadSetting(f"{flag}={package} cannot be imported: {in_one_line(error)}") from error
     return [argument for argument in arguments if argument not in named]

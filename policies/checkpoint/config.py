@@ -32,7 +32,7 @@ def read_config(folder: Path, device: str, types: Registry) -> PreTrainedConfig:
     if isinstance(kind, str):
         types.find(kind)
     known = PreTrainedConfig.get_known_choices()
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise PolicyNotFound(f"{file} {_foreign(data, sorted({*known, *types.names()}))}")
     try:
         config = PreTrainedConfig.from_pretrained(folder)

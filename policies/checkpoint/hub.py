@@ -32,7 +32,11 @@ def snapshot(name: str) -> Path:
     repo, _, revision = name.partition("@")
     try:
         folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_FOLDERS
+            repo,
+            revision=revision or None,
+            allow_patterns=_FILES,
+            ignore_patterns=_FOLDERS,
+            local_files_only=constants.HF_HUB_OFFLINE,
         )
     except GatedRepoError as error:
         raise PolicyNotFound(

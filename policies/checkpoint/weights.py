@@ -42,6 +42,8 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
         raise PolicyNotFound(f"{folder}: {_out_of_reach(config, error)}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise PolicyNotFound(f"{folder}: {WEIGHTS} does not fit config.json: {in_one_line(error)}") from error
+    if policy.config.action_feature is None:
+        raise PolicyNotFound(f"{folder / 'config.json'} has no 'action' among its output_features")
     return policy.to(config.device).eval()
 
 
