@@ -28,7 +28,7 @@ VERBS = {
     "export": "Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.",
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
-    "convert": "Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.",
+    "convert": "Convert a CogACT, OpenVLA or Diffusion Policy checkpoint to a lerobot checkpoint folder.",
     "doctor": "Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.",
 }
 """Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
