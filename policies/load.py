@@ -89,9 +89,10 @@ def load_policy(
     wanted = read_dtype(dtype) if dtype else None
     folder = resolve(path)
     config = read_config(folder, device, ADAPTERS)
-    stored = base_of(folder) if has_adapter(folder) else folder
+    is_adapter = has_adapter(folder, config.use_peft)
+    stored = base_of(folder) if is_adapter else folder
     policy = load_weights(stored, config)
-    if has_adapter(folder):
+    if is_adapter:
         policy = merge(folder, policy)
     features = {**config.input_features, **config.output_features}
     preprocess, postprocess = load_processors(folder, config, statistics_in_weights(stored, features))

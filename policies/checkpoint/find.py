@@ -60,9 +60,9 @@ def resolve(path: str | Path) -> Path:
 
 def _check_files(folder: Path) -> None:
     """Raise `PolicyNotFound` unless a folder holds what lerobot's `save_pretrained` writes."""
-    needed = ["config.json", ADAPTER if (folder / ADAPTER).is_file() else WEIGHTS]
-    lacking = next((name for name in needed if not (folder / name).is_file()), None)
-    if lacking is None:
+    there = {file.name for file in folder.iterdir() if file.is_file()}
+    lacking = "config.json" if "config.json" not in there else WEIGHTS
+    if lacking == WEIGHTS and there & {WEIGHTS, ADAPTER}:
         return
     told = next((told for name, told in _OTHERS.items() if (folder / name).is_file()), None)
     if told is not None:

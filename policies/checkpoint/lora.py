@@ -9,16 +9,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vivace.policies.checkpoint.find import ADAPTER, resolve
+from vivace.policies.checkpoint.find import ADAPTER, WEIGHTS, resolve
 from vivace.policies.checkpoint.manifest import read_manifest
 from vivace.policies.errors import PolicyNotFound, in_one_line
 
-_WEIGHTS = "adapter_model.safetensors"
+_ADAPTED = "adapter_model.safetensors"
 
 
-def has_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and not a whole policy."""
-    return (folder / ADAPTER).is_file()
+def has_adapter(folder: Path, uses_peft: bool = False) -> bool:
+    """Whether a folder holds an adapter and not a whole policy; where both are there, its config says it."""
+    return (folder / ADAPTER).is_file() and (uses_peft or not (folder / WEIGHTS).is_file())
 
 
 def base_of(folder: Path) -> Path:
@@ -52,9 +52,9 @@ def merge(folder: Path, policy: Any) -> Any:
     Raises:
         PolicyNotFound: `peft` is not installed, or the adapter is damaged or another policy's.
     """
-    file = folder / _WEIGHTS
+    file = folder / _ADAPTED
     if not file.is_file():
-        raise PolicyNotFound(f"{folder} has no {_WEIGHTS}, which belongs to its {ADAPTER}; copy it too")
+        raise PolicyNotFound(f"{folder} has no {_ADAPTED}, which belongs to its {ADAPTER}; copy it too")
     try:
         from peft import PeftConfig, PeftModel
 
@@ -67,9 +67,9 @@ def merge(folder: Path, policy: Any) -> Any:
     except ImportError as error:
         raise PolicyNotFound(f"{folder} is an adapter, which needs pip install peft ({error})") from error
     except Exception as error:  # peft raises many kinds for an adapter of another policy
-        raise PolicyNotFound(f"{folder}: {_WEIGHTS} does not fit its base: {in_one_line(error)}") from error
+        raise PolicyNotFound(f"{folder}: {_ADAPTED} does not fit its base: {in_one_line(error)}") from error
     missing = next((str(it.message) for it in said if "missing adapter keys" in str(it.message)), "")
     if unread or missing:
         said_of = missing[:300] or f"{unread[0]!r} has no place in it"
-        raise PolicyNotFound(f"{folder}: {_WEIGHTS} does not fit its base: {said_of}")
+        raise PolicyNotFound(f"{folder}: {_ADAPTED} does not fit its base: {said_of}")
     return merged

@@ -10,6 +10,7 @@ from lerobot.processor import ProcessorStepRegistry
 from safetensors import SafetensorError
 
 from vivace.policies.checkpoint.manifest import processor_steps
+from vivace.policies.checkpoint.needs import out_of_reach
 from vivace.policies.errors import PolicyNotFound, in_one_line
 
 _FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
@@ -34,16 +35,18 @@ def load_processors(folder: Path, config: PreTrainedConfig, statistics: Mapping[
             "write them with the statistics of the dataset: lerobot's make_pre_post_processors(config, "
             "dataset_stats=dataset.meta.stats), then save_pretrained of both"
         )
+    steps = tuple(processor_steps(folder / name) for name in _FILES) if not lacking else ()
     try:
         if lacking:
             return make_pre_post_processors(config, dataset_stats=dict(statistics))
-        steps = processor_steps(folder / _FILES[0]), processor_steps(folder / _FILES[1])
         return make_pre_post_processors(
             config, str(folder), preprocessor_overrides=_overrides(steps[0], config.device)
         )
     except ImportError as error:
         raise PolicyNotFound(f"{folder}: {_not_installed(steps, error)}") from error
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError) as error:
+        if isinstance(error.__cause__, OSError | ImportError):  # of a tokenizer that a step makes
+            raise PolicyNotFound(f"{folder}: {_cannot_be_made(steps, error.__cause__)}") from error
         raise PolicyNotFound(
             f"{folder} lacks usable processor files ({', '.join(_FILES)}): {in_one_line(error)}"
         ) from error
@@ -56,6 +59,16 @@ def _overrides(steps: list[dict[str, Any]], device: Any) -> dict[str, dict[str, 
     return {name: settings for name, settings in wanted.items() if name in there}
 
 
+def _cannot_be_made(pipelines: tuple[list[dict[str, Any]], ...], error: BaseException) -> str:
+    """What is said where a step lacks what it names or needs."""
+    if isinstance(error, ImportError):
+        return f"a processor step needs what is not installed ({in_one_line(error)})"
+    named: dict[str, Any] = {}
+    for step in (step for steps in pipelines for step in steps):
+        named |= step.get("config") or {}
+    return f"its processors: {out_of_reach(named, error)}"
+
+
 def _not_installed(pipelines: tuple[list[dict[str, Any]], ...], error: ImportError) -> str:
     """What is said where a step cannot be imported."""
     known = set(ProcessorStepRegistry.list())
@@ -64,7 +77,7 @@ def _not_installed(pipelines: tuple[list[dict[str, Any]], ...], error: ImportErr
     }
     unknown = sorted(names - known)
     if not unknown:
-        return f"a processor step needs what is not installed ({in_one_line(error)})"
+        return _cannot_be_made(pipelines, error)
     return (
         f"its processors have the step {unknown[0]!r}, which no installed package offers; install the one it "
         "is from, and name it if it is no lerobot_policy_…: --policy.discover_packages_path=<package>"

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from importlib.metadata import metadata, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from vivace.policies.checkpoint.find import WEIGHTS
 from vivace.policies.checkpoint.former import modern_copy
+from vivace.policies.checkpoint.needs import not_installed, out_of_reach
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 
 
@@ -37,9 +37,9 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
             if policy_class.from_pretrained.__func__ is not PreTrainedPolicy.from_pretrained.__func__:
                 _check_all_there(where / WEIGHTS, policy)
     except ImportError as error:
-        raise PolicyNotFound(f"{folder}: {_lacking(config.type, error)}") from error
+        raise PolicyNotFound(f"{folder}: {not_installed(config.type, error)}") from error
     except OSError as error:  # of the Hub's and of transformers' too
-        raise PolicyNotFound(f"{folder}: {_out_of_reach(config, error)}") from error
+        raise PolicyNotFound(f"{folder}: {out_of_reach(vars(config), error)}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise PolicyNotFound(f"{folder}: {WEIGHTS} does not fit config.json: {in_one_line(error)}") from error
     if policy.config.action_feature is None:
@@ -123,28 +123,3 @@ def _tensors(state: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
 def _is(found: Tensor, tensor: Tensor) -> bool:
     same_shape = found.shape == tensor.shape
     return same_shape and torch.equal(found.to(tensor).nan_to_num(), tensor.nan_to_num())
-
-
-def _lacking(kind: str, error: ImportError) -> str:
-    """What is said where a package is missing."""
-    extras = metadata("lerobot").get_all("Provides-Extra") or []
-    names = (kind.replace("_", "-"), kind.replace("_", ""), kind.rstrip("0123456789"), kind.partition("_")[0])
-    extra = next((name for name in names if name in extras), None)
-    install = f'pip install "lerobot[{extra}]=={version("lerobot")}"' if extra else "install it"
-    return f"policy type {kind!r} needs what is not installed ({in_one_line(error)}); {install}"
-
-
-def _out_of_reach(config: Any, error: OSError) -> str:
-    """What is said where something that a config names cannot be had."""
-    named = {
-        name: value
-        for name, value in vars(config).items()
-        if isinstance(value, str) and value.count("/") == 1 and not Path(value).exists()
-    }
-    what = ", ".join(f"{name}={value}" for name, value in named.items()) or "a file"
-    fetch = next(iter(named.values()), "<name>")
-    return (
-        f"the policy is built of {what}, which cannot be had ({in_one_line(error, 160)}); get it once with a "
-        f"network and without HF_HUB_OFFLINE: hf download {fetch}, or write the path of a folder into "
-        "config.json"
-    )

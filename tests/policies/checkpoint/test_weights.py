@@ -57,8 +57,19 @@ def test_an_encoder_named_by_its_place_on_the_hub(tmp_path):
     folder = copied("multi_task_dit", tmp_path)
     edit(folder, vision_encoder_name="openai/clip-vit-base-patch16")
     said = refusal(folder)
-    assert "is built of vision_encoder_name=openai/clip-vit-base-patch16, which cannot be had" in said
-    assert "hf download openai/clip-vit-base-patch16, or write the path of a folder into config.json" in said
+    assert "it needs vision_encoder_name=openai/clip-vit-base-patch16, which cannot be had" in said
+    assert "hf download openai/clip-vit-base-patch16, or write the path of a folder in its place" in said
+
+
+def test_a_tokenizer_named_by_its_place_on_the_hub(tmp_path):
+    """A22, G8."""
+    folder = copied("multi_task_dit", tmp_path)
+    file = folder / "policy_preprocessor.json"
+    pipeline = json.loads(file.read_text())
+    step = next(step for step in pipeline["steps"] if "tokenizer_name" in step.get("config", {}))
+    step["config"]["tokenizer_name"] = "openai/clip-vit-base-patch16"
+    file.write_text(json.dumps(pipeline))
+    assert "its processors: it needs tokenizer_name=openai/clip-vit-base-patch16, which" in refusal(folder)
 
 
 def test_a_package_that_is_not_installed(tmp_path, monkeypatch):
