@@ -32,6 +32,7 @@ def accelerate(
     """
     if fingerprint is not None:
         plan.check(fingerprint)
+        plan = replace(plan, fingerprint=fingerprint)
     execution = as_trained(policy)
     for technique in plan.techniques:
         execution = _apply(technique, execution)

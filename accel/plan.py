@@ -5,7 +5,7 @@ A technique with tensors of its own keeps them in `acceleration.safetensors` bes
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ from vivace.accel.registry import technique_class, today
 from vivace.accel.technique import Seam, Technique
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.files import replacing
-from vivace.policies.plain_data import build, check_plain, check_types, read_json
+from vivace.policies.plain_data import build, check_plain, check_types, plain, read_json
 from vivace.policies.spec import Fingerprint
 
 VERSION = 1
 FILE_NAME = "acceleration.json"
 TENSORS_SUFFIX = ".safetensors"
-_COMPARED = {
+_CALLED = {
     "policy_type": "policy type",
     "config": "config",
     "weights": "weights",
     "processors": "processors (statistics of observations and actions among them)",
     "blocks": "blocks",
 }
-"""Fields of a fingerprint in the order they are compared -> what a message calls them."""
+"""Fields of a fingerprint -> what a message calls them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class AccelerationPlan:
             BadSetting: something has another type than its field's.
         """
         check_types(self.fingerprint, "fingerprint")
+        object.__setattr__(self, "fingerprint", replace(self.fingerprint, former_config=""))
         for technique in self.techniques:
             check_types(technique, technique.kind)
         check_plain(self.measurements, "measurements")
@@ -63,18 +64,18 @@ class AccelerationPlan:
 
     def check(self, found: Fingerprint) -> None:
         """Raise `PlanMismatch` if the plan was made for another policy."""
-        for name, what in _COMPARED.items():
-            if getattr(self.fingerprint, name) != getattr(found, name):
-                raise PlanMismatch(
-                    f"the plan was calibrated for {self.fingerprint}, but this policy is {found}: "
-                    f"its {what} differ; recalibrate: vivace calibrate --policy.path=…"
-                )
+        other = found.differs(self.fingerprint)
+        if other:
+            raise PlanMismatch(
+                f"the plan was calibrated for {self.fingerprint}, but this policy is {found}: "
+                f"its {_CALLED[other[0]]} differ; recalibrate: vivace calibrate --policy.path=…"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` restores it."""
         return {
             "version": VERSION,
-            "fingerprint": asdict(self.fingerprint),
+            "fingerprint": plain(self.fingerprint),
             "techniques": [_settings(technique) for technique in self.techniques],
             "measurements": dict(self.measurements),
         }

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
     "eval": "Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.",
@@ -28,11 +28,12 @@ VERBS = {
     "export": "Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.",
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
-    "convert": "Convert a CogACT run folder or an OpenVLA checkpoint to a lerobot checkpoint folder, once.",
+    "convert": "Convert a CogACT, OpenVLA or Diffusion Policy checkpoint to a lerobot checkpoint folder.",
     "doctor": "Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.",
 }
 """Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
 _HOME = "vivace.eval.verbs"
+_DISCOVER = ".discover_packages_path"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if sys.platform == "linux":  # elsewhere mujoco refuses it
         os.environ.setdefault("MUJOCO_GL", "egl")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
     from vivace.deploy.system.interrupts import outlive
 
@@ -77,6 +77,7 @@ def _tell(line: str) -> None:
 
 def _parse(verb: str, arguments: list[str]) -> Any:
     config_class = _load(f"{_HOME}.{verb}:{verb.title()}Command")
+    arguments = _discover(arguments)
     first = getattr(config_class, "POSITIONAL", "")
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}={arguments[0]}", *arguments[1:]]
@@ -98,6 +99,26 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             raise
         message = _last_line(said.getvalue()).partition("error: ")[2]
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
+
+
+def _discover(arguments: list[str]) -> list[str]:
+    """Import the packages that flags such as --policy.discover_packages_path=mine name, as lerobot does.
+
+    They register policies, processor steps, environments; returns the other arguments.
+
+    Raises:
+        BadSetting: a package cannot be imported.
+    """
+    named = [a for a in arguments if a.startswith("--") and a.partition("=")[0].endswith(_DISCOVER)]
+    for argument in named:
+        flag, _, package = argument.partition("=")
+        parser = _load("lerobot.configs.parser")
+        try:
+            if hasattr(import_module(package), "__path__"):
+                parser.load_plugin(package)  # its modules too
+        except (parser.PluginLoadError, ImportError, ValueError) as error:
+            raise BadSetting(f"{flag}={package} cannot be imported: {in_one_line(error)}") from error
+    return [argument for argument in arguments if argument not in named]
 
 
 def _own_error(error: BaseException | None) -> VivaceError | None:

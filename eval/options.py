@@ -16,7 +16,7 @@ class PolicyOptions:
     """Which policy."""
 
     path: str = "zoo/reach"
-    """lerobot checkpoint folder, or zoo/<name>."""
+    """lerobot checkpoint folder or training run, zoo/<name>, or a name on the Hub: owner/name[@revision]."""
     device: str = "cpu"
     """Where it runs: cpu, cuda, cuda:1, mps."""
     dtype: str = ""

@@ -51,3 +51,9 @@ class BadBundle(VivaceError):
 
 class ParityError(VivaceError):
     """Raised when an exported policy gives other actions than the one it was exported from."""
+
+
+def in_one_line(error: BaseException, most: int = 300) -> str:
+    """What another's error says, on one line, cut where it is long; its class if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + "…"

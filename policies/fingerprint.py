@@ -17,6 +17,10 @@ _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "l
 """Config fields that do not change what the policy computes."""
 _OUTSIDE = {"rename_map": {}}
 """Settings of processors that say what the robot calls its observations, as they are in the fingerprint."""
+_EXECUTION = {"n_action_steps", "temporal_ensemble_coeff", "ensemble_horizon", "ensemble_alpha", "rtc_config",
+              "compile_model", "compile_mode", "gradient_checkpointing", "pretrained_backbone_weights",
+              "pretrained_revision", "use_peft"}  # fmt: skip
+"""Further ones: how its chunks are executed and by what, and what it was before its weights were loaded."""
 
 
 def fingerprint(policy: nn.Module, blocks: tuple[str, ...], processors: Iterable[Any] = ()) -> Fingerprint:
@@ -36,16 +40,21 @@ def fingerprint(policy: nn.Module, blocks: tuple[str, ...], processors: Iterable
         for name, value in _plain(dataclasses.asdict(config)).items()
         if name not in _RUNTIME and (name not in usual or usual[name] != value)
     }
-    text = json.dumps(settings, sort_keys=True)
+    computing = {name: value for name, value in settings.items() if name not in _EXECUTION}
     weights = hashlib.sha256()
     _add(weights, policy.state_dict())
     return Fingerprint(
         policy_type=config.type,
-        config=hashlib.sha256(text.encode()).hexdigest(),
+        config=_text_hash(computing),
         weights=weights.hexdigest(),
         processors=_processors_hash(processors),
         blocks=blocks,
+        former_config=_text_hash(settings),
     )
+
+
+def _text_hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _processors_hash(pipelines: Iterable[Any]) -> str:

@@ -162,6 +162,19 @@ class Fingerprint:
     processors: str
     """Hash of what its processors compute with, the statistics of normalisation among it."""
     blocks: tuple[str, ...]
+    former_config: str = field(default="", compare=False, repr=False, metadata=SELDOM)
+    """Hash of the config as it was taken when that of how a policy is executed counted; empty in a plan."""
+
+    def differs(self, made_for: "Fingerprint") -> tuple[str, ...]:
+        """Names of what differs between this policy and the one that a plan or a bundle was made for."""
+        same = {
+            "policy_type": made_for.policy_type == self.policy_type,
+            "config": made_for.config in (self.config, self.former_config),
+            "weights": made_for.weights == self.weights,
+            "processors": made_for.processors == self.processors,
+            "blocks": made_for.blocks == self.blocks,
+        }
+        return tuple(name for name, is_same in same.items() if not is_same)
 
     def __str__(self) -> str:
         span = f"{self.blocks[0]} … {self.blocks[-1]}" if self.blocks else "no blocks"

@@ -43,10 +43,10 @@ from vivace.policies.execution import Decoding, Denoising, Execution, sample
 from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
-from vivace.policies.plain_data import plain
+from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
-from vivace.policies.spec import ActionRange, PolicySpec
+from vivace.policies.spec import ActionRange, Fingerprint, PolicySpec
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""
@@ -248,8 +248,8 @@ def check_names(names: Iterable[str]) -> None:
 
 def _check_same(bundle: Bundle, loaded: LoadedPolicy, spec: PolicySpec) -> None:
     """Raise `BadBundle` unless a bundle holds this policy, for pictures of this size."""
-    held, needed = bundle.receipt["fingerprint"], plain(loaded.fingerprint)
-    other = [name for name, value in needed.items() if held.get(name) != value]
+    held = build(Fingerprint, "the bundle's fingerprint", bundle.receipt["fingerprint"])
+    other = loaded.fingerprint.differs(held)
     if other or replace(bundle.spec, action_range=None) != spec:
         raise BadBundle(
             f"{bundle.folder} holds another policy than {loaded.path}: its {', '.join(other) or 'spec'} "

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
 from vivace.policies.execution import Decoding, Execution, sample
 from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.streams import Streams
 
@@ -61,7 +62,7 @@ def prove(
     errors = [_chunk_error(policy, loaded, execution, one, must) for one in data.ones()]
     means = [error.mean for error in errors]
     return {
-        "fingerprint": asdict(plan.fingerprint),
+        "fingerprint": plain(plan.fingerprint),
         "techniques": [technique.kind for technique in plan.techniques],
         "torch": torch.__version__,
         "observations": len(errors),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
 from vivace.policies.execution import Denoising, Execution
+from vivace.policies.plain_data import plain
 
 
 class Traced(nn.Module):
@@ -67,7 +67,7 @@ def made_of(execution: Execution, seams: Sequence[Seam], *others: Any) -> str:
         }
         for technique in techniques
     ]
-    found = hashlib.sha256(json.dumps([asdict(plan.fingerprint), settings, others], default=str).encode())
+    found = hashlib.sha256(json.dumps([plain(plan.fingerprint), settings, others], default=str).encode())
     for technique in techniques:
         for name, tensor in sorted(getattr(technique, "tensors", {}).items()):
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -15,9 +15,10 @@ from vivace.deploy.export.lerobot_path import path_error
 from vivace.envs.registry import DEFAULT_TYPE, describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.terminal import console
+from vivace.policies.checkpoint.find import ZOO
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import as_trained, sample
-from vivace.policies.load import ZOO, load_policy
+from vivace.policies.load import load_policy
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session

@@ -1,10 +1,10 @@
 """Convert checkpoints of the original projects to lerobot checkpoint folders, once.
 
-Which project a folder is of is read from its config.json; see `cogact_original` and `openvla_original`.
+Which project a folder is of is read from its files; see the `original` of each family.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from vivace.policies.errors import BadSetting, PolicyNotFound
-from vivace.policies.vla.vla import VisionLanguageConfig
 
 
 @dataclass(frozen=True)
 class Original:
     """What a checkpoint of an original project holds."""
 
-    config: VisionLanguageConfig
+    config: Any
+    """Of our policy."""
     weights: dict[str, Tensor]
     """Under the names of our policy."""
-    statistics: dict[str, np.ndarray]
-    """"q01" and "q99" of the actions."""
+    statistics: dict[str, dict[str, Any]]
+    """Feature -> statistics, those that normalise it."""
 
 
 def action_statistics(found: Mapping[str, Any], file: Path, unnorm_key: str | None) -> dict[str, np.ndarray]:
@@ -53,6 +53,32 @@ def action_statistics(found: Mapping[str, Any], file: Path, unnorm_key: str | No
     low, high = (np.asarray(action[name], np.float32) for name in ("q01", "q99"))
     mask = np.asarray(action.get("mask", np.ones(len(low))), bool)
     return {"q01": np.where(mask, low, -1.0), "q99": np.where(mask, high, 1.0)}
+
+
+_STATES = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.pt", "rng_state*", "trainer_state.json")
+"""What trainers keep beside weights."""
+
+
+def check_read(run: Path, read: Collection[str]) -> None:
+    """Raise `PolicyNotFound` if a folder holds weights that are not read: it is another policy then.
+
+    Args:
+        run: the folder.
+        read: names of the files that are, relative to it.
+    """
+    kinds = ("*.pt", "*.pth", "*.bin", "*.ckpt", "*.safetensors", "*.npz", "*.msgpack")
+    found = sorted({file for kind in kinds for file in run.rglob(kind)})
+    unread = [
+        str(file.relative_to(run))
+        for file in found
+        if str(file.relative_to(run)) not in read and not any(file.match(name) for name in _STATES)
+    ]
+    if unread:
+        raise PolicyNotFound(
+            f"{run} holds weights that are not read: {', '.join(unread[:4])}; without them it would be "
+            "another policy (OpenVLA-OFT's heads and projectors, FiLM and LoRA are not supported); move "
+            "them away if they do not belong to it"
+        )
 
 
 def rename(weights: Mapping[str, Tensor], prefixes: Mapping[str, str | None], part: str) -> dict[str, Tensor]:

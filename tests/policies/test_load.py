@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from vivace.accel.apply import calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
-from vivace.policies import load as loading
 from vivace.policies.adapters.opaque import OpaquePolicy
+from vivace.policies.checkpoint import find as finding
+from vivace.policies.checkpoint.find import ZOO, resolve
+from vivace.policies.checkpoint.weights import check_finite
 from vivace.policies.errors import (
     BadSetting,
     NonFiniteActions,
@@ -28,7 +30,7 @@ from vivace.policies.errors import (
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.load import ZOO, _check_finite, load_policy, resolve, stage
+from vivace.policies.load import load_policy, stage
 from vivace.policies.placement import DTYPES, Placement
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
@@ -188,10 +190,10 @@ def test_weights_that_are_not_finite_are_refused(folder, tmp_path):
 def test_buffers_may_hold_infinity_but_not_nan(tmp_path):
     model = torch.nn.Module()
     model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    _check_finite(tmp_path, model)
+    check_finite(tmp_path, model)
     model.mask[0] = torch.nan
     with pytest.raises(PolicyNotFound, match="buffer 'mask' holds NaN; train again"):
-        _check_finite(tmp_path, model)
+        check_finite(tmp_path, model)
 
 
 def test_a_batch_has_rows_and_a_key_for_each(session):
@@ -252,9 +254,9 @@ def test_paths(folder, tmp_path):
 
 
 def test_the_zoo_is_found_in_a_checkout_and_where_it_was_installed(tmp_path, monkeypatch):
-    assert loading._zoo() == ZOO == Path(loading.__file__).parent / "zoo"
-    monkeypatch.setattr(loading, "__file__", str(tmp_path / "site" / "policies" / "load.py"))
-    monkeypatch.setattr(loading, "ZOO", loading._zoo())
+    assert finding._zoo() == ZOO == Path(finding.__file__).parents[1] / "zoo"
+    monkeypatch.setattr(finding, "__file__", str(tmp_path / "site" / "policies" / "load.py"))
+    monkeypatch.setattr(finding, "ZOO", finding._zoo())
     with pytest.raises(
         PolicyNotFound, match=r"no checkpoint folder at zoo/reach; .* pip install 'vivace\[zoo\]'"
     ):
@@ -262,7 +264,7 @@ def test_the_zoo_is_found_in_a_checkout_and_where_it_was_installed(tmp_path, mon
     (tmp_path / "other" / "vivace").mkdir(parents=True)
     (tmp_path / "other" / "vivace" / "zoo").symlink_to(ZOO)
     monkeypatch.syspath_prepend(tmp_path / "other")
-    monkeypatch.setattr(loading, "ZOO", loading._zoo())
+    monkeypatch.setattr(finding, "ZOO", finding._zoo())
     assert resolve("zoo/reach") == tmp_path / "other" / "vivace" / "zoo" / "reach"
 
 

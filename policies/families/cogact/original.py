@@ -20,7 +20,7 @@ from torch import Tensor
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.families.cogact.dit import SIZES
 from vivace.policies.families.cogact.policy import CogACTConfig
-from vivace.policies.families.originals import Original, action_statistics, read_json, rename
+from vivace.policies.families.originals import Original, action_statistics, check_read, read_json, rename
 
 CAMERA = "observation.images.primary"
 ARCHITECTURES: dict[str, dict[str, Any]] = {"prism-dinosiglip-224px+7b": {}}
@@ -60,7 +60,7 @@ def read(run: Path, unnorm_key: str | None, architecture: Mapping[str, Any] | No
     """Read a run folder; see `originals.convert`."""
     file = run / "dataset_statistics.json"
     statistics = action_statistics(read_json(file), file, unnorm_key)
-    return Original(*read_run(run, architecture), statistics)
+    return Original(*read_run(run, architecture), {"action": statistics})
 
 
 def read_run(
@@ -109,6 +109,7 @@ def _load_parts(folder: Path) -> dict[str, dict[str, Tensor]]:
     files = sorted(folder.glob("*.pt"))
     if len(files) != 1:
         raise PolicyNotFound(f"{folder} holds {len(files)} .pt files; exactly one is needed")
+    check_read(folder.parent, [str(files[0].relative_to(folder.parent))])
     try:
         loaded = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -7,6 +7,7 @@ Sampling uses the exact network of `dp_network`; acceleration goes through `dp_s
 """
 
 from collections import deque
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,11 +111,12 @@ class DPTransformerConfig(PreTrainedConfig):
             raise ValueError("dp_transformer needs an 'action' output feature")
         if not (self.robot_state_feature or self.env_state_feature or self.image_features):
             raise ValueError("dp_transformer needs a state, an environment state or an image observation")
-        sizes = {key: tuple(feature.shape) for key, feature in self.image_features.items()}
-        if len(set(sizes.values())) > 1 and self.resize_shape is None:
+        sizes = {feature.shape for feature in self.image_features.values()}
+        are_made_equal = self.resize_shape or self.crop_shape
+        if len(sizes) > 1 and not (self.use_separate_rgb_encoder_per_camera or are_made_equal):
             raise ValueError(
-                f"dp_transformer's cameras are of different sizes, {sizes}; give pictures of one "
-                "size, or set resize_shape"
+                f"cameras have sizes {sorted(sizes)}, and one encoder reads them all; give resize_shape or "
+                "crop_shape, or use_separate_rgb_encoder_per_camera=true"
             )
 
     @property
@@ -148,7 +150,8 @@ class DPTransformerPolicy(PreTrainedPolicy):
         self.rgb_encoders = nn.ModuleList()
         if config.image_features:
             count = len(config.image_features) if config.use_separate_rgb_encoder_per_camera else 1
-            self.rgb_encoders.extend(DiffusionRgbEncoder(config) for _ in range(count))
+            cameras = list(config.image_features)[:count]
+            self.rgb_encoders.extend(DiffusionRgbEncoder(_of_one(config, camera)) for camera in cameras)
             feature_dim: Any = self.rgb_encoders[0].feature_dim
             cond_dim += feature_dim * len(config.image_features)
         self.model = TransformerForDiffusion(
@@ -260,6 +263,13 @@ class DPTransformerPolicy(PreTrainedPolicy):
         noisy = self.schedule.diffuse(actions, noise, t)
         target = self.schedule.target(actions, noise, t)
         return F.mse_loss(self.model(noisy, t, self.features(batch)), target)
+
+
+def _of_one(config: DPTransformerConfig, camera: str) -> DPTransformerConfig:
+    """The config as if there were one camera: lerobot's encoder goes by the first one's size."""
+    one = copy(config)
+    one.input_features = {camera: config.image_features[camera]}
+    return one
 
 
 def make_dp_transformer_pre_post_processors(

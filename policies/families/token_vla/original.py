@@ -1,6 +1,7 @@
 """Read OpenVLA checkpoints in the layout of the Hugging Face hub.
 
     RUN/config.json                        {"model_type": "openvla", "timm_model_ids", "norm_stats", …}
+    RUN/dataset_statistics.json            of a fine-tuned one: its own statistics, config.json has the base's
     RUN/model.safetensors, or RUN/model.safetensors.index.json and its shards
         language_model.{model,lm_head}.*, projector.fc{1,2,3}.*,
         vision_backbone.{featurizer,fused_featurizer}.*
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vivace.policies.errors import PolicyNotFound
-from vivace.policies.families.originals import Original, action_statistics, read_json, rename
+from vivace.policies.families.originals import Original, action_statistics, check_read, read_json, rename
 from vivace.policies.families.token_vla.policy import TokenVLAConfig
 
 CAMERA = "observation.images.primary"
@@ -54,14 +55,18 @@ def read(run: Path, unnorm_key: str | None, architecture: Mapping[str, Any] | No
     """Read a checkpoint folder; see `originals.convert`."""
     file = run / "config.json"
     described = read_json(file)
-    statistics = action_statistics(described.get("norm_stats", {}), file, unnorm_key)
+    own = run / "dataset_statistics.json"
+    if own.is_file():  # OpenVLA's deploy.py takes these instead
+        statistics = action_statistics(read_json(own), own, unnorm_key)
+    else:
+        statistics = action_statistics(described.get("norm_stats", {}), file, unnorm_key)
     try:
         settings = _settings(described, len(statistics["q01"])) | dict(architecture or {})
     except (KeyError, TypeError, IndexError) as error:
         raise PolicyNotFound(f"{file} lacks {error}; this is not OpenVLA's config") from error
     edge = settings["image_size"]
     settings["input_features"] = {CAMERA: PolicyFeature(FeatureType.VISUAL, (3, edge, edge))}
-    return Original(TokenVLAConfig(**settings), convert_state_dict(_load(run)), statistics)
+    return Original(TokenVLAConfig(**settings), convert_state_dict(_load(run)), {"action": statistics})
 
 
 def _settings(described: Mapping[str, Any], action_dim: int) -> dict[str, Any]:
@@ -87,14 +92,16 @@ def _load(run: Path) -> dict[str, Tensor]:
     index, single = run / "model.safetensors.index.json", run / "model.safetensors"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
     elif not single.is_file():
         raise PolicyNotFound(f"{run} has no model.safetensors and no model.safetensors.index.json")
+    outside = next((name for name in names if Path(name).name != name), None)
+    if outside is not None:
+        raise PolicyNotFound(f"{index} names {json.dumps(outside)}, which is outside of its folder")
+    check_read(run, names)
     weights: dict[str, Tensor] = {}
     for name in names:
         file = run / name
-        if Path(name).name != name:
-            raise PolicyNotFound(f"{index} names {json.dumps(name)}, which is outside of its folder")
         try:
             weights |= load_file(file)
         except (SafetensorError, OSError) as error:

@@ -45,8 +45,9 @@ def edit_plan(folder, change) -> None:
 
 
 def test_missing_and_foreign_checkpoints(copy, capsys, tmp_path):
-    assert "no checkpoint folder at nowhere; give a lerobot checkpoint or one of:" in evaluate(
-        capsys, "nowhere"
+    assert (
+        "no checkpoint folder at nowhere; give a lerobot checkpoint, its name on the Hub, or one of:"
+        in evaluate(capsys, "nowhere")
     )
     (copy / "config.json").write_text('{"type": "rt_1"}')
     assert "policy type 'rt_1'; known types:" in evaluate(capsys, copy)

@@ -6,7 +6,7 @@ import pytest
 
 from vivace.eval.cli import main
 from vivace.eval.verbs import doctor
-from vivace.policies.load import ZOO
+from vivace.policies.checkpoint.find import ZOO
 
 pytestmark = pytest.mark.sim
 

@@ -123,7 +123,7 @@ def test_a_run_folder_becomes_a_checkpoint(run, tmp_path):
 
 
 def test_statistics_leave_masked_dimensions_alone(run):
-    found = read(run, "bridge", ARCHITECTURE).statistics
+    found = read(run, "bridge", ARCHITECTURE).statistics["action"]
     assert found["q01"].tolist() == [-2.0] * 6 + [-1.0]
     assert found["q99"].tolist() == [4.0] * 6 + [1.0]
 

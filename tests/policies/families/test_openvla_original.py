@@ -171,3 +171,43 @@ def test_damaged_folders_are_refused(run, tmp_path):
     with pytest.raises(PolicyNotFound, match="lacks 'timm_model_ids'"):
         convert(run, tmp_path / "out", tmp_path / "tokenizer.json", "bridge")
     assert not (tmp_path / "out").exists()
+
+
+FINE_TUNED = {"my_robot": {"action": {"q01": [-0.1] * 7, "q99": [0.1] * 7, "mask": [True] * 7}}}
+
+
+@pytest.mark.parametrize("key", ["my_robot", None])
+def test_the_statistics_of_a_fine_tune_win(run, tmp_path, key):
+    """E1: config.json still has the base's."""
+    (run / "dataset_statistics.json").write_text(json.dumps(FINE_TUNED))
+    arguments = ["convert", f"--run={run}", f"--tokenizer={tmp_path / 'tokenizer.json'}"]
+    assert read(run, key, ARCHITECTURE).statistics["action"]["q99"] == pytest.approx([0.1] * 7)
+    found = main([*arguments, "--unnorm_key=bridge", f"--output_dir={tmp_path / 'out'}"])
+    assert found == 2  # as OpenVLA's own deploy.py: the base's are gone
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "action_head--5000_checkpoint.pt",
+        "proprio_projector--5000_checkpoint.pt",
+        "vision_backbone--5000_checkpoint.pt",
+        "lora_adapter/adapter_model.safetensors",
+        "model-00003-of-00003.safetensors",
+        "pytorch_model.bin",
+    ],
+)
+def test_a_folder_of_more_weights_is_another_policy(run, tmp_path, capsys, name):
+    """E2: OpenVLA-OFT, and whatever else would be passed over."""
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_bytes(b"weights")
+    arguments = ["convert", f"--run={run}", f"--tokenizer={tmp_path / 'tokenizer.json'}"]
+    assert main([*arguments, "--unnorm_key=bridge", f"--output_dir={tmp_path / 'out'}"]) == 2
+    assert f"holds weights that are not read: {name}; without them" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_trainer_keeps_is_no_weights(run):
+    for name in ("training_args.bin", "optimizer.pt", "rng_state_0.pth"):
+        (run / name).write_bytes(b"state")
+    assert read(run, "bridge", ARCHITECTURE).config.horizon == 2

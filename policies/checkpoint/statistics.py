@@ -1,0 +1,179 @@
+"""Proof that a checkpoint normalises what its config says it does.
+
+lerobot passes a value on unchanged where a step holds no statistics under exactly the feature's name, so a
+policy whose statistics are missing or misnamed acts in [-1, 1] and nobody is told. Here every feature is
+followed through the pipelines, renamings included.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    RenameObservationsProcessorStep,
+    UnnormalizerProcessorStep,
+)
+from lerobot.utils.constants import ACTION
+from torch import Tensor
+
+from vivace.policies.errors import PolicyNotFound
+
+_NEEDED = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+"""Mode -> names of the statistics that lerobot computes with."""
+_BRIGHTEST = 1.5
+"""Statistics of pictures in [0, 1] stay below, those of [0, 255] do not."""
+_REMEDY = (
+    "save the processors again with the dataset's: lerobot's make_pre_post_processors(config, "
+    "dataset_stats=dataset.meta.stats)"
+)
+
+
+def check_statistics(folder: Path, config: Any, preprocess: Any, postprocess: Any) -> None:
+    """Raise `PolicyNotFound` unless every feature is normalised as its policy's config says.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        config: of the policy, with features and `normalization_mapping`.
+        preprocess: lerobot's pipeline of observations.
+        postprocess: of actions.
+    """
+    _check_finite(folder, preprocess, postprocess)
+    action = {ACTION: config.action_feature}
+    _check(folder, config, preprocess, NormalizerProcessorStep, {**config.input_features, **action})
+    _check(folder, config, postprocess, UnnormalizerProcessorStep, action)
+
+
+def _check_finite(folder: Path, *pipelines: Any) -> None:
+    for pipeline in pipelines:
+        for step in pipeline.steps:
+            for name, tensor in step.state_dict().items():
+                if not torch.isfinite(tensor.float()).all():
+                    raise PolicyNotFound(
+                        f"{folder}: normaliser statistic {name!r} holds NaN or infinity; "
+                        "recompute the dataset statistics and save the checkpoint again"
+                    )
+
+
+def _check(
+    folder: Path, config: Any, pipeline: Any, kind: type, features: Mapping[str, PolicyFeature]
+) -> None:
+    """Check the features that pass through one pipeline against its steps of one kind."""
+    said = getattr(config, "normalization_mapping", None) or {}
+    where = f"{folder}/{pipeline.name}.json"
+    for key, feature in features.items():
+        wanted = NormalizationMode(said.get(feature.type, NormalizationMode.IDENTITY))
+        is_done = wanted is NormalizationMode.IDENTITY
+        for step, name in _on_its_way(pipeline.steps, kind, key, feature):
+            mode = step.norm_map.get(_type(step, name, feature), NormalizationMode.IDENTITY)
+            if mode is not NormalizationMode.IDENTITY:
+                _check_step(where, step, name, step.features.get(name, feature), mode)
+                is_done = True
+        if not is_done:
+            raise PolicyNotFound(
+                f"{where} has no step that normalises {key!r}, but config.json says {wanted.value}; {_REMEDY}"
+            )
+        if feature.type is FeatureType.VISUAL:
+            _check_brightness(where, pipeline.steps, kind, key, feature)
+
+
+def _on_its_way(
+    steps: Iterable[Any], kind: type, key: str, feature: PolicyFeature
+) -> Iterator[tuple[Any, str]]:
+    """The steps of a kind that a feature passes, and what it is called there; last first."""
+    for step in reversed(list(steps)):
+        if isinstance(step, RenameObservationsProcessorStep):
+            key = next((old for old, new in step.rename_map.items() if new == key), key)
+        elif isinstance(step, kind) and (feature.type is FeatureType.ACTION or _takes(step, key)):
+            yield step, key
+
+
+def _takes(step: Any, key: str) -> bool:
+    chosen = step.normalize_observation_keys
+    return key in step.features and (chosen is None or key in chosen)
+
+
+def _type(step: Any, key: str, feature: PolicyFeature) -> FeatureType:
+    return FeatureType.ACTION if feature.type is FeatureType.ACTION else step.features[key].type
+
+
+def _held(step: Any) -> dict[str, dict[str, Tensor]]:
+    """Feature -> name -> statistic."""
+    held: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in step.state_dict().items():
+        key, _, statistic = name.rpartition(".")
+        held.setdefault(key, {})[statistic] = tensor
+    return held
+
+
+def _check_step(where: str, step: Any, key: str, feature: PolicyFeature, mode: NormalizationMode) -> None:
+    """Check the statistics that one step has for one feature."""
+    held = _held(step)
+    if key not in held:
+        meant = [name for name in held if _loosely(name).endswith(_loosely(f".{key}"))]
+        remedy = f"rename {meant[0]!r} to {key!r} in its state file" if len(meant) == 1 else _REMEDY
+        raise PolicyNotFound(
+            f"{where} has no statistics of {key!r}, so it would not be normalised ({mode.value}); those "
+            f"there are of {', '.join(map(repr, sorted(held))) or 'nothing'}; {remedy}"
+        )
+    low, high = _NEEDED[mode]
+    lacking = [name for name in (low, high) if name not in held[key]]
+    if lacking:
+        raise PolicyNotFound(
+            f"{where} has no {lacking[0]!r} of {key!r}, which {mode.value} needs; it has "
+            f"{', '.join(sorted(held[key]))}; {_REMEDY}"
+        )
+    first, second = (held[key][name].float() for name in (low, high))
+    for name, value in ((low, first), (high, second)):
+        if not _fits(value, feature):
+            raise PolicyNotFound(
+                f"{where} has {name!r} of {key!r} of shape {tuple(value.shape)}, but the feature has "
+                f"{tuple(feature.shape)}: statistics of another dataset; {_REMEDY}"
+            )
+    if bool((second < (0 if high == "std" else first)).any()):
+        raise PolicyNotFound(f"{where} has a {high!r} of {key!r} below what it can be; {_REMEDY}")
+    still = second == 0 if high == "std" else second == first
+    if key == ACTION and still.all():
+        raise PolicyNotFound(
+            f"{where} says that no number of {key!r} ever changes ({low} and {high}), so every action would "
+            f"be the same; {_REMEDY}"
+        )
+
+
+def _loosely(name: str) -> str:
+    """A name as lerobot's buffers and its migration may have spelled it."""
+    return name.replace("_", ".").replace("/", ".")
+
+
+def _fits(value: Tensor, feature: PolicyFeature) -> bool:
+    """Whether a statistic has a number for each of a feature's, pictures one for each channel."""
+    shape = tuple(feature.shape)
+    if feature.type is not FeatureType.VISUAL:
+        return tuple(value.shape) == shape
+    try:
+        return torch.broadcast_shapes(value.shape, shape) == shape
+    except RuntimeError:
+        return False
+
+
+def _check_brightness(where: str, steps: Iterable[Any], kind: type, key: str, feature: PolicyFeature) -> None:
+    """Refuse statistics of pictures in [0, 255]: pictures enter lerobot's pipelines in [0, 1]."""
+    before = [step for step in steps if not isinstance(step, kind)]
+    if not all(type(step).__module__.startswith(("lerobot.processor.", "vivace.")) for step in before):
+        return  # a step of somebody else's may scale them
+    for step, name in _on_its_way(steps, kind, key, feature):
+        mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
+        brightest = max((float(_held(step)[name][it].max()) for it in _NEEDED.get(mode, ())), default=0.0)
+        if brightest > _BRIGHTEST:
+            raise PolicyNotFound(
+                f"{where} has statistics of {key!r} up to {brightest:g}, those of pictures in [0, 255], but "
+                "pictures come in [0, 1]: all of them would look alike; divide its mean, std, min, max and "
+                "quantiles by 255"
+            )

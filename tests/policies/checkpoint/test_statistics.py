@@ -1,0 +1,181 @@
+"""A1, A2, A5, A7: what a checkpoint says is normalised is normalised, or the checkpoint is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from lerobot.configs import NormalizationMode
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    RenameObservationsProcessorStep,
+    UnnormalizerProcessorStep,
+)
+from lerobot.processor.factory import make_policy_processor_pipelines
+
+from vivace.policies.checkpoint.statistics import check_statistics
+from vivace.policies.errors import PolicyNotFound
+from vivace.policies.load import load_policy
+from vivace.policies.tiny.policies import tiny_dp_transformer
+
+STATE, CAMERA = "observation.state", "observation.images.front"
+
+
+def renamed(tensors, old, new):
+    return {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in tensors.items()}
+
+
+def changed(tensors, name, value):
+    return tensors | ({name: value} if name in tensors else {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            lambda t: {f"so100.buffer.{name}": tensor for name, tensor in t.items()},
+            "no statistics of 'observation.state', so it would not be normalised .* rename "
+            "'so100.buffer.observation.state' to 'observation.state'",
+            id="A1 under the name of a dataset",
+        ),
+        pytest.param(
+            lambda t: renamed(t, "action", "actions"),
+            "no statistics of 'action', .* those there are of 'actions'",
+            id="A1 actions only",
+        ),
+        pytest.param(
+            lambda t: renamed(t, STATE, "observation_state"),
+            "no statistics of 'observation.state'",
+            id="A1 as a buffer",
+        ),
+        pytest.param(
+            lambda t: {"none.min": torch.zeros(1)}, "dataset_stats=dataset.meta.stats", id="A2 none of it"
+        ),
+        pytest.param(
+            lambda t: {name: tensor for name, tensor in t.items() if not name.endswith("max")},
+            "has no 'max' of 'observation.state', which MIN_MAX needs; it has min",
+            id="A2 half of them",
+        ),
+        pytest.param(
+            lambda t: changed(t, "action.min", torch.zeros(4)) | changed(t, "action.max", torch.ones(4)),
+            r"'max' of 'action' of shape \(4,\), but the feature has \(3,\): statistics of another dataset|"
+            r"'min' of 'action' of shape \(4,\)",
+            id="A5 of another size",
+        ),
+        pytest.param(
+            lambda t: changed(t, "action.min", torch.zeros(1)),
+            r"'min' of 'action' of shape \(1,\)",
+            id="A5 one number for all",
+        ),
+        pytest.param(
+            lambda t: changed(t, f"{STATE}.max", torch.full((5,), -3.0)),
+            "'max' of 'observation.state' below what it can be",
+            id="A5 upside down",
+        ),
+        pytest.param(
+            lambda t: changed(t, "action.max", torch.full((3,), 10.0)),
+            "no number of 'action' ever changes",
+            id="A5 nothing ever moved",
+        ),
+        pytest.param(
+            lambda t: changed(t, "action.max", torch.full((3,), torch.inf)),
+            "'action.max' holds NaN or infinity",
+            id="A5 not finite",
+        ),
+    ],
+)
+def test_statistics_that_do_not_normalise_are_refused(copy, restate, change, message):
+    restate(copy, change)
+    with pytest.raises(PolicyNotFound, match=message) as refusal:
+        load_policy(copy)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_lerobot_runs_rightly_loads(copy, restate):
+    restate(copy, lambda t: changed(t, "action.max", torch.tensor([10.0, 30.0, 30.0])))
+    assert load_policy(copy).postprocess(torch.ones(1, 3))[0].tolist() == pytest.approx([10, 30, 30])
+
+
+def test_no_statistics_at_all(copy):
+    """A2: lerobot writes no state file then."""
+    for file in copy.glob("policy_*.json"):
+        pipeline = json.loads(file.read_text())
+        for step in pipeline["steps"]:
+            step.pop("state_file", None)
+        file.write_text(json.dumps(pipeline))
+    with pytest.raises(PolicyNotFound, match="those there are of nothing; save the processors again"):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize("name", ["policy_preprocessor", "policy_postprocessor"])
+def test_no_normaliser_at_all(copy, name):
+    file = copy / f"{name}.json"
+    pipeline = json.loads(file.read_text())
+    pipeline["steps"] = [step for step in pipeline["steps"] if "normalizer" not in step["registry_name"]]
+    file.write_text(json.dumps(pipeline))
+    with pytest.raises(PolicyNotFound, match=f"{name}.json has no step that normalises '.*MIN_MAX"):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_pictures_come_in_0_to_1(seeing, tmp_path, restate, scale):
+    """A7: statistics of pictures in [0, 255] make all pictures look alike."""
+    folder = shutil.copytree(seeing, tmp_path / "policy")
+    restate(folder, lambda t: {n: v * (scale if n.startswith(CAMERA) else 1) for n, v in t.items()})
+    if scale == 1:
+        assert load_policy(folder)
+        return
+    with pytest.raises(PolicyNotFound, match="up to 127.5, those of pictures .* divide its mean"):
+        load_policy(folder)
+
+
+STATS = {
+    STATE: {"min": torch.full((5,), -2.0), "max": torch.full((5,), 2.0)},
+    "action": {"min": torch.zeros(3), "max": torch.ones(3)},
+}
+
+
+def pipelines(config, *, stats=STATS, before=(), after=(), **changes):
+    """Pipelines with a normaliser between other steps."""
+    both = {**config.input_features, **config.output_features}
+    norm_map = config.normalization_mapping
+    normalize = NormalizerProcessorStep(features=both, norm_map=norm_map, stats=stats, **changes)
+    unnormalize = UnnormalizerProcessorStep(features=config.output_features, norm_map=norm_map, stats=stats)
+    return make_policy_processor_pipelines([*before, normalize, *after], [unnormalize])
+
+
+def test_a_feature_is_followed_through_renamings(tmp_path):
+    """A1, A13: the dataset's name before a renaming step, the policy's after it."""
+    config = tiny_dp_transformer().config
+    rename = RenameObservationsProcessorStep(rename_map={"observation.joints": STATE})
+    check_statistics(tmp_path, config, *pipelines(config, before=[rename]))
+    with pytest.raises(PolicyNotFound, match="has no step that normalises 'observation.state'"):
+        check_statistics(tmp_path, config, *pipelines(config, after=[rename]))
+
+
+def test_a_feature_that_a_step_leaves_out_is_not_normalised(tmp_path):
+    config = tiny_dp_transformer().config
+    with pytest.raises(PolicyNotFound, match="has no step that normalises 'observation.state'"):
+        check_statistics(tmp_path, config, *pipelines(config, normalize_observation_keys={"none"}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "needed"),
+    [
+        (NormalizationMode.MEAN_STD, {"mean": torch.zeros(3), "std": torch.ones(3)}),
+        (NormalizationMode.QUANTILES, {"q01": torch.zeros(3), "q99": torch.ones(3)}),
+        (NormalizationMode.QUANTILE10, {"q10": torch.zeros(3), "q90": torch.ones(3)}),
+    ],
+)
+def test_every_mode_needs_its_own(tmp_path, mode, needed):
+    config = tiny_dp_transformer().config
+    config.normalization_mapping = config.normalization_mapping | {"ACTION": mode}
+    with pytest.raises(PolicyNotFound, match=f"of 'action', which {mode.value} needs; it has max, min"):
+        check_statistics(tmp_path, config, *pipelines(config))
+    check_statistics(tmp_path, config, *pipelines(config, stats=STATS | {"action": needed}))
+
+
+def test_what_is_not_normalised_needs_no_statistics(tmp_path):
+    config = tiny_dp_transformer().config
+    config.normalization_mapping = dict.fromkeys(config.normalization_mapping, NormalizationMode.IDENTITY)
+    check_statistics(tmp_path, config, *pipelines(config, stats={}))
