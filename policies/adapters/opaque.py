@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
+from vivace.policies.batch import take
 from vivace.policies.block import Runner, compute
 from vivace.policies.dtype import cast
 from vivace.policies.errors import UnsupportedPolicy
@@ -64,10 +65,7 @@ class OpaquePolicy(DenoisingForm):
         """Predict actions (B, n, A), padded by repetition to (B, H, A); x is what seeds each row."""
         rows = []
         for i, seed in enumerate(_seeds(x)):
-            one = {
-                key: value[i : i + 1] if isinstance(value, Tensor) else value
-                for key, value in condition.items()
-            }
+            one = take(condition, [i])
             with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
                 torch.manual_seed(seed)
                 rows.append(self.policy.predict_action_chunk(one))
