@@ -31,8 +31,13 @@ STATE_DIM, ACTION_DIM = 5, 4
 CAMERAS = ("front", "wrist")
 TASK = "put the red cube on the plate"
 
-UNBUILDABLE: dict[str, str] = {}
-"""Type -> why it cannot be built small without a network."""
+UNBUILDABLE: dict[str, str] = {
+    "fastwam": "it loads the video VAE and the text encoder of Wan 2.2 by their names on the Hub",
+    "lingbot_va": "its first chunk loads the video VAE and the text encoder of Wan 2.2",
+    "molmoact2": "it starts from a checkpoint of MolmoAct2's own form, with processors of its own",
+    "wall_x": "it starts from a checkpoint of Wall-X's own form, a mixture of experts over Qwen2.5-VL",
+}
+"""Type -> why it is not built small without a network."""
 
 
 def features(size: tuple[int, int] = (48, 64), cameras: int = 2, state: bool = True) -> dict[str, Any]:
@@ -381,9 +386,7 @@ def _internvl(folder: Path) -> Path:
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": [32, 32], "patch_size": [8, 8]}
     token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    config = InternVLConfig(
-        text_config=text, vision_config=vision, image_token_id=token, image_seq_length=4
-    )
+    config = InternVLConfig(text_config=text, vision_config=vision, image_token_id=token, image_seq_length=4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         InternVLModel(config).float().save_pretrained(vlm)
