@@ -391,6 +391,20 @@ def test_a_mark_of_padding_reaches_the_policy():
     assert not np.allclose(found, plain, **ROUNDED)
 
 
+def test_a_robot_of_another_domain_has_its_own_weights(tmp_path):
+    """G3: xvla's domain, which the preprocessor adds."""
+    copy = tmp_path / "domain"
+    shutil.copytree(saved("xvla"), copy)
+    file = copy / "policy_preprocessor.json"
+    pipeline = json.loads(file.read_text())
+    (step,) = [it for it in pipeline["steps"] if it["registry_name"] == "xvla_add_domain_id"]
+    step["config"]["domain_id"] = 2
+    file.write_text(json.dumps(pipeline))
+    found, wanted = both(copy)
+    np.testing.assert_allclose(found, wanted, **EXACT)
+    assert np.abs(found - both(saved("xvla"))[0]).max() > 0.05
+
+
 def test_what_a_chunk_continues_becomes_relative_and_normalised(tmp_path):
     """G2: the chunk before, in the robot's units, by the steps that lerobot's real-time chunking takes."""
     checkpoint = with_relative_actions(tmp_path, saved("diffusion"))
