@@ -15,7 +15,7 @@ from vivace.policies.spec import Fingerprint
 _RUNTIME = {"device", "use_amp", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path",
             "control_hz", "action_kinds"}  # fmt: skip
 """Config fields that do not change what the policy computes."""
-_OUTSIDE = {"rename_map": {}}
+_OUTSIDE: dict[str, Any] = {"rename_map": {}}
 """Settings of processors that say what the robot calls its observations, as they are in the fingerprint."""
 _EXECUTION = {"n_action_steps", "temporal_ensemble_coeff", "ensemble_horizon", "ensemble_alpha", "rtc_config",
               "compile_model", "compile_mode", "gradient_checkpointing", "pretrained_backbone_weights",

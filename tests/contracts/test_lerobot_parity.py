@@ -60,6 +60,7 @@ CHUNKED = (
     "xvla",
     "eo1",
     "vla_jepa",
+    "groot",
 )
 TOLERANCE = {"multi_task_dit": ROUNDED}
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
@@ -109,19 +110,19 @@ def test_a_policy_is_given_all_that_lerobot_gives_it(kind):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", [kind for kind in CHUNKED if kind not in ("act", "diffusion")])
+@pytest.mark.parametrize("kind", ["multi_task_dit", "pi0", "pi05", "pi0_fast", "smolvla", "xvla"])
 def test_every_normalisation_is_that_of_lerobot(kind, mode):
     """G1: states and actions normalised in every way lerobot knows."""
     found, wanted = both(saved(kind, **normalised(mode, mode)))
     np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
 
 
-@pytest.mark.parametrize(("state", "action"), [("QUANTILES", "MIN_MAX"), ("IDENTITY", "QUANTILE10")])
-def test_pictures_are_normalised_as_in_lerobot(state, action):
-    changes = normalised(state, action, "MEAN_STD")
-    found, wanted = both(saved("act", **changes))
-    np.testing.assert_allclose(found, wanted, **EXACT)
-    found, wanted = both(saved("diffusion", **normalised(state, action, "MIN_MAX")))
+@pytest.mark.parametrize(
+    ("kind", "modes"),
+    [("act", ("QUANTILES", "MIN_MAX", "MEAN_STD")), ("diffusion", ("IDENTITY", "QUANTILE10", "MIN_MAX"))],
+)
+def test_pictures_are_normalised_as_in_lerobot(kind, modes):
+    found, wanted = both(saved(kind, **normalised(*modes)))
     np.testing.assert_allclose(found, wanted, **EXACT)
 
 
@@ -293,6 +294,20 @@ def test_a_mark_of_padding_reaches_the_policy():
         wanted = theirs.post(theirs.policy.predict_action_chunk(ready)).numpy()
     np.testing.assert_allclose(found, wanted, **EXACT)
     assert not np.allclose(found, plain, **ROUNDED)
+
+
+def test_a_robot_of_another_domain_has_its_own_weights(tmp_path):
+    """G3: xvla's domain, which the preprocessor adds."""
+    copy = tmp_path / "domain"
+    shutil.copytree(saved("xvla"), copy)
+    file = copy / "policy_preprocessor.json"
+    pipeline = json.loads(file.read_text())
+    (step,) = [it for it in pipeline["steps"] if it["registry_name"] == "xvla_add_domain_id"]
+    step["config"]["domain_id"] = 2
+    file.write_text(json.dumps(pipeline))
+    found, wanted = both(copy)
+    np.testing.assert_allclose(found, wanted, **EXACT)
+    assert np.abs(found - both(saved("xvla"))[0]).max() > 0.05
 
 
 def test_what_a_chunk_continues_becomes_relative_and_normalised(tmp_path):

@@ -31,8 +31,13 @@ STATE_DIM, ACTION_DIM = 5, 4
 CAMERAS = ("front", "wrist")
 TASK = "put the red cube on the plate"
 
-UNBUILDABLE: dict[str, str] = {}
-"""Type -> why it cannot be built small without a network."""
+UNBUILDABLE: dict[str, str] = {
+    "fastwam": "it loads the video VAE and the text encoder of Wan 2.2 by their names on the Hub",
+    "lingbot_va": "its first chunk loads the video VAE and the text encoder of Wan 2.2",
+    "molmoact2": "it starts from a checkpoint of MolmoAct2's own form, with processors of its own",
+    "wall_x": "it starts from a checkpoint of Wall-X's own form, a mixture of experts over Qwen2.5-VL",
+}
+"""Type -> why it is not built small without a network."""
 
 
 def features(size: tuple[int, int] = (48, 64), cameras: int = 2, state: bool = True) -> dict[str, Any]:
@@ -334,6 +339,63 @@ def _vla_jepa(folder: Path) -> dict[str, Any]:
     return features() | run | sizes | tokens | alone | {"qwen_model_name": str(_qwen(folder, "qwen3_vl"))}
 
 
+def _groot(folder: Path) -> dict[str, Any]:
+    """Settings, and the base model it starts from, with neither statistics nor processors of its own."""
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
+
+    base = folder / "base"
+    head = {"num_attention_heads": 2, "attention_head_dim": 16, "dropout": 0.0, "final_dropout": True}
+    head |= {"positional_embeddings": None}
+    dit = head | {"norm_type": "ada_norm", "output_dim": 32, "interleave_self_attention": True}
+    config = GR00TN17Config(
+        model_name=str(_qwen(folder, "qwen3_vl")),
+        backbone_embedding_dim=32,
+        select_layer=2,
+        hidden_size=32,
+        input_embedding_dim=32,
+        max_state_dim=8,
+        max_action_dim=8,
+        max_num_embodiments=32,
+        diffusion_model_cfg=dit | {"num_layers": 4},
+        vl_self_attention_cfg=head | {"num_layers": 1},
+        dtype="float32",
+        model_dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GR00TN17(config, load_backbone_weights=False).save_pretrained(base)
+    run = {"chunk_size": 6, "n_action_steps": 4, "use_bf16": False}
+    return features() | run | {"max_state_dim": 8, "max_action_dim": 8, "base_model_path": str(base)}
+
+
+def _evo1(folder: Path) -> dict[str, Any]:
+    run = {"chunk_size": 6, "n_action_steps": 4, "num_inference_timesteps": 3, "max_views": 2}
+    sizes = {"embed_dim": 32, "hidden_dim": 32, "state_hidden_dim": 32, "num_heads": 4, "num_layers": 2}
+    sizes |= {"max_state_dim": 8, "max_action_dim": 8, "image_resolution": (32, 32)}
+    vlm = {"vlm_model_name": str(_internvl(folder)), "vlm_num_layers": 2, "vlm_dtype": "float32"}
+    return features() | run | sizes | vlm | {"use_flash_attn": False}
+
+
+def _internvl(folder: Path) -> Path:
+    """Write a miniature InternVL and its tokenizer."""
+    from transformers import AutoTokenizer, InternVLConfig, InternVLModel
+
+    vlm = folder / "internvl"
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder))
+    tokenizer.add_tokens(["<IMG_CONTEXT>", "<img>", "</img>"], special_tokens=True)
+    tokenizer.save_pretrained(vlm)
+    text = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": [32, 32], "patch_size": [8, 8]}
+    token = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    config = InternVLConfig(text_config=text, vision_config=vision, image_token_id=token, image_seq_length=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        InternVLModel(config).float().save_pretrained(vlm)
+    return vlm
+
+
 SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "act": _act,
     "diffusion": _diffusion,
@@ -348,6 +410,8 @@ SETTINGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "xvla": _xvla,
     "eo1": _eo1,
     "vla_jepa": _vla_jepa,
+    "groot": _groot,
+    "evo1": _evo1,
 }
 """Type -> settings of its config; what it needs beside the checkpoint is written into the folder."""
 TYPES = tuple(SETTINGS)
@@ -384,6 +448,9 @@ def save(kind: str, folder: Path, **changes: Any) -> Path:
         for step in pipeline.steps:
             if isinstance(step, TokenizerProcessorStep) and not Path(step.tokenizer_name).exists():
                 step.tokenizer_name = str(tokenizer_folder(folder))
+            if type(step).__name__ == "GrootN17VLMEncodeStep":
+                step.model_name, step.image_target_size = str(folder / "qwen3_vl"), [64, 64]
+                step.image_crop_size = [56, 56]
     checkpoint = folder / "checkpoint"
     policy.save_pretrained(checkpoint)
     for pipeline in processors:
