@@ -6,6 +6,7 @@ lerobot saved, in a world of its own features. Faults, by their ids: G5 to G7, G
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,13 @@ from lerobot.configs import PreTrainedConfig
 from lerobot_itself import LeRobot, draw_alike, moments, ours
 from lerobot_policies import TASK, TYPES, saved
 
+from vivace.deploy.bundle.bundle import Bundle
+from vivace.deploy.bundle.checks import check_contents
+from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval.cli import main
+from vivace.policies.errors import BadBundle, UnsupportedPolicy
 from vivace.policies.load import load_policy
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 
 README = Path(__file__).parents[2] / "policies" / "README.md"
@@ -99,7 +105,7 @@ CELLS = [
     (kind, column)
     for kind in TYPES
     for column in VERBS
-    if column != "export" or kind not in EXPORTED_ELSEWHERE
+    if column != "export" or kind not in ("act", *EXPORTED_ELSEWHERE)
 ]
 
 
@@ -107,6 +113,28 @@ CELLS = [
 def test_a_policy_works_or_is_refused_in_one_line(kind, column):
     """G6, G10, G11, G12, B5: nothing ends in a stack, and what cannot be says why."""
     assert outcome(kind, column).startswith(wanted(kind, column).format(kind))
+
+
+def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
+    """B5: ACT with two cameras and a state, run by ONNX Runtime as by torch; what it cannot, it says."""
+    assert outcome("act", "export") == WORKS
+    loaded = load_policy(saved("act"))
+    bundle = Bundle.load(saved("act").parent / "export")
+    assert [graph.origin.part for graph in bundle.graphs] == ["whole"]
+    assert bundle.receipt["chunk_error"] <= 1e-5
+    policy, session = OrtPolicy(bundle), Session(loaded)
+    seen = {key: value[:, None] for key, value in moments(loaded.staged.spec, rows=2)[0].items()}
+    found, wanted = (it.predict(seen, [(1, 0), (2, 0)]) for it in (policy, session))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    with pytest.raises(UnsupportedPolicy, match="'act' has none of its own to correct; use mode async"):
+        OrtPolicy(bundle, chunking=RealTimeChunking())
+    (graph,) = bundle.graphs
+    cut = replace(graph, outputs={"actions": (1, 7, 4)})
+    with pytest.raises(BadBundle, match="or one graph of the whole with"):
+        check_contents(replace(bundle, graphs=(cut,)))
+    with pytest.raises(BadBundle, match="or one graph of the whole with"):
+        check_contents(replace(bundle, graphs=(replace(graph, origin=replace(graph.origin, part="encode")),)))
 
 
 def own_loop(checkpoint: Path, seen: list[dict[str, np.ndarray]], n: int) -> np.ndarray:
