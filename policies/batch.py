@@ -47,7 +47,10 @@ def take(batch: Batch, picks: Sequence[int]) -> Batch:
 
 def _take(key: str, value: Any, picks: list[int], rows: int) -> Any:
     if has_rows(value, rows):
-        return value[picks] if isinstance(value, Tensor) else [value[i] for i in picks]
+        if isinstance(value, Tensor):
+            return value[picks]
+        found = [value[i] for i in picks]
+        return found[0] if len(found) == 1 and isinstance(found[0], Tensor) else found
     if isinstance(value, Tensor) and value.ndim:
         raise UnsupportedPolicy(
             f"of {rows} observations the policy's processors made {key!r} of shape {tuple(value.shape)}, "
@@ -59,22 +62,41 @@ def _take(key: str, value: Any, picks: list[int], rows: int) -> Any:
 def join(batches: Sequence[Batch]) -> Batch:
     """Put the observations of several batches behind each other; what has no rows is the first one's.
 
-    Raises:
-        UnsupportedPolicy: tensors are of different lengths, such as of texts that are padded to the longest.
+    Tensors of different lengths, such as of patches, or texts that are padded to the longest, become a list,
+    one an observation, for a policy that is run row by row; others refuse it (`check_even`).
     """
     first, rows = batches[0], [rows_of(batch) for batch in batches]
-    joined: Batch = {}
-    for key, value in first.items():
-        parts = [batch[key] for batch in batches]
-        if not all(has_rows(part, n) for part, n in zip(parts, rows, strict=True)):
-            joined[key] = value
-        elif not isinstance(value, Tensor):
-            joined[key] = [item for part in parts for item in part]
-        elif len({part.shape[1:] for part in parts}) > 1:
+    if len(batches) == 1:
+        return dict(first)
+    return {key: _joined(key, [batch[key] for batch in batches], rows) for key in first}
+
+
+def _joined(key: str, parts: Sequence[Any], rows: Sequence[int]) -> Any:
+    first = parts[0]
+    are_rows = all(has_rows(part, n) for part, n in zip(parts, rows, strict=True))
+    if all(isinstance(part, Tensor) and part.ndim for part in parts):
+        if are_rows and len({part.shape[1:] for part in parts}) == 1:
+            return torch.cat(list(parts))
+        return [
+            _take(key, part, [i], n) if n > 1 else part
+            for part, n in zip(parts, rows, strict=True)
+            for i in range(n)
+        ]
+    if not are_rows and not any(_is_uneven(part) for part in parts):
+        return first
+    return [item for part in parts for item in (part if isinstance(part, list | tuple) else [part])]
+
+
+def _is_uneven(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, Tensor) for item in value)
+
+
+def check_even(batch: Batch) -> None:
+    """Raise `UnsupportedPolicy` if observations have tensors of different lengths."""
+    for key, value in batch.items():
+        if _is_uneven(value):
+            shapes = ", ".join(str(tuple(item.shape)) for item in value)
             raise UnsupportedPolicy(
-                f"observations cannot be put together: {key!r} has the shapes "
-                f"{', '.join(str(tuple(part.shape[1:])) for part in parts)}; give texts of one length"
+                f"observations cannot be put together: {key!r} has the shapes {shapes}; give texts of one "
+                "length"
             )
-        else:
-            joined[key] = torch.cat(parts)
-    return joined

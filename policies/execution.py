@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from vivace.policies.batch import check_even
 from vivace.policies.block import EMPTY, Cache, Runner, compute
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
@@ -173,6 +174,8 @@ def sample(
         NonFiniteActions: an action is NaN or infinite.
         UnsupportedPolicy: chunks of this policy cannot continue others.
     """
+    if not execution.is_opaque:
+        check_even(batch)
     if follow is not None:
         check_continuing(execution, follow.settings)
     with torch.inference_mode() if follow is None else torch.no_grad():  # corrections may ask for gradients

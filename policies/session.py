@@ -16,7 +16,7 @@ from lerobot.utils.constants import ACTION, DONE, INFO, REWARD, TRUNCATED
 from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
-from vivace.policies.batch import Batch, has_rows
+from vivace.policies.batch import Batch, has_rows, join
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
 from vivace.policies.features import renames
@@ -111,6 +111,9 @@ class Session:
 
     def inputs(self, observations: Mapping[str, Any]) -> Inputs:
         """Return what `sample` takes of observations and of the chunks before, as of `predict`."""
+        if len(alone := self._alone(observations)) > 1:
+            parts = [self.inputs(one) for one in alone]
+            return Inputs(join([part.batch for part in parts]), follow=_together(parts))
         batch = self.prepare(observations)
         placed, weights = self._placed(observations)
         if placed is None:
@@ -121,6 +124,11 @@ class Session:
         if self.chunking is None or weights is None:
             return Inputs(batch)
         return Inputs(batch, follow=Continuation(self.chunking, known, self._placement.move(weights)))
+
+    def _alone(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Observations one by one, of an opaque policy: it is run row by row, and so are its processors."""
+        rows = _rows(observations, self.spec) if self.execution.is_opaque else 1
+        return [_row(observations, i, self.spec) for i in range(rows)] if rows > 1 else []
 
     def _normalised(self, actions: Tensor) -> Tensor:
         """Actions (B, H, A) as the policy means them, of those in the robot's units.
@@ -202,8 +210,7 @@ class Session:
             raise ObservationMismatch(
                 f"there are {rows} observations and {len(noise_keys)} noise keys; one key a row is needed"
             )
-        if rows > 1 and self.execution.is_opaque:  # it is run row by row, and so are its processors
-            alone = [_row(observations, i, self.spec) for i in range(rows)]
+        if len(alone := self._alone(observations)) > 1:
             return np.concatenate(
                 [self.predict(one, [key], mark) for one, key in zip(alone, noise_keys, strict=True)]
             )
@@ -231,6 +238,15 @@ def _row(observations: Mapping[str, Any], i: int, spec: PolicySpec) -> dict[str,
     keys = (*spec.observation_shapes, PREVIOUS, DELAY, "task")
     wanted = [key for key in observations if key in keys or key.endswith(_MARKS)]
     return {key: observations[key][i : i + 1] for key in wanted}
+
+
+def _together(parts: Sequence[Inputs]) -> Continuation | None:
+    """What the chunks of single observations continue, in one; None unless all do."""
+    follows = [part.follow for part in parts if part.follow is not None]
+    if len(follows) < len(parts):
+        return None
+    actions, weights = (torch.cat([getattr(it, name) for it in follows]) for name in ("actions", "weights"))
+    return Continuation(follows[0].settings, actions, weights)
 
 
 def _draft(policy: TokenPolicy, actions: Tensor) -> Tensor:

@@ -113,7 +113,6 @@ class OpaquePolicy(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Batch:
         """What the policy is given: (B, ...), or, of one that keeps its observations, (B, To, ...)."""
-        batch = cast(batch, self.placement.dtype)
         if self.spec.n_obs_steps > 1:
             return batch
         own = self.policy.config.input_features
@@ -144,6 +143,7 @@ class OpaquePolicy(DenoisingForm):
             UnsupportedPolicy: the chunk is of another size than the config says.
         """
         self.policy.reset()
+        one = cast(one, self.placement.dtype)
         one = {key: value.clone() if isinstance(value, Tensor) else value for key, value in one.items()}
         options = {"noise": noise} if self._takes_noise else {}
         if self.selects:

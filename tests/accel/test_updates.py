@@ -120,3 +120,12 @@ def test_refusals():
         UpdateOptions(method="greedy")
     with pytest.raises(BadSetting, match="bubbling=-1 is negative"):
         UpdateOptions(bubbling=-1)
+
+
+def test_numbers_that_nobody_gave_fit_the_policy():
+    """G11: a policy of few blocks and steps has a schedule without being asked for smaller numbers."""
+    few, many = UpdateOptions().settled(4, 3), UpdateOptions().settled(100, 16)
+    assert (few.updates, few.bubbling) == (2, 3)
+    assert (many.updates, many.bubbling) == (10, 5)
+    asked = UpdateOptions(updates=4, bubbling=0)
+    assert asked.settled(100, 16) == asked

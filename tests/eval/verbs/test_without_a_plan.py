@@ -1,0 +1,89 @@
+"""Policies that have no plan, opaque ones above all: evaluated and timed all the same. Faults G6, G11."""
+
+import json
+from functools import partial
+
+import pytest
+from any_world import world_of
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot_policies import saved
+
+from vivace.accel.compile import compile_execution
+from vivace.eval.cli import main
+from vivace.eval.verbs import bench
+
+FEW = ["--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1", "--accel.judged_samples=2",
+       "--bench.repeats=1", "--bench.threads=1", "--env.max_steps=4"]  # fmt: skip
+
+
+STATES = {
+    "observation.state": PolicyFeature(FeatureType.STATE, (5,)),
+    "observation.environment_state": PolicyFeature(FeatureType.ENV, (4,)),
+}
+"""Without cameras, whose networks take long to compile."""
+
+
+def asked(verb: str, kind: str, folder, *more: str) -> list[str]:
+    checkpoint = saved(kind, **({"input_features": STATES} if kind == "act" else {}))
+    path = [f"--policy.path={checkpoint}", f"--output_dir={folder}"]
+    return [verb, *path, *world_of(checkpoint, kind), *FEW, *more]
+
+
+def results(folder) -> dict:
+    found: dict = json.loads((folder / "results.json").read_text())
+    return found
+
+
+SHORT = ("--eval.n_episodes=2", "--eval.timed_chunks=1", "--eval.video=false")
+
+
+@pytest.mark.parametrize("kind", ["gaussian_actor", "diffusion"])
+def test_eval_without_a_plan_is_as_trained_alone(kind, tmp_path, capsys):
+    """G6: a policy that cannot have a plan, and one that has none yet; a curve and a report all the same."""
+    assert main(asked("eval", kind, tmp_path, *SHORT, "--eval.curve=[0.0]", "--latency.type=none")) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no plan beside the checkpoint: as trained alone" in said
+    assert ("is opaque, so there is nothing to calibrate" if kind != "diffusion" else "make one") in said
+    found = results(tmp_path)
+    assert [run["name"] for run in found["runs"]] == [row["name"] for row in found["pareto"]] == ["plain"]
+    assert found["pareto"][0]["action_error"] == 0
+    assert (list(found["curve"]), found["comparisons"], found["plan"]) == (["plain"], [], [])
+    assert "as trained" in (tmp_path / "report.html").read_text()
+
+
+def test_what_only_a_plan_could_reach_is_refused_before_anything_is_measured(tmp_path, capsys):
+    """G6: a target of a run that there will not be."""
+    more = [*SHORT, "--require=[accelerated.success>=0.5]"]
+    assert main(asked("eval", "gaussian_actor", tmp_path, *more)) == 2
+    assert "requirement 'accelerated.success>=0.5' cannot be read" in capsys.readouterr().err
+    assert main(asked("eval", "gaussian_actor", tmp_path, *SHORT, "--accel.path=nowhere")) == 2
+    assert "no plan at nowhere" in capsys.readouterr().err
+
+
+def test_bench_times_the_whole_policy_compiled(tmp_path, monkeypatch):
+    """G6: one that is no graph, or does not compile, is left out by name."""
+    monkeypatch.setattr(bench, "compile_execution", partial(compile_execution, backend="eager"))
+    assert main(asked("bench", "act", tmp_path / "act")) == 0
+    assert [row["name"] for row in results(tmp_path / "act")["pareto"]] == ["plain", "compile"]
+    assert main(asked("bench", "gaussian_actor", tmp_path / "single")) == 0
+    found = results(tmp_path / "single")
+    assert [row["name"] for row in found["pareto"]] == ["plain"]
+    assert "asked by its own select_action, whose queues are not compiled" in found["left_out"]["compile"]
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(bench, "compile_execution", partial(compile_execution, backend=broken))
+    assert main(asked("bench", "act", tmp_path / "broken")) == 0
+    found = results(tmp_path / "broken")
+    assert [row["name"] for row in found["pareto"]] == ["plain"]
+    assert "torch.compile cannot compile it here" in found["left_out"]["compile"]
+
+
+def test_a_row_that_cannot_be_does_not_end_the_table(tmp_path):
+    """G11: more blocks were asked for than there are; the row says what to do, the others are timed."""
+    more = ["--accel.block_cache.bubbling=9", "--bench.only=[bac,uniform]", "--bench.compile=false"]
+    assert main(asked("bench", "multi_task_dit", tmp_path, *more)) == 0
+    found = results(tmp_path)
+    assert [row["name"] for row in found["pareto"]] == ["plain", "uniform"]
+    assert found["left_out"]["bac"] == "bubbling=9, but the policy has 4 blocks; choose 0..4, or leave it out"
