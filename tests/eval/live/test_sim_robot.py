@@ -68,7 +68,7 @@ def test_what_is_drawn_afterwards_is_what_was_there():
 
 
 def test_any_world_is_a_robot():
-    """C9: pusht, whose actions are targets: it holds where the finger is, and its film is drawn afterwards."""
+    """C9: pusht, whose actions are targets: it holds where the finger is; its film is drawn afterwards."""
     assert _is_world("pusht")
     assert not _is_world("lerobot")
     assert not _is_world("hal")
