@@ -1,5 +1,6 @@
 """Any gymnasium environment as a world: `--env.type=gym --env.id=… --env.keys=…`."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -207,7 +208,7 @@ def leaves(space: gymnasium.Space[Any], before: str = "") -> Iterator[tuple[str,
 
 def usual_keys(space: gymnasium.Space[Any]) -> dict[str, str]:
     """Return lerobot's keys of the observations whose names, or shapes where there is but one, say it."""
-    found = {}
+    found: dict[str, str] = {}
     for name, inner in leaves(space):
         shape = inner.shape or ()
         if not name:
@@ -286,28 +287,34 @@ def action_dim(env: Any) -> int:
 def own_rate(env: Any) -> tuple[float | None, bool]:
     """Return the rate of an environment's steps [Hz] as it says, None if it does not, and whether it is sure.
 
-    How fast a film of it is to be played (render_fps) is no more than a hint.
+    A `dt` may be that of the physics' steps, and how fast a film is to be played (render_fps) is but a hint:
+    they are sure where they agree, as in gymnasium's own, and nothing where they do not.
     """
     inner = env.unwrapped
     for name in ("control_hz", "control_freq"):
         if isinstance(value := getattr(inner, name, None), (int, float)) and value > 0:
             return float(value), True
-    if isinstance(dt := getattr(inner, "dt", None), (int, float)) and dt > 0:
-        return round(1.0 / dt, 6), True
     fps = (getattr(inner, "metadata", None) or {}).get("render_fps")
-    return (float(fps) if fps else None), False
+    dt = getattr(inner, "dt", None)
+    if not isinstance(dt, (int, float)) or dt <= 0:
+        return (float(fps) if fps else None), False
+    return (round(1.0 / dt, 6), True) if fps and round(1.0 / dt) == round(fps) else (None, False)
 
 
 def _rate(env: Any, asked_hz: float | None) -> float:
     own_hz, is_sure = own_rate(env)
-    if own_hz is None and asked_hz is None:
-        raise BadSetting("the environment does not say how long a step is; give --env.control_hz")
-    if asked_hz is not None and own_hz not in (None, asked_hz) and is_sure:
+    rate = own_hz if asked_hz is None else asked_hz
+    if rate is None:
         raise BadSetting(
-            f"control_hz={asked_hz:g}, but a step of this environment is 1/{own_hz:g} s; run it at "
+            "the environment does not say how long a step is, or its dt and render_fps differ; give "
+            "--env.control_hz"
+        )
+    if is_sure and rate != own_hz:
+        raise BadSetting(
+            f"control_hz={rate:g}, but a step of this environment is 1/{own_hz:g} s; run it at "
             f"--env.control_hz={own_hz:g}"
         )
-    return float(asked_hz or own_hz or 0.0)
+    return float(rate)
 
 
 def _check_keys(space: gymnasium.Space[Any], keys: Mapping[str, str], spec: PolicySpec | None) -> None:
@@ -344,4 +351,6 @@ def _imported(name: str, kwargs: Mapping[str, Any]) -> Any:
     """Make one; an environment of a package that is not imported yet is looked for in that of its name."""
     if ":" not in name and name not in gymnasium.registry and "/" in name:
         name = f"{name.partition('/')[0]}:{name}"
-    return gymnasium.make(name, disable_env_checker=True, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of simulators' own imports
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)

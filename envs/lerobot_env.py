@@ -6,6 +6,7 @@ The environment, what is made of its observations and of actions, and the option
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -93,7 +94,7 @@ class LerobotWorlds:
 
     def task_names(self) -> tuple[str, ...]:
         """Return lerobot's default; it lists no others."""
-        default = _TASKS.get(self._type, next(f.default for f in fields(self._config) if f.name == "task"))
+        default = _TASKS.get(self._type, _default(self._config, "task"))
         return (default,) if isinstance(default, str) else ()
 
     def describe(self, task: str, **options: Any) -> TaskInfo:
@@ -169,7 +170,8 @@ class LerobotWorlds:
     def _single(self, config: Any) -> Any:
         """Make one environment; lerobot prints what it makes, and stdout is for results."""
         try:
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of simulators' own imports
                 made = make_env(config, n_envs=1, use_async_envs=False)
         except ImportError as error:
             package = f"pip install '{_INSTALL[self._type]}'" if self._type in _INSTALL else "see its pages"
@@ -276,9 +278,14 @@ def _instruction(env: Any) -> str:
     return ""
 
 
+def _default(config: Any, name: str) -> Any:
+    """Lerobot's own value of an option, None if there is no such option."""
+    return next((f.default for f in fields(config) if f.name == name), None)
+
+
 def _is_set(config: Any, name: str) -> bool:
     """Whether an option has another value than lerobot's own."""
-    default = next((f.default for f in fields(config) if f.name == name), None)
+    default = _default(config, name)
     return getattr(config, name, default) != default
 
 
@@ -286,7 +293,7 @@ def _rate(env_type: str, config: Any, env: Any, asked_hz: float | None) -> float
     """Rate of its steps [Hz]: what the environment says, else lerobot's fps, which has no effect in some."""
     own_hz, is_sure = own_rate(env)
     if not is_sure or own_hz is None:
-        own_hz = float(next(f.default for f in fields(config) if f.name == "fps"))
+        own_hz = float(_default(config, "fps"))
     wanted = config.fps if asked_hz is None and _is_set(config, "fps") else asked_hz
     if wanted not in (None, own_hz):
         raise BadSetting(
@@ -318,7 +325,8 @@ def _check_sizes(env_type: str, config: Any, space: Any) -> None:
     for name, at in (("observation_height", 0), ("observation_width", 1)):
         if not _is_set(config, name):
             continue
-        found = {inner.shape[at] for _, inner in leaves(space) if len(inner.shape or ()) == 3}
+        shapes = [inner.shape or () for _, inner in leaves(space)]
+        found = {shape[at] for shape in shapes if len(shape) == 3}
         if found != {getattr(config, name)}:
             raise BadSetting(
                 f"lerobot's {env_type} gives pictures of {', '.join(map(str, sorted(found)))} px whatever "

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1]
@@ -29,9 +29,8 @@ def test_every_folder_of_modules_is_packaged(tmp_path):
 
 
 def test_entry_points_lead_somewhere():
-    found = [point for point in entry_points(group="vivace.robots") if point.value.startswith("vivace.")]
-    scripts = [
-        point for point in entry_points(group="console_scripts") if point.name in ("vivace", "vivace-ros")
-    ]
-    assert {point.name for point in found + scripts} == {"dataset", "lerobot", "vivace", "vivace-ros"}
-    assert all(callable(point.load()) for point in found + scripts)
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+    places = project["scripts"] | project["entry-points"]["vivace.robots"]
+    assert set(places) == {"dataset", "lerobot", "vivace", "vivace-ros"}
+    for name, place in places.items():
+        assert callable(EntryPoint(name, place, "").load())

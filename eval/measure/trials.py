@@ -232,7 +232,8 @@ class Trials:
             return None
         runner = session(self._command, self._loaded, run.execution)
         with console.status("drawing the patches that were kept"):
-            frames = patch_frames(runner, env_maker(self._command, runner.spec), seed)
+            env = self._command.env
+            frames = patch_frames(runner, env_maker(self._command, runner.spec), seed, env.max_steps)
         if not frames:
             return None
         name = "videos/patches.mp4"

@@ -54,7 +54,9 @@ def shade(images: Sequence[np.ndarray], kept: np.ndarray, counts: Sequence[int])
     return np.concatenate(frames, axis=1)
 
 
-def patch_frames(session: Session, make_env: Callable[[], Any], seed: int) -> list[np.ndarray]:
+def patch_frames(
+    session: Session, make_env: Callable[[], Any], seed: int, max_steps: int | None = None
+) -> list[np.ndarray]:
     """Run one episode in a frozen world and draw every inference; empty if no patch is dropped."""
     cameras = [key for key in session.spec.observation_shapes if is_image(key)]
     frames: list[np.ndarray] = []
@@ -67,5 +69,10 @@ def patch_frames(session: Session, make_env: Callable[[], Any], seed: int) -> li
             frames.append(shade(images, kept[0].cpu().numpy(), policy.n_patches))
         return session.predict(observations, noise_keys)
 
-    rollout(make_env, predict, session.spec, RolloutSettings(n_episodes=1, batch_size=1, seed=seed))
+    rollout(
+        make_env,
+        predict,
+        session.spec,
+        RolloutSettings(n_episodes=1, batch_size=1, seed=seed, max_steps=max_steps),
+    )
     return frames

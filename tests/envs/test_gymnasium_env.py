@@ -24,13 +24,12 @@ class Desk(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
-    def __init__(self, render_mode=None, rate=None, discrete=False):
+    def __init__(self, render_mode=None, rate=None, dt=None, discrete=False):
         joints = Dict({"pos": Box(-9, 9, (2,)), "vel": Box(-9, 9, (2,))})
         inner = Dict({"joints": joints, "grip": Box(0, 1, ())})
         self.observation_space = Dict({"robot": inner, "eye": Box(0, 255, (48, 64, 3), np.uint8)})
         self.action_space = Discrete(3) if discrete else Box(-1, 1, (2,), np.float64)
-        if rate:
-            self.dt = 1 / rate
+        self.control_hz, self.dt = rate, dt
 
     def seen(self):
         robot = {"joints": {"pos": self.at.copy(), "vel": np.ones(2)}, "grip": np.float64(0.5)}
@@ -92,6 +91,10 @@ def test_the_id_is_the_task_and_what_it_says_of_itself_is_known():
         "render_fps is a hint"
     )
     assert make("gym", id="desk/Desk-v0", keys=KEYS, kwargs={"rate": 50}).control_hz == 50.0
+    assert make("gym", id="desk/Desk-v0", keys=KEYS, kwargs={"dt": 0.05}).control_hz == 20.0
+    physics = {"id": "desk/Desk-v0", "keys": KEYS, "kwargs": {"dt": 0.01}}
+    assert describe("gym", **physics).control_hz is None
+    assert make("gym", **physics, control_hz=50.0).control_hz == 50.0
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -102,6 +105,7 @@ def test_the_id_is_the_task_and_what_it_says_of_itself_is_known():
     ({"keys": {"foot": "observation.state"}}, r"names 'foot', but .* are .*robot.joints.pos \(2,\)"),
     ({"keys": {"eye": "observation.image"}}, "the policy needs 'observation.state', and nothing is named so"),
     ({"kwargs": {"rate": 50}, "control_hz": 20.0}, "control_hz=20, but a step of this environment is 1/50 s"),
+    ({"kwargs": {"dt": 0.01}}, "does not say how long a step is, or its dt and render_fps differ"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(options, message):
     with pytest.raises(BadSetting, match=message) as told:

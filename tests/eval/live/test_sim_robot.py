@@ -1,12 +1,15 @@
 """The simulated robot's window and film."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mujoco
 import numpy as np
 import pytest
 
+from vivace.eval.live.parts import _is_world
 from vivace.eval.live.sim_robot import simulation
+from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ActionKind, PolicySpec
 
 pytestmark = pytest.mark.sim
@@ -62,6 +65,26 @@ def test_what_is_drawn_afterwards_is_what_was_there():
     assert [number for number, _ in film] == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
     assert np.array_equal([frame for _, frame in film], then)
     assert not np.array_equal(then[0], then[6])
+
+
+def test_any_world_is_a_robot():
+    """C9: pusht, whose actions are targets: it holds where the finger is; its film is drawn afterwards."""
+    assert _is_world("pusht")
+    assert not _is_world("lerobot")
+    assert not _is_world("hal")
+    shapes = {"observation.state": (2,), "observation.image": (3, 96, 96)}
+    unsaid = (ActionKind.UNKNOWN,) * 2
+    policy = replace(spec(), action_dim=2, observation_shapes=shapes, action_kinds=unsaid)
+    robot = simulation(policy, 10.0, world="pusht", max_steps=4)
+    assert robot.action_kinds == (ActionKind.ABSOLUTE,) * 2, "the world says it"
+    at = robot.observe().values["observation.state"]
+    assert robot.initial_action == tuple(at.tolist())
+    for _ in range(6):
+        robot.act(at)
+    assert robot.is_over
+    assert [number for number, _ in robot.film()] == [0, 1, 2, 3]
+    with pytest.raises(BadSetting, match="unexpected keyword argument 'wheels'; it takes viewer, .*fps"):
+        simulation(policy, 10.0, world="pusht", wheels=3)
 
 
 def test_the_window_follows_every_tick(monkeypatch):
