@@ -24,18 +24,23 @@ from vivace.policies.errors import BadSetting, CalibrationError
 Schedule = dict[str, tuple[int, ...]]
 
 
+Method = Literal["bac", "shared", "uniform", "deepcache"]  # named: draccus finds no text behind quotes
+Objective = Literal["anchor", "consecutive"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateOptions:
     """How update steps are chosen."""
 
-    method: Literal["bac", "shared", "uniform", "deepcache"] = "bac"
-    """"bac": per block; "shared": one ACS schedule for all; "uniform": every S-th share of the steps;
-    "deepcache": uniform for the inner half of the blocks, the outer blocks every step."""
+    method: Method = "bac"
+    """bac: per block; shared: one ACS schedule for all; uniform: every S-th share of the steps; deepcache:
+    uniform for the inner half of the blocks, the outer blocks every step."""
     updates: int = 10
     """Updates per block including step 0 (S), 1..number of steps."""
     bubbling: int = 5
     """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out."""
-    objective: Literal["anchor", "consecutive"] = "anchor"
+    objective: Objective = "anchor"
+    """What is compared: each step with the one it reuses (anchor), or with the step before it."""
     force_last: bool = False
     """Also compute every block at the last step, as the authors' code does."""
 
@@ -157,7 +162,10 @@ def choose_updates(
     """
     check_updates(options.updates, n_steps)
     if options.method == "bac" and options.bubbling > len(blocks):
-        raise CalibrationError(f"bubbling={options.bubbling}, but the policy has {len(blocks)} blocks")
+        raise CalibrationError(
+            f"bubbling={options.bubbling}, but the policy has {len(blocks)} blocks; choose 0..{len(blocks)}: "
+            f"--accel.block_cache.bubbling={len(blocks)} (or --accel.forecast.bubbling)"
+        )
     if options.method == "bac":
         schedule = {b: optimal_updates(similarity[b], options.updates, options.objective) for b in blocks}
         volatile = sorted(blocks, key=lambda b: -volatility[b])[: options.bubbling]

@@ -30,7 +30,9 @@ class EnvOptions:
     """Which environment."""
 
     type: str = "metaworld"
+    """Type of world: metaworld, or one that an installed package offers (entry point group vivace.envs)."""
     task: str = "reach-moving"
+    """Task of that world, e.g. reach-v3; several, separated by commas, where a verb takes them."""
     control_hz: float | None = None
     """Control rate [Hz]; the world moves on by one period a tick, always. When not given the rate that the
     policy was trained at, if its checkpoint says it, else the task's own."""
@@ -93,6 +95,7 @@ class CommonOptions:
     output_dir: str | None = None
     """Folder of the results; outputs/<verb>/<date>/<time>_<job> when not given. One begun is resumed."""
     job_name: str = ""
+    """Ends the name of the folder when --output_dir is not given."""
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
 

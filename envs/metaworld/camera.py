@@ -6,6 +6,7 @@ from types import TracebackType
 import mujoco
 import numpy as np
 
+from vivace.envs.opengl import drawing, tame
 from vivace.policies.backports import Self
 
 _UPSIDE_DOWN = frozenset({"corner2"})
@@ -49,15 +50,19 @@ class Camera:
 
         Returns:
             Image, HWC RGB uint8 in [0, 255].
+
+        Raises:
+            NoRendering: this computer cannot draw.
         """
-        renderer = self._renderer or self._open()
-        view = _close_up() if camera == CLOSE_UP else camera
-        renderer.update_scene(data, camera=view, scene_option=self._option)
-        flags = renderer.scene.flags
-        flags[:] = 0
-        flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
-        flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 1
-        image = renderer.render()
+        with drawing():
+            renderer = self._renderer or self._open()
+            view = _close_up() if camera == CLOSE_UP else camera
+            renderer.update_scene(data, camera=view, scene_option=self._option)
+            flags = renderer.scene.flags
+            flags[:] = 0
+            flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
+            flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 1
+            image = renderer.render()
         return image[::-1, ::-1].copy() if camera in _UPSIDE_DOWN else image
 
     def close(self) -> None:
@@ -79,6 +84,7 @@ class Camera:
         self._model.vis.quality.shadowsize = 0
         self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, self._width)
         self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, self._height)
+        tame(getattr(mujoco, "GLContext", None))
         self._renderer = mujoco.Renderer(self._model, self._height, self._width)
         # At exit mujoco's own destructors come after the rendering library is gone, and complain.
         self._closer = weakref.finalize(self, self._renderer.close)

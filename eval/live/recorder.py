@@ -120,8 +120,8 @@ class Recorder:
             table.add_row(name, *(milliseconds(cell, 2) for cell in cells))
         shares = ", ".join(f"{found.sources[source]} {source}" for source in Source)
         table.caption = (
-            f"{found.ticks} ticks: {shares};\n{found.misses} deadlines missed, {found.skipped} skipped, "
-            f"{found.guarded} guarded, queue {found.depth_p50}"
+            f"{found.ticks} ticks: {shares};\nstood still {found.stood_still_s:.1f} s, {found.misses} "
+            f"deadlines missed, {found.skipped} skipped, {found.guarded} guarded, queue {found.depth_p50}"
         )
         return table
 
