@@ -5,9 +5,10 @@ display). With some of them `import mujoco` fails as a whole where their library
 """
 
 import os
+import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -32,7 +33,7 @@ _OWN_PLATFORM = ("egl", "osmesa")
 _NONE = "disable"
 """MUJOCO_GL of a mujoco that does not look for OpenGL."""
 _failed: Exception | None = None
-"""Why mujoco was imported without OpenGL."""
+"""Why there is no OpenGL, once that is known."""
 
 
 def load_mujoco() -> None:
@@ -61,6 +62,8 @@ def drawing() -> Iterator[None]:
     Raises:
         NoRendering: it failed, because there is no OpenGL, or because it was lost in the middle.
     """
+    if _failed is not None:
+        raise NoRendering(_line(_failed)) from _failed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glfw's, of what the error says too
@@ -68,7 +71,7 @@ def drawing() -> Iterator[None]:
     except VivaceError:
         raise
     except Exception as error:  # of every kind
-        raise NoRendering(_line(_failed or error)) from error
+        raise NoRendering(_line(error)) from error
 
 
 def why_not_drawn(error: BaseException) -> str:
@@ -78,10 +81,17 @@ def why_not_drawn(error: BaseException) -> str:
     return _line(error) if any(module.startswith(_BINDINGS) for module in modules) else ""
 
 
-def tame(context: Any) -> None:
-    """Keep a class of contexts from complaining when one that could not be made goes (mujoco 3.12)."""
+def opened(make: Callable[[], Any]) -> Any:
+    """Make a renderer; one that could not be made is not tried again, since glfw ends the process then."""
+    global _failed
+    context = getattr(sys.modules.get("mujoco"), "GLContext", None)
     if context is not None and not hasattr(context, "_context"):
-        context._context = None
+        context._context = None  # mujoco 3.12: one that could not be made would complain when it goes
+    try:
+        return make()
+    except Exception as error:  # of every kind
+        _failed = error
+        raise
 
 
 def _line(error: BaseException) -> str:

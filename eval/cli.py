@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary, is_met = run(command)
     except KeyboardInterrupt:
         goes_on = "run the same command with the same --output_dir to continue"
-        _tell(f"interrupted; {'nothing was commanded' if verb == 'run' else goes_on}", sys.stderr)
+        _complain(verb, f"interrupted; {'nothing was commanded' if verb == 'run' else goes_on}")
         return 130
     except Exception as error:
         return _end(verb, error, getattr(command, "output_dir", None))
@@ -80,10 +80,20 @@ def _end(verb: str, error: Exception, folder: str | None) -> int:
     if known := obstacle(error):
         if wants_trace():
             traceback.print_exception(error)
-        _tell(f"vivace {verb}: {known}", sys.stderr)
+        _complain(verb, f"vivace {verb}: {known}")
         return 2
-    _tell(last_line(error, f"vivace {verb}", folder), sys.stderr)
+    _complain(verb, last_line(error, f"vivace {verb}", folder))
     return 1
+
+
+def _complain(verb: str, line: str) -> None:
+    """Say what ended a verb; where a robot is driven nobody waits for a terminal that is stopped."""
+    if verb != "run":
+        _tell(line, sys.stderr)
+        return
+    from vivace.eval.live.screen import tell
+
+    tell(line)
 
 
 def _tell(line: str, stream: TextIO) -> None:

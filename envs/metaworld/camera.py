@@ -2,11 +2,12 @@
 
 import weakref
 from types import TracebackType
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from vivace.envs.opengl import drawing, tame
+from vivace.envs.opengl import drawing, opened
 from vivace.policies.backports import Self
 
 _UPSIDE_DOWN = frozenset({"corner2"})
@@ -36,7 +37,7 @@ class Camera:
         self._model = model
         self._height = height
         self._width = width
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: Any = None  # a mujoco without OpenGL knows no Renderer
         self._option = mujoco.MjvOption()
         if not marks:
             self._option.sitegroup[:] = 0
@@ -79,13 +80,12 @@ class Camera:
     ) -> None:
         self.close()
 
-    def _open(self) -> mujoco.Renderer:
+    def _open(self) -> Any:
         self._model.vis.quality.offsamples = 0
         self._model.vis.quality.shadowsize = 0
         self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, self._width)
         self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, self._height)
-        tame(getattr(mujoco, "GLContext", None))
-        self._renderer = mujoco.Renderer(self._model, self._height, self._width)
+        self._renderer = opened(lambda: mujoco.Renderer(self._model, self._height, self._width))
         # At exit mujoco's own destructors come after the rendering library is gone, and complain.
         self._closer = weakref.finalize(self, self._renderer.close)
         return self._renderer
