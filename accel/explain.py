@@ -1,11 +1,15 @@
 """Say what a plan does: the grid of steps and blocks, the work saved by stage, and what was refused."""
 
+from collections.abc import Mapping
+
 from vivace.accel.flops import Flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, schedule_of
 from vivace.policies.execution import Decoding, Execution, always_compute
 
 FRESH, REUSED, FORECAST, DECIDED = "#", "·", "~", "?"
+_FEWEST = 10
+"""Steps of a row of the grid, however narrow the terminal is."""
 
 
 def grid(execution: Execution) -> dict[str, str]:
@@ -31,8 +35,18 @@ def _marks(row: Row) -> dict[str, str]:
     return marks
 
 
-def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accelerated: Flops) -> str:
-    """Describe a plan in text: techniques, FLOPs stage by stage, and the grid."""
+def explain(
+    plan: AccelerationPlan, execution: Execution, baseline: Flops, accelerated: Flops, width: int = 80
+) -> str:
+    """Describe a plan in text: techniques, FLOPs stage by stage, and the grid.
+
+    Args:
+        plan: what was chosen.
+        execution: the policy under it.
+        baseline: work of the plain loop.
+        accelerated: work of `execution`.
+        width: columns of the terminal; a grid of more steps goes on below.
+    """
     lines = [f"plan for {plan.fingerprint}"]
     for technique in plan.techniques:
         told = ["exact"] if technique.is_exact else []
@@ -47,10 +61,23 @@ def explain(plan: AccelerationPlan, execution: Execution, baseline: Flops, accel
             f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   "
             f"({schedule.programs} distinct steps of {len(schedule.rows)})"
         )
-    rows = grid(execution)
-    width = max((len(name) for name in rows), default=0)
-    lines += [f"{name:<{width}} {marks} {marks.count(FRESH):>4}" for name, marks in rows.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + _grid_lines(grid(execution), width))
+
+
+def _grid_lines(rows: Mapping[str, str], width: int) -> list[str]:
+    """Marks of every block and, in the last part, how many steps compute it, in parts that fit the width."""
+    if not rows:
+        return []
+    names, steps = max(map(len, rows)), len(next(iter(rows.values())))
+    room = max(_FEWEST, width - names - len("  1000"))
+    lines = []
+    for first in range(0, steps, room):
+        end = min(steps, first + room)
+        lines += [f"steps {first} to {end - 1}"] if steps > room else []
+        for name, marks in rows.items():
+            count = f" {marks.count(FRESH):>4}" if end == steps else ""
+            lines.append(f"{name:<{names}} {marks[first:end]}{count}")
+    return lines
 
 
 def _flops_table(before: Flops, after: Flops) -> str:

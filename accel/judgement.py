@@ -19,7 +19,8 @@ def fitted_seeds(plan: AccelerationPlan) -> frozenset[int]:
     seeds = plan.measurements.get(FITTED, [] if first is None else [first])
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise PlanMismatch(
-            f"the plan says it was calibrated on episodes {seeds!r}, which are no seeds; recalibrate"
+            f"the plan says it was calibrated on episodes {seeds!r}, which are no seeds; recalibrate: "
+            "vivace calibrate --policy.path=…"
         )
     return frozenset(seeds)
 

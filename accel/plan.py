@@ -21,6 +21,7 @@ from vivace.policies.plain_data import build, check_plain, check_types, plain, r
 from vivace.policies.spec import Fingerprint
 
 VERSION = 1
+_AGAIN = "recalibrate: vivace calibrate --policy.path=…"
 FILE_NAME = "acceleration.json"
 TENSORS_SUFFIX = ".safetensors"
 _CALLED = {
@@ -91,7 +92,7 @@ class AccelerationPlan:
             check_plain(data, "plan")
             if isinstance(data, Mapping) and data.get("version") != VERSION:
                 raise PlanMismatch(
-                    f"plan has version {data.get('version')}, this vivace reads {VERSION}; recalibrate"
+                    f"plan has version {data.get('version')}, this vivace reads {VERSION}; {_AGAIN}"
                 )
             stored = build(_Stored, "plan", data)
             fingerprint = build(Fingerprint, "fingerprint", stored.fingerprint)
@@ -101,7 +102,7 @@ class AccelerationPlan:
                 raise BadSetting(f"tensor {min(known)!r} belongs to no technique of the plan")
             return cls(fingerprint, techniques, stored.measurements)
         except BadSetting as error:
-            raise PlanMismatch(f"plan is malformed: {error}; recalibrate") from error
+            raise PlanMismatch(f"plan is malformed: {error}; {_AGAIN}") from error
 
     def save(self, path: Path) -> None:
         """Write the plan, and its tensors if it has any; `path` is the file or the checkpoint folder."""
@@ -129,7 +130,7 @@ class AccelerationPlan:
         try:
             data = read_json(target)
         except BadSetting as error:
-            raise PlanMismatch(f"{error}; recalibrate") from error
+            raise PlanMismatch(f"{error}; {_AGAIN}") from error
         try:
             return cls.from_json(data, _read_tensors(target))
         except VivaceError as error:
@@ -171,4 +172,4 @@ def _read_tensors(plan: Path) -> dict[str, Tensor]:
     try:
         return load_file(file) if file.is_file() else {}
     except (SafetensorError, OSError) as error:
-        raise PlanMismatch(f"{file} is truncated or not safetensors ({error}); recalibrate") from error
+        raise PlanMismatch(f"{file} is truncated or not safetensors ({error}); {_AGAIN}") from error

@@ -24,20 +24,25 @@ from vivace.policies.errors import BadSetting, CalibrationError
 Schedule = dict[str, tuple[int, ...]]
 
 
+Method = Literal["bac", "shared", "uniform", "deepcache"]  # named: draccus finds no text behind quotes
+Objective = Literal["anchor", "consecutive"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UpdateOptions:
     """How update steps are chosen."""
 
-    method: Literal["bac", "shared", "uniform", "deepcache"] = "bac"
-    """"bac": per block; "shared": one ACS schedule for all; "uniform": every S-th share of the steps;
-    "deepcache": uniform for the inner half of the blocks, the outer blocks every step."""
+    method: Method = "bac"
+    """bac: per block; shared: one ACS schedule for all; uniform: every S-th share of the steps; deepcache:
+    uniform for the inner half of the blocks, the outer blocks every step."""
     updates: int | None = None
     """Updates per block including step 0 (S), 1..number of steps; when not given 10, or half of the steps
     where that is fewer."""
     bubbling: int | None = None
     """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out; when not
     given 5, or all blocks where there are fewer."""
-    objective: Literal["anchor", "consecutive"] = "anchor"
+    objective: Objective = "anchor"
+    """What is compared: each step with the one it reuses (anchor), or with the step before it."""
     force_last: bool = False
     """Also compute every block at the last step, as the authors' code does."""
 

@@ -1,6 +1,7 @@
 """The command line: `vivace <verb> --dotted.flag=value …`.
 
-Exit codes: 0 done, 1 a stated target was missed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a stated target was missed or something unforeseen happened, 2 bad input or something
+that this computer lacks, 130 interrupted.
 """
 
 import io
@@ -8,12 +9,14 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from vivace.eval.help import help_page, usage
 from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _write_what_can_be_written()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        _tell(usage(VERBS), sys.stdout)
         return 0 if arguments else 2
     verb = arguments[0]
     if verb not in VERBS:
@@ -52,27 +55,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)  # video decoders we do not use
     from vivace.deploy.system.interrupts import outlive
 
+    command: Any = None
     try:
-        summary, is_met = _load(f"{_HOME}.{verb}:run")(_parse(verb, arguments[1:]))
-    except VivaceError as error:
-        print(f"vivace {verb}: {error}", file=sys.stderr)
-        return 2
+        run = _load(f"{_HOME}.{verb}:run")
+        command = _parse(verb, arguments[1:])
+        summary, is_met = run(command)
     except KeyboardInterrupt:
         goes_on = "run the same command with the same --output_dir to continue"
-        print(f"interrupted; {'nothing was commanded' if verb == 'run' else goes_on}", file=sys.stderr)
+        _complain(verb, f"interrupted; {'nothing was commanded' if verb == 'run' else goes_on}")
         return 130
+    except Exception as error:
+        return _end(verb, error, getattr(command, "output_dir", None))
     if argv is None and verb == "run":
         outlive()
-    _tell(json.dumps(summary, default=str))
+    _tell(json.dumps(summary, default=str), sys.stdout)
     return 0 if is_met else 1
 
 
-def _tell(line: str) -> None:
+def _end(verb: str, error: Exception, folder: str | None) -> int:
+    """Say in one line what ended a verb; returns the exit code."""
+    from vivace.deploy.system.last_resort import last_line, wants_trace
+    from vivace.eval.obstacles import obstacle
+
+    if known := obstacle(error):
+        if wants_trace():
+            traceback.print_exception(error)
+        _complain(verb, f"vivace {verb}: {known}")
+        return 2
+    _complain(verb, last_line(error, f"vivace {verb}", folder))
+    return 1
+
+
+def _complain(verb: str, line: str) -> None:
+    """Say what ended a verb; where a robot is driven nobody waits for a terminal that is stopped."""
+    if verb != "run":
+        _tell(line, sys.stderr)
+        return
+    from vivace.eval.live.screen import tell
+
+    tell(line)
+
+
+def _tell(line: str, stream: TextIO) -> None:
     """Print the last line; nobody may be there to read it."""
     try:
-        print(line, flush=True)
+        print(line, file=stream, flush=True)
     except OSError:  # the terminal is gone; Python would try again at its end, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parse(verb: str, arguments: list[str]) -> Any:
@@ -88,6 +117,9 @@ def _parse(verb: str, arguments: list[str]) -> Any:
         _check_renamed(getattr(config_class, "RENAMED", {}), given.keys())
         if complete := getattr(config_class, "complete", None):
             config_class = complete(given)
+        if {"-h", "--help"} & set(arguments):
+            _tell(help_page(verb, config_class), sys.stdout)
+            sys.exit(0)
         with redirect_stderr(said):
             return draccus.parse(config_class=config_class, args=arguments, prog=f"vivace {verb}")
     except draccus.utils.DraccusException as error:
@@ -185,19 +217,9 @@ def _last_line(text: str) -> str:
 
 
 def _load(place: str) -> Any:
-    """Import "module" or "module:name".
-
-    Raises:
-        BadSetting: a package that it needs is not installed.
-    """
+    """Import "module" or "module:name"."""
     module, _, name = place.partition(":")
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        raise BadSetting(
-            f"no package {error.name!r} in {sys.executable}; vivace run needs pip install 'vivace[run]', the "
-            "others Python 3.12 or newer and 'vivace[torch,measure,export]', with simulators 'vivace[all]'"
-        ) from error
+    found = import_module(module)
     return getattr(found, name) if name else found
 
 
@@ -206,11 +228,6 @@ def _write_what_can_be_written() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _usage() -> str:
-    lines = ["usage: vivace <verb> [--dotted.flag=value …]      vivace <verb> --help", ""]
-    return "\n".join([*lines, *(f"  {verb:<10} {told}" for verb, told in VERBS.items())])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ class EnvOptions:
     when only a task is given; without either the world in which the plan beside the checkpoint was
     calibrated."""
     task: str = ""
-    """Of its tasks; the type's first one when not given."""
+    """Of its tasks, several separated by commas where a verb takes them; the type's first one when not
+    given."""
     control_hz: float | None = None
     """Control rate [Hz]; the world moves on by one period a tick, always. When not given the rate that the
     policy was trained at, if its checkpoint says it, else the task's own."""
@@ -156,6 +157,7 @@ class CommonOptions:
     output_dir: str | None = None
     """Folder of the results; outputs/<verb>/<date>/<time>_<job> when not given. One begun is resumed."""
     job_name: str = ""
+    """Ends the name of the folder when --output_dir is not given."""
     require: list[str] = field(default_factory=list)
     """Targets such as accelerated.success>=0.9 or ratio>=3.4; exit code 1 when one is missed."""
 

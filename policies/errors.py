@@ -37,6 +37,10 @@ class UnknownEnvironment(VivaceError):
     """Raised when an environment type or task is not registered."""
 
 
+class NoRendering(VivaceError):
+    """Raised when a world is to be drawn and this computer's OpenGL cannot be used."""
+
+
 class BadSetting(VivaceError):
     """Raised when an option has a value outside its range, or options contradict each other."""
 

@@ -178,13 +178,13 @@ def is_told(value: Any, field: Field[Any]) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message, cut where it is long; always one line."""
-    if isinstance(value, str):
-        value = value[: _SHOWN + 1]
+    if isinstance(value, str) and len(value) > _SHOWN:
+        value = value[: _SHOWN - 1] + "…"
     try:
         text = _SHORT.repr(value) if isinstance(value, Mapping | list | tuple) else repr(value)
     except ValueError:  # Python writes no number of thousands of digits
         text = "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return text if len(text) <= _SHOWN + len("''") else text[:_SHOWN] + "…"
 
 
 def _inside(where: str, name: Any) -> str:

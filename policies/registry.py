@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.extras import how_to_install
 
 
 class Registry:
@@ -55,9 +56,10 @@ class Registry:
             found = import_module(module)
             return getattr(found, attribute) if attribute else found
         except (ImportError, AttributeError) as error:
+            needs = how_to_install(error) if isinstance(error, ImportError) else ""
             raise BadSetting(
-                f"{self._what} {name!r} cannot be imported from {place} ({error}); install what it needs, "
-                "or mend the package that offers it"
+                f"{self._what} {name!r} cannot be imported from {place} ({error}); "
+                f"{needs or 'install what it needs, or mend the package that offers it'}"
             ) from error
 
     def _offered(self, name: str) -> str | None:

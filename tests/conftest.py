@@ -31,9 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--endings",
-        type=int,
-        default=10,
-        help="runs of a robot that are ended in as many ways; 200 take a quarter of an hour",
+        default="11",
+        help="runs of a robot that are ended in as many ways, or the numbers of some, such as 50,122; "
+        "200 take a quarter of an hour",
     )
     parser.addoption(
         "--limits-mutations",

@@ -72,11 +72,14 @@ def fused_weights(history: Sequence[int], step: int) -> np.ndarray:
     return weights
 
 
+Rule = Literal["taylor", "adams_bashforth", "fused"]  # named: draccus finds no text behind quotes
+
+
 @dataclass(frozen=True, kw_only=True)
 class ForecastOptions(UpdateOptions):
     """How update steps are chosen and what happens between them."""
 
-    rule: Literal["taylor", "adams_bashforth", "fused"] = "taylor"
+    rule: Rule = "taylor"
     """What is forecast by."""
     order: int = 1
     """0..4 for taylor, 1..3 for adams_bashforth; fused always mixes 1 to 3."""

@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+import onnxscript  # noqa: F401  torch writes graphs with it: better missed now than after a minute's work
 import torch
 from torch import Tensor, nn
 
@@ -45,8 +47,6 @@ class GraphWriter:
     @classmethod
     def of(cls, bundle: Bundle, precision: str, on_graph: Callable[[str], None]) -> Self:
         """Return a writer that adds graphs to those of a bundle."""
-        import onnx
-
         writer = cls(bundle.folder, precision, on_graph, list(bundle.graphs))
         file = bundle.folder / "graphs" / _WEIGHTS
         data = file.read_bytes() if file.is_file() else b""
@@ -135,8 +135,6 @@ class GraphWriter:
 
     def _share(self, tensors: Any, file: Path) -> None:
         """Move large tensors to the shared file."""
-        import onnx
-
         for tensor in tensors:
             data = onnx.numpy_helper.to_array(tensor).tobytes()
             if len(data) < _SHARED_FROM:

@@ -33,8 +33,8 @@ class LatencyBudget:
 
     where an action is fresh while its observation is less than `n_action_steps` ticks old. A deadline is
     *missed*, once a chunk, if the chunk is not there when its tick acts: that tick then executes a stale
-    action or the fallback. The first chunk of an episode is due at tick 0, and so is every chunk of sync
-    mode at the tick it is asked for, because nothing fresh is left by then: there any latency is a miss.
+    action or the fallback. The first chunk of an episode is due at tick 0: there any latency is a miss. In
+    sync mode the robot stands still and waits for every chunk, so none has a deadline.
 
     A plan is chosen before it runs, by the latency predicted for it: its p99 as measured, times how much
     longer than their own p99 the last chunks took, at least 1. A plan that no longer fits is left at once; a

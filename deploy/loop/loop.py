@@ -222,10 +222,9 @@ class ControlLoop:
         if self._watchdog is None:
             return State.RUN
         now, restarts = self._clock.now(), self._worker.restarts
-        misses = 0 if self._settings.mode == Mode.SYNC else self.budget.misses  # there, every one is missed
         state = self._watchdog.judge(
             now,
-            misses,
+            self.budget.misses,
             restarts,
             has_accepted=self._has_accepted,
             failures=self.failures,
@@ -290,7 +289,8 @@ class ControlLoop:
             self._fail(error)
             return
         self._has_asked = self._waits = True
-        self.budget.ask(self.tick_count + fresh)
+        if self._settings.mode != Mode.SYNC:  # there the robot waits for every chunk: no deadline
+            self.budget.ask(self.tick_count + fresh)
 
     def _request(self, fresh: int) -> Request:
         """What the next inference starts from.

@@ -19,6 +19,7 @@ from vivace.deploy.loop.robot import Robot, trait
 from vivace.policies.action_kinds import kinds_of_names, read_kinds, settle_kinds
 from vivace.policies.arrays import enter_observations, observation_layout
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
+from vivace.policies.extras import how_to_install
 from vivace.policies.spec import ActionKind, Observation, PolicySpec
 
 GROUP = "vivace.robots"
@@ -73,7 +74,10 @@ def _factory(kind: str) -> Callable[..., Any]:
     try:
         factory: Callable[..., Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadSetting(f"robot {kind!r} cannot be imported from {place} ({error}); install it") from error
+        needs = how_to_install(error) if isinstance(error, ImportError) else ""
+        raise BadSetting(
+            f"robot {kind!r} cannot be imported from {place} ({error}); {needs or 'install it'}"
+        ) from error
     return factory
 
 

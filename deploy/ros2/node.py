@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vivace.deploy.system.last_resort import last_line
+
 _FOLDER = Path(__file__).parent
 LAUNCH_FILE = _FOLDER / "node_launch.py"
 """For `ros2 launch`."""
@@ -20,8 +22,15 @@ _USAGE = """usage: vivace-ros [--ros-args --params-file robot.yaml …]   run th
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the node until it is told to end; returns the exit code, 2 for bad input."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run the node until it is told to end; returns the exit code, 2 for bad input, 1 for the unforeseen."""
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except Exception as error:  # the outermost frame; the robot stands still and is closed by now
+        print(last_line(error, "vivace-ros"), file=sys.stderr)
+        return 1
+
+
+def _main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["--example"]:
         from vivace.deploy.ros2.parameters.example import example
 
@@ -37,12 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vivace.deploy.ros2.process import run
     except ImportError as error:
         print(
-            f"vivace-ros: no package {error.name!r}; source a ROS 2 installation for this Python "
-            "(Humble 3.10, Jazzy 3.12), or pip install 'vivace[ros]'",
+            f"vivace-ros: no package {error.name!r}{_why(error)}; source a ROS 2 installation for this "
+            "Python (Humble 3.10, Jazzy 3.12), or pip install 'vivace[ros]'",
             file=sys.stderr,
         )
         return 2
     return run(arguments)
+
+
+def _why(error: ImportError) -> str:
+    """What keeps a package that is there from being imported, such as a library that is not."""
+    return "" if isinstance(error, ModuleNotFoundError) else f" that can be used ({error})"
 
 
 if __name__ == "__main__":

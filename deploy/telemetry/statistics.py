@@ -63,6 +63,11 @@ class LoopStatistics:
         periods = self.ticks + self.skipped
         return self.sources[Source.CHUNK] / periods if periods else 0.0
 
+    @property
+    def stood_still_s(self) -> float:
+        """How long the fallback acted [s]: no chunk was there, or the watchdog held the robot."""
+        return self.sources[Source.FALLBACK] / self.control_hz
+
     def summary(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
@@ -70,6 +75,7 @@ class LoopStatistics:
             "skipped_deadlines": self.skipped,
             "undecided_ticks": self.undecided,
             "deadline_misses": self.misses,
+            "stood_still_s": self.stood_still_s,
             "requests": self.asked,
             "chunks": self.chunks,
             "guarded": self.guarded,

@@ -2,10 +2,12 @@
 
 import weakref
 from types import TracebackType
+from typing import Any
 
 import mujoco
 import numpy as np
 
+from vivace.envs.opengl import drawing, opened
 from vivace.policies.backports import Self
 
 _UPSIDE_DOWN = frozenset({"corner2"})
@@ -35,7 +37,7 @@ class Camera:
         self._model = model
         self._height = height
         self._width = width
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: Any = None  # a mujoco without OpenGL knows no Renderer
         self._option = mujoco.MjvOption()
         if not marks:
             self._option.sitegroup[:] = 0
@@ -49,15 +51,19 @@ class Camera:
 
         Returns:
             Image, HWC RGB uint8 in [0, 255].
+
+        Raises:
+            NoRendering: this computer cannot draw.
         """
-        renderer = self._renderer or self._open()
-        view = _close_up() if camera == CLOSE_UP else camera
-        renderer.update_scene(data, camera=view, scene_option=self._option)
-        flags = renderer.scene.flags
-        flags[:] = 0
-        flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
-        flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 1
-        image = renderer.render()
+        with drawing():
+            renderer = self._renderer or self._open()
+            view = _close_up() if camera == CLOSE_UP else camera
+            renderer.update_scene(data, camera=view, scene_option=self._option)
+            flags = renderer.scene.flags
+            flags[:] = 0
+            flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
+            flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = 1
+            image = renderer.render()
         return image[::-1, ::-1].copy() if camera in _UPSIDE_DOWN else image
 
     def close(self) -> None:
@@ -74,12 +80,12 @@ class Camera:
     ) -> None:
         self.close()
 
-    def _open(self) -> mujoco.Renderer:
+    def _open(self) -> Any:
         self._model.vis.quality.offsamples = 0
         self._model.vis.quality.shadowsize = 0
         self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, self._width)
         self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, self._height)
-        self._renderer = mujoco.Renderer(self._model, self._height, self._width)
+        self._renderer = opened(lambda: mujoco.Renderer(self._model, self._height, self._width))
         # At exit mujoco's own destructors come after the rendering library is gone, and complain.
         self._closer = weakref.finalize(self, self._renderer.close)
         return self._renderer

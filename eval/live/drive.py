@@ -27,6 +27,7 @@ from vivace.eval.live.parts import (
     one_line,
     warm,
 )
+from vivace.eval.live.screen import Screen
 from vivace.eval.live.settings import RunCommand
 from vivace.policies.errors import BadSetting
 
@@ -40,19 +41,21 @@ def drive(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interrup
     bundle = plans[command.bundle]
     command.loop.fresh_actions(bundle.spec)  # refuses what does not fit before a process is begun
     with ExitStack() as shown, ExitStack() as stack:
+        screen = Screen()  # from here on nobody waits for a terminal
+        shown.callback(screen.close)
         worker = make_worker(command, plans)
         stack.callback(worker.close)
         with one_line(f"robot {command.robot.type!r} cannot be used"):
             bare = make_robot(command, bundle.spec)
             robot = PatientRobot(bare, bundle.spec, interrupts.within, command.robot.patience_s)
             stack.callback(robot.close)
-            bundle, posture, limits, limits_from = fit(command, bare, bundle)
+            bundle, posture, limits, limits_from = fit(command, bare, bundle, screen)
             robot.observe()  # one that does not answer later is shown what it saw now
         worker.start()
         warmup_s, ladder = warm(command, bundle, worker, plans)
         interrupts.hold_back()
-        recorder = make_recorder(command)
-        shown.enter_context(recorder.screen.captured())  # as long as the robot may print
+        recorder = make_recorder(command, screen)
+        shown.enter_context(screen.captured())  # as long as the robot may print
         parts = Parts(
             command=command,
             bundle=bundle,

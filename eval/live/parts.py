@@ -32,9 +32,9 @@ from vivace.deploy.workers.process_worker import ProcessWorker, bundles
 from vivace.envs.registry import WORLDS, world_type
 from vivace.eval.live.recorder import LOG, Recorder
 from vivace.eval.live.results import RESULTS
+from vivace.eval.live.screen import Screen
 from vivace.eval.live.settings import RunCommand
 from vivace.eval.output import output_folder
-from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting, UnknownEnvironment, VivaceError
 from vivace.policies.spec import PolicySpec
 
@@ -136,7 +136,9 @@ def one_line(what: str) -> Iterator[None]:
         ) from error
 
 
-def fit(command: RunCommand, robot: Any, bundle: Bundle) -> tuple[Bundle, tuple[float, ...], Limits, str]:
+def fit(
+    command: RunCommand, robot: Any, bundle: Bundle, screen: Screen
+) -> tuple[Bundle, tuple[float, ...], Limits, str]:
     """Check that robot, policy and limits fit; returns what depends on the robot."""
     names = action_names(robot, bundle.spec)
     kinds = action_kinds(robot, names, bundle.spec, command.robot.action_kinds)
@@ -144,7 +146,7 @@ def fit(command: RunCommand, robot: Any, bundle: Bundle) -> tuple[Bundle, tuple[
     may_lack = trait(robot, "is_simulated")
     limits, limits_from = choose_limits(command.limits, names, spec, may_lack=may_lack)
     if warning := arm(robot, kinds, limits):
-        console.print(warning, style="yellow", highlight=False)
+        screen.say(warning, "yellow")
     check_robot(robot, spec)
     start = initial_action(robot, spec, command.robot.initial_action)
     make_guard(limits, spec, command.rate_hz, start)  # refuses a posture that cannot be
@@ -199,7 +201,7 @@ def warm(
     return warmup_s, ladder
 
 
-def make_recorder(command: RunCommand) -> Recorder:
+def make_recorder(command: RunCommand, screen: Screen) -> Recorder:
     """Begin to record in a folder of this run's own.
 
     Raises:
@@ -217,6 +219,7 @@ def make_recorder(command: RunCommand) -> Recorder:
             live=command.live,
             file_mb=command.log.file_mb,
             files=command.log.files,
+            screen=screen,
         )
     except FileExistsError as error:  # it has just begun
         raise taken from error

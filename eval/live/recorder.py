@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -38,7 +37,7 @@ class Recorder:
         live: show figures in the terminal, if there is one.
         file_mb: size at which a new file of the log begins [MB].
         files: of the log that are kept.
-        console: what is shown goes there; to standard error when None.
+        screen: what is shown goes there; to standard error when None.
 
     Raises:
         FileExistsError: the folder has a log.
@@ -54,7 +53,7 @@ class Recorder:
         live: bool = True,
         file_mb: float = 32.0,
         files: int = 8,
-        console: Console | None = None,
+        screen: Screen | None = None,
     ) -> None:
         target = rerun if rerun in ("", "viewer") else str(folder / rerun)
         sinks: list[Sink] = [RerunStream(target)] if rerun else []
@@ -72,7 +71,9 @@ class Recorder:
         self.duration_s = 0.0
         """Of the run, known once it is closed [s]."""
         self._state, self._why = State.RUN, ""
-        self.screen = Screen(self._table if live else None, console)
+        self.screen = screen or Screen()
+        if live:
+            self.screen.draw(self._table)
 
     def tick(self, record: TickRecord) -> None:
         """Take one tick."""
@@ -120,8 +121,8 @@ class Recorder:
             table.add_row(name, *(milliseconds(cell, 2) for cell in cells))
         shares = ", ".join(f"{found.sources[source]} {source}" for source in Source)
         table.caption = (
-            f"{found.ticks} ticks: {shares};\n{found.misses} deadlines missed, {found.skipped} skipped, "
-            f"{found.guarded} guarded, queue {found.depth_p50}"
+            f"{found.ticks} ticks: {shares};\nstood still {found.stood_still_s:.1f} s, {found.misses} "
+            f"deadlines missed, {found.skipped} skipped, {found.guarded} guarded, queue {found.depth_p50}"
         )
         return table
 

@@ -10,6 +10,7 @@ from vivace.deploy.loop.robot import Films, Guarded, Measures, able
 from vivace.deploy.loop.watchdog import State
 from vivace.eval.machine import command as command_line
 from vivace.eval.machine import commit, cores, processor, versions
+from vivace.eval.obstacles import in_a_line
 from vivace.eval.output import write_json
 from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
@@ -37,6 +38,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         "machine": {
             "cpu": processor(),
             "cores": cores(),
+            "threads": command.inference.threads or cores(),
             "providers": ", ".join(command.inference.providers),
         },
         "seed": command.seed,
@@ -136,10 +138,8 @@ def draw(folder: Path, found: dict[str, Any], parts: "Parts") -> None:
             found["video"] = _write_film(folder, parts, robot)
             write(folder, found)
         write_pages(folder, found)
-    except ImportError as error:  # a robot's computer need not draw
-        console.print(f"no report: {error.name} is not installed", highlight=False)
-    except OSError as error:
-        console.print(f"no report: {error}", highlight=False, markup=False)
+    except Exception as error:  # a robot's computer need not draw, and what was measured is written
+        console.print(f"no report: {in_a_line(error)}", highlight=False, markup=False)
 
 
 def tell_ending(parts: "Parts", folder: Path) -> None:
@@ -182,6 +182,7 @@ def summary(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         "skipped_deadlines": run["skipped_deadlines"],
         "undecided_ticks": run["undecided_ticks"],
         "deadline_misses": run["deadline_misses"],
+        "stood_still_s": round(run["stood_still_s"], 2),
         "sources": run["sources"],
         "guarded": run["guarded"],
         "effective_hz": round(run["effective_hz"], 2),

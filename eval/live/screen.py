@@ -27,21 +27,23 @@ class Screen:
     """Says lines, and draws figures below them if it is a terminal.
 
     Args:
-        figures: returns what is drawn; nothing is when None.
         console: where to; standard error when None.
     """
 
-    def __init__(
-        self, figures: Callable[[], RenderableType] | None = None, console: Console | None = None
-    ) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(file=unbuffered(sys.stderr))
-        self._figures = figures if self._console.is_terminal else None
+        self._figures: Callable[[], RenderableType] | None = None
         self._waiting: queue.Queue[Text | None] = queue.Queue(_SIZE)
         self._is_closing = threading.Event()
         self.dropped = 0
         """Lines that were not said."""
         self._thread = threading.Thread(target=self._serve, name="screen", daemon=True)
         self._thread.start()
+
+    def draw(self, figures: Callable[[], RenderableType]) -> None:
+        """Draw from now on, below the lines, what `figures` returns."""
+        if self._console.is_terminal:
+            self._figures = figures
 
     def say(self, text: str, style: str = "") -> None:
         """Say a line, soon; returns at once."""
@@ -72,8 +74,8 @@ class Screen:
 
     def _serve(self) -> None:
         try:
+            self._say_all(lambda: None, until=lambda: self._figures is not None)
             if self._figures is None:
-                self._say_all(lambda: None)
                 return
             with Live(
                 get_renderable=self._figures,
@@ -86,15 +88,22 @@ class Screen:
         except Exception:  # the terminal is gone: there is nobody to tell
             self.dropped += 1
 
-    def _say_all(self, draw: Callable[[], None]) -> None:
-        while not (self._is_closing.is_set() and self._waiting.empty()):
+    def _say_all(self, draw: Callable[[], None], until: Callable[[], bool] = lambda: False) -> None:
+        while not until() and not (self._is_closing.is_set() and self._waiting.empty()):
             try:
                 text = self._waiting.get(timeout=_EVERY_S)
             except queue.Empty:
                 text = None
             if text is not None:
-                self._console.print(text)
+                self._console.print(text, soft_wrap=True)
             draw()
+
+
+def tell(line: str) -> None:
+    """Say a line while there is nothing else to do; a terminal that does not take it is left."""
+    screen = Screen()
+    screen.say(line)
+    screen.close()
 
 
 class _Lines(io.TextIOBase):

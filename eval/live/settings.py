@@ -51,7 +51,8 @@ class InferenceOptions:
     providers: list[str] = field(default_factory=lambda: ["cpu"])
     """ONNX Runtime's: cpu, cuda, tensorrt, openvino."""
     threads: int | None = None
-    """Of one inference; ONNX Runtime's own choice when not given."""
+    """Of one inference; when not given as many as this process may use cores, which results.json says. A
+    busy computer may be faster with fewer."""
     stall_s: float = 5.0
     """An inference that takes longer is given up and its process replaced [s]."""
     plausible_spans: float = PLAUSIBLE_SPANS
@@ -135,6 +136,7 @@ class RunCommand:
     output_dir: str | None = None
     """Folder of the results; outputs/run/<date>/<time>_<job> when not given."""
     job_name: str = ""
+    """Ends the name of the folder when --output_dir is not given."""
     require: list[str] = field(default_factory=list)
     """Targets such as run.effective_hz>=45 or run.decided>=1; exit code 1 when one is missed."""
 

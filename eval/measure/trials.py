@@ -18,6 +18,7 @@ from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.worker import Predict
 from vivace.eval.measure.statistics import curve_area
 from vivace.eval.measure.variants import ACCELERATED
+from vivace.eval.obstacles import in_a_line
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
 from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
@@ -213,32 +214,41 @@ class Trials:
         return {"points": points, "area": curve_area([point["latency_s"] for point in points], rates)}
 
     def film(self, runs: list[Trial], seed: int) -> str | None:
-        """Run one episode of every run again with a camera; None, and a line why, without a renderer."""
-        films: dict[str, list[np.ndarray]] = {}
-        try:
+        """Run one episode of every run again with a camera; None, and a line why, if that fails."""
+
+        def frames() -> list[np.ndarray]:
+            films = {}
             for run in runs:
                 with console.status(f"filming {run.variant.label}"):
                     films[run.name] = self._frames(run, seed)
-        except (ImportError, RuntimeError, AttributeError) as error:
-            console.print(f"no video: rendering failed ({error}); vivace doctor says more", style="yellow")
-            return None
-        name = "videos/side_by_side.mp4"
-        write_video(self._folder / name, side_by_side(films), self._command.env.rate_hz)
-        return name
+            return side_by_side(films)
+
+        return self._video("videos/side_by_side.mp4", frames, self._command.env.rate_hz)
 
     def film_patches(self, run: Trial, seed: int) -> str | None:
         """Draw which patches a run keeps through one episode; None if it keeps all or there is no camera."""
         if not Need.LANGUAGE.is_met(run.execution.policy):
             return None
         runner = session(self._command, self._loaded, run.execution)
-        with console.status("drawing the patches that were kept"):
+
+        def frames() -> list[np.ndarray]:
             env = self._command.env
-            frames = patch_frames(runner, env_maker(self._command, runner.spec), seed, env.max_steps)
-        if not frames:
+            with console.status("drawing the patches that were kept"):
+                return patch_frames(runner, env_maker(self._command, runner.spec), seed, env.max_steps)
+
+        return self._video("videos/patches.mp4", frames, 3)
+
+    def _video(self, name: str, make_frames: Callable[[], list[np.ndarray]], fps: float) -> str | None:
+        """Write a film; None if it has no frames, and with a line why if it cannot be made."""
+        try:
+            frames = make_frames()
+            if frames:
+                write_video(self._folder / name, frames, fps)
+        except Exception as error:  # whatever it is, a film must not cost an evaluation its results
+            told = f"no film {name}: {in_a_line(error)}"
+            console.print(told, style="yellow", highlight=False, markup=False)
             return None
-        name = "videos/patches.mp4"
-        write_video(self._folder / name, frames, fps=3)
-        return name
+        return name if frames else None
 
     def _frames(self, run: Trial, seed: int) -> list[np.ndarray]:
         frames: list[np.ndarray] = []

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+from vivace.eval.terminal import FoldingTable
+
+_TITLE = (
+    "chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error and "
+    "passes: mean (10th to 90th percentile) over observations that no plan was fitted to"
+)
 
 
-def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source: str = "") -> Table:
+def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source: str = "") -> FoldingTable:
     """Return the table; beneath it what was chosen and run again, and the rows that are not there.
 
     Args:
@@ -15,27 +19,20 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
         left_out: name of a row that does not fit the policy -> the reason.
         source: where the observations are from that rows are compared on, in words.
     """
-    out = Table(
-        title="chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error "
-        "and passes: mean (10th to 90th percentile) over observations that no plan was fitted to"
-    )
     judged = any("n" in row for row in rows)
     writes = any("tokens_per_s" in row for row in rows)
-    names = ["plan", "ms", "ratio", "", "action error", "GFLOP"]
+    names = ["plan", "ms", "ratio", "95 %", "action error", "GFLOP"]
     names += ["passes", "tokens/s"] if writes else []
     names += ["success", "95 % interval", "- plain"] if judged else []
-    for name in names:
-        out.add_column(name, justify="left" if name in ("plan", "") else "right")
+    cells = []
     for row in rows:
-        cells = _measured_cells(row)
-        cells += _token_cells(row) if writes else []
-        cells += _judged_cells(row) if judged else []
-        out.add_row(*cells)
-    lines = [f"observations: {source}"] if source else []
-    lines += confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
-    out.caption = Text("\n".join(lines)) if lines else None  # reasons may hold brackets, which are no markup
-    out.caption_justify = "left"
-    return out
+        line = _measured_cells(row)
+        line += _token_cells(row) if writes else []
+        line += _judged_cells(row) if judged else []
+        cells.append(line)
+    notes = [f"observations: {source}"] if source else []
+    notes += confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+    return FoldingTable(_TITLE, names, cells, notes)
 
 
 def spread_text(row: Mapping[str, Any], name: str, digits: int) -> str:

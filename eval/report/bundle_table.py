@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from vivace.eval.terminal import FoldingTable
 
 HEAD = ("bundle", "graphs", "MB", "largest error of a chunk", "cold start [s]")
 
@@ -24,11 +23,7 @@ def bundle_cells(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def bundle_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def bundle_table(rows: Sequence[Mapping[str, Any]]) -> FoldingTable:
     """The bundles among rows, as a table a person reads."""
-    out = Table(title="exported bundles; cold start: a new process, to its first chunk")
-    for name in HEAD:
-        out.add_column(escape(name), justify="left" if name == HEAD[0] else "right")
-    for cells in bundle_cells(rows):
-        out.add_row(*cells)
-    return out
+    title = "exported bundles; cold start: a new process, to its first chunk"
+    return FoldingTable(title, HEAD, bundle_cells(rows))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vivace.deploy.loop.settings import Mode
 from vivace.eval.report.bench_table import spread_text
 from vivace.eval.report.bundle_table import HEAD, bundle_cells
 from vivace.eval.report.choice_page import choice_sections, judged_on
@@ -23,7 +24,7 @@ from vivace.eval.report.figures import (
 from vivace.eval.report.page import cards_row, figure, header, page, section, table, video
 from vivace.eval.report.run_page import run_page
 from vivace.eval.report.stage_table import TEXT, stage_rows
-from vivace.eval.terminal import milliseconds, score_text
+from vivace.eval.terminal import lateness, lateness_head, milliseconds, score_text
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
@@ -58,12 +59,12 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{environment['control_hz']:g} ticks a second, whether or not the policy has "
         f"finished thinking ({environment['mode']} mode). Every run meets the same {runs[0]['n']} episodes."
     )
-    parts = [header("evaluation in a world that does not wait", title, lead), _eval_cards(runs)]
+    parts = [header("evaluation in a world that does not wait", title, lead), _eval_cards(results)]
     parts.append(
         section(
             "Success under latency",
             _runs_text(results),
-            _runs_table(runs),
+            _runs_table(results),
             _pairs_table(results) if results["comparisons"] else "",
             _choices_table(runs),
         )
@@ -152,7 +153,8 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
 _PAGES = {"eval": _eval_page, "bench": _bench_page, "run": run_page}
 
 
-def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
+def _eval_cards(results: Mapping[str, Any]) -> str:
+    runs, where = results["runs"], results["environment"]
     plain = runs[0]
     ours = next((r for r in runs if r["name"] == "accelerated"), None)
     if ours is None:
@@ -172,9 +174,9 @@ def _eval_cards(runs: Sequence[Mapping[str, Any]]) -> str:
             "stale or fallback",
         ),
         (
-            "deadline misses",
-            f"{plain['deadline_misses']} → {ours['deadline_misses']}",
-            f"of {plain['chunks']} and {ours['chunks']} chunks",
+            lateness_head(where["mode"]),
+            " → ".join(lateness(run, where["mode"], where["control_hz"]) for run in (plain, ours)),
+            "of the time" if where["mode"] == Mode.SYNC else "chunks",
         ),
     ]
     return cards_row(cards)
@@ -213,7 +215,8 @@ AT = ("seam", "inner")
 """Where actions jump: from chunk to chunk, and within one."""
 
 
-def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
+def _runs_table(results: Mapping[str, Any]) -> str:
+    runs, where = results["runs"], results["environment"]
     has_score = any(run.get("score") for run in runs)
     head = (
         "run",
@@ -222,7 +225,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
         *(["mean best score (95 %)"] if has_score else []),
         "median time",
         "fresh / stale / fallback",
-        "misses",
+        lateness_head(where["mode"]),
         "effective",
         "jump at a seam / inside",
         "GFLOP",
@@ -241,7 +244,7 @@ def _runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 *([score_text(run.get("score"))] if has_score else []),
                 took,
                 shares,
-                f"{run['deadline_misses']} of {run['chunks']}",
+                lateness(run, where["mode"], where["control_hz"]),
                 f"{run['effective_hz']:.1f} Hz",
                 " / ".join("–" if run[f"{at}_jump"] is None else f"{run[f'{at}_jump']:.2f}" for at in AT),
                 "–" if run["gflop"] is None else f"{run['gflop']:.2f}",

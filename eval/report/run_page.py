@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from vivace.eval.report.page import cards_row, figure, header, section, table, video
-from vivace.eval.terminal import milliseconds
+from vivace.eval.terminal import lateness, lateness_head, milliseconds
 
 _NAMES = {
     "latency": "inference, from asking to the chunk",
@@ -81,7 +81,9 @@ def _cards(results: Mapping[str, Any]) -> str:
     run, hz = results["run"], results["settings"]["control_hz"]
     late, period_ms = milliseconds(run["jitter"]["p99.9_s"], 2), 1e3 / hz
     p50, p99 = (milliseconds(run["latency"][key]) for key in ("p50_s", "p99_s"))
-    chunks = f"{run['chunks']} chunks, {run['deadline_misses']} late"
+    seen = {"ticks": run["sources"], **{key: run[key] for key in ("deadline_misses", "chunks")}}
+    mode = results["settings"]["mode"]
+    chunks = f"{run['chunks']} chunks; {lateness_head(mode)}: {lateness(seen, mode, hz)}"
     return cards_row(
         [
             ("tick late, p99.9", f"{late} <small>ms</small>", f"of {period_ms:g} ms"),

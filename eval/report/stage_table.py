@@ -3,10 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from vivace.eval.terminal import milliseconds
+from vivace.eval.terminal import FoldingTable, milliseconds
 from vivace.policies.stopwatch import STAGES
 
 TEXT = (
@@ -31,12 +28,6 @@ def stage_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list
     return head, cells
 
 
-def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def stage_table(rows: Sequence[Mapping[str, Any]]) -> FoldingTable:
     """The same as a table a person reads."""
-    head, cells = stage_rows(rows)
-    out = Table(title="where the time of a chunk goes, medians")
-    for name in head:
-        out.add_column(escape(name), justify="left" if name == "plan" else "right")
-    for line in cells:
-        out.add_row(*line)
-    return out
+    return FoldingTable("where the time of a chunk goes, medians", *stage_rows(rows))

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from vivace.eval.measure.statistics import (
     mean_score,
@@ -16,7 +14,7 @@ from vivace.eval.measure.statistics import (
 )
 from vivace.eval.measure.trials import Trial
 from vivace.eval.simulation.episode import EpisodeResult, mean_jump
-from vivace.eval.terminal import milliseconds, score_text
+from vivace.eval.terminal import FoldingTable, lateness, lateness_head, milliseconds, score_text
 
 BEST_SCORE = "mean best score (95 %)"
 
@@ -50,6 +48,7 @@ def run_summary(
         "time_to_success_s": float(np.median(times)) if times else None,
         "ticks": {key: sum(e.ticks[key] for e in episodes) for key in episodes[0].ticks},
         "deadline_misses": sum(e.deadline_misses for e in episodes),
+        "stood_still_s": sum(e.ticks["fallback"] for e in episodes) / control_hz,
         "chunks": len(latencies),
         "effective_hz": control_hz * sum(e.fresh_share * e.steps for e in episodes) / steps,
         "seam_jump": mean_jump(e.seam_jumps for e in episodes),
@@ -69,7 +68,7 @@ def comparisons(episodes: Mapping[str, Sequence[EpisodeResult]], ours: str) -> l
     ]
 
 
-def table(results: dict[str, Any]) -> Table:
+def table(results: dict[str, Any]) -> FoldingTable:
     """The runs as a table a person reads."""
     environment = results["environment"]
     trained_hz = environment["trained_hz"]
@@ -80,35 +79,26 @@ def table(results: dict[str, Any]) -> Table:
         f"{environment['task']} at {environment['control_hz']:g} Hz{f' ({rates})' if rates else ''}, "
         f"{environment['mode']}, world moving"
     )
-    out = Table(title=title)
-    has_score = [BEST_SCORE] if any(entry.get("score") for entry in results["runs"]) else []
-    for name in (
-        "run",
-        "chunk latency p50 / p99 [ms]",
-        "of",
-        "success under it",
-        "95 % interval",
-        *has_score,
-        "deadline misses",
-    ):
-        out.add_column(escape(name), justify="left" if name == "run" else "right")
-    for entry in results["runs"]:
-        low, high = entry["interval"]
-        out.add_row(
+    mode, hz = environment["mode"], environment["control_hz"]
+    has_score = any(entry.get("score") for entry in results["runs"])
+    head = ("run", "chunk latency p50 / p99 [ms]", "of", "success under it", "95 % interval",
+            *([BEST_SCORE] if has_score else []), lateness_head(mode))  # fmt: skip
+    rows = [
+        (
             entry["label"],
             f"{milliseconds(entry['latency']['p50_s'])} / {milliseconds(entry['latency']['p99_s'])}",
             str(entry["latency"]["n"]),
             f"{entry['successes']}/{entry['n']} = {entry['successes'] / entry['n']:.0%}",
-            f"{low:.0%} … {high:.0%}",
+            f"{entry['interval'][0]:.0%} … {entry['interval'][1]:.0%}",
             *([score_text(entry.get("score"))] if has_score else []),
-            f"{entry['deadline_misses']} of {entry['chunks']} chunks",
+            lateness(entry, mode, hz),
         )
-    for pair in results["comparisons"]:
-        out.caption = (out.caption or "") + (
-            f"{pair['second']} - {pair['first']}: {pair['difference']:+.0%} "
-            f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}\n"
-        )
-    out.caption = (out.caption or "") + "".join(
-        f"left out: {name}: {reason}\n" for name, reason in results["left_out"].items()
-    )
-    return out
+        for entry in results["runs"]
+    ]
+    notes = [
+        f"{pair['second']} - {pair['first']}: {pair['difference']:+.0%} "
+        f"[{pair['interval'][0]:+.0%}, {pair['interval'][1]:+.0%}], McNemar p = {pair['p_value']:.2g}"
+        for pair in results["comparisons"]
+    ]
+    notes += [f"left out: {name}: {reason}" for name, reason in results["left_out"].items()]
+    return FoldingTable(title, head, rows, notes)

@@ -8,7 +8,7 @@ from typing import Any
 from vivace.eval.report.bench_table import spread_text
 from vivace.eval.report.bundle_table import HEAD, bundle_cells
 from vivace.eval.report.stage_table import stage_rows
-from vivace.eval.terminal import milliseconds, score_text
+from vivace.eval.terminal import lateness, lateness_head, milliseconds, score_text
 from vivace.policies.errors import BadSetting
 
 Results = Mapping[str, Any]
@@ -119,6 +119,8 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
     def cells(results: Results) -> Cells:
         if ours not in [run["name"] for run in results["runs"]]:
             raise BadSetting(f"this evaluation has no run {ours!r}")
+        where = results["environment"]
+        mode = where.get("mode", "")  # bench has none
         pairs = {pair["first"]: pair for pair in results["comparisons"] if pair["second"] == ours}
         has_score = any(run.get("score") for run in results["runs"])
         rows = []
@@ -129,7 +131,7 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
                 (
                     run["label"],
                     _latency(run["latency"]),
-                    f"{run['deadline_misses']} of {run['chunks']}",
+                    lateness(run, mode, where["control_hz"]),
                     _rate(run["successes"], run["n"], run["interval"]),
                     *([score_text(run.get("score"))] if has_score else []),
                     f"{100 * run['ticks']['chunk'] / sum(run['ticks'].values()):.0f} %",
@@ -137,7 +139,7 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
                 )
             )
         score = ["mean best score (95 %)"] if has_score else []
-        head = (other, "chunk latency p50 / p99 [ms]", "deadlines missed", "success under it (95 %)", *score,
+        head = (other, "chunk latency p50 / p99 [ms]", lateness_head(mode), "success under it (95 %)", *score,
                 "fresh ticks", f"{ours} − {other} (95 %), exact McNemar")  # fmt: skip
         return head, rows
 
@@ -238,12 +240,13 @@ def _timed(row: Mapping[str, Any]) -> str:
 
 def _lateness(results: Results) -> Cells:
     """How late the ticks of a run in wall-clock time were."""
-    run = results["run"]
+    run, settings = results["run"], results["settings"]
+    mode = settings["mode"]
     granted = ", ".join(grant["what"] for grant in results["realtime"] if grant["is_granted"])
     late = (milliseconds(run["jitter"][f"{key}_s"], 2) for key in ("p50", "p99", "p99.9", "max"))
     latency = (milliseconds(run["latency"][f"{key}_s"]) for key in ("p50", "p99"))
     head = ("scheduling", "ticks", "skipped", "lateness of a tick p50 / p99 / p99.9 / max [ms]",
-            "ticks without a decision", "chunk latency p50 / p99 [ms]", "deadlines missed")  # fmt: skip
+            "ticks without a decision", "chunk latency p50 / p99 [ms]", lateness_head(mode))  # fmt: skip
     row = (
         f"{granted or 'an ordinary process'}, {results['duration_s']:.0f} s",
         f"{run['ticks']}",
@@ -251,7 +254,7 @@ def _lateness(results: Results) -> Cells:
         " / ".join(late),
         f"{run['undecided_ticks']}",
         " / ".join(latency),
-        f"{run['deadline_misses']} of {run['requests']}",
+        lateness({**run, "ticks": run["sources"], "chunks": run["requests"]}, mode, settings["control_hz"]),
     )
     return head, [row]
 

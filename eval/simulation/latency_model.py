@@ -71,6 +71,7 @@ class ConstantLatency(LatencyModel):
     """Every chunk takes the same time."""
 
     seconds: float = 0.1
+    """Of every chunk [s]."""
 
     def __post_init__(self) -> None:
         """The time must be finite and not negative."""
@@ -172,6 +173,7 @@ class TraceLatency(LatencyModel):
     """
 
     path: str = ""
+    """File of the sequence: JSON, CSV, or text with one number a line."""
     column: str = "latency_s"
     """Name of the sequence in the file; "per_run": each run has a sequence of its own name."""
     scale: float = 1.0
@@ -208,7 +210,9 @@ class ProfileLatency(LatencyModel):
     """A log-normal distribution given by median and p99; scale it to stand for another device."""
 
     p50_s: float = 0.1
+    """Median [s]."""
     p99_s: float = 0.12
+    """99th percentile [s]."""
     scale: float = 1.0
     """Factor for another device."""
 

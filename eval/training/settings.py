@@ -24,12 +24,19 @@ class DPTransformerOptions(ArchitectureOptions):
     """Size of a dp_transformer."""
 
     n_layer: int = 8
+    """Layers of the decoder."""
     n_head: int = 4
+    """Attention heads."""
     n_emb: int = 256
+    """Width."""
     horizon: int = 16
+    """Actions of a chunk (H)."""
     n_obs_steps: int = 2
+    """Observations that are looked at."""
     n_action_steps: int = 8
+    """Actions of a chunk that are executed."""
     p_drop_attn: float = 0.0
+    """Dropout of attention, in training."""
 
 
 @dataclass(kw_only=True)
@@ -37,17 +44,27 @@ class VLAOptions(ArchitectureOptions):
     """Size of a miniature VLA's vision and language side; both vision backbones have the same."""
 
     image_size: int = 128
+    """Edge of the images it sees [px]."""
     patch_size: int = 16
+    """Edge of a patch [px]."""
     vision_layers: int = 5
     """Blocks of each backbone; the features are those of the last but one."""
     vision_width: int = 128
+    """Width of each backbone."""
     vision_heads: int = 2
+    """Attention heads of each backbone."""
     language_layers: int = 12
+    """Layers of the language model."""
     language_width: int = 192
+    """Width of the language model."""
     language_heads: int = 3
+    """Attention heads of the language model."""
     language_mlp: int = 384
+    """Width of its MLPs."""
     horizon: int = 16
+    """Actions of a chunk (H)."""
     n_action_steps: int = 8
+    """Actions of a chunk that are executed."""
     layer_drop: float = 0.0
     """Share of the language layers a training row may skip, so that layer_skip finds some to drop."""
     patch_drop: float = 0.0
@@ -71,10 +88,15 @@ class CogACTOptions(VLAOptions):
     """Size of a miniature cogact."""
 
     action_layers: int = 6
+    """Layers of the action head."""
     action_width: int = 128
+    """Width of the action head."""
     action_heads: int = 2
+    """Attention heads of the action head."""
     guidance_scale: float = 1.5
+    """Weight of the condition when it acts; 1: no guidance."""
     repeated_diffusion_steps: int = 4
+    """Noises that a demonstrated moment is learned with at once."""
     language_model: str = ""
     """A pretrained language model instead of one with random weights, its sizes and tokenizer: smollm2."""
     TRAINING: ClassVar[tuple[str, ...]] = (*VLAOptions.TRAINING, "repeated_diffusion_steps")
@@ -95,6 +117,7 @@ class TokenVLAOptions(VLAOptions):
     """Size of a miniature token VLA."""
 
     n_action_bins: int = 256
+    """Values that a number of an action may have, each a token."""
     token_noise: float = 0.0
     """Share of the earlier action tokens a training row may read wrong, so that it looks at the scene."""
     TRAINING: ClassVar[tuple[str, ...]] = (*VLAOptions.TRAINING, "token_noise")
@@ -113,9 +136,11 @@ class LearningOptions:
     """Folders of LeRobotDatasets."""
     train: TrainSettings = field(default_factory=TrainSettings)
     threads: int | None = None
+    """torch threads; when not given as many as are measured to be fastest."""
     half: bool = False
     """Store the weights as float16: half the size; they are computed with in float32."""
     output_dir: str
+    """Folder of the training and, in pretrained_model, the checkpoint."""
 
 
 @dataclass(kw_only=True)

@@ -32,12 +32,17 @@ class TrainSettings:
     device: str = "cpu"
     """Where it learns: cpu, cuda, cuda:1; batches are made on the host and sent there."""
     batch_size: int = 128
+    """Demonstrated moments of a step."""
     lr: float = 3e-4
+    """Largest learning rate; it falls to 0 as a cosine."""
     warmup: int = 200
     """Steps of linear warm-up."""
     ema_power: float = 0.75
+    """How fast the moving average of the weights, which is what is kept, becomes slow."""
     ema_max: float = 0.9999
+    """Largest share of it that a step leaves."""
     seed: int = 0
+    """Of the first weights, the batches and the noise."""
     bf16: bool = False
     """Autocast the forward pass to bfloat16: about three times faster on processors that have it."""
     compile: bool = False
@@ -137,7 +142,7 @@ def train[Model: nn.Module](
         rows = torch.randint(len(windows), (settings.batch_size,))
         seen, actions = windows.batch(rows)
         seen = {key: there.move(value) for key, value in seen.items()}
-        with _precision(device.type, settings.bf16):
+        with precision(device.type, settings.bf16):
             loss = loss_fn(model, averaged, seen, there.move(actions))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -151,7 +156,7 @@ def train[Model: nn.Module](
 
 
 @contextmanager
-def _precision(device: str, is_bf16: bool) -> Iterator[None]:
+def precision(device: str, is_bf16: bool) -> Iterator[None]:
     """Autocast to bfloat16, if asked for, with plain attention: torch's fused one is slow there on a CPU."""
     if not is_bf16:
         yield

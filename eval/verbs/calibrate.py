@@ -65,6 +65,6 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     if command.output_dir is not None:
         target = output_folder("calibrate", command.output_dir, command.job_name)
     plan.save(target)
-    console.print(explain(plan, execution, *flops), highlight=False)
+    console.print(explain(plan, execution, *flops, console.width), highlight=False)
     console.print(measured(plan), highlight=False)
     return {"plan": str(target / FILE_NAME), **measurements}, True

@@ -16,10 +16,13 @@ class CollectOptions:
     """What to demonstrate."""
 
     episodes: int = 300
+    """Successful episodes that are stored."""
     seed: int = 0
+    """Of the first episode; the following ones count up."""
     image_size: int = 0
     """Edge of the stored camera images [px]; 0 stores states only."""
     cameras: list[str] = field(default_factory=lambda: ["close_up"])
+    """Cameras whose images are stored."""
     max_steps: int | None = None
     """Ticks an episode may take; the task's own number when not given."""
 
@@ -41,6 +44,7 @@ class CollectCommand:
     env: DemonstratedEnv = field(default_factory=DemonstratedEnv)
     collect: CollectOptions = field(default_factory=CollectOptions)
     output_dir: str
+    """Folder of the dataset."""
 
 
 def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:

@@ -26,6 +26,7 @@ class ConvertCommand:
     horizon: int | None = None
     """OpenVLA: actions of a chunk, if it was fine-tuned to write more than one."""
     output_dir: str
+    """Folder of the checkpoint."""
 
 
 def run(command: ConvertCommand) -> tuple[dict[str, Any], bool]:

@@ -7,6 +7,7 @@ an interrupted collection goes on with the files that are missing.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vivace.accel.techniques.jacobi import Jacobi
 from vivace.envs.demonstrations import Demonstrations, load_demonstrations
+from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.terminal import progress
 from vivace.eval.training.consistency import ConsistencySettings, consistency_loss, mixed_labels
 from vivace.eval.training.recipe import Recipe
@@ -31,6 +33,7 @@ from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.placement import read_device
 from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.session import Session
 
 SHARD = 512
 """Trajectories of one file."""
@@ -68,15 +71,17 @@ class TrajectoryBatches:
         return seen | {key: value.long() for key, value in chosen.items()}, actions
 
 
+@restored_threads()
 def run(command: DistillCommand) -> tuple[dict[str, Any], bool]:
     """Collect, teach, save."""
-    if command.threads:
-        torch.set_num_threads(command.threads)
     options = command.distill
+    if options.lora_rank:
+        import_module("peft")  # better missed now than after the trajectories
     settings = ConsistencySettings(
         target=options.target, ar_weight=options.ar_weight, delta_max=options.delta_max
     )
     teacher = _load(command.teacher)
+    choose_threads({"teacher": Session(teacher)}, command.threads)
     student = _load(command.student) if command.student else teacher
     check_same_tokens(teacher, student)
     demonstrations = Demonstrations.join([load_demonstrations(Path(path), True) for path in command.data])
@@ -109,7 +114,11 @@ def run(command: DistillCommand) -> tuple[dict[str, Any], bool]:
     )
     done = fit(recipe, command.train, output, command.half)
     passes = (trajectories.first.diff() - 1).float().mean()
-    return done | {"trajectories": len(rows), "teacher_passes": round(float(passes), 2)}, True
+    return done | {
+        "threads": torch.get_num_threads(),
+        "trajectories": len(rows),
+        "teacher_passes": round(float(passes), 2),
+    }, True
 
 
 def collect(

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.export.lerobot_path import path_error
 from vivace.envs.registry import DEFAULT_TYPE, describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
+from vivace.eval.obstacles import in_a_line
 from vivace.eval.terminal import console
 from vivace.policies.checkpoint.find import ZOO
-from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.errors import BadSetting, NoRendering
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.load import load_policy
 from vivace.policies.placement import Placement
@@ -54,9 +56,9 @@ def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
         try:
             outcome[name] = check()
             console.print(f"[green]ok[/]      {name}: {outcome[name]}", highlight=False)
-        except (VivaceError, RuntimeError, OSError, ImportError) as error:
-            outcome[name] = f"failed: {error}"
-            console.print(f"[red]failed[/]  {name}: {error}", highlight=False)
+        except Exception as error:  # of every kind: whatever is wrong with an installation, it is told
+            outcome[name] = f"failed: {(told := in_a_line(error))}"
+            console.print(f"[red]failed[/]  {name}: {escape(told)}", highlight=False)
     return {"checks": outcome}, not any(text.startswith("failed") for text in outcome.values())
 
 
@@ -85,9 +87,8 @@ def _rendering() -> str:
         frame = env.render()
         env.close()
         if frame.max() == frame.min():
-            raise RuntimeError(
-                f"the rendered frame of {env_type} is empty; set MUJOCO_GL=egl or osmesa and install its "
-                "library"
+            raise NoRendering(
+                f"the frame of {env_type} that was drawn is empty; set MUJOCO_GL=egl, or osmesa"
             )
         told.append(f"{env_type} {frame.shape[1]} x {frame.shape[0]} px")
     return ", ".join(told)

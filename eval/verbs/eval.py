@@ -51,6 +51,7 @@ class EvalOptions:
     """How to evaluate."""
 
     n_episodes: int = 20
+    """Episodes that every run meets, the same for all."""
     batch_size: int = 50
     """Episodes stepped together, their inference batched."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
@@ -73,10 +74,13 @@ class EvalOptions:
 
 @dataclass(kw_only=True)
 class RowTiming(BenchOptions):
-    """How the rows beside the evaluated runs are timed: briefly. A class, for draccus keeps its defaults."""
+    """How the rows beside the evaluated runs are timed: briefly."""
 
+    # a class of its own, for draccus reads defaults off classes
     repeats: int = 5
+    """Timed rounds; every plan runs once a round."""
     compile: bool = False
+    """Time torch.compile too (takes a minute or more to compile)."""
 
 
 @dataclass(kw_only=True)
@@ -167,6 +171,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
             "success": entry["successes"] / entry["n"],
             "deadline_misses": entry["deadline_misses"],
             **({"score": entry["score"]["mean"]} if entry["score"] else {}),
+            "stood_still_s": round(entry["stood_still_s"], 2),
         }
         for entry in results["runs"]
     }

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from vivace.accel.apply import accelerate
 from vivace.accel.explain import explain, measured
@@ -15,7 +14,7 @@ from vivace.envs.registry import DEFAULT_TYPE, instruction, task_names
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.subject import find_plan, load, session
-from vivace.eval.terminal import console
+from vivace.eval.terminal import FoldingTable, console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
@@ -42,10 +41,11 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     execution = accelerate(loaded.staged, plan)
     one, source = _counted_on(command, loaded)
     baseline, accelerated = count_flops(as_trained(loaded.staged), one), count_flops(execution, one)
-    Console().print(explain(plan, execution, baseline, accelerated), highlight=False)
+    out = Console()
+    out.print(explain(plan, execution, baseline, accelerated, out.width), highlight=False)
     dtype = dtype_name(loaded.placement.dtype)
-    Console().print(f"work counted on observations: {source}", highlight=False)
-    Console().print(measured(plan, dtype), highlight=False)
+    out.print(f"work counted on observations: {source}", highlight=False)
+    out.print(measured(plan, dtype), highlight=False)
     ratio = accelerated.total / baseline.total
     return {
         "policy": str(loaded.path),
@@ -110,12 +110,13 @@ def _explain_layers() -> tuple[dict[str, Any], bool]:
     model, tokenizer = load_smollm2()
     texts = sorted({instruction(DEFAULT_TYPE, task) for task in task_names(DEFAULT_TYPE)})
     scores, points = text_curve(model, *prompts(tokenizer, texts))
-    table = Table(title=f"SmolLM2-135M on {len(texts)} instructions, no patches")
-    for name in ("layer", "importance", "layers dropped", "error of the last token's state"):
-        table.add_column(name, justify="right")
-    for layer, (score, point) in enumerate(zip(scores, points, strict=True)):
-        table.add_row(str(layer), f"{score:.4f}", str(point["dropped"]), f"{point['hidden_error']:.4f}")
-    Console().print(table)
+    rows = [
+        (str(layer), f"{score:.4f}", str(point["dropped"]), f"{point['hidden_error']:.4f}")
+        for layer, (score, point) in enumerate(zip(scores, points, strict=True))
+    ]
+    head = ("layer", "importance", "layers dropped", "error of the last token's state")
+    title = f"SmolLM2-135M on {len(texts)} instructions, no patches"
+    Console().print(FoldingTable(title, head, rows))
     return {"policy": "smollm2", "importance": scores, "curve": points}, True
 
 

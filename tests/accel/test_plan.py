@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vivace.accel.apply import accelerate, calibrate
-from vivace.accel.explain import explain, grid, measured
+from vivace.accel.explain import _grid_lines, explain, grid, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import register, techniques
@@ -251,6 +251,19 @@ def test_explain_shows_what_is_computed(policy, mark, data):
     forecast = replace(plan, techniques=(Forecast(n_steps=10, updates=updates, order=1),))
     assert grid(accelerate(policy, forecast))["action.0.self"] == "#····#~~~~"
     assert set(grid(as_trained(policy)).values()) == {"#" * 10}
+
+
+@pytest.mark.parametrize("width", [80, 40, 200])
+def test_a_grid_of_a_hundred_steps_fits_the_terminal(width):
+    """G15: it goes on below, no step is lost, and the count stands at the end."""
+    marks = "#" + "·" * 49 + "#" + "·" * 48 + "#"
+    lines = _grid_lines({"action.10.cross": marks, "action.1.mlp": "#" * 100}, width)
+    assert max(map(len, lines)) <= width
+    own = [line.split() for line in lines if line.startswith("action.10.cross ")]
+    assert "".join(words[1] for words in own) == marks
+    assert [words[2:] for words in own] == [[]] * (len(own) - 1) + [["3"]]
+    assert lines[0].startswith("steps 0 to ") == (width < 200)
+    assert _grid_lines({}, width) == []
 
 
 def test_a_plan_measured_in_another_dtype_says_so(mark):

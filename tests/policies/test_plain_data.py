@@ -172,7 +172,7 @@ def test_dataclasses_hold_dataclasses_enumerations_and_arrays():
     ({"values": [1e300]}, "x values is .*; needed are numbers that 32 bits can hold"),
     ({"pair": [1]}, "x pair has 1 entries; needed are 2"),
     ({"free": {"line\nbreak": {1, 2}}}, r"x free\.'line\\nbreak' is \{1, 2\}"),
-    ({"y" * 10_000: 1}, r"x has no option 'y{59}…; its options"),
+    ({"y" * 10_000: 1}, r"x has no option 'y{59}…'; its options"),
 ])  # fmt: skip
 def test_a_part_of_another_form_is_named_in_one_short_line(values, message):
     with pytest.raises(BadSetting, match=message) as caught:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vivace.deploy.ros2.messages.vectors import short
 from vivace.policies.errors import ObservationMismatch
+from vivace.policies.plain_data import shown
 
 FITS = ("scale", "stretch", "crop", "pad")
 """How a picture is made as large as the policy's: `scale` takes pictures of the same shape only, `crop` cuts
@@ -61,7 +61,7 @@ def image(message: Any, shape: Sequence[int], *, fit: str = "scale", order: str 
         encoding = _UNNAMED[encoding].format(order)
     if encoding not in ENCODINGS:
         raise ObservationMismatch(
-            f"encoding {short(encoding)} cannot be read; needed: {', '.join(ENCODINGS)}; "
+            f"encoding {shown(encoding)} cannot be read; needed: {', '.join(ENCODINGS)}; "
             f"set it in the camera driver{_hint(encoding)}"
         )
     if shape[0] == 1 and encoding != "mono8":
@@ -116,7 +116,7 @@ def compressed_image(message: Any, shape: Sequence[int], *, fit: str = "scale") 
         raise
     except Exception as error:  # what a decoder raises at foreign bytes is not written down anywhere
         if type(error).__name__ == "UnidentifiedImageError":
-            reason = f"of format {short(str(message.format))} is neither JPEG nor PNG"
+            reason = f"of format {shown(str(message.format))} is neither JPEG nor PNG"
         else:
             reason = f"cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise ObservationMismatch(f"a compressed image {reason}") from error

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import ObservationMismatch
+from vivace.policies.plain_data import shown
 
 FIELDS = ("position", "velocity", "effort")
 """What a JointState says of each joint."""
@@ -74,7 +75,7 @@ def pose(message: Any, frame: str, *, needs_rotation: bool) -> np.ndarray:
     said = str(message.header.frame_id)
     if said != frame:
         raise ObservationMismatch(
-            f"a pose is in frame {short(said)}, pose.frame says {frame!r}; set it, or transform the poses"
+            f"a pose is in frame {shown(said)}, pose.frame says {frame!r}; set it, or transform the poses"
         )
     if hasattr(message, "transform"):
         at, turned = message.transform.translation, message.transform.rotation
@@ -110,10 +111,5 @@ def array(message: Any, size: int) -> np.ndarray:
 
 def some(names: Sequence[str], most: int = 6) -> str:
     """Names as a list that stays one line."""
-    listed = ", ".join(short(name) for name in names[:most])
+    listed = ", ".join(shown(name) for name in names[:most])
     return f"[{listed}{f', … {len(names)} in all' if len(names) > most else ''}]"
-
-
-def short(text: str, most: int = 60) -> str:
-    """A text of a message as one short line, in quotes."""
-    return repr(text if len(text) <= most else text[: most - 1] + "…")

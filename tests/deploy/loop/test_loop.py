@@ -118,7 +118,7 @@ def test_sync_waits_exactly_the_latency_before_each_chunk(latency_ticks, cycle):
     executed = [record.action[0] for record in records if record.chunk_id == 2]
     assert executed == [2 * len(cycle) + i for i in (1, 2, 3, 4)]
     assert [record.age_ticks for record in records if record.chunk_id == 2] == [wait + i for i in range(4)]
-    assert loop.budget.misses == 3  # once a chunk, however long the wait
+    assert loop.budget.misses == 0, "G16: the robot waits for every chunk, so none is late"
 
 
 def test_the_fallback_holds_stands_still_or_ramps_by_kind_of_action():
@@ -253,7 +253,7 @@ def test_for_any_latencies_actions_are_aligned_and_sources_honest(latencies, mod
     asked = loop._worker.asked
     assert [tick for tick, _ in asked] == [record.tick for record in records if record.has_asked]
     assert loop.budget.misses <= len(asked)
-    assert (loop.budget.misses == 0) == (timeline == "c" * 60)
+    assert (loop.budget.misses == 0) == (mode == Mode.SYNC or timeline == "c" * 60)
 
 
 def test_noise_is_keyed_by_seed_and_tick_and_history_is_padded():

@@ -1,6 +1,6 @@
 """However a run ends, the robot's last command is a standstill.
 
-Two hundred endings:  python -m pytest tests/eval/live/test_endings.py --endings=200
+Two hundred endings:  python -m pytest tests/eval/live/test_endings.py --endings=200; some: --endings=50,122
 """
 
 import json
@@ -53,6 +53,7 @@ FIRST = (
     {"fault": "observe blocks", "at_s": 0.2, "signals": ((0.5, "SIGINT"),)},
     {"fault": "worker raises", "at_s": 0.2, "is_disk_full": True},
     {"kills_inference": True, "at_s": 0.3},
+    {"terminal": "stopped", "before_it_moves": True, "signals": ((2.0, "SIGINT"),)},
 )
 """What the everyday suite tries."""
 
@@ -227,7 +228,9 @@ def end(ending, bundle, folder):
 @pytest.fixture(scope="module")
 def outcomes(bundle, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("endings")
-    endings = [drawn(number) for number in range(request.config.getoption("--endings"))]
+    asked = request.config.getoption("--endings")
+    numbers = map(int, asked.split(",")) if "," in asked else range(int(asked))
+    endings = [drawn(number) for number in numbers]
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda ending: end(ending, bundle, folder), endings))
 
@@ -239,7 +242,7 @@ def test_the_last_command_is_a_standstill(outcomes):
 
 def test_these_robots_did_move(outcomes):
     moved = [outcome.told.any() for outcome in outcomes if not outcome.ending.before_it_moves]
-    assert np.mean(moved) >= 0.8
+    assert not moved or np.mean(moved) >= 0.8
 
 
 def test_every_run_that_moved_left_its_results_and_no_traceback(outcomes):

@@ -31,7 +31,7 @@ def record(tick, time_s, source=Source.CHUNK, asked=False, latency_s=None):
 def test_figures_are_shown_in_a_terminal_and_all_is_written(tmp_path):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system=None, width=120)
-    kept = Recorder(tmp_path, 50.0, console=console)
+    kept = Recorder(tmp_path, 50.0, screen=Screen(console))
     began = kept.began_s
     kept.tick(record(0, began, Source.FALLBACK, asked=True))
     kept.tick(record(1, began + 0.02, latency_s=0.015))
@@ -39,7 +39,7 @@ def test_figures_are_shown_in_a_terminal_and_all_is_written(tmp_path):
     kept.close()
     shown = screen.getvalue()
     words = " ".join(shown.split())
-    assert "2 ticks: 1 chunk, 0 stale, 1 fallback; 0 deadlines missed, 0 skipped, 0 guarded, queue 5" in words
+    assert "1 fallback; stood still 0.0 s, 0 deadlines missed, 0 skipped, 0 guarded, queue 5" in words
     assert "run → stop: the camera froze; Enter or SIGUSR1 releases the robot, Ctrl-C ends the run" in words
     inference = [line for line in shown.splitlines() if "inference" in line][-1]
     assert "15.00" in inference
@@ -54,7 +54,7 @@ def test_figures_are_shown_in_a_terminal_and_all_is_written(tmp_path):
 
 def test_without_a_terminal_nothing_is_drawn(tmp_path):
     text = io.StringIO()
-    kept = Recorder(tmp_path, 50.0, console=Console(file=text))
+    kept = Recorder(tmp_path, 50.0, screen=Screen(Console(file=text)))
     kept.close()
     assert text.getvalue() == ""
 
@@ -81,7 +81,7 @@ class Stuck(io.StringIO):
 
 def test_a_stopped_terminal_holds_nobody_up(tmp_path):
     terminal = Stuck()
-    kept = Recorder(tmp_path, 50.0, console=Console(file=terminal, force_terminal=True))
+    kept = Recorder(tmp_path, 50.0, screen=Screen(Console(file=terminal, force_terminal=True)))
     kept.screen.say("first")
     assert terminal.is_reached.wait(60)
     with kept.screen.captured():
@@ -99,7 +99,7 @@ def test_a_terminal_that_is_gone_is_left_alone(tmp_path):
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as stream:
         os.close(ours)
-        screen = Screen(None, Console(file=unbuffered(stream), force_terminal=True))
+        screen = Screen(Console(file=unbuffered(stream), force_terminal=True))
         screen.say("is anybody there?")
         screen.close(60.0)
         screen.say("no")
@@ -109,7 +109,7 @@ def test_a_terminal_that_is_gone_is_left_alone(tmp_path):
 def test_what_is_printed_comes_by_lines_and_an_unbuffered_stream_keeps_nothing_back():
     read, write = os.pipe()
     with os.fdopen(read) as reader, os.fdopen(write, "w") as writer:
-        screen = Screen(None, Console(file=unbuffered(writer), width=80))
+        screen = Screen(Console(file=unbuffered(writer), width=80))
         with screen.captured():
             print("[a]", 1, end="")
             print("", 2, file=sys.stderr)

@@ -162,9 +162,9 @@ def test_nothing_is_left_to_do():
 @pytest.mark.parametrize(
     ("options", "timeline", "asked", "misses"),
     [
-        ({"latency": ConstantLatency(seconds=0.1)}, "ffccssffcc", (0, 6), 2),
-        ({"latency": ConstantLatency(seconds=0.11)}, "fffcsssfff", (0, 7), 2),
-        ({"latency": ConstantLatency(seconds=0.05), "n_action_steps": 2}, "fcsfcsfcsf", (0, 3, 6, 9), 4),
+        ({"latency": ConstantLatency(seconds=0.1)}, "ffccssffcc", (0, 6), 0),
+        ({"latency": ConstantLatency(seconds=0.11)}, "fffcsssfff", (0, 7), 0),
+        ({"latency": ConstantLatency(seconds=0.05), "n_action_steps": 2}, "fcsfcsfcsf", (0, 3, 6, 9), 0),
         ({"latency": ConstantLatency(seconds=0.1), "mode": Mode.ASYNC}, "ffcccccccc", (0, 2, 4, 6, 8), 1),
         (
             {"latency": ConstantLatency(seconds=0.1), "mode": Mode.ASYNC, "request_at": 0},

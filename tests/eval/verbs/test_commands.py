@@ -323,7 +323,7 @@ def test_a_verb_without_a_renderer_still_evaluates(checkpoint, tmp_path, monkeyp
     monkeypatch.setattr("vivace.envs.metaworld.world.MetaWorld.render", fail)
     quick = [flag for flag in QUICK if "video" not in flag]
     assert main(["eval", f"--policy.path={checkpoint}", "--output_dir=out", *quick]) == 0
-    assert "no video: rendering failed (no EGL here)" in capsys.readouterr().err
+    assert "no film videos/side_by_side.mp4: RuntimeError: no EGL here" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "results.json").read_text())["video"] is None
 
 
