@@ -1,5 +1,6 @@
 """Options of the whole suite, and the signals that it needs."""
 
+import os
 import signal
 
 import pytest
@@ -71,3 +72,9 @@ def pytest_configure() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: a quarter of the suite's time is waiting for other processes."""
+    return (os.cpu_count() or 1) + 1
