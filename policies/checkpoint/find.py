@@ -12,6 +12,7 @@ _OF_A_RUN = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pret
 _OTHERS = {
     "meta/info.json": "is a LeRobotDataset; give the policy that learned from it",
     "manifest.json": "is a bundle of vivace export; give the checkpoint that it was made of",
+    "checkpoints/latest.ckpt": "is Diffusion Policy's own; make a checkpoint of it: vivace convert --run=…",
     "dataset_statistics.json": "is an original project's; make a checkpoint of it: vivace convert --run=…",
     "model.safetensors.index.json": "holds its weights in several files, and lerobot reads one, "
     "model.safetensors; load and save it again with max_shard_size above its size",
@@ -47,6 +48,11 @@ def resolve(path: str | Path) -> Path:
         folder = ZOO.joinpath(*folder.parts[1:])
     elif not folder.exists() and is_hub_name(str(path)):
         folder = snapshot(str(path))
+    if folder.is_file():
+        raise PolicyNotFound(
+            f"{path} is a file; give the folder of a lerobot checkpoint, or make one of it: vivace convert "
+            f"--run={path}"
+        )
     if not folder.is_dir():
         names = ", ".join(f"zoo/{config.parent.name}" for config in sorted(ZOO.glob("*/config.json")))
         ours = f"one of: {names}" if names else "install ours: pip install 'vivace[zoo]'"

@@ -91,6 +91,7 @@ def test_a_training_run_without_a_last_step_names_its_steps(low_dim, tmp_path):
     ("files", "message"),
     [
         (["meta/info.json"], "is a LeRobotDataset; give the policy that learned from it"),
+        (["checkpoints/latest.ckpt"], "is Diffusion Policy's own; .* vivace convert"),
         (["manifest.json"], "is a bundle of vivace export"),
         (["config.json", "dataset_statistics.json"], "vivace convert"),
         (["config.json", "model.safetensors.index.json"], "holds its weights in several files"),
@@ -105,3 +106,9 @@ def test_what_is_no_checkpoint_is_called_by_its_name(tmp_path, files, message):
         (tmp_path / name).write_text("{}")
     with pytest.raises(PolicyNotFound, match=message):
         resolve(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "latest.ckpt").touch()
+    with pytest.raises(PolicyNotFound, match="latest.ckpt is a file; .* vivace convert --run="):
+        resolve(tmp_path / "latest.ckpt")
