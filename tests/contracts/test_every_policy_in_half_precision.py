@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipelines import Telling
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.flops import count_flops
@@ -123,13 +124,9 @@ def test_work_is_counted_in_half_precision(name, dtype, clip):
 
 def loaded(policy: Any) -> LoadedPolicy:
     """As a checkpoint would be, with processors that only tell the task."""
-
-    def preprocess(batch: dict[str, Any]) -> dict[str, Any]:
-        return batch | words(policy)
-
     staged = stage(policy)
     mark = fingerprint(policy, staged.spec.block_ids)
-    return LoadedPolicy(Path(), policy, staged, preprocess, lambda actions: actions, mark)
+    return LoadedPolicy(Path(), policy, staged, Telling(words(policy)), lambda actions: actions, mark)
 
 
 @every_dtype

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import FakeCuda, on_fake_cuda
+from pipelines import Telling
 from policy_cases import POLICIES, TOKENS, observations
 from technique_cases import examples, fits
 from torch import Tensor
@@ -191,7 +192,7 @@ def as_loaded(subject: Subject) -> LoadedPolicy:
         Path(),
         subject.twin,
         subject.staged,
-        lambda batch: batch | words,
+        Telling(words),
         lambda actions: actions,
         subject.mark,
     )

@@ -96,8 +96,8 @@ def test_cameras_of_different_sizes_are_refused_unless_they_are_resized():
         f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, shape)
         for name, shape in sizes.items()
     }
-    with pytest.raises(ValueError, match=r"cameras are of different sizes.*96.*or set resize_shape"):
-        tiny_dp_transformer(input_features=inputs)
+    with pytest.raises(ValueError, match=r"cameras have sizes.*96.*give resize_shape"):
+        tiny_dp_transformer(input_features=inputs, use_separate_rgb_encoder_per_camera=False)
     staged = StagedDPTransformer(tiny_dp_transformer(input_features=inputs, resize_shape=(64, 64)))
     seen = {f"observation.images.{name}": torch.rand(1, 2, *shape) for name, shape in sizes.items()}
     assert sample(as_trained(staged), seen, GlobalNoise()).isfinite().all()

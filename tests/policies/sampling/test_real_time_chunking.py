@@ -91,6 +91,7 @@ class Linear:
         type, horizon, action_dim, latent_shape = "linear", H, A, (H, A)
 
     placement = Placement()
+    blocks = ("all",)
 
     def __init__(self, sampler, factor=0.3):
         self.sampler, self.factor = sampler, factor
