@@ -39,12 +39,12 @@ from vivace.policies.spec import ActionKind, PolicySpec
 _REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
     "tdmpc": (
         (
-            lambda config: config.use_mpc,
+            lambda config: bool(config.use_mpc),
             "keeps something from chunk to chunk: its planner starts from the plan before; with "
             "use_mpc=false in config.json it acts by its policy alone",
         ),
         (
-            lambda config: set(config.image_features) - {OBS_IMAGE},
+            lambda config: not set(config.image_features) <= {OBS_IMAGE},
             f"reads one camera as {OBS_IMAGE} alone, in lerobot too; rename the feature in config.json",
         ),
     ),
@@ -261,7 +261,7 @@ def _executed(policy: Any) -> int:
     """Actions of a chunk that the policy's own loop executes."""
     queue = _queues(policy).get(ACTION)
     own = None if queue is None else queue.maxlen
-    return own or getattr(policy.config, "n_action_steps", 1)
+    return int(own or getattr(policy.config, "n_action_steps", 1))
 
 
 def _takes(policy: Any, name: str) -> bool:
