@@ -39,8 +39,8 @@ class FileRecording:
     """
 
     moment_name = "row"
-    control_hz = None
-    action_names = ()
+    control_hz: float | None = None
+    action_names: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self.name, self._arrays = path, _read(path)
