@@ -227,11 +227,24 @@ def _options(config: Any, known: _Known | None) -> type:
 def _processors(
     config: Any, spec: PolicySpec | None, instruction: str
 ) -> tuple[Callable[[Any], dict[str, np.ndarray]], Callable[[np.ndarray], np.ndarray]]:
-    """What lerobot makes of an observation and of an action, as numpy arrays."""
-    kinds = PreTrainedConfig.get_known_choices()
-    policy = kinds.get("" if spec is None else spec.type)
-    # lerobot picks the processors by the class of the policy's config, and reads nothing in it
-    before, after = make_env_pre_post_processors(config, None if policy is None else policy.__new__(policy))
+    """What lerobot makes of an observation and of an action, as numpy arrays.
+
+    Raises:
+        BadSetting: lerobot has processors of its own for this type of policy, which make of pictures what is
+            none any more: here a world gives pictures, and the policy's own processors do the rest.
+    """
+    before, after = config.get_env_processors()
+    policy_type = "" if spec is None else spec.type
+    policy = PreTrainedConfig.get_known_choices().get(policy_type)
+    if policy is not None:
+        # lerobot picks them by the class of the policy's config, and reads nothing in it
+        theirs = make_env_pre_post_processors(config, policy.__new__(policy))
+        steps = [type(step).__name__ for pipeline in theirs for step in pipeline.steps]
+        if steps != [type(step).__name__ for pipeline in (before, after) for step in pipeline.steps]:
+            raise BadSetting(
+                f"lerobot evaluates policies of type {policy_type!r} with processors of their own "
+                f"({', '.join(steps)}), which a world here does not have; evaluate it with lerobot-eval"
+            )
     return partial(_read, before, instruction), partial(_write, after)
 
 

@@ -184,6 +184,17 @@ def test_liberos_processors_turn_and_join_what_it_gives():
     np.testing.assert_array_equal(write(np.arange(7, dtype=np.float32)), np.arange(7))
 
 
+def test_a_policy_that_lerobot_judges_by_processors_of_its_own_is_refused():
+    """xvla's make other numbers of pictures, which would have come out as pictures again, silently wrong."""
+    import lerobot.policies  # noqa: F401  registers the types
+
+    from vivace.envs.lerobot_env import _processors
+
+    with pytest.raises(BadSetting, match="type 'xvla' with processors of their own .*XVLAImageNetNormalize"):
+        _processors(EnvConfig.get_choice_class("libero")(), replace(SPEC, type="xvla"), "stack")
+    _processors(EnvConfig.get_choice_class("libero")(), replace(SPEC, type="act"), "stack")
+
+
 def test_a_plug_in_of_lerobots_is_a_type_too():
     """What an installed lerobot_env_* package registers; it is registered by its import."""
 
