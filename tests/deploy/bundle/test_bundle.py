@@ -148,7 +148,7 @@ def test_sha256sum_checks_the_manifest_too(whole):
     (step(1, weights={"action.0.mlp": [1.0, 1.0]}), "can take 1, without weights, and 1 were kept"),
     (step(0, weights={"action.9.mlp": [1.0]}), "of what was kept of 'action.9.mlp'; .* can take 0"),
     (ours(extra=1), "section 'vivace' has no option 'extra'"),
-    (plan(steps=[]), "plan 'plan' with 0 steps; needed: steps, or tokens to write"),
+    (plan(steps=[]), "plan 'plan' without steps and .*; needed: steps, tokens to write, or one graph"),
     (lambda d: d["vivace"]["actions"].update(span=[1] * 2), "of shape .2,.; needed: .3,"),
     (spec(n_obs_steps=2**64), "n_obs_steps is 18446744073709551616; needed"),
     (spec(n_obs_steps=1), "contradicts itself: it.model.n_obs_steps is 2"),
