@@ -117,7 +117,7 @@ class HoistedDiffusion(StagedDiffusion):
     """The same policy with everything that x does not enter computed once."""
 
     def __init__(self, plain: StagedDiffusion, sampler: Sampler):
-        super().__init__(plain.policy, plain.spec.action_kinds)
+        super().__init__(plain.policy)
         self.spec, self.sampler = plain.spec, sampler
         levels = (*self.network.down_modules, self.network.mid_modules, *self.network.up_modules)
         linears = [module.cond_encoder[1] for level in levels for module in level[:2]]

@@ -115,7 +115,7 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
     """The same policy with everything that x does not enter computed once."""
 
     def __init__(self, plain: StagedMultiTaskDiT, sampler: Sampler):
-        super().__init__(plain.policy, plain.spec.action_kinds)
+        super().__init__(plain.policy)
         self.spec, self.sampler = plain.spec, sampler
         self._linears = [layer.adaLN_modulation[1] for layer in self.network.transformer_blocks]
         self._n_time = self.network.timestep_embed_dim

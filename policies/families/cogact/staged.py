@@ -121,7 +121,7 @@ class HoistedCogACT(StagedCogACT):
     """The same policy with everything that x does not enter computed once."""
 
     def __init__(self, plain: StagedCogACT, sampler: Sampler):
-        super().__init__(plain.policy, plain.spec.action_kinds)
+        super().__init__(plain.policy)
         self.spec, self.sampler = plain.spec, sampler
         self.language, self.guided = plain.language, plain.guided
         with torch.no_grad():

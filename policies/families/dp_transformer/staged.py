@@ -100,7 +100,7 @@ class HoistedDPTransformer(StagedDPTransformer):
                 "hoisting needs a token-wise condition encoder, but this policy has n_cond_layers > 0: "
                 "its timestep and observation tokens attend to each other; leave 'hoist' out of the plan"
             )
-        super().__init__(plain.policy, plain.spec.action_kinds)
+        super().__init__(plain.policy)
         self.spec, self.sampler = plain.spec, sampler
         attention = [layer.multihead_attn for layer in self.network.decoder.layers]
         n = self.network.pos_emb.shape[-1]
