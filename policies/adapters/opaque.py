@@ -260,8 +260,8 @@ def _keeps_observations(policy: Any) -> bool:
 def _executed(policy: Any) -> int:
     """Actions of a chunk that the policy's own loop executes."""
     queue = _queues(policy).get(ACTION)
-    own = None if queue is None else queue.maxlen
-    return int(own or getattr(policy.config, "n_action_steps", 1))
+    own: int | None = None if queue is None else queue.maxlen
+    return own or int(getattr(policy.config, "n_action_steps", 1))
 
 
 def _takes(policy: Any, name: str) -> bool:
