@@ -71,7 +71,7 @@ def check_updates(updates: int, n_steps: int) -> None:
     """Raise `CalibrationError` if S is not in 1..n_steps."""
     if not 1 <= updates <= n_steps:
         raise CalibrationError(
-            f"updates={updates}, but the sampler runs {n_steps} steps; choose 1..{n_steps}, or leave it out"
+            f"updates={updates}, but the sampler runs {n_steps} steps; choose 1..{n_steps}"
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.batch import Batch, has_rows, join
-from vivace.policies.errors import ObservationMismatch
+from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
 from vivace.policies.features import renames
 from vivace.policies.load import LoadedPolicy
@@ -204,6 +204,7 @@ class Session:
         Raises:
             ObservationMismatch: the observations, or how many there are, do not fit.
             NonFiniteActions: an action is NaN or infinite.
+            UnsupportedPolicy: actions are of another size than the config says.
         """
         rows = _rows(observations, self.spec)
         if rows != len(noise_keys):
@@ -218,6 +219,11 @@ class Session:
         mark("prepare")
         actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
+        if actions.shape[-1] != self.spec.action_dim:
+            raise UnsupportedPolicy(
+                f"policy {self.spec.type!r} and its postprocessor give actions of {actions.shape[-1]} numbers, "
+                f"config.json says {self.spec.action_dim}; mend output_features"
+            )
         found: np.ndarray = actions.cpu().numpy()
         mark("finish")
         return found

@@ -155,7 +155,7 @@ class OpaquePolicy(DenoisingForm):
         """Actions (1, n, A) as a chunk: nothing is predicted for observations before the newest one."""
         spec = self.spec
         first, n = spec.first_action, actions.shape[1]
-        if actions.shape[-1] != spec.action_dim or n < spec.n_action_steps:
+        if actions.shape[-1] < spec.action_dim or n < spec.n_action_steps:  # wider ones its processors cut
             raise UnsupportedPolicy(
                 f"policy {spec.type!r} gave {n} actions of {actions.shape[-1]} numbers; its config.json says "
                 f"{spec.n_action_steps} or more of {spec.action_dim}; mend output_features or n_action_steps"
@@ -260,8 +260,8 @@ def _keeps_observations(policy: Any) -> bool:
 def _executed(policy: Any) -> int:
     """Actions of a chunk that the policy's own loop executes."""
     queue = _queues(policy).get(ACTION)
-    own = None if queue is None else queue.maxlen
-    return int(own or getattr(policy.config, "n_action_steps", 1))
+    own: int | None = None if queue is None else queue.maxlen
+    return own or int(getattr(policy.config, "n_action_steps", 1))
 
 
 def _takes(policy: Any, name: str) -> bool:

@@ -69,13 +69,14 @@ REFUSED = {
     "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
     **dict.fromkeys(("pi0", "pi05", "smolvla"), DENOISES),
-    **dict.fromkeys(("xvla", "eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
+    "groot": DENOISES,
+    **dict.fromkeys(("xvla", "eo1", "evo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
 }
 """Type -> column -> the line that refuses it; whatever is not named works."""
 DIFFERENCE = {"multi_task_dit": 1e-4}
 """Type -> largest difference of an executed action, around 10 in the robot's units, where it is not 0."""
-NOT_SMALL = ("evo1", "fastwam", "groot", "lingbot_va", "molmoact2", "wall_x")
+NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: not tried."""
 EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit")
 """Types whose export takes long, and is tested in tests/deploy/export."""
