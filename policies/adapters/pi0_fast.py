@@ -57,7 +57,7 @@ class StagedPI0Fast(LanguageForm):
         """Read images and text once; their keys and values are kept."""
         model = self.policy.model
         cameras = self.policy.config.image_features
-        seen = {key: batch[key] for key in cameras if key in batch}  # others are filled and masked
+        seen = {key: batch[key] for key in cameras if key in batch}  # others are filled, and masked
         present = {key: value[:, 0] if value.ndim == 5 else value for key, value in seen.items()}
         images, has_image = self.policy._preprocess_images(present)
         bos = torch.full_like(batch[_TOKENS][:, :1], self._bos)
