@@ -96,7 +96,10 @@ def test_rows_that_do_not_fit_are_left_out_with_the_reason(flow):
         ],
         observations(flow),
     )
-    assert built.left_out == {"bac": f"bubbling={n_blocks + 1}, but the policy has {n_blocks} blocks"}
+    assert built.left_out == {
+        "bac": f"bubbling={n_blocks + 1}, but the policy has {n_blocks} blocks; "
+        f"choose 0..{n_blocks}, or leave it out"
+    }
 
 
 def test_a_row_of_a_stage_that_the_policy_lacks_is_left_out_with_the_reason():
