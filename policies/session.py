@@ -1,7 +1,7 @@
 """From observations in the robot's units to chunks in the robot's units."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Session:
         self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
             check_continuing(self.execution, chunking)
+            self._check_width()
 
     def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].
@@ -144,6 +145,18 @@ class Session:
             elif isinstance(step, NormalizerProcessorStep):
                 actions = step(create_transition(action=actions))[TransitionKey.ACTION]
         return actions
+
+    def _check_width(self) -> None:
+        """Raise `UnsupportedPolicy` if actions are widened before they are normalised, as evo1's are."""
+        size, pipeline = self.spec.action_dim, cast(Any, self.loaded.preprocess)
+        normalisers = [step for step in pipeline.steps if isinstance(step, NormalizerProcessorStep)]
+        known = [value for step in normalisers for value in (step.stats or {}).get("action", {}).values()]
+        widths = {len(value) for value in known if np.ndim(value) == 1}
+        if widths - {1, size}:
+            raise UnsupportedPolicy(
+                f"policy {self.spec.type!r} has its actions of {size} numbers widened to {max(widths)} by "
+                "its processors, so no chunk of it can continue another; use mode async or sync"
+            )
 
     def _enter(self, key: str, value: np.ndarray) -> Tensor:
         """What entered, on the device, float32; images travel as uint8 and become CHW in [0, 1] there.
@@ -221,8 +234,8 @@ class Session:
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         if actions.shape[-1] != self.spec.action_dim:
             raise UnsupportedPolicy(
-                f"policy {self.spec.type!r} and its postprocessor give actions of {actions.shape[-1]} numbers, "
-                f"config.json says {self.spec.action_dim}; mend output_features"
+                f"policy {self.spec.type!r} and its postprocessor give actions of {actions.shape[-1]} "
+                f"numbers, config.json says {self.spec.action_dim}; mend output_features"
             )
         found: np.ndarray = actions.cpu().numpy()
         mark("finish")

@@ -126,6 +126,10 @@ class OpaquePolicy(DenoisingForm):
         """Predict actions (B, H, A); x is the noise of each row, and what seeds it."""
         return torch.cat([self._alone(x, i, condition) for i in range(len(x))])
 
+    def finish(self, x: Tensor, context: Batch) -> Tensor:
+        """Return x as it is: wider than the robot's actions it is cut by the checkpoint's postprocessor."""
+        return x
+
     def _alone(self, x: Tensor, i: int, condition: Batch) -> Tensor:
         """The chunk (1, H, A) of one row."""
         with _seeded(x[i]):

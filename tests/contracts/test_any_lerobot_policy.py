@@ -52,11 +52,13 @@ WORKS = "works"
 NO_RTC = "real-time chunking works on denoising steps, but policy '{}' has none of its own to correct; use"
 NO_PARTS = "policy '{}' is opaque: it has no blocks, steps or layers that come apart, so there is nothing to"
 DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once for ever; of opaque policies"
+WIDENS = "policy '{}' has its actions of 4 numbers widened to 8 by its processors, so no chunk of it can"
 SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
 TOKENS = "policy '{}' writes tokens of its own kind; token_vla can be exported"
 SHORTLY = {
     WORKS: "yes",
     NO_RTC: "no: has none",
+    WIDENS: "no: pads actions",
     NO_PARTS: "no: no parts",
     DRAWS: "no: draws noise",
     SELECTS: "no: own queue",
@@ -70,7 +72,8 @@ REFUSED = {
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
     **dict.fromkeys(("pi0", "pi05", "smolvla"), DENOISES),
     "groot": DENOISES,
-    **dict.fromkeys(("xvla", "eo1", "evo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
+    **dict.fromkeys(("xvla", "eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
+    "evo1": DENOISES | {"rtc": WIDENS},
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
 }
 """Type -> column -> the line that refuses it; whatever is not named works."""

@@ -18,7 +18,13 @@ def _randn(*size, generator=None, dtype=None, device=None, **other):
     return REAL_RANDN(tuple(shape)[1:], generator=torch.Generator().manual_seed(3)).expand(*shape).clone()
 
 
-REAL_RANDN = torch.randn
+REAL_RANDN, REAL_RAND = torch.randn, torch.rand
+
+
+def _rand(*size, generator=None, dtype=None, device=None, **other):
+    if generator is not None:
+        return REAL_RAND(*size, generator=generator, dtype=dtype, device=device)
+    return REAL_RAND(tuple(size)[1:], generator=torch.Generator().manual_seed(5)).expand(*size).clone()
 
 
 def _normal(mean, std, size=None, **other):
@@ -40,6 +46,7 @@ class SameNoise:
 def draw_alike(monkeypatch):
     """Replace what lerobot's policies and a session draw by."""
     monkeypatch.setattr(torch, "randn", _randn)
+    monkeypatch.setattr(torch, "rand", _rand)
     monkeypatch.setattr(torch, "normal", _normal)
     monkeypatch.setattr(torch, "multinomial", lambda probs, num_samples: probs.topk(num_samples).indices)
     normal = torch.distributions.multivariate_normal
