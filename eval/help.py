@@ -113,7 +113,7 @@ def _default(config_class: type, action: Any) -> str:
 def _kind(config_class: type, name: str) -> str:
     """Which of several kinds a group is when nothing is said."""
     field = next(field for field in fields(config_class) if field.name == name)
-    made = field.default_factory() if field.default_factory is not MISSING else field.default
+    made: Any = field.default_factory() if field.default_factory is not MISSING else field.default
     return str(made.get_choice_name(type(made)))
 
 
