@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +21,7 @@ from vivace.eval.help import help_page, usage
 from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
-    "eval": "Evaluate a policy, unaccelerated and accelerated, in a world that does not wait.",
+    "eval": "Evaluate a policy, as trained and under its plan if it has one, in a world that does not wait.",
     "bench": "Time plans interleaved in one process, batch 1; judge them by success too.",
     "calibrate": "Calibrate techniques for a policy; save them as acceleration.json beside it.",
     "explain": "Say what a plan does: step by block grid, FLOPs saved stage by stage.",
@@ -31,7 +32,7 @@ VERBS = {
     "export": "Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.",
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
-    "convert": "Convert a CogACT, OpenVLA or Diffusion Policy checkpoint to a lerobot checkpoint folder.",
+    "convert": "Convert a CogACT run folder, an OpenVLA or a Diffusion Policy checkpoint to lerobot's, once.",
     "doctor": "Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.",
 }
 """Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
@@ -88,7 +89,7 @@ def _end(verb: str, error: Exception, folder: str | None) -> int:
 
 def _complain(verb: str, line: str) -> None:
     """Say what ended a verb; where a robot is driven nobody waits for a terminal that is stopped."""
-    if verb != "run":
+    if verb != "run" or find_spec("rich") is None:
         _tell(line, sys.stderr)
         return
     from vivace.eval.live.screen import tell

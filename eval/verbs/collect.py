@@ -32,6 +32,7 @@ class DemonstratedEnv(EnvOptions):
     """Which task. A class, for draccus keeps its defaults."""
 
     type: str = DEFAULT_TYPE
+    """Of a world that has scripted experts."""
 
 
 @dataclass(kw_only=True)

@@ -27,7 +27,7 @@ from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 
 README = Path(__file__).parents[2] / "policies" / "README.md"
-BEGIN, END = "<!-- table: any lerobot policy -->", "<!-- end of table -->"
+BEGIN, END = "<!-- any lerobot policy -->", "<!-- end of it -->"
 
 FEW = ["--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1", "--accel.judged_samples=2"]
 SHORT = ["--eval.n_episodes=2", "--eval.timed_chunks=1", "--eval.curve=[]", "--eval.video=false",

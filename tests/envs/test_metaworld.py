@@ -158,7 +158,7 @@ def test_unknown_task_names_the_nearest():
 
 
 def test_unknown_type_lists_the_types():
-    with pytest.raises(UnknownEnvironment, match="'gibson' does not exist; the types: metaworld, gym, aloha"):
+    with pytest.raises(UnknownEnvironment, match="'gibson' does not exist; the types: metaworld, gym"):
         make("gibson", "push-v3")
 
 

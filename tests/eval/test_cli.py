@@ -84,7 +84,7 @@ def test_every_flag_has_a_text_and_says_its_default(verb):
     """G18. A flag without a text needs a string under its field."""
     module = import_module(f"vivace.eval.verbs.{verb}")
     command = getattr(module, f"{verb.title()}Command")
-    command = command.complete(set()) if hasattr(command, "complete") else command
+    command = command.complete({}) if hasattr(command, "complete") else command
     seen = [flag for _, flags in groups(command) for flag in flags]
     silent = [
         flag for flag, _, told in seen if not told.partition("(default")[0].partition("(needed")[0].strip()
@@ -104,8 +104,8 @@ def test_defaults_are_those_that_count(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for text in (
         "--eval.n_episodes int Episodes that every run meets, the same for all. (default: 20)",
-        "--env.type str Type of world:",
-        "(default: metaworld)",
+        "--env.type str Ours; lerobot's,",
+        "beside the checkpoint was calibrated. (default: none)",
         "--eval.curve list[float] Constant latencies [s] of the success-versus-latency curve; empty leaves "
         "it out. (default: [0.0, 0.25, 0.5, 1.0])",
         "--loop.mode {sync,async,rtc} sync: act, then think;",

@@ -13,8 +13,8 @@ import pytest
 CASES = [
     ("onnx", "export", "export --policy.path=zoo/reach --output_dir=out"),
     ("onnxscript", "export", "export --policy.path=zoo/reach --output_dir=out"),
-    ("plotly", "sim", "bench --policy.path=nowhere"),
-    ("imageio", "sim", "eval --policy.path=nowhere"),
+    ("plotly", "measure", "bench --policy.path=nowhere"),
+    ("imageio", "measure", "eval --policy.path=nowhere"),
     ("mujoco", "sim", "explain --policy.path=zoo/reach"),
     ("draccus", "run", "run --bundle=nowhere"),
     ("onnxruntime", "", "check nowhere"),

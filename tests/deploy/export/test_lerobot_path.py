@@ -548,7 +548,7 @@ def test_a_copy_of_a_checkpoint_with_statistics_under_other_keys_is_never_export
     import shutil
 
     from vivace.eval.cli import main
-    from vivace.policies.load import ZOO
+    from vivace.policies.checkpoint.find import ZOO
 
     copy_ = tmp_path / "push"
     shutil.copytree(ZOO / "push", copy_)

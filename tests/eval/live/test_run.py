@@ -109,7 +109,7 @@ def test_limits_are_those_of_the_training_data_unless_loosened_by_name(capsys, b
     known = whole.spec.action_range
     assert np.array(known.low) == pytest.approx([-1] * 4, abs=0.1)
     assert known.bounds_from == "min and max of the training data"
-    assert known.step_from.startswith("2 times the largest executed in the episodes [2")
+    assert known.step_from.startswith("2 times the largest in 8 of 1 episodes of metaworld/reach-moving")
     low, high = (*(-0.01,) * 3, known.low[3]), (*(0.01,) * 3, known.high[3])
     narrow = replace(known, low=low, high=high, step=(*known.step[:3], 0.001))
     replace(whole, spec=replace(whole.spec, action_range=narrow)).write()
@@ -394,7 +394,7 @@ BAD = [
     (["--bundle=B", "--duration_s=-1"], "duration_s=-1.0; a finite number, 0 or more"),
     (["--bundle=B", "--loop.mode=fast"], "mode='fast' is unknown; the modes: sync, async, rtc"),
     (["--bundle=B", "--loop.n_action_steps=99"], "n_action_steps=99, but a chunk has 7 actions"),
-    (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: lerobot"),
+    (["--bundle=B", "--robot.type=hal"], "robot 'hal' is not known; known: dataset, lerobot"),
     (["--bundle=B", "--robot.task=rech-v3"], "has no task 'rech-v3'; the nearest"),
     (
         ["--bundle=B", "--robot.options={arms: 2}"],

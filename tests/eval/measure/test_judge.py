@@ -3,9 +3,12 @@
 import pytest
 
 from vivace.eval.measure.judge import add_success, check_judging, chosen
+from vivace.eval.options import EnvOptions
 from vivace.eval.report.bench_table import confirmations, spread_text, table
 from vivace.eval.verbs.bench import BenchCommand, BenchOptions
 from vivace.policies.errors import BadSetting
+
+WORLD = EnvOptions(type="metaworld")
 
 
 def row(name: str, latency_s: float, successes: int) -> dict:
@@ -61,13 +64,13 @@ def test_a_confirmation_tells_both_counts_and_how_many_were_tried():
     ],
 )
 def test_what_cannot_be_judged_is_refused(options, fitted, message):
-    command = BenchCommand(seed=1000, bench=BenchOptions(**options))
+    command = BenchCommand(seed=1000, env=WORLD, bench=BenchOptions(**options))
     with pytest.raises(BadSetting, match=message):
         check_judging(command, ["plain", "bac"], fitted)
 
 
 def test_episodes_beside_those_fitted_to_are_not_refused():
-    command = BenchCommand(seed=1000, bench=BenchOptions(n_episodes=5, confirm=0, choose="bac"))
+    command = BenchCommand(seed=1000, env=WORLD, bench=BenchOptions(n_episodes=5, confirm=0, choose="bac"))
     check_judging(command, ["plain", "bac"], [999, 1005])
 
 
@@ -78,5 +81,5 @@ def test_the_table_shows_spreads_and_rows_of_any_policy():
     assert spread_text(opaque, "action_error", 4) == "0.0000"
     assert spread_text(compiled, "action_error", 4) == "as eager"
     made = table([opaque, compiled], {"bac": "updates=11, but"})
-    assert made.row_count == 2
-    assert str(made.caption) == "left out: bac: updates=11, but"
+    assert len(made.rows) == 2
+    assert made.notes == ["left out: bac: updates=11, but"]

@@ -59,26 +59,35 @@ def observations(loaded, seed=0, n=2) -> CalibrationData:
 
 def test_a_chunk_is_timed_from_robots_units_to_robots_units(tiny_loaded):
     data = observations(tiny_loaded)
-    seen = {"before": [], "after": 0, "bundle": []}
+    seen = {"before": [], "after": 0, "bundle": [], "continued": []}
 
-    def before(values):
-        seen["before"].append({key: np.shape(value) for key, value in values.items()})
-        return tiny_loaded.preprocess(values)
+    class Before:
+        steps = tiny_loaded.preprocess.steps
+
+        def __call__(self, values):
+            seen["before"].append({key: np.shape(value) for key, value in values.items()})
+            return tiny_loaded.preprocess(values)
 
     def after(actions):
         seen["after"] += 1
         return tiny_loaded.postprocess(actions)
 
     session = Session(
-        replace(tiny_loaded, preprocess=before, postprocess=after),
+        replace(tiny_loaded, preprocess=Before(), postprocess=after),
         chunking=RealTimeChunking(jacobian="exact"),
     )
+    normalised = session._normalised
+
+    def continued(actions):
+        seen["continued"].append(tuple(actions.shape))
+        return normalised(actions)
+
+    session._normalised = continued
     runs = {"plain": session, "bundle": lambda one: seen["bundle"].append(one.raw[STATE])}
     found = chunk_latencies(runs, data, Rounds(repeats=3))
     assert seen["after"] == 4, "one round to warm up"
-    first, second, *_ = seen["before"]
-    assert "action" not in first, "nothing is known of the chunk before"
-    assert second["action"] == (1, 8, 3), "the second one is continued"
+    assert len(seen["before"]) == 4 * 2, "of each moment once, of a continued chunk too"
+    assert seen["continued"] == [(1, 8, 3)] * 2, "of two observations the first continues nothing"
     assert [len(found.times_s[name]) for name in runs] == [3, 3]
     assert set(found.stages_s) == {"plain"}
     assert set(found.stages_s["plain"]) == {"prepare", "encode", "denoise", "finish"}

@@ -31,7 +31,7 @@ def test_a_check_that_fails_is_named_and_exit_code_1(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_checkpoint", broken)
     assert main(["doctor"]) == 1
     checks = last_line(capsys)["checks"]
-    assert checks["zoo/reach"] == "failed: reach is broken"
+    assert checks["zoo/reach"] == "failed: RuntimeError: reach is broken"
     assert not checks["simulator"].startswith("failed")
 
 

@@ -44,10 +44,10 @@ def test_a_camera_the_world_does_not_have(copy, capsys, tmp_path):
     ("observation", "message"),
     [
         ({}, f"observation has keys \\[\\], but the policy needs '{CAMERA}'"),
-        ({CAMERA: np.zeros((1, 1, 48, 64, 3), np.uint8)}, r"has shape \(1, 1, 48, 64, 3\), needed is"),
+        ({CAMERA: np.zeros((1, 1, 48, 64, 1), np.uint8)}, r"has shape \(1, 1, 48, 64, 1\), needed is"),
     ],
 )
-def test_a_camera_missing_or_of_another_size(copy, observation, message):
+def test_a_camera_missing_or_of_another_kind(copy, observation, message):
     session = Session(load_policy(copy), task="open the drawer")
     with pytest.raises(ObservationMismatch, match=message):
         session.predict(observation, [(0, 0)])
