@@ -6,9 +6,10 @@ The environment, what is made of its observations and of actions, and the option
 """
 
 import io
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
 from typing import Any, get_type_hints
@@ -170,7 +171,7 @@ class LerobotWorlds:
     def _single(self, config: Any) -> Any:
         """Make one environment; lerobot prints what it makes, and stdout is for results."""
         try:
-            with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            with redirect_stdout(printed := io.StringIO()), _unanswered(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of simulators' own imports
                 made = make_env(config, n_envs=1, use_async_envs=False)
         except ImportError as error:
@@ -178,6 +179,13 @@ class LerobotWorlds:
             raise BadSetting(
                 f"environment type {self.env_type!r} is lerobot's and needs a package that is missing "
                 f"({error}): {package}; envs/README.md says what goes together"
+            ) from error
+        except EOFError as error:
+            question = " ".join(printed.getvalue().split())
+            raise BadSetting(
+                f"environment type {self.env_type!r} asks a question first: {question or error}; answer it "
+                "where it can be seen, by importing its package in Python, or set the package up beforehand "
+                "(LIBERO: LIBERO_CONFIG_PATH, see envs/README.md)"
             ) from error
         except Exception as error:  # whatever a simulator raises of a name it does not know
             raise BadSetting(
@@ -205,6 +213,16 @@ def lerobot_names() -> tuple[str, ...]:
 def lerobot_world(env_type: str) -> LerobotWorlds:
     """Return one of lerobot's types."""
     return LerobotWorlds(env_type)
+
+
+@contextmanager
+def _unanswered() -> Iterator[None]:
+    """Meanwhile whoever asks for input gets `EOFError`: the question is not seen, so nobody would answer."""
+    asked, sys.stdin = sys.stdin, io.StringIO()
+    try:
+        yield
+    finally:
+        sys.stdin = asked
 
 
 @cache

@@ -1,5 +1,6 @@
 """lerobot's own environments as worlds: C9, G13, G14."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,22 @@ def test_c9_a_package_that_is_missing_is_named_and_how_to_install_it(env_type, p
         BadSetting, match=f"'{env_type}' is lerobot's and needs a package.*pip install '{package}"
     ):
         make(env_type)
+
+
+def test_c9_a_package_that_asks_a_question_is_refused_with_it(monkeypatch):
+    """LIBERO's import asks one where it is not set up; unseen, it would wait for ever."""
+
+    def asking(self, n_envs, use_async_envs=False):
+        input("Do you want a folder? (Y/N): ")
+
+    monkeypatch.setattr(EnvConfig.get_choice_class("libero"), "create_envs", asking)
+    monkeypatch.setattr("sys.stdin", answers := io.StringIO("n\n"))
+    with pytest.raises(
+        BadSetting, match=r"'libero' asks a question first: Do you want a folder\? \(Y/N\):.*LIBERO_CONFIG"
+    ) as told:
+        make("libero")
+    assert "\n" not in str(told.value)
+    assert answers.read() == "n\n", "nothing was answered for its user"
 
 
 def test_every_type_of_lerobots_is_there_and_its_metaworld_has_a_name_of_its_own():
