@@ -249,7 +249,8 @@ def test_every_run_that_moved_left_its_results_and_no_traceback(outcomes):
     for outcome in outcomes:
         if len(outcome.told) and not outcome.ending.is_disk_full:
             assert outcome.results is not None, outcome
-            assert outcome.results["ending"]["is_at_rest"]
+            is_told = outcome.ending.fault != "act blocks"  # of a robot that takes no command nobody can say it
+            assert outcome.results["ending"]["is_at_rest"] or not is_told, outcome
         assert not outcome.has_traceback, outcome
         late = [
             -getattr(signal, name) for _, name in outcome.ending.signals
