@@ -461,6 +461,7 @@ class Arm:
 def test_a_policy_drives_a_robot_on_this_python(equipped, diffusion, tmp_path):
     (tmp_path / "arm.py").write_text(ARM)
     asked = ("--robot.type=arm:Arm", "--control_hz=20", "--duration_s=2", "--output_dir=out")
+    asked += ("--robot.action_kinds=[absolute,absolute,absolute]",)
     done = equipped.run("-m", "vivace.eval.cli", "run", f"--bundle={diffusion[-1]}", *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
