@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vivace.policies.adapters.opaque import OpaquePolicy
+from vivace.policies.adapters.opaque import OpaquePolicy, check_alone
 from vivace.policies.checkpoint.config import read_config
 from vivace.policies.checkpoint.find import resolve
 from vivace.policies.checkpoint.former import statistics_in_weights
@@ -89,11 +89,14 @@ def load_policy(
             observations are renamed to what the policy lacks.
         PolicyNotFound: there is none, it is not a lerobot checkpoint, or is damaged, or what it says is
             normalised would not be.
+        UnsupportedPolicy: its type is known not to act here as it does in lerobot, or not known to.
     """
     read_device(device)
     wanted = read_dtype(dtype) if dtype else None
     folder = resolve(path)
     config = read_config(folder, device, ADAPTERS)
+    if ADAPTERS.find(config.type) is None:
+        check_alone(config)  # before gigabytes are read
     check_renaming(rename_map or {}, config)
     is_adapter = has_adapter(folder, config.use_peft)
     stored = base_of(folder) if is_adapter else folder

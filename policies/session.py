@@ -1,7 +1,7 @@
 """From observations in the robot's units to chunks in the robot's units."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class Session:
         self._white = torch.tensor(255.0, device=self._placement.device)
         if chunking is not None:
             check_continuing(self.execution, chunking)
-            self._check_width()
+            self._check_normalises()
 
     def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].
@@ -87,19 +87,23 @@ class Session:
         Raises:
             ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
+        ready = [self.loaded.preprocess(moment) for moment in self._moments(observations)]
+        return self._assembled(ready, _rows(observations, self.spec))
+
+    def _moments(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the preprocessor is shown of every time step, oldest first."""
         rows = _rows(observations, self.spec)
         seen = enter_observations(observations, batch_layout(self.spec, rows), self.spec.resizes)
         frames = {key: self._enter(key, value) for key, value in seen.items()}
-        told = {
+        told: dict[str, Any] = {
             key: torch.from_numpy(np.asarray(observations[key]))
             for key in observations
             if key.endswith(_MARKS)
         }
-        ready: list[dict[str, Any]] = []
-        for t in range(self.spec.n_obs_steps):
-            moment = {key: value[:, t] for key, value in frames.items()}
-            ready.append(self.loaded.preprocess(moment | told | {"task": self._tasks(observations, rows)}))
-        return self._assembled(ready, rows)
+        told["task"] = self._tasks(observations, rows)
+        return [
+            {key: value[:, t] for key, value in frames.items()} | told for t in range(self.spec.n_obs_steps)
+        ]
 
     def _assembled(self, ready: Sequence[dict[str, Any]], rows: int) -> Batch:
         """One batch of what the preprocessor returned of every time step."""
@@ -146,16 +150,20 @@ class Session:
                 actions = step(create_transition(action=actions))[TransitionKey.ACTION]
         return actions
 
-    def _check_width(self) -> None:
-        """Raise `UnsupportedPolicy` if actions are widened before they are normalised, as evo1's are."""
-        size, pipeline = self.spec.action_dim, cast(Any, self.loaded.preprocess)
-        normalisers = [step for step in pipeline.steps if isinstance(step, NormalizerProcessorStep)]
-        known = [value for step in normalisers for value in (step.stats or {}).get("action", {}).values()]
-        widths = {len(value) for value in known if np.ndim(value) == 1}
-        if widths - {1, size}:
+    def _check_normalises(self) -> None:
+        """Raise `UnsupportedPolicy` if the preprocessor brings actions to the policy's in a way of its own.
+
+        What chunks continue is normalised as lerobot's real-time chunking does it, by the steps it knows.
+        evo1 widens actions before, groot normalises them in a step of its own.
+        """
+        probe = self._placement.move(torch.ones(1, self.spec.horizon, self.spec.action_dim))
+        ones = {key: np.ones_like(value) for key, value in self.blank_observation().items()}
+        whole: dict[str, Any] = self.loaded.preprocess(self._moments(ones)[-1] | {ACTION: probe.clone()})
+        changed = whole[ACTION]
+        if changed.shape != probe.shape or not torch.allclose(changed, self._normalised(probe)):
             raise UnsupportedPolicy(
-                f"policy {self.spec.type!r} has its actions of {size} numbers widened to {max(widths)} by "
-                "its processors, so no chunk of it can continue another; use mode async or sync"
+                f"policy {self.spec.type!r} has its actions widened or normalised by its processors in a way "
+                "of its own, so no chunk of it can continue another; use mode async or sync"
             )
 
     def _enter(self, key: str, value: np.ndarray) -> Tensor:

@@ -55,6 +55,10 @@ _REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
             "its memory; run it by lerobot",
         ),
     ),
+    **dict.fromkeys(
+        ("fastwam", "molmoact2", "wall_x"),
+        ((lambda config: True, "is not proven equal to lerobot: it is not made small; run it by lerobot"),),
+    ),
 }
 """Type -> what its config may ask for that cannot be had row by row, and why."""
 
@@ -73,7 +77,7 @@ class OpaquePolicy(DenoisingForm):
 
     def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
-        _check_config(config)
+        check_alone(config)
         self.policy = policy.eval()
         policy.reset()
         self.selects = _keeps_observations(policy) or config.action_delta_indices is None
@@ -244,8 +248,8 @@ class OpaquePolicy(DenoisingForm):
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: nothing to hoist")
 
 
-def _check_config(config: Any) -> None:
-    """Raise `UnsupportedPolicy` for what is known not to run alone, row by row."""
+def check_alone(config: Any) -> None:
+    """Raise `UnsupportedPolicy` for what is known not to run alone, row by row, or not known to."""
     for is_asked, why in _REFUSED.get(config.type, ()):
         if is_asked(config):
             raise UnsupportedPolicy(f"policy {config.type!r} {why}")

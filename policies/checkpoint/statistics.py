@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.processor import (
@@ -49,6 +50,8 @@ def check_statistics(folder: Path, config: Any, preprocess: Any, postprocess: An
     action = {ACTION: config.action_feature}
     _check(folder, config, preprocess, NormalizerProcessorStep, {**config.input_features, **action})
     _check(folder, config, postprocess, UnnormalizerProcessorStep, action)
+    for pipeline, features in ((preprocess, {**config.input_features, **action}), (postprocess, action)):
+        _check_own_way(f"{folder}/{pipeline.name}.json", pipeline, features)
 
 
 def _check_finite(folder: Path, *pipelines: Any) -> None:
@@ -82,6 +85,34 @@ def _check(
             )
         if feature.type is FeatureType.VISUAL:
             _check_brightness(where, pipeline.steps, kind, key, feature)
+
+
+def _check_own_way(where: str, pipeline: Any, features: Mapping[str, PolicyFeature]) -> None:
+    """Check steps that normalise in a way of their own, whatever config.json says: groot's do.
+
+    Such a step brings states and actions between `min` and `max` of its `stats`, or actions between those of
+    their groups (`raw_stats`, by `modality_config`).
+    """
+    named = {it: f for it, f in features.items() if f.type in (FeatureType.STATE, FeatureType.ACTION)}
+    for step in pipeline.steps:
+        has_groups = bool(getattr(step, "raw_stats", None) and getattr(step, "modality_config", None))
+        if hasattr(step, "stats") and getattr(step, "normalize_min_max", False):
+            for key in named if not has_groups else named.keys() - {ACTION}:
+                _check_step(where, step, key, named[key], NormalizationMode.MIN_MAX)
+        elif hasattr(step, "raw_stats") and not hasattr(step, "stats"):
+            found, needed = _grouped(step) if has_groups else 0, features[ACTION].shape[0]
+            if found != needed:
+                raise PolicyNotFound(
+                    f"{where} has statistics of {found} numbers in its groups of {ACTION!r}, but the feature "
+                    f"has {needed}: the rest would be left as it is; {_REMEDY}"
+                )
+
+
+def _grouped(step: Any) -> int:
+    """Numbers of an action that a step has statistics of, group by group."""
+    groups = step.raw_stats.get(ACTION, {})
+    keys = step.modality_config.get(ACTION, {}).get("modality_keys", [])
+    return sum(len(np.atleast_1d(groups[key]["min"]).T) for key in keys if "min" in groups.get(key, {}))
 
 
 def _on_its_way(

@@ -19,6 +19,18 @@ from vivace.policies.checkpoint.former import modern_copy
 from vivace.policies.checkpoint.needs import not_installed, out_of_reach
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 
+_REFUSALS = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What lerobot's classes raise where a policy cannot be built."""
+
 
 def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
     """Build the policy that a config describes, with the weights of a folder, on the config's device.
@@ -36,15 +48,23 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
             policy = policy_class.from_pretrained(where, config=config, strict=True)
             if policy_class.from_pretrained.__func__ is not PreTrainedPolicy.from_pretrained.__func__:
                 _check_all_there(where / WEIGHTS, policy)
-    except ImportError as error:
-        raise PolicyNotFound(f"{folder}: {not_installed(config.type, error)}") from error
-    except OSError as error:  # of the Hub's and of transformers' too
-        raise PolicyNotFound(f"{folder}: {out_of_reach(vars(config), error)}") from error
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        raise PolicyNotFound(f"{folder}: {WEIGHTS} does not fit config.json: {in_one_line(error)}") from error
+    except _REFUSALS as error:
+        raise PolicyNotFound(f"{folder}: {_why_not(config, error)}") from error
     if policy.config.action_feature is None:
         raise PolicyNotFound(f"{folder / 'config.json'} has no 'action' among its output_features")
     return policy.to(config.device).eval()
+
+
+def _why_not(config: Any, error: BaseException) -> str:
+    """What is said where a policy is not built; what it lacks may be the cause of what its class raised."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ImportError):
+            return not_installed(config.type, found)
+        if isinstance(found, OSError):  # of the Hub's and of transformers' too
+            return out_of_reach(vars(config), found)
+        found = found.__cause__ or found.__context__
+    return f"{WEIGHTS} does not fit config.json: {in_one_line(error)}"
 
 
 def check_finite(folder: Path, policy: torch.nn.Module) -> None:

@@ -14,8 +14,9 @@ import pytest
 import torch
 from any_world import world_of
 from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import make_policy_config
 from lerobot_itself import LeRobot, draw_alike, moments, ours
-from lerobot_policies import TASK, TYPES, saved
+from lerobot_policies import TASK, TYPES, features, saved
 
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.checks import check_contents
@@ -25,6 +26,7 @@ from vivace.policies.errors import BadBundle, UnsupportedPolicy
 from vivace.policies.load import load_policy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
+from vivace.policies.spec import DELAY, PREVIOUS
 
 README = Path(__file__).parents[2] / "policies" / "README.md"
 BEGIN, END = "<!-- any lerobot policy -->", "<!-- end of it -->"
@@ -52,13 +54,15 @@ WORKS = "works"
 NO_RTC = "real-time chunking works on denoising steps, but policy '{}' has none of its own to correct; use"
 NO_PARTS = "policy '{}' is opaque: it has no blocks, steps or layers that come apart, so there is nothing to"
 DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once for ever; of opaque policies"
-WIDENS = "policy '{}' has its actions of 4 numbers widened to 8 by its processors, so no chunk of it can"
+OWN_WAY = (
+    "policy '{}' has its actions widened or normalised by its processors in a way of its own, so no chunk"
+)
 SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
 TOKENS = "policy '{}' writes tokens of its own kind; token_vla can be exported"
 SHORTLY = {
     WORKS: "yes",
     NO_RTC: "no: has none",
-    WIDENS: "no: pads actions",
+    OWN_WAY: "no: own processors",
     NO_PARTS: "no: no parts",
     DRAWS: "no: draws noise",
     SELECTS: "no: own queue",
@@ -71,16 +75,16 @@ REFUSED = {
     "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
     **dict.fromkeys(("pi0", "pi05", "smolvla"), DENOISES),
-    "groot": DENOISES,
+    "groot": DENOISES | {"rtc": OWN_WAY},
     **dict.fromkeys(("xvla", "eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
-    "evo1": DENOISES | {"rtc": WIDENS},
+    "evo1": DENOISES | {"rtc": OWN_WAY},
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
 }
 """Type -> column -> the line that refuses it; whatever is not named works."""
 DIFFERENCE = {"multi_task_dit": 1e-4}
 """Type -> largest difference of an executed action, around 10 in the robot's units, where it is not 0."""
 NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
-"""Types that are not built small without a network: not tried."""
+"""Types that are not built small without a network: refused."""
 EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit")
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
@@ -119,6 +123,20 @@ def test_a_policy_works_or_is_refused_in_one_line(kind, column):
     assert outcome(kind, column).startswith(wanted(kind, column).format(kind))
 
 
+@pytest.mark.parametrize("kind", [it for it in TYPES if wanted(it, "rtc") == WORKS])
+def test_what_a_chunk_continues_is_normalised_as_the_preprocessor_does_it(kind):
+    """G2, G6: the chunk before is no longer in the robot's units, of every type that can be continued."""
+    session = Session(load_policy(saved(kind)), task=TASK, chunking=RealTimeChunking())
+    seen, spec = moments(session.spec), session.spec
+    before = np.random.default_rng(3).uniform(1, 6, (1, 3, spec.action_dim)).astype(np.float32)
+    stacked = {key: np.stack([moment[key] for moment in seen], axis=1) for key in seen[0]}
+    follow = session.inputs(stacked | {PREVIOUS: before, DELAY: np.array([1])}).follow
+    theirs = LeRobot(saved(kind)).ready(seen[-1], TASK, action=torch.from_numpy(before))["action"]
+    found = follow.actions[:, spec.first_action : spec.first_action + 3]
+    torch.testing.assert_close(found, theirs, rtol=0, atol=0)
+    assert (found - torch.from_numpy(before)).abs().min() > 0.01
+
+
 def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
     """B5: ACT with two cameras and a state, run by ONNX Runtime as by torch; what it cannot, it says."""
     assert outcome("act", "export") == WORKS
@@ -141,18 +159,6 @@ def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
         check_contents(replace(bundle, graphs=(replace(graph, origin=replace(graph.origin, part="encode")),)))
 
 
-def own_loop(checkpoint: Path, seen: list[dict[str, np.ndarray]], n: int) -> np.ndarray:
-    """Actions (1, n, A) that lerobot's own loop executes after these moments."""
-    theirs = LeRobot(checkpoint)
-    theirs.policy.reset()
-    with torch.inference_mode():
-        for moment in seen[:-1]:
-            theirs.policy.select_action(theirs.ready(moment, TASK))
-            theirs.queue.clear()
-        newest = [theirs.policy.select_action(theirs.ready(seen[-1], TASK)) for _ in range(n)]
-    return torch.stack([theirs.post(action) for action in newest], dim=1).numpy()
-
-
 def difference(kind: str) -> float:
     """Largest difference, in the robot's units, of what is executed from what lerobot's own loop executes."""
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +167,7 @@ def difference(kind: str) -> float:
         spec = loaded.staged.spec
         seen = moments(spec)
         found = ours(Session(loaded, task=TASK), seen)[:, : spec.n_action_steps]
-        wanted = own_loop(saved(kind), seen, spec.n_action_steps)
+        wanted = LeRobot(saved(kind)).executed(seen, spec.n_action_steps)
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max())
 
@@ -212,6 +218,18 @@ def test_the_table_in_the_readme_is_this_one(request):
     assert found.strip() == table()
     for kind in NOT_SMALL:
         assert f"`{kind}`" in after
+
+
+@pytest.mark.parametrize("kind", NOT_SMALL)
+def test_a_type_that_is_not_proven_is_refused(kind, tmp_path, capsys):
+    """G6: in one line, before its weights or what it names on the Hub are looked for."""
+    sizes = {"action_dim": 4, "proprio_dim": 5, "image_size": (48, 128)} if kind == "fastwam" else {}
+    make_policy_config(kind, **features(), **sizes).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert main(["explain", f"--policy.path={tmp_path}"]) == 2
+    (line,) = [it for it in capsys.readouterr().err.splitlines() if it.startswith("vivace ")]
+    why = "keeps something from chunk to chunk" if kind == "lingbot_va" else "is not proven equal to lerobot"
+    assert f"policy '{kind}' {why}" in line
 
 
 def test_every_type_that_lerobot_has_is_in_the_table_or_named_beside_it():

@@ -7,6 +7,7 @@ one fixed draw here. Faults of lerobot's own checkpoints, by their ids: A11 to A
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import gymnasium
@@ -23,7 +24,7 @@ from lerobot_policies import TASK, TYPES, saved
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.simulation.rollout import RolloutSettings, rollout
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.load import load_policy
+from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS, ActionKind
@@ -44,11 +45,20 @@ def both(checkpoint: Path, rows: int = 1) -> tuple[np.ndarray, np.ndarray]:
     loaded = load_policy(checkpoint)
     seen = moments(loaded.staged.spec, rows)
     found = ours(Session(loaded, task=TASK), seen)
-    theirs = LeRobot(checkpoint)
-    wanted = theirs.chunk(seen[0]) if len(seen) == 1 else theirs.selected(seen)
+    wanted = lerobot_gives(LeRobot(checkpoint), loaded, seen)
     return found[:, : wanted.shape[1]], wanted
 
 
+def lerobot_gives(theirs: LeRobot, loaded: LoadedPolicy, seen: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """The chunk of lerobot's policy, or what its loop executes of one that is asked no other way."""
+    spec = loaded.staged.spec
+    if spec.n_obs_steps == 1 and spec.type in CHUNKED:
+        return theirs.chunk(seen[0])
+    return theirs.executed(seen, spec.n_action_steps)
+
+
+STACKS = ("multi_task_dit", "groot")
+"""Types whose cameras are of one size."""
 CHUNKED = (
     "act",
     "diffusion",
@@ -109,8 +119,13 @@ def test_a_policy_is_given_all_that_lerobot_gives_it(kind):
             assert same(value, ready[-1][key]), key
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ["multi_task_dit", "pi0", "pi05", "pi0_fast", "smolvla", "xvla"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *product(("multi_task_dit", "pi0", "pi05", "pi0_fast", "smolvla", "xvla"), MODES),
+        *product(("eo1", "vla_jepa", "evo1", "vqbet", "gaussian_actor"), ("MEAN_STD", "QUANTILES")),
+    ],
+)
 def test_every_normalisation_is_that_of_lerobot(kind, mode):
     """G1: states and actions normalised in every way lerobot knows."""
     found, wanted = both(saved(kind, **normalised(mode, mode)))
@@ -119,11 +134,15 @@ def test_every_normalisation_is_that_of_lerobot(kind, mode):
 
 @pytest.mark.parametrize(
     ("kind", "modes"),
-    [("act", ("QUANTILES", "MIN_MAX", "MEAN_STD")), ("diffusion", ("IDENTITY", "QUANTILE10", "MIN_MAX"))],
+    [
+        ("act", ("QUANTILES", "MIN_MAX", "MEAN_STD")),
+        ("diffusion", ("IDENTITY", "QUANTILE10", "MIN_MAX")),
+        *product(("vqbet", "tdmpc", "gaussian_actor", "smolvla"), [("MEAN_STD", "MIN_MAX", "MEAN_STD")]),
+    ],
 )
 def test_pictures_are_normalised_as_in_lerobot(kind, modes):
     found, wanted = both(saved(kind, **normalised(*modes)))
-    np.testing.assert_allclose(found, wanted, **EXACT)
+    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
 
 
 def with_relative_actions(folder: Path, checkpoint: Path) -> Path:
@@ -161,10 +180,10 @@ def test_relative_actions_of_a_policy(kind):
     np.testing.assert_allclose(found[..., 3], plain[..., 3], **ROUNDED)
 
 
-@pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast", "smolvla", "xvla"])
+@pytest.mark.parametrize("kind", ["pi0", "pi05", "pi0_fast", "smolvla", "xvla", "evo1"])
 def test_cameras_that_nobody_has_are_left_to_the_policy(kind):
     """A11: `empty_cameras` are filled and masked by the policy, and the robot is not asked for them."""
-    checkpoint = saved(kind, empty_cameras=1)
+    checkpoint = saved(kind, empty_cameras=1, **({"max_views": 3} if kind == "evo1" else {}))
     assert "observation.images.empty_camera_0" not in load_policy(checkpoint).staged.spec.observation_shapes
     found, wanted = both(checkpoint)
     np.testing.assert_allclose(found, wanted, **EXACT)
@@ -180,8 +199,7 @@ def test_observations_have_the_names_of_the_robot(kind, tmp_path):
     assert "observation.images.front" not in given.staged.spec.observation_shapes
     seen = moments(given.staged.spec)
     found = ours(Session(given, task=TASK), seen)
-    theirs = LeRobot(checkpoint, rename_map)
-    wanted = theirs.chunk(seen[0]) if len(seen) == 1 else theirs.selected(seen)
+    wanted = lerobot_gives(LeRobot(checkpoint, rename_map), given, seen)
     np.testing.assert_allclose(found[:, : wanted.shape[1]], wanted, **TOLERANCE.get(kind, EXACT))
 
     inside = tmp_path / "renaming"
@@ -211,7 +229,11 @@ def test_a_renaming_to_what_the_policy_lacks_is_refused():
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("multi_task_dit", {"image_resize_shape": (40, 40)}), ("smolvla", {}), ("pi0", {}), ("xvla", {})],
+    [
+        ("multi_task_dit", {"image_resize_shape": (40, 40)}),
+        ("vla_jepa", {"resize_images_to": (64, 64)}),
+        *((kind, {}) for kind in ("smolvla", "pi0", "xvla", "eo1", "groot", "evo1")),
+    ],
 )
 def test_pictures_of_another_size_enter_where_the_policy_resizes(kind, changes):
     """A14, A15: as lerobot takes them; of two sizes where it resizes camera by camera."""
@@ -220,10 +242,9 @@ def test_pictures_of_another_size_enter_where_the_policy_resizes(kind, changes):
     seen, random = moments(loaded.staged.spec), np.random.default_rng(1)
     for moment in seen:
         for key in ("observation.images.front", "observation.images.wrist"):
-            size = (60, 80) if "front" in key or kind == "multi_task_dit" else (50, 50)
+            size = (60, 80) if "front" in key or kind in STACKS else (50, 50)
             moment[key] = random.integers(0, 256, (1, *size, 3), np.uint8)
-    theirs = LeRobot(checkpoint)
-    wanted = theirs.chunk(seen[0]) if len(seen) == 1 else theirs.selected(seen)
+    wanted = lerobot_gives(LeRobot(checkpoint), loaded, seen)
     found = ours(Session(loaded, task=TASK), seen)[:, : wanted.shape[1]]
     np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
 
@@ -238,7 +259,7 @@ def test_cameras_of_two_sizes_are_refused_where_pictures_are_stacked():
         ours(Session(loaded, task=TASK), seen)
 
 
-@pytest.mark.parametrize("kind", ["act", "diffusion"])
+@pytest.mark.parametrize("kind", ["act", "diffusion", "vla_jepa"])
 def test_pictures_of_another_size_are_refused_where_nobody_resizes(kind):
     """A14: a policy that reads pictures as they are, of the size it was trained on."""
     loaded = load_policy(saved(kind))

@@ -65,8 +65,8 @@ class LeRobot:
             config, str(checkpoint), preprocessor_overrides=overrides
         )
 
-    def ready(self, moment: dict[str, np.ndarray], task: str) -> dict:
-        """What the policy is given of one moment, key -> (B, ...) in the robot's units."""
+    def ready(self, moment: dict[str, np.ndarray], task: str, **more: torch.Tensor) -> dict:
+        """What the policy is given of one moment, key -> (B, ...) in its units, and of more."""
         cameras = {
             key.removeprefix("observation.images."): it for key, it in moment.items() if "image" in key
         }
@@ -74,23 +74,22 @@ class LeRobot:
         names = {"observation.state": "agent_pos", "observation.environment_state": "environment_state"}
         given |= {names[key]: value for key, value in moment.items() if key in names}
         rows = len(next(iter(moment.values())))
-        return self.pre(preprocess_observation(given) | {"task": [task] * rows})
+        return self.pre(preprocess_observation(given) | {"task": [task] * rows} | more)
 
     def chunk(self, moment: dict[str, np.ndarray], task: str = TASK) -> np.ndarray:
         """Chunk (B, n, A) of one moment, brought back as a whole, as lerobot's policy server does."""
         with torch.inference_mode():
             return self.post(self.policy.predict_action_chunk(self.ready(moment, task))).numpy()
 
-    def selected(self, moments: list[dict[str, np.ndarray]], task: str = TASK) -> np.ndarray:
-        """Actions (B, n, A) that `select_action` gives after these moments, each brought back alone."""
+    def executed(self, moments: list[dict[str, np.ndarray]], n: int, task: str = TASK) -> np.ndarray:
+        """The first n actions (B, n, A) that lerobot's own loop executes after these moments."""
         self.policy.reset()
         with torch.inference_mode():
             for moment in moments[:-1]:
                 self.policy.select_action(self.ready(moment, task))
                 self.queue.clear()
-            found = [self.post(self.policy.select_action(self.ready(moments[-1], task)))]
-            found += [self.post(action) for action in self.queue]
-        return torch.stack(found, dim=1).numpy()
+            newest = [self.policy.select_action(self.ready(moments[-1], task)) for _ in range(n)]
+        return torch.stack([self.post(action) for action in newest], dim=1).numpy()
 
     @property
     def queue(self):

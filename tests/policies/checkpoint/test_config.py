@@ -4,12 +4,13 @@ import json
 import logging
 import sys
 
+import numpy as np
 import pytest
 
-from vivace.policies.checkpoint.config import read_config
 from vivace.policies.checkpoint.plugins import register_plugins
 from vivace.policies.errors import PolicyNotFound
-from vivace.policies.load import ADAPTERS, load_policy
+from vivace.policies.load import load_policy
+from vivace.policies.session import Session
 
 
 def edit(folder, **changes):
@@ -84,7 +85,13 @@ def test_policies_of_plugins_are_found_and_a_broken_plugin_is_one_line(copy, tmp
     register_plugins.cache_clear()
     edit(copy, type="dp_of_a_plugin")
     with caplog.at_level(logging.WARNING, "vivace"):
-        assert read_config(copy, "cpu", ADAPTERS).type == "dp_of_a_plugin"
+        loaded = load_policy(copy)
+    assert loaded.staged.spec.type == "dp_of_a_plugin"
+    session = Session(loaded)
+    chunk = session.predict(session.blank_observation(), [(1, 0)])
+    assert chunk.shape == (1, session.spec.n_action_steps, 3)
+    assert np.isfinite(chunk).all()
+    assert chunk.max() >= 10, "actions are between 10 and 30, in the robot's units"
     assert "lerobot_policy_for_a_test" in sys.modules
     told = [record.getMessage() for record in caplog.records if record.name == "vivace"]
     assert len(told) == 1

@@ -1,9 +1,12 @@
 """A4: checkpoints of earlier lerobots, whose statistics are among the weights, act as they were saved."""
 
+import lerobot_policies
 import numpy as np
 import pytest
 import torch
+from lerobot.configs import NormalizationMode
 from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+from lerobot_itself import moments
 from safetensors.torch import load_file, save_file
 
 from vivace.policies.errors import PolicyNotFound
@@ -17,13 +20,13 @@ STATISTICS = {
 }
 
 
-def buffers(statistics):
+def buffers(statistics, names=("min", "max")):
     """The names that lerobot had for them, until 0.3."""
     found = {}
     for key, values in statistics.items():
         parts = ["normalize_targets", "unnormalize_outputs"] if key == "action" else ["normalize_inputs"]
         for part in parts:
-            for name, value in values.items():
+            for name, value in ((name, values[name]) for name in names):
                 found[f"{part}.buffer_{key.replace('.', '_')}.{name}"] = value.clone()
     return found
 
@@ -62,6 +65,21 @@ def test_it_acts_as_with_processors(today, former):
     ours, theirs = (Session(load_policy(folder)).predict(seen, [(1, 0)]) for folder in (former, today))
     np.testing.assert_array_equal(ours, theirs)
     assert ours.min() >= 10 - 1e-3
+
+
+def test_pictures_and_means_are_normalised_as_with_processors(tmp_path):
+    """A4: ACT, MEAN_STD, with two cameras."""
+    modes = dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.MEAN_STD)
+    today = lerobot_policies.saved("act", normalization_mapping=modes)
+    policy = load_policy(today).policy
+    kept = buffers(lerobot_policies.statistics(policy.config), ("mean", "std"))
+    save_file(load_file(today / "model.safetensors") | kept, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((today / "config.json").read_text())
+    ours, theirs = (Session(load_policy(folder)) for folder in (tmp_path, today))
+    (moment,) = moments(ours.spec)
+    seen = {key: value[:, None] for key, value in moment.items()}
+    np.testing.assert_array_equal(*(it.predict(seen, [(1, 0)]) for it in (ours, theirs)))
+    assert sum("images" in key for key in seen) == 2
 
 
 def test_a_compiled_policy_was_saved(today, tmp_path):

@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from lerobot.configs import NormalizationMode
+from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
 from lerobot.processor import (
     NormalizerProcessorStep,
     RenameObservationsProcessorStep,
     UnnormalizerProcessorStep,
 )
 from lerobot.processor.factory import make_policy_processor_pipelines
+from lerobot_policies import saved
 
 from vivace.policies.checkpoint.statistics import check_statistics
 from vivace.policies.errors import PolicyNotFound
@@ -89,6 +91,60 @@ def test_statistics_that_do_not_normalise_are_refused(copy, restate, change, mes
     with pytest.raises(PolicyNotFound, match=message) as refusal:
         load_policy(copy)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            lambda t: {f"so100.buffer.{name}": tensor for name, tensor in t.items()},
+            "no statistics of 'observation.state', so it would not be normalised .* rename "
+            "'so100.buffer.observation.state' to 'observation.state'",
+            id="A1 under the name of a dataset",
+        ),
+        pytest.param(
+            lambda t: renamed(t, "action", "actions"), "no statistics of 'action'", id="A1 actions only"
+        ),
+        pytest.param(lambda t: {"none.min": torch.zeros(1)}, "those there are of 'none'", id="A2 none of it"),
+        pytest.param(
+            lambda t: {name: tensor for name, tensor in t.items() if not name.endswith("max")},
+            "has no 'max' of 'observation.state'",
+            id="A2 half of them",
+        ),
+        pytest.param(
+            lambda t: changed(t, "action.min", torch.zeros(3)),
+            r"'min' of 'action' of shape \(3,\), but the feature has \(4,\)",
+            id="A5 of another size",
+        ),
+    ],
+)
+def test_steps_that_normalise_in_their_own_way_are_held_too(tmp_path, restate, change, message):
+    """A1, A2, A5: groot's config says IDENTITY, its own steps pass on what has no min and max."""
+    folder = shutil.copytree(saved("groot"), tmp_path / "policy")
+    restate(folder, change)
+    with pytest.raises(PolicyNotFound, match=message) as refusal:
+        load_policy(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"), [(None, 0), ({"arm": 2}, 2), ({"arm": 2, "hand": 1}, 3), ({"arm": 2, "arms": 1}, 2)]
+)
+def test_actions_that_are_normalised_in_groups(tmp_path, groups, found):
+    """A2, A5: groot's decoding by the statistics of its base leaves out, in silence, what has none."""
+    config = tiny_dp_transformer().config
+    config.normalization_mapping = dict.fromkeys(config.normalization_mapping, NormalizationMode.IDENTITY)
+    statistics = groups and {
+        "action": {key: {"min": [[0.0] * n] * 4, "max": [[1.0] * n] * 4} for key, n in groups.items()}
+    }
+    meant = groups and {"action": {"modality_keys": ["arm", "hand"], "action_configs": []}}
+    decode = GrootN17ActionDecodeStep(env_action_dim=3, raw_stats=statistics, modality_config=meant)
+    both = make_policy_processor_pipelines([], [decode])
+    if found == 3:
+        check_statistics(tmp_path, config, *both)
+        return
+    with pytest.raises(PolicyNotFound, match=f"has statistics of {found} numbers in its groups of 'action'"):
+        check_statistics(tmp_path, config, *both)
 
 
 def test_what_lerobot_runs_rightly_loads(copy, restate):

@@ -52,13 +52,26 @@ def _no_network(*args, **kwargs):
     raise OSError("no network")
 
 
-def test_an_encoder_named_by_its_place_on_the_hub(tmp_path):
-    """A22, G8: which, and how to get it."""
-    folder = copied("multi_task_dit", tmp_path)
-    edit(folder, vision_encoder_name="openai/clip-vit-base-patch16")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("multi_task_dit", "vision_encoder_name"),
+        ("pi0_fast", "action_tokenizer_name"),
+        ("pi0_fast", "text_tokenizer_name"),
+        ("smolvla", "vlm_model_name"),
+        ("eo1", "vlm_base"),
+        ("evo1", "vlm_model_name"),
+        ("vla_jepa", "qwen_model_name"),
+    ],
+)
+def test_what_a_policy_names_by_its_place_on_the_hub(tmp_path, kind, name):
+    """A22, G8: which, and how to get it; also where lerobot's class says it otherwise."""
+    folder = copied(kind, tmp_path)
+    edit(folder, **{name: "somebody/clip-that-is-nowhere"})
     said = refusal(folder)
-    assert "it needs vision_encoder_name=openai/clip-vit-base-patch16, which cannot be had" in said
-    assert "hf download openai/clip-vit-base-patch16, or write the path of a folder in its place" in said
+    assert f"{name}=somebody/clip-that-is-nowhere" in said
+    assert "which cannot be had" in said
+    assert "somebody/clip-that-is-nowhere, or write the path of a folder in its place" in said
 
 
 def test_a_tokenizer_named_by_its_place_on_the_hub(tmp_path):
