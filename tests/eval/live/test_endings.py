@@ -249,7 +249,7 @@ def test_every_run_that_moved_left_its_results_and_no_traceback(outcomes):
     for outcome in outcomes:
         if len(outcome.told) and not outcome.ending.is_disk_full:
             assert outcome.results is not None, outcome
-            is_told = outcome.ending.fault != "act blocks"  # of a robot that takes no command nobody can say it
+            is_told = outcome.ending.fault != "act blocks"  # nobody can say it of a robot that takes none
             assert outcome.results["ending"]["is_at_rest"] or not is_told, outcome
         assert not outcome.has_traceback, outcome
         late = [
