@@ -76,6 +76,7 @@ def test_a_chunk_is_timed_from_robots_units_to_robots_units(tiny_loaded):
         replace(tiny_loaded, preprocess=Before(), postprocess=after),
         chunking=RealTimeChunking(jacobian="exact"),
     )
+    seen["before"].clear()  # of what it tries when it is made
     normalised = session._normalised
 
     def continued(actions):
