@@ -163,7 +163,7 @@ def test_observations_are_taken_from_a_file(strangers_policy, tmp_path, capsys):
 
 
 def test_a_camera_of_the_recordings_is_the_policys_by_another_name(recordings, tmp_path, capsys):
-    """A13: the plan is the one that the same policy has under the recordings' own names."""
+    """A13: refused by the name that is missing, and taken once it is said."""
     folder = strangers_robot.train(recordings, tmp_path / "policy", {"top": "above"})
     flags = ["calibrate", f"--policy.path={folder}", f"--data.repo={recordings}", *FEW,
              "--accel.techniques=[hoist]", f"--output_dir={tmp_path / 'plan'}"]  # fmt: skip
