@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vivace.deploy.inference.recording import training_ranges
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.arrays import is_image, observation_layout
 from vivace.policies.batch import Batch
 from vivace.policies.execution import as_trained, sample
@@ -45,20 +46,32 @@ def selected(loaded: LoadedPolicy, seen: Mapping[str, np.ndarray], task: str = "
 
 @torch.no_grad()
 def sampled(loaded: LoadedPolicy, batch: Batch) -> torch.Tensor:
-    """The same chunk (1, n, A), normalised, as the staged form samples it of a prepared observation."""
-    spec = loaded.staged.spec
+    """The same chunk (1, n, A), normalised, as the staged form samples it of a prepared observation.
+
+    An opaque policy draws as in lerobot's own loop here, not by the noise that names a chunk.
+    """
+    spec, execution = loaded.staged.spec, as_trained(loaded.staged)
     with _seeded(loaded):
-        chunk = sample(as_trained(loaded.staged), batch, GlobalNoise())
+        if isinstance(execution.policy, OpaquePolicy):
+            chunk = execution.policy.chunk(execution.policy.encode(batch))
+        else:
+            chunk = sample(execution, batch, GlobalNoise())
     return chunk[:, spec.first_action : spec.first_action + spec.n_action_steps]
 
 
-def path_error(loaded: LoadedPolicy, task: str = "") -> float:
+def path_error(loaded: LoadedPolicy, task: str = "", seen: Mapping[str, np.ndarray] | None = None) -> float:
     """How far `Session` is from lerobot's own path with one observation.
+
+    Args:
+        loaded: the checkpoint.
+        task: instruction, for a policy that reads one.
+        seen: as of `selected`; made up when None.
 
     Returns:
         Largest difference of an action, in units of the largest one where that exceeds 1.
     """
-    seen, n = plausible(loaded), loaded.staged.spec.n_obs_steps
+    n = loaded.staged.spec.n_obs_steps
+    seen = plausible(loaded) if seen is None else seen
     window = {key: np.stack([value] * n)[None] for key, value in seen.items()}
     found = loaded.postprocess(sampled(loaded, Session(loaded, task=task).prepare(window)))[0].cpu().numpy()
     wanted = selected(loaded, seen, task)

@@ -91,7 +91,9 @@ def training_ranges(
             stats = getattr(step, "_tensor_stats", {}).get(renamed.get(key, key), {})
             if is_image(key) or not stats:
                 continue
+            # An observation that steps before pad behind has statistics as wide as they make it.
             known = {name: value.detach().cpu().float().numpy() for name, value in stats.items()}
+            known = {name: value[: shape[0]] if value.ndim else value for name, value in known.items()}
             if {"min", "max"} <= set(known):
                 low, high = known["min"], known["max"]
             elif {"mean", "std"} <= set(known):

@@ -51,6 +51,8 @@ def drive(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interrup
             stack.callback(robot.close)
             bundle, posture, limits, limits_from = fit(command, bare, bundle, screen)
             robot.observe()  # one that does not answer later is shown what it saw now
+        options = command.inference
+        screen.say(f"ONNX Runtime threads: {options.n_threads}, {options.threads_from}")
         worker.start()
         warmup_s, ladder = warm(command, bundle, worker, plans)
         interrupts.hold_back()

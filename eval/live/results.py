@@ -38,7 +38,8 @@ def results(parts: "Parts") -> dict[str, Any]:
         "machine": {
             "cpu": processor(),
             "cores": cores(),
-            "threads": command.inference.threads or cores(),
+            "threads": command.inference.n_threads,
+            "threads_from": command.inference.threads_from,
             "providers": ", ".join(command.inference.providers),
         },
         "seed": command.seed,

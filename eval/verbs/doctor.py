@@ -1,8 +1,8 @@
-"""`vivace doctor`: does this installation do what it should?"""
+"""`vivace doctor`: does this installation do what it should, or a checkpoint what it does in lerobot?"""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,30 +13,51 @@ from rich.markup import escape
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.export.lerobot_path import path_error
-from vivace.envs.registry import DEFAULT_TYPE, describe, installed_types, instruction, make
+from vivace.envs.registry import describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.obstacles import in_a_line
+from vivace.eval.options import DataOptions, PolicyOptions
+from vivace.eval.recordings.source import open_recording
+from vivace.eval.subject import INSTRUCTION, calibrated_in
 from vivace.eval.terminal import console
 from vivace.policies.checkpoint.find import ZOO
 from vivace.policies.errors import BadSetting, NoRendering
 from vivace.policies.execution import as_trained, sample
-from vivace.policies.load import load_policy
+from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import EpisodeNoise, GlobalNoise
 from vivace.policies.session import Session
 
 
 @dataclass(kw_only=True)
+class OnePolicy(PolicyOptions):
+    """A checkpoint to check in the place of this installation."""
+
+    # a class of its own, for draccus reads defaults off classes
+    path: str = ""
+    """As of other verbs; when not given this installation is checked, with every bundled checkpoint."""
+
+
+@dataclass(kw_only=True)
 class DoctorCommand:
     """Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.
 
-    Example: vivace doctor
+    With --policy.path that checkpoint alone: whether it does here what it does in lerobot's own loop, from an
+    observation to the robot's actions.
+
+    Example: vivace doctor --policy.path=CHECKPOINT --data.repo=DATASET
     """
+
+    policy: OnePolicy = field(default_factory=OnePolicy)
+    data: DataOptions = field(default_factory=DataOptions)
+    rename_map: dict[str, str] = field(default_factory=dict)
+    """As of other verbs."""
+    instruction: str = ""
+    """What a language-conditioned policy is told; when not given what was recorded, else the text of the
+    world in which the plan beside the checkpoint was calibrated."""
 
 
 _TICKS = 100
-_TASK = "drawer-open-halfway"
-"""A task whose instruction every bundled checkpoint that reads one knows."""
 _PATH_TOLERANCE = 1e-4
 """Of actions, from an observation in the robot's units."""
 
@@ -44,15 +65,8 @@ _PATH_TOLERANCE = 1e-4
 def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
     """Run every check; exit code 1 if one fails."""
     console.print({**versions(), **machine(Placement())})
-    checks: dict[str, Callable[[], str]] = {
-        "simulator": _simulator,
-        "rendering": _rendering,
-        "gpu": _gpu,
-    }
-    for folder in sorted(ZOO.glob("*/config.json")):
-        checks[f"zoo/{folder.parent.name}"] = partial(_checkpoint, folder.parent.name)
     outcome = {}
-    for name, check in checks.items():
+    for name, check in _checks(command).items():
         try:
             outcome[name] = check()
             console.print(f"[green]ok[/]      {name}: {outcome[name]}", highlight=False)
@@ -60,6 +74,42 @@ def run(command: DoctorCommand) -> tuple[dict[str, Any], bool]:
             outcome[name] = f"failed: {(told := in_a_line(error))}"
             console.print(f"[red]failed[/]  {name}: {escape(told)}", highlight=False)
     return {"checks": outcome}, not any(text.startswith("failed") for text in outcome.values())
+
+
+def _checks(command: DoctorCommand) -> dict[str, Callable[[], str]]:
+    """Name -> what checks it; raises `VivaceError` if a checkpoint or data that is named cannot be read."""
+    policy = command.policy
+    if policy.path:
+        loaded = load_policy(policy.path, policy.device, (), policy.dtype, command.rename_map)
+        return {policy.path: partial(_as_in_lerobot, loaded, *_observation(command, loaded))}
+    checks: dict[str, Callable[[], str]] = {
+        "simulator": _simulator,
+        "rendering": _rendering,
+        "gpu": _gpu,
+    }
+    for folder in sorted(ZOO.glob("*/config.json")):
+        checks[f"zoo/{folder.parent.name}"] = partial(_checkpoint, folder.parent.name)
+    return checks
+
+
+def _observation(
+    command: DoctorCommand, loaded: LoadedPolicy
+) -> tuple[str, dict[str, np.ndarray] | None, str]:
+    """What the policy is told, what it sees (None: something made up), and where that is from."""
+    recording, spec = open_recording(command.data), loaded.staged.spec
+    if recording is None:
+        return command.instruction or _text(command.policy.path), None, "an observation made up"
+    episode = (command.data.episodes or recording.episodes)[0]
+    moment = recording.read([episode], spec.observation_shapes, spec.n_obs_steps).moment(episode, 0)
+    seen = {key: moment[key][-1] for key in spec.observation_shapes}
+    told = command.instruction or moment["task"] or INSTRUCTION
+    return told, seen, f"the first {recording.moment_name} of episode {episode} of {recording.name}"
+
+
+def _text(path: str) -> str:
+    """What a policy was told in the world in which the plan beside it was calibrated."""
+    env_type, tasks = calibrated_in(path)
+    return instruction(env_type, tasks.split(",")[0]) if env_type else INSTRUCTION
 
 
 def _simulator() -> str:
@@ -114,19 +164,34 @@ def _gpu() -> str:
 
 
 def _checkpoint(name: str) -> str:
+    """Check a bundled one: its staged form samples as itself, and does what it does in lerobot."""
     loaded = load_policy(f"zoo/{name}")
-    batch = Session(loaded, task=instruction(DEFAULT_TYPE, _TASK)).blank()
+    text = _text(f"zoo/{name}")
+    batch = Session(loaded, task=text).blank()
     torch.manual_seed(0)
     plain = loaded.policy.sample_actions(batch)
     torch.manual_seed(0)
     if not torch.equal(plain, sample(as_trained(loaded.staged), batch, GlobalNoise())):
         raise RuntimeError("the staged form is not bit-equal to the policy's own sampling on this machine")
-    error = path_error(loaded, instruction(DEFAULT_TYPE, _TASK))
+    return f"bit-equal to its own sampling, {_as_in_lerobot(loaded, text)}"
+
+
+def _as_in_lerobot(
+    loaded: LoadedPolicy,
+    text: str,
+    seen: Mapping[str, np.ndarray] | None = None,
+    source: str = "an observation made up",
+) -> str:
+    """Check that a policy does what it does in lerobot's own loop; and run its plan, if it has one."""
+    error = path_error(loaded, text, seen)
     if not error <= _PATH_TOLERANCE:
-        raise RuntimeError(f"from observation to action it is {error:.2g} off lerobot's own path")
-    equal = f"bit-equal to its own sampling, lerobot's own path within {error:.1g}"
+        raise RuntimeError(
+            f"from observation to action it is {error:.2g} off lerobot's own path, on {source}"
+        )
+    equal = f"lerobot's own path within {error:.1g} on {source}"
     if not (loaded.path / FILE_NAME).exists():
         return f"{equal}; no plan"
+    batch = Session(loaded, task=text).blank()
     plan = AccelerationPlan.load(loaded.path)
     execution = accelerate(loaded.staged, plan, loaded.fingerprint)
     began = time.perf_counter()

@@ -20,6 +20,7 @@ from lerobot_policies import TASK, TYPES, features, saved
 
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.checks import check_contents
+from vivace.deploy.export.lerobot_path import path_error
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval.cli import main
 from vivace.policies.errors import BadBundle, UnsupportedPolicy
@@ -176,6 +177,12 @@ def difference(kind: str) -> float:
 def test_a_policy_executes_what_it_executes_in_lerobot(kind):
     """B2, B3, G7: histories, own queues and policies without chunks too."""
     assert difference(kind) <= DIFFERENCE.get(kind, 0)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_doctor_holds_every_policy_against_lerobots_own_path(kind):
+    """Each draws as in lerobot's own loop there, an opaque one too."""
+    assert path_error(load_policy(saved(kind)), TASK) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", TYPES)

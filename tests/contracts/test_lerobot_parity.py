@@ -21,6 +21,10 @@ from lerobot.processor import NormalizerProcessorStep, RelativeActionsProcessorS
 from lerobot_itself import LeRobot, draw_alike, moments, ours
 from lerobot_policies import TASK, TYPES, saved
 
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.export.export import export
+from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.simulation.rollout import RolloutSettings, rollout
 from vivace.policies.errors import BadSetting, ObservationMismatch
@@ -378,8 +382,8 @@ class Parade(gymnasium.Env):
         return self.left.pop(0), 0.0, False, len(self.left) == 0, {"is_success": False}
 
 
-def test_temporal_ensembling_is_kept():
-    """B1: ACT's loop asks every tick, and executes the mean of what all chunks mean for it."""
+def test_temporal_ensembling_is_kept(tmp_path):
+    """B1: ACT's loop, a bundle's too, asks every tick and executes the mean of what chunks mean for it."""
     checkpoint = saved("act", temporal_ensemble_coeff=0.1, n_action_steps=1)
     loaded = load_policy(checkpoint, action_kinds=(ActionKind.ABSOLUTE,) * 4)
     one = loaded.staged.spec
@@ -388,13 +392,18 @@ def test_temporal_ensembling_is_kept():
         moment["observation.state"] = moment["observation.state"] + np.float32(0.7 * i)
     session = Session(loaded, task=TASK)
     alone = [{key: value[0] for key, value in moment.items()} for moment in shown]
+    raw = {key: value[:, None] for key, value in shown[0].items()}
+    data = CalibrationData(session.prepare(raw), ((1, 0),), raw=raw)
+    bundle = export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle")
+    assert bundle.spec.temporal_ensemble == session.spec.temporal_ensemble == 0.1
     settings = RolloutSettings(n_episodes=1, loop=LoopSettings())
-    (result,) = rollout(lambda: Parade(alone), session.predict, session.spec, settings)
-    found = np.stack([record.action for record in result.records])
     theirs = LeRobot(checkpoint)
     theirs.policy.reset()
     with torch.inference_mode():
         wanted = [theirs.post(theirs.policy.select_action(theirs.ready(it, TASK)))[0] for it in shown[:-1]]
-    np.testing.assert_allclose(found, np.stack(wanted), **ROUNDED)
+    for policy in (session, OrtPolicy(bundle)):
+        (result,) = rollout(lambda: Parade(alone), policy.predict, policy.spec, settings)
+        found = np.stack([record.action for record in result.records])
+        np.testing.assert_allclose(found, np.stack(wanted), **ROUNDED)
     firsts = np.concatenate([theirs.chunk(moment)[:, 0] for moment in shown[:-1]])
     assert np.abs(found - firsts).max() > 0.01

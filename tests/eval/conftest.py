@@ -1,5 +1,6 @@
 """A miniature checkpoint that fits Meta-World, saved as lerobot saves one, with a plan beside it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def robots_in_this_process(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def bare_checkpoint(tmp_path_factory) -> Path:
+    """Without a plan; read only."""
     policy = tiny_dp_transformer(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (39,))},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
@@ -38,8 +40,14 @@ def checkpoint(tmp_path_factory) -> Path:
         "observation.state": statistics(random.uniform(-1, 1, (50, 39)).astype(np.float32)),
         "action": statistics(random.uniform(-1, 1, (50, 4)).astype(np.float32)),
     }
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    folder = tmp_path_factory.mktemp("bare") / "tiny"
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(bare_checkpoint, tmp_path_factory) -> Path:
+    folder = shutil.copytree(bare_checkpoint, tmp_path_factory.mktemp("checkpoint") / "tiny")
     asked = ["calibrate", f"--policy.path={folder}", "--env.task=reach-moving",
              "--accel.block_cache.updates=4", "--accel.block_cache.bubbling=2", "--accel.episodes=1",
              "--accel.samples=2", "--accel.judged_episodes=1", "--accel.judged_samples=2"]  # fmt: skip

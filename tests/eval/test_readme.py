@@ -32,6 +32,15 @@ def test_links_lead_to_files_and_verbs_exist(page):
     assert set(re.findall(r"(?:^|`)vivace ([a-z]+)", text, re.MULTILINE)) <= set(VERBS)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_is_filled(page):
+    """`vivace report --into=PAGE` writes between the marks."""
+    text = (SOURCE / page).read_text()
+    found = re.findall(r"<!-- table: (.*?) -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert len(found) == text.count("<!-- table: ")
+    assert [asked for asked, table in found if not table.startswith("|")] == []
+
+
 def flags(text: str) -> list[tuple[str, list[str]]]:
     """Verb and flags of every command of a page, on a line of its own or in running text."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()

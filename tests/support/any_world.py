@@ -10,17 +10,17 @@ from vivace.envs.protocol import TaskInfo
 from vivace.envs.registry import register_world
 from vivace.policies.spec import ActionKind
 
-ACTION_DIM, TICKS = 4, 8
+TICKS = 8
 
 
 class AnyWorld:
     """What is seen follows from the seed, and moves with the actions, so that those matter."""
 
-    def __init__(self, features: dict[str, tuple[int, ...]], control_hz: float):
-        self.features, self.control_hz = features, control_hz
+    def __init__(self, features: dict[str, tuple[int, ...]], action_dim: int, control_hz: float):
+        self.features, self.action_dim, self.control_hz = features, action_dim, control_hz
 
     def reset(self, *, seed: int, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        self.random, self.at, self.ticks = np.random.default_rng(seed), np.zeros(ACTION_DIM), 0
+        self.random, self.at, self.ticks = np.random.default_rng(seed), np.zeros(self.action_dim), 0
         return self.seen(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -44,21 +44,24 @@ def task_names() -> tuple[str, ...]:
 
 
 def describe(task: str) -> TaskInfo:
-    kinds = (ActionKind.ABSOLUTE,) * ACTION_DIM
+    kinds = (ActionKind.ABSOLUTE,) * _ACTION_DIM[task]
     return TaskInfo(control_hz=20.0, action_kinds=kinds, instruction="put the red cube on the plate")
 
 
 def make(task: str, *, control_hz: float | None = None, **options: Any) -> AnyWorld:
-    return AnyWorld(_FEATURES[task], control_hz or 20.0)
+    return AnyWorld(_FEATURES[task], _ACTION_DIM[task], control_hz or 20.0)
 
 
 _FEATURES: dict[str, dict[str, tuple[int, ...]]] = {}
 """Task -> key and shape of what is seen."""
+_ACTION_DIM: dict[str, int] = {}
+"""Task -> numbers of an action."""
 
 
 def world_of(checkpoint: Path, name: str) -> list[str]:
     """Flags of a world that shows what a checkpoint's config asks for."""
     register_world("any", "any_world")
-    features = json.loads((checkpoint / "config.json").read_text())["input_features"]
-    _FEATURES[name] = {key: tuple(feature["shape"]) for key, feature in features.items()}
+    config = json.loads((checkpoint / "config.json").read_text())
+    _FEATURES[name] = {key: tuple(feature["shape"]) for key, feature in config["input_features"].items()}
+    (_ACTION_DIM[name],) = config["output_features"]["action"]["shape"]
     return ["--env.type=any", f"--env.task={name}"]

@@ -4,7 +4,9 @@ Both are as lerobot writes them: a LeRobotDataset of a few seconds, and a checkp
 the dataset's statistics.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -61,10 +63,16 @@ def frame(episode: int, index: int) -> dict[str, np.ndarray]:
     return {"observation.state": state, "action": state + np.float32(0.05), **pictures}
 
 
-def train(dataset: Path, folder: Path) -> Path:
-    """Save a policy that fits those recordings, its weights random, with their statistics."""
+def train(dataset: Path, folder: Path, names: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Save a policy that fits those recordings, its weights random, with their statistics.
+
+    Args:
+        dataset: the recordings.
+        folder: where it goes.
+        names: what a camera of the recordings is to the policy, where it is something else.
+    """
     images = {
-        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, *size))
+        f"observation.images.{names.get(name, name)}": PolicyFeature(FeatureType.VISUAL, (3, *size))
         for name, size in CAMERAS.items()
     }
     policy = tiny_dp_transformer(
@@ -74,5 +82,7 @@ def train(dataset: Path, folder: Path) -> Path:
         n_obs_steps=2,
     )
     stats = LeRobotDataset("stranger/cups", root=dataset).meta.stats
+    for theirs, own in names.items():
+        stats[f"observation.images.{own}"] = stats.pop(f"observation.images.{theirs}")
     save(policy, *make_dp_transformer_pre_post_processors(policy.config, stats), folder)
     return folder

@@ -84,10 +84,12 @@ def saved(policy, processors, folder: Path, **extra):
 
 
 def raw(loaded, rows: int = 2) -> dict[str, np.ndarray]:
-    """Observations as a robot gives them."""
+    """Observations as a robot gives them, its pictures wider than those of a policy that resizes (A14)."""
     spec, random = loaded.staged.spec, np.random.default_rng(3)
     return {
-        key: random.integers(0, 256, (rows, spec.n_obs_steps, *shape[1:], shape[0]), dtype=np.uint8)
+        key: random.integers(
+            0, 256, (rows, spec.n_obs_steps, *((48, 64) if spec.resizes else shape[1:]), 3), dtype=np.uint8
+        )
         if "image" in key
         else random.uniform(-1, 1, (rows, spec.n_obs_steps, *shape)).astype(np.float32)
         for key, shape in spec.observation_shapes.items()

@@ -52,6 +52,7 @@ def run(capsys, bundle, folder, *more):
     code = main(["run", f"--bundle={bundle}", f"--output_dir={folder}", "--inference.threads=1", *more])
     told = capsys.readouterr()
     assert "Traceback" not in told.err
+    assert "ONNX Runtime threads: 1, as given" in told.err  # G17
     return code, json.loads(told.out.splitlines()[-1]), json.loads((folder / "results.json").read_text())
 
 

@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lerobot_policies
+import numpy as np
 import pytest
+import strangers_robot
+from any_world import world_of
 
 from vivace.deploy.bundle.bundle import Bundle
+from vivace.eval.cli import main
+from vivace.eval.machine import cores
 
 ABSENT = '''
 """Python finds no simulator here."""
@@ -58,7 +64,7 @@ def done(strangers_policy, recordings, tmp_path_factory) -> Path:
         ["report", "--results=bench/results.json", "--table=bench"],
         ["run", "--bundle=bundle", "--robot.type=dataset",
          played,
-         "--watchdog.misses=0", "--live=false", "--draw=true", "--output_dir=run"],
+         "--watchdog.misses=0", "--inference.stall_s=60", "--live=false", "--draw=true", "--output_dir=run"],
         ["calibrate", policy, *few, "--accel.techniques=[hoist]", "--output_dir=unseen"],
     ]  # fmt: skip
     path = os.pathsep.join([str(folder / "absent"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -124,8 +130,84 @@ def test_the_bundle_is_replayed_against_what_was_recorded(done):
     results = json.loads((done / "run" / "results.json").read_text())
     assert results["run"]["sources"]["chunk"] > 0
     assert results["run"]["latency"]["p50_s"] > 0
+    n, why = cores(), "one for every core it may use; --inference.threads says another"
+    assert (results["machine"]["threads"], results["machine"]["threads_from"]) == (n, why), "G17"
+    assert f"ONNX Runtime threads: {n}, {why}" in " ".join((done / "said").read_text().split())
     measured = results["measured"]
     assert (measured["episodes"], measured["actions"]) == ([3], results["run"]["ticks"])
     assert all(found["mean"] > 0 for found in measured["difference"].values()), "its weights are random"
     assert "Commanded and recorded" in (done / "run" / "report.html").read_text()
     assert said(done)[6]["measured"] == measured
+
+
+FEW = ["--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1", "--accel.judged_samples=2"]
+
+
+def asked(capsys, *arguments: str) -> dict:
+    """Run a verb in this process; returns its last line."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    found: dict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_observations_are_taken_from_a_file(strangers_policy, tmp_path, capsys):
+    rows = [(episode, index) for episode in range(2) for index in range(3)]
+    shown = [strangers_robot.frame(*row) for row in rows]
+    arrays = {key: np.stack([one[key] for one in shown]) for key in shown[0]}
+    file = tmp_path / "obs.npz"
+    np.savez(file, episode=[episode for episode, _ in rows], **arrays)
+    flags = [f"--policy.path={strangers_policy}", f"--data.file={file}", "--accel.techniques=[hoist]"]
+    found = asked(capsys, "calibrate", *flags, *FEW, f"--output_dir={tmp_path / 'plan'}")
+    assert found["observations_from"] == found["judged_from"] == f"2 rows of 1 episode of {file}"
+
+
+def test_a_camera_of_the_recordings_is_the_policys_by_another_name(recordings, tmp_path, capsys):
+    """A13: refused by the name that is missing, and taken once it is said."""
+    folder = strangers_robot.train(recordings, tmp_path / "policy", {"top": "above"})
+    flags = ["calibrate", f"--policy.path={folder}", f"--data.repo={recordings}", *FEW,
+             "--accel.techniques=[hoist]", f"--output_dir={tmp_path / 'plan'}"]  # fmt: skip
+    assert main(flags) == 2
+    assert "the policy needs 'observation.images.above'" in capsys.readouterr().err
+    renamed = '--rename_map={"observation.images.top": "observation.images.above"}'
+    assert asked(capsys, *flags, renamed)["judged_from"] == f"2 frames of 1 episode of {recordings}"
+
+
+def test_an_evaluation_takes_its_observations_from_the_data_and_its_episodes_from_the_world(
+    strangers_policy, recordings, tmp_path, capsys
+):
+    found = asked(
+        capsys, "eval", f"--policy.path={strangers_policy}", f"--data.repo={recordings}", *FEW,
+        *world_of(strangers_policy, "cups"), "--env.max_steps=5", "--eval.n_episodes=1", "--eval.curve=[]",
+        "--eval.timed_chunks=1", "--eval.video=false", "--eval.lineup=false", "--bench.threads=1",
+        "--bench.repeats=1", "--latency.type=none", f"--output_dir={tmp_path}",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text())
+    observed = results["observations"]
+    assert {one["from"] for one in observed.values()} == {f"2 frames of 1 episode of {recordings}"}
+    assert not set(observed["fitted"]["seeds"]) & set(observed["judged"]["seeds"])
+    assert (results["environment"]["type"], results["environment"]["task"]) == ("any", "cups")
+    assert found["runs"]["plain"]["success"] == 0
+
+
+def test_doctor_holds_a_strangers_checkpoint_against_lerobots_own_path(
+    strangers_policy, recordings, capsys, monkeypatch
+):
+    """Made up and recorded; neither text nor observation is of a world. Bad input is no failed check."""
+    monkeypatch.setattr("vivace.envs.registry.describe", None)
+    flags = ["doctor", f"--policy.path={strangers_policy}"]
+    for more, source in (
+        ([], "an observation made up"),
+        ([f"--data.repo={recordings}"], f"the first frame of episode 0 of {recordings}"),
+    ):
+        checks = asked(capsys, *flags, *more)["checks"]
+        assert list(checks) == [str(strangers_policy)]
+        assert checks[str(strangers_policy)].endswith(f" on {source}; no plan")
+    act = lerobot_policies.saved("act")
+    (told,) = asked(capsys, "doctor", f"--policy.path={act}")["checks"].values()
+    assert told.startswith("lerobot's own path within")
+    monkeypatch.setattr("vivace.eval.verbs.doctor.path_error", lambda *arguments: 0.5)
+    assert main(["doctor", f"--policy.path={act}"]) == 1
+    assert "from observation to action it is 0.5 off lerobot's own path" in capsys.readouterr().out
+    assert main(["doctor", "--policy.path=nowhere"]) == 2
+    assert "no checkpoint folder at nowhere" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import timm
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vivace.deploy.export.lerobot_path import path_error
 from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.families.cogact.dit import ActionModel, DiT
 from vivace.policies.families.cogact.original import CAMERA, convert_state_dict, read, read_run
@@ -120,6 +121,9 @@ def test_a_run_folder_becomes_a_checkpoint(run, tmp_path):
     assert actions[..., :6].min() >= -2.0
     assert actions[..., :6].max() <= 4.0
     assert set(np.unique(actions[..., 6])) <= {0.0, 1.0}
+    wide = np.random.default_rng(1).integers(0, 256, (1, 1, 48, 64, 3), dtype=np.uint8)  # A14
+    assert Session(loaded, task="open the drawer").predict({CAMERA: wide}, [(0, 0)]).shape == (1, 16, 7)
+    assert path_error(loaded, "open the drawer", {CAMERA: wide[0, 0]}) <= 1e-6
 
 
 def test_statistics_leave_masked_dimensions_alone(run):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vivace.deploy.export.lerobot_path import path_error
 from vivace.eval.cli import main
 from vivace.policies.errors import BadSetting, PolicyNotFound
 from vivace.policies.families.convert import convert
@@ -125,6 +126,9 @@ def test_a_checkpoint_is_converted(run, tmp_path):
     assert actions[..., :6].min() >= -2.0
     assert actions[..., :6].max() <= 4.0
     assert np.abs(actions[..., 6]).max() <= 1.0
+    wide = np.random.default_rng(1).integers(0, 256, (1, 1, 48, 64, 3), dtype=np.uint8)  # A14
+    assert Session(loaded, task="open the drawer").predict({CAMERA: wide}, [(0, 0)]).shape == (1, 2, 7)
+    assert path_error(loaded, "open the drawer", {CAMERA: wide[0, 0]}) <= 1e-6
 
 
 def test_the_command_converts(run, tmp_path, monkeypatch, capsys):
