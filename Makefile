@@ -1,8 +1,9 @@
 # make demo: set up once, then drive a robot under a latency budget and write a report.
 # make test: set up once, then run the everyday suite.
+# make long: the tests that take too long for every day, two minutes.
 # make coverage: the same, and which lines it ran; a minute longer.
 # make gpu: on a machine with a GPU, what a CPU cannot try, then vivace bench of the zoo in two dtypes.
-.PHONY: setup demo test coverage check bench gpu clean
+.PHONY: setup demo test long coverage check bench gpu clean
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -13,7 +14,7 @@ export HF_HUB_OFFLINE = 1
 export MUJOCO_GL ?= egl
 
 test: export OMP_NUM_THREADS = 1
-coverage: export OMP_NUM_THREADS = 1
+long coverage: export OMP_NUM_THREADS = 1
 coverage: export COVERAGE_CORE = sysmon
 
 setup: $(STAMP)
@@ -27,6 +28,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto -m long
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

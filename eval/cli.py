@@ -33,7 +33,7 @@ VERBS = {
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
     "convert": "Convert a CogACT run folder, an OpenVLA or a Diffusion Policy checkpoint to lerobot's, once.",
-    "doctor": "Check this installation, or that a checkpoint does here what it does in lerobot.",
+    "doctor": "Check this installation: versions, simulator, rendering, GPUs, bundled checkpoints, parity.",
 }
 """Verb -> what it does. Each is a module of `eval.verbs` with `run` and settings such as `EvalCommand`."""
 _HOME = "vivace.eval.verbs"

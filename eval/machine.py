@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,7 @@ def cores() -> int:
 
 def command() -> str:
     """Return the command line that is running, as a user would type it."""
-    return " ".join(["vivace", *sys.argv[1:]])
+    return shlex.join(["vivace", *sys.argv[1:]])
 
 
 def processor() -> str:

@@ -160,7 +160,8 @@ class Session:
         ones = {key: np.ones_like(value) for key, value in self.blank_observation().items()}
         whole: dict[str, Any] = self.loaded.preprocess(self._moments(ones)[-1] | {ACTION: probe.clone()})
         changed = whole[ACTION]
-        if changed.shape != probe.shape or not torch.allclose(changed, self._normalised(probe)):
+        expected = self._normalised(probe)
+        if changed.shape != probe.shape or not np.allclose(changed.cpu().numpy(), expected.cpu().numpy()):
             raise UnsupportedPolicy(
                 f"policy {self.spec.type!r} has its actions widened or normalised by its processors in a way "
                 "of its own, so no chunk of it can continue another; use mode async or sync"

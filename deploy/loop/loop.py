@@ -354,12 +354,9 @@ def build_loop(
     Raises:
         BadSetting: parts do not fit one another, or a chunk has fewer actions than are asked for.
     """
-    if settings.mode == Mode.SYNC:
-        limit = settings.fresh_actions(spec)
-        queue = ChunkQueue(drop_late=False, limit=limit, ensemble=spec.temporal_ensemble)
-    else:
-        blend_ticks = settings.blend_ticks
-        queue = ChunkQueue(drop_late=True, blend_ticks=blend_ticks, ensemble=spec.temporal_ensemble)
+    is_sync = settings.mode == Mode.SYNC
+    limit, blend = (settings.fresh_actions(spec), 0) if is_sync else (None, settings.blend_ticks)
+    queue = ChunkQueue(drop_late=not is_sync, limit=limit, blend_ticks=blend, ensemble=spec.temporal_ensemble)
     return ControlLoop(
         robot,
         worker,

@@ -7,13 +7,12 @@ from typing import Any
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.report.bench_table import spread_text
 from vivace.eval.report.bundle_table import HEAD, bundle_cells
-from vivace.eval.report.choice_page import choice_sections, judged_on
+from vivace.eval.report.choice_page import pareto_sections
 from vivace.eval.report.figures import (
     curve_figure,
     importance_figure,
     latency_figure,
     layer_curve_figure,
-    pareto_figure,
     passes_figure,
     schedule_figure,
     seam_figure,
@@ -98,7 +97,7 @@ def _eval_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         )
     )
     parts += _stage_sections(results)
-    parts += _pareto_sections(results)
+    parts += pareto_sections(results)
     parts += _language_sections(folder, results)
     parts += _calibration_sections(results.get("calibration"))
     return title, "".join(parts)
@@ -138,7 +137,7 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
         f"{results['policy']['path']}: {results['policy']['sampler'].upper()}-{results['policy']['n_steps']}"
     )
     lead = "Every plan timed interleaved in one process, batch 1, on the machine named below."
-    sections = [header("benchmark", title, lead), *_pareto_sections(results), *_stage_sections(results)]
+    sections = [header("benchmark", title, lead), *pareto_sections(results), *_stage_sections(results)]
     sections += _token_sections(results)
     if results.get("layer_curve"):
         text = "Error of the cognition feature and of the actions when language layers are dropped."
@@ -308,49 +307,6 @@ def _threads_text(results: Mapping[str, Any]) -> str:
 def _stage_sections(results: Mapping[str, Any]) -> list[str]:
     head, cells = stage_rows(results["pareto"])
     return [section("Where the time of a chunk goes", TEXT, table(head, cells))] if cells else []
-
-
-def _pareto_sections(results: Mapping[str, Any]) -> list[str]:
-    rows = results["pareto"]
-    if len(rows) < 2:
-        return []
-    judged = any("difference" in row for row in rows)
-    head: tuple[str, ...] = ("plan", "latency [ms]", "ratio to plain", "95 %", "action error", "GFLOP")
-    head += ("success", "95 %", "− plain", "McNemar p") if judged else ()
-    cells = []
-    for row in rows:
-        low, high = row["ratio_interval"]
-        gflop = "–" if row["gflop"] is None else f"{row['gflop']:.2f}"
-        line: tuple[str, ...] = (
-            row["label"],
-            f"{1e3 * row['latency_s']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{low:.2f} … {high:.2f}",
-            spread_text(row, "action_error", 4),
-            gflop,
-        )
-        if judged and "interval" not in row:
-            line += ("as eager", "", "", "")
-        elif judged:
-            low, high = row["interval"]
-            line += (
-                f"{row['successes']}/{row['n']}",
-                f"{low:.0%} … {high:.0%}",
-                f"{row['difference']:+.1%}",
-                f"{row['p_value']:.2g}",
-            )
-        cells.append(line)
-    text = (
-        "Lower left is better on the left, upper left on the right. Action error is the mean absolute "
-        f"difference of normalised actions from the plain loop's, same observations and noise"
-        f"{judged_on(results)}; samplers other than the plain one draw other actions by right, so between "
-        "samplers success decides, not this error."
-    )
-    ours = [row["name"] == "accelerated" for row in rows]
-    sections = [
-        section("All plans and baselines", text, figure(pareto_figure(rows)), table(head, cells, ours))
-    ]
-    return sections + choice_sections(results)
 
 
 def _language_sections(folder: Path, results: Mapping[str, Any]) -> list[str]:

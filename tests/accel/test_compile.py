@@ -27,7 +27,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("is_cached", [False, True], ids=["whole", "blocks"])
+@pytest.mark.parametrize(
+    "is_cached", [pytest.param(False, marks=pytest.mark.long, id="whole"), pytest.param(True, id="blocks")]
+)
 def test_compiled_equals_eager(is_cached):
     staged = stage(tiny_dp_transformer(n_layer=1, num_inference_steps=4))
     updates = {"action.0.self": (0, 2), "action.0.mlp": (0, 3)} if is_cached else {}

@@ -179,6 +179,7 @@ def test_a_policy_executes_what_it_executes_in_lerobot(kind):
     assert difference(kind) <= DIFFERENCE.get(kind, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", TYPES)
 def test_doctor_holds_every_policy_against_lerobots_own_path(kind):
     """Each draws as in lerobot's own loop there, an opaque one too."""

@@ -38,7 +38,9 @@ def _success(task: str, seeds: range, delay: int) -> float:
     return wins / len(seeds)
 
 
-@pytest.mark.parametrize(("task", "late"), [("reach-moving", 10), ("push-disturbed", 40)])
+@pytest.mark.parametrize(
+    ("task", "late"), [("reach-moving", 10), pytest.param("push-disturbed", 40, marks=pytest.mark.long)]
+)
 def test_success_falls_as_latency_grows(task, late):
     seeds = range(100_000, 100_003)
     assert _success(task, seeds, 1) == 1.0

@@ -24,6 +24,7 @@ SMALLER = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_your_task_your_policy_word_for_word(tmp_path, monkeypatch, capsys):
     """Acceptance 6: collect, train, calibrate, explain, eval, export, run, on a task that is not bundled."""

@@ -274,6 +274,7 @@ GUIDED = {
 }
 
 
+@pytest.mark.long
 def test_guidance_is_given_up_as_in_torch(tmp_path):
     made = tiny_cogact()
     staged, generator = stage(made), torch.Generator().manual_seed(1)

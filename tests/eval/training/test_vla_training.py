@@ -47,6 +47,7 @@ def train(kind, out, *more):
     return main(["train", f"--policy.type={kind}", *SMALL, *more, f"--output_dir={out}"])
 
 
+@pytest.mark.long
 def test_a_cogact_and_a_token_vla_on_its_backbone(capsys):
     assert train("cogact", "cogact", "--policy.layer_drop=0.4", "--policy.patch_drop=0.5") == 0
     assert np.isfinite(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["loss"])

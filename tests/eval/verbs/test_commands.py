@@ -339,6 +339,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert f"Example: vivace {verb}" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_video_shows_the_runs_side_by_side(checkpoint, tmp_path):
     if shutil.which("ffmpeg") is None:
         pytest.importorskip("imageio_ffmpeg")

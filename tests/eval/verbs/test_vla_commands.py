@@ -67,6 +67,7 @@ def test_bench_judges_several_tasks_in_one_table(vla_checkpoint, tmp_path, capsy
     assert "eval takes one task" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_instruction_can_be_another_one(vla_checkpoint, tmp_path):
     command = ["bench", f"--policy.path={vla_checkpoint}", *TASK, "--bench.repeats=1",
                "--bench.compile=false", "--bench.n_episodes=1", "--bench.only=[cache]"]  # fmt: skip
