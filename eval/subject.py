@@ -51,6 +51,12 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     command.env.control_hz = control_hz(command, spec)
     recording = open_recording(command.data)
     recorded_hz = None if recording is None else recording.control_hz
+    if None not in (recorded_hz, spec.control_hz) and recorded_hz != spec.control_hz:
+        console.print(
+            f"the recording is of {recorded_hz:g} Hz, the policy of {spec.control_hz:g} Hz: the past that it "
+            "is shown lies otherwise in time than in training",
+            style="yellow",
+        )
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 

@@ -1,5 +1,8 @@
 """Where observations come from: recorded episodes, a file, shapes; how they are split; what is said of it."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from strangers_robot import FPS, JOINTS, TASKS, frame
@@ -22,6 +25,15 @@ FEW = AccelOptions(episodes=3, samples=5, judged_episodes=12, judged_samples=4)
 
 def command(policy, **data) -> CommonOptions:
     return CommonOptions(policy=PolicyOptions(path=str(policy)), data=DataOptions(**data), accel=FEW)
+
+
+def test_a_recording_at_another_rate_than_the_policys_is_told(strangers_policy, recordings, tmp_path, capsys):
+    policy = shutil.copytree(strangers_policy, tmp_path / "policy")
+    config = json.loads((policy / "config.json").read_text())
+    (policy / "config.json").write_text(json.dumps(config | {"control_hz": 4 * FPS}))
+    load(command(policy, repo=str(recordings)))
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the recording is of {FPS} Hz, the policy of {4 * FPS} Hz: the past that it is shown lies" in told
 
 
 def test_frames_of_a_dataset(strangers_policy, recordings):
