@@ -160,8 +160,8 @@ class Session:
         ones = {key: np.ones_like(value) for key, value in self.blank_observation().items()}
         whole: dict[str, Any] = self.loaded.preprocess(self._moments(ones)[-1] | {ACTION: probe.clone()})
         changed = whole[ACTION]
-        expected = self._normalised(probe)
-        if changed.shape != probe.shape or not np.allclose(changed.cpu().numpy(), expected.cpu().numpy()):
+        is_widened = changed.shape != probe.shape
+        if is_widened or not np.allclose(changed.cpu().numpy(), self._normalised(probe).cpu().numpy()):
             raise UnsupportedPolicy(
                 f"policy {self.spec.type!r} has its actions widened or normalised by its processors in a way "
                 "of its own, so no chunk of it can continue another; use mode async or sync"

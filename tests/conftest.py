@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bundle-mutations",
         type=int,
-        default=300,
+        default=150,
         help="damaged bundles that are loaded; ten thousand take some minutes",
     )
     parser.addoption(

@@ -41,6 +41,7 @@ def pusht_policy(tmp_path_factory):
 
 
 @pytest.mark.sim
+@pytest.mark.long
 def test_c9_a_lerobot_diffusion_policy_on_pusht_under_latency_in_three_modes(pusht_policy, tmp_path, capsys):
     """Acceptance 5, short: episodes end, the coverage is told with its interval, the modes differ."""
     command = ["eval", f"--policy.path={pusht_policy}", "--env.type=pusht", "--env.max_steps=12", *FEW,

@@ -27,6 +27,7 @@ def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
+@pytest.mark.long
 def test_eval_shows_what_was_kept(vla_checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={vla_checkpoint}", *TASK, "--eval.n_episodes=2", "--eval.lineup=false",
                "--eval.curve=[]", "--bench.repeats=2", "--eval.timed_chunks=2",
