@@ -2,11 +2,15 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, TypeVar, get_type_hints
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.envs.registry import DEFAULT_TYPE, own_task, world_type
 from vivace.policies.errors import BadSetting
+
+if TYPE_CHECKING:
+    from vivace.eval.recordings.recording import Recording
 
 _T = TypeVar("_T")
 
@@ -110,6 +114,17 @@ class DataOptions:
     def is_named(self) -> bool:
         """Whether observations are recorded ones."""
         return bool(self.repo or self.file)
+
+    @cached_property
+    def recording(self) -> "Recording | None":
+        """The recorded episodes, opened once; None if none are named.
+
+        Raises:
+            BadSetting: they are not there, or cannot be read.
+        """
+        from vivace.eval.recordings.source import open_recording
+
+        return open_recording(self.repo, self.file)
 
 
 @dataclass(kw_only=True)

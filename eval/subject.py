@@ -9,7 +9,6 @@ from typing import Any
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
 from vivace.eval.options import CommonOptions
-from vivace.eval.recordings.source import open_recording
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import kinds_of_names, read_kinds
 from vivace.policies.errors import BadSetting, VivaceError
@@ -49,7 +48,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
             "trained in"
         )
     command.env.control_hz = control_hz(command, spec)
-    recording = open_recording(command.data)
+    recording = command.data.recording
     recorded_hz = None if recording is None else recording.control_hz
     if None not in (recorded_hz, spec.control_hz) and recorded_hz != spec.control_hz:
         console.print(
@@ -113,7 +112,7 @@ def told(command: CommonOptions) -> list[Told]:
             )
             for task in tasks
         ]
-    recording = open_recording(command.data)
+    recording = command.data.recording
     if recording is None:
         return [Told()]
     kinds = kinds_of_names(recording.action_names)

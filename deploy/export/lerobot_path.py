@@ -4,8 +4,7 @@ It is that of lerobot-eval: an observation of one tick goes through the checkpoi
 policy's `select_action` keeps its own queues, and each action goes through the postprocessor.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from vivace.policies.batch import Batch
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.features import renames
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.sampling.noise import GlobalNoise
+from vivace.policies.sampling.noise import GlobalNoise, seeded
 from vivace.policies.session import Session
 from vivace.policies.spec import PolicySpec
 
@@ -36,7 +35,7 @@ def selected(loaded: LoadedPolicy, seen: Mapping[str, np.ndarray], task: str = "
     """
     policy, found = loaded.policy, []
     policy.reset()
-    with _seeded(loaded):
+    with seeded(_SEED, loaded.placement.device):
         for _ in range(loaded.staged.spec.n_action_steps):
             ready = loaded.preprocess({**lerobots(seen), "task": [task]})
             found.append(loaded.postprocess(policy.select_action(ready)))
@@ -51,7 +50,7 @@ def sampled(loaded: LoadedPolicy, batch: Batch) -> torch.Tensor:
     An opaque policy draws as in lerobot's own loop here, not by the noise that names a chunk.
     """
     spec, execution = loaded.staged.spec, as_trained(loaded.staged)
-    with _seeded(loaded):
+    with seeded(_SEED, loaded.placement.device):
         if isinstance(execution.policy, OpaquePolicy):
             chunk = execution.policy.chunk(execution.policy.encode(batch))
         else:
@@ -106,12 +105,3 @@ def plausible(loaded: LoadedPolicy, spec: PolicySpec | None = None) -> dict[str,
         else:
             found[key] = np.zeros(shape, np.float32)
     return found
-
-
-@contextmanager
-def _seeded(loaded: LoadedPolicy) -> Iterator[None]:
-    """Let torch's random numbers begin anew, and leave them as they were."""
-    device = loaded.placement.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_SEED)
-        yield

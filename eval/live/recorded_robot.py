@@ -11,7 +11,6 @@ import numpy as np
 
 from vivace.eval.options import DataOptions
 from vivace.eval.recordings.recording import Episodes, Recording
-from vivace.eval.recordings.source import open_recording
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import Observation, PolicySpec
 
@@ -131,7 +130,7 @@ def dataset(
     Raises:
         BadSetting: there is no such recording or episode, or it was recorded at another rate.
     """
-    recording = open_recording(DataOptions(repo=repo, file=file, episodes=list(episodes)))
+    recording = DataOptions(repo=repo, file=file, episodes=list(episodes)).recording
     if recording is None:
         raise BadSetting("robot 'dataset' needs --robot.options='{repo: DATASET}' or '{file: obs.npz}'")
     if unknown := sorted(set(episodes) - set(recording.episodes)):

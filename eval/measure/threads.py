@@ -51,12 +51,22 @@ def choose_threads(
     placement = runs[decides].loaded.placement
     with console.status("measuring how many threads are best"):
         found = kept(what, placement, lambda: _measure(runs, counts, placement, time_them), refresh)
-    times = {n: found[decides][str(n)] for n in counts}
-    best = min(counts, key=lambda n: (times[n], n))
+    used = use_fastest({n: found[decides][str(n)] for n in counts}, f"a chunk of {decides}")
+    return {"used": used, "latency_s": found}
+
+
+def use_fastest(times_s: Mapping[int, float], what: str) -> int:
+    """Use from now on as many threads as took the least time [s], the fewest of equals; says so.
+
+    Args:
+        times_s: number of threads -> what it took.
+        what: was timed, in words.
+    """
+    best = min(times_s, key=lambda n: (times_s[n], n))
     torch.set_num_threads(best)
-    told = ", ".join(f"{n}: {milliseconds(time_s, 1)} ms" for n, time_s in times.items())
-    console.print(f"torch threads: {best} (a chunk of {decides} with {told})", highlight=False)
-    return {"used": best, "latency_s": found}
+    told = ", ".join(f"{n}: {milliseconds(time_s, 1)} ms" for n, time_s in times_s.items())
+    console.print(f"torch threads: {best} ({what} with {told})", highlight=False)
+    return best
 
 
 def _measure(

@@ -20,7 +20,6 @@ from vivace.eval.observations.recorded import recorded_data
 from vivace.eval.observations.shapes import made_up
 from vivace.eval.options import CommonOptions
 from vivace.eval.recordings.recording import Recording, halves
-from vivace.eval.recordings.source import open_recording
 from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console
 from vivace.policies.batch import join, take
@@ -58,7 +57,7 @@ def observe(
     for name, n in zip(("episodes", "observations"), wanted, strict=True):
         if n < 1:
             raise BadSetting(f"{n} {name} were asked for to look at; 1 or more are needed")
-    recording = open_recording(command.data)
+    recording = command.data.recording
     if recording is not None:
         return _recorded(command, loaded, execution, recording, seed, *wanted)
     if command.env.is_named:

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from vivace.eval.measure.threads import thread_counts
+from vivace.eval.measure.threads import thread_counts, use_fastest
 from vivace.eval.measure.timing import Rounds, interleaved
-from vivace.eval.terminal import console, milliseconds
+from vivace.eval.terminal import console
 from vivace.eval.training.recipe import Recipe
 from vivace.eval.training.trainer import TrainSettings, precision
 from vivace.policies.placement import read_device
@@ -30,11 +30,7 @@ def settle_threads(recipe: Recipe, settings: TrainSettings, asked: int | None) -
         model = copy.deepcopy(recipe.model).train()
         step = partial(_step, recipe, settings, model)
         times = interleaved({str(n): partial(step, n) for n in counts}, _ROUNDS)
-    medians = {n: float(np.median(times[str(n)])) for n in counts}
-    best = min(counts, key=lambda n: (medians[n], n))
-    torch.set_num_threads(best)
-    told = ", ".join(f"{n}: {milliseconds(time_s, 1)} ms" for n, time_s in medians.items())
-    console.print(f"torch threads: {best} (a step forward and back with {told})", highlight=False)
+    use_fastest({n: float(np.median(times[str(n)])) for n in counts}, "a step forward and back")
 
 
 def _step(recipe: Recipe, settings: TrainSettings, model: torch.nn.Module, n_threads: int) -> None:

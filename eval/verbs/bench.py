@@ -5,7 +5,7 @@ that a Pareto table of latency against success comes out of one command.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -345,7 +345,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Va
         "calibration": [command.accel.episodes, command.accel.samples],
         "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
         "env": vars(command.env),
-        "data": vars(command.data),
+        "data": asdict(command.data),
         "seed": command.seed,
         "n_action_steps": command.loop.n_action_steps,
     }

@@ -17,7 +17,6 @@ from vivace.envs.registry import describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.obstacles import in_a_line
 from vivace.eval.options import DataOptions, PolicyOptions
-from vivace.eval.recordings.source import open_recording
 from vivace.eval.subject import INSTRUCTION, calibrated_in
 from vivace.eval.terminal import console
 from vivace.policies.checkpoint.find import ZOO
@@ -96,7 +95,7 @@ def _observation(
     command: DoctorCommand, loaded: LoadedPolicy
 ) -> tuple[str, dict[str, np.ndarray] | None, str]:
     """What the policy is told, what it sees (None: something made up), and where that is from."""
-    recording, spec = open_recording(command.data), loaded.staged.spec
+    recording, spec = command.data.recording, loaded.staged.spec
     if recording is None:
         return command.instruction or _text(command.policy.path), None, "an observation made up"
     episode = (command.data.episodes or recording.episodes)[0]

@@ -10,7 +10,7 @@ decoding (`freeze`).
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -255,7 +255,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "processors": loaded.fingerprint.processors,
         "plan": None if plan is None else plan.to_json()["techniques"],
         "env": vars(command.env),
-        "data": vars(command.data),
+        "data": asdict(command.data),
         "seed": command.seed,
         "latency": f"{command.latency}",
         "mode": command.loop.mode,

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
+from vivace.policies.sampling.noise import seeded
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
@@ -293,13 +294,10 @@ def _selected(policy: Any, one: Batch, spec: PolicySpec) -> Tensor:
     return torch.stack([first, *_queues(policy).get(ACTION, ())], dim=1)
 
 
-@contextmanager
-def _seeded(row: Tensor) -> Iterator[None]:
+def _seeded(row: Tensor) -> AbstractContextManager[None]:
     """Let whatever draws from torch's generators meanwhile draw as a row of noise says."""
     data = row.detach().cpu().float().contiguous().numpy().tobytes()
-    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(data).digest()[:7]))
-        yield
+    return seeded(int.from_bytes(hashlib.sha256(data).digest()[:7]), row.device)
 
 
 def _rtc_config(settings: RealTimeChunking, horizon: int) -> RTCConfig:

@@ -1,6 +1,7 @@
 """Where a sampler's random numbers come from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -15,6 +16,14 @@ class Noise(Protocol):
 
     def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the next draw of the given shape, with the dtype and device of `like`."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Let whatever draws from torch's generators meanwhile draw as a seed says; leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class GlobalNoise:
