@@ -15,7 +15,7 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import check_cameras, dead_work, embedded, patches_of, prompt
+from vivace.policies.language.paligemma import dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
@@ -66,7 +66,7 @@ class StagedPI0Fast(LanguageForm):
         ids = torch.cat([tokens, bos], dim=1)
         is_text = torch.cat([is_text, torch.ones_like(bos, dtype=torch.bool)], dim=1)
         h, prefix = embedded(self.policy, batch, ids, is_text, "empty_cameras" not in self.left_out)
-        check_cameras(prefix, self.n_patches, select)
+        select = of_all_cameras(select, self.n_patches)
         rows: list[tuple[Tensor, Tensor]] = []
         hidden = self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         past = Past.of(
