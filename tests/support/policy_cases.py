@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot_policies import build
 
 from vivace.accel.technique import Need
 from vivace.policies.tiny.policies import (
@@ -32,6 +33,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
+    "smolvla": (
+        lambda clip: build("smolvla", clip.parent / "smolvla", num_vlm_layers=4, num_steps=10),
+        {DENOISER, LANGUAGE},
+    ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
         {LANGUAGE, TOKENS},
@@ -47,7 +52,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast", "smolvla"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values
