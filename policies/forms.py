@@ -12,7 +12,7 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.batch import Batch
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -60,6 +60,18 @@ class LanguageForm(_Placed):
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
+    last_read: Reads
+    """What is read of the language stage's last layer: all that `without("last_layer")` computes of it."""
+    left_out: frozenset[str] = frozenset()
+    """Parts of its work that nobody reads and that are not done."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves out these parts of `dead_work`."""
+        twin = copy.copy(self)
+        twin.left_out = self.left_out | frozenset(parts)
+        if "last_layer" in parts:
+            twin.language = self.language.reading(self.last_read)
+        return twin
 
     def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block, the language stage's too."""
@@ -106,6 +118,11 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
     return torch.stack([batch[key] for key in cameras], dim=-4)
 
 
+def told_of(blocks: Sequence[Block]) -> tuple[BlockInfo, ...]:
+    """What a spec says of blocks."""
+    return tuple(BlockInfo(block.id, block.additive) for block in blocks)
+
+
 def policy_spec(
     config: Any,
     blocks: Sequence[Block],
@@ -117,12 +134,12 @@ def policy_spec(
     return PolicySpec(
         type=config.type,
         action_dim=action_dim,
-        horizon=config.horizon,
+        horizon=len(config.action_delta_indices),
         n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
         action_kinds=kinds_of_config(config, action_kinds, action_dim),
-        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+        blocks=told_of(blocks),
         control_hz=getattr(config, "control_hz", None),
         latent_dim=latent_dim,
     )

@@ -13,9 +13,8 @@ once a chunk; and once at all the time's part of what enters the expert,
 What nobody reads is left out by `without`: see `dead_work`.
 """
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -26,17 +25,17 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
-from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
 from vivace.policies.errors import ObservationMismatch, PlanMismatch
-from vivace.policies.forms import DenoisingForm, LanguageForm
+from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, PrefixRows, keep_all, take_rows
 from vivace.policies.language.smolvlm import angles_at, staged_language
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
-from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.shapes import are_fixed
+from vivace.policies.spec import ActionKind
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import earlier, expert_layers, into
 
@@ -79,11 +78,14 @@ Condition = tuple[Tensor, Attended]
 class StagedSmolVLA(LanguageForm, DenoisingForm):
     """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
 
-    With `add_image_special_tokens` the three tokens around a camera's patches count among its patches.
+    With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
+    of cameras that an observation lacks count as padding of the text.
 
     Raises:
         UnsupportedPolicy: lerobot cannot run it either.
     """
+
+    last_read = Reads.NOTHING
 
     def __init__(self, policy: SmolVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
@@ -94,74 +96,43 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         self.language = staged_language(self._vlm)
         self._expert = expert_layers(policy)
         self.blocks = tuple(block for layer in self._expert for block in layer.blocks)
+        self.n_patches = _patches(config, self._vlm.get_vlm_model())
         self.sampler = self.resample("euler", config.num_steps)
         move = self.placement.move
         self._special = (move(self._core.global_image_start_token), move(self._core.image_end_token))
         self._head_dim = self._vlm.config.text_config.head_dim
-        self._n_actions = config.chunk_size
         actions = torch.arange(config.chunk_size, device=self.placement.device)[None]
         self._restarted = angles_at(actions, self._head_dim)
         """Angles of positions as layers that cross count them, from the first action on."""
-        self._left_out: frozenset[str] = frozenset()
-        dim = config.action_feature.shape[0]
-        self.spec = PolicySpec(
-            type=config.type,
-            action_dim=dim,
-            horizon=config.chunk_size,
-            n_obs_steps=1,  # it looks at the newest alone, and predicts from it on
-            n_action_steps=config.n_action_steps,
-            observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
-            action_kinds=kinds_of_config(config, action_kinds, dim),
-            blocks=tuple(BlockInfo(block.id, block.additive) for block in self.blocks),
-            latent_dim=config.max_action_dim,
-        )
+        spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)
+        self.spec = replace(spec, n_obs_steps=1)  # it looks at no other, whatever its config says
 
     @property
-    def n_patches(self) -> tuple[int, ...]:
-        """Patches of each camera, those of nobody's cameras too unless they are left out."""
-        config, vlm = self.policy.config, self._vlm.get_vlm_model()
-        n_empty = config.empty_cameras
-        sizes = [feature.shape[1:] for feature in config.image_features.values()]
-        sizes = sizes[: len(sizes) - n_empty] + sizes[len(sizes) - n_empty - 1 :][:1] * n_empty
-        if config.resize_imgs_with_padding is not None:
-            sizes = [config.resize_imgs_with_padding[::-1]] * len(sizes)
-        patch, merged = vlm.vision_model.patch_size, vlm.connector.scale_factor**2
-        around = _SPECIAL * config.add_image_special_tokens
-        counts = [(h // patch) * (w // patch) // merged + around for h, w in sizes]
-        if "empty_cameras" in self._left_out:
-            counts = counts[: len(counts) - n_empty] + ([around] * n_empty if around else [])
-        return tuple(counts)
-
-    @property
-    def dead_work(self) -> dict[str, str]:
-        """Part of its work that nobody reads -> why; see `without`."""
+    def dead_work(self) -> Mapping[str, str]:
+        """Part of its work that nobody reads -> why."""
         config = self.policy.config
         found = {
             "last_layer": f"of language layer {self._expert[-1].reads} the expert reads keys and values "
-            "alone: its attention and MLP, and whatever is behind it, go unread",
-            "tail": "an action sees none behind it: those behind the last one that is executed go unread",
+            "alone: its attention and MLP, and whatever is behind it, go unread"
         }
-        if config.empty_cameras:
-            found["empty_cameras"] = (
-                f"empty_cameras={config.empty_cameras}: pictures of nobody's cameras are masked, so no row "
-                "looks at their patches"
-            )
         if config.pad_language_to == "max_length" or config.prefix_length > 0:
             found["prompt_padding"] = (
-                f"prompts are padded (pad_language_to={config.pad_language_to}, "
+                f"what is read is padded (pad_language_to={config.pad_language_to}, "
                 f"prefix_length={config.prefix_length}): no row looks at padding, and no position counts it"
             )
-        return {name: why for name, why in found.items() if name not in self._left_out}
+        if config.empty_cameras:
+            found["empty_cameras"] = (
+                f"pictures of {config.empty_cameras} cameras that nobody has are filled with -1, read, and "
+                "masked"
+            )
+        return found
 
     def without(self, parts: tuple[str, ...]) -> Self:
-        """Return a twin that leaves these parts of its dead work out."""
-        twin = copy.copy(self)
-        twin._left_out = self._left_out | set(parts)
+        """Return a twin that leaves out these parts of `dead_work`."""
+        twin = super().without(parts)
         if "last_layer" in parts:
-            layers = self.language.layers
-            twin.language = self.language.with_layers(
-                tuple(range(layers.index(self._expert[-1].reads) + 1))
-            ).reading(Reads.NOTHING)
+            n = 1 + self.language.layers.index(self._expert[-1].reads)
+            twin.language = twin.language.with_layers(tuple(range(n)))
         return twin
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:
@@ -175,24 +146,16 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             )
         twin._expert = tuple(self._expert[j] for j in stay)
         twin.blocks = tuple(block for j in stay for block in self.blocks[2 * j : 2 * j + 2])
-        twin.spec = replace(
-            self.spec, blocks=tuple(self.spec.blocks[k] for j in stay for k in (2 * j, 2 * j + 1))
-        )
+        twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
         return twin
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
-        """Keys and values of the language layers that the expert reads."""
-        rows, there, counts, n_state = self._rows(batch, decide=select is keep_all)
-        if select is not keep_all and counts != self.n_patches:
-            raise ObservationMismatch(
-                f"patches are chosen among {' + '.join(map(str, self.n_patches))}, and the cameras gave "
-                f"{' + '.join(map(str, counts))}; give every camera of the policy, or leave patch_select out"
-            )
-        is_late = (
-            torch.arange(rows.shape[1], device=rows.device) >= n_state
-        )  # the state sees all, none sees it
-        sees = (is_late[None, :] <= is_late[:, None]) & (there[:, None, :] & there[:, :, None])
-        prefix = PrefixRows(counts, there[:, sum(counts) :], 0, Layout(there.cumsum(1) - 1, sees))
+        """Keys and values of the language layers that the expert reads.
+
+        Raises:
+            ObservationMismatch: patches are to be dropped, and a camera is missing.
+        """
+        h, prefix, there = self._read(batch)
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
         masks = [there]
@@ -204,10 +167,15 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         def selecting(view: LayerView) -> Tensor | None:
             kept = select(view)
             if kept is not None:
+                if prefix.n_patches != self.n_patches:
+                    raise ObservationMismatch(
+                        f"patches are chosen among those of {len(self.n_patches)} cameras, the observation "
+                        f"has {len(prefix.n_patches)}; give pictures of all of them"
+                    )
                 masks.append(_kept(masks[-1], kept, masks[-1].shape[1] - prefix.is_text.shape[1]))
             return kept
 
-        self.language(rows, prefix, run, selecting, keep)
+        self.language(h, prefix, run, selecting, keep)
         read = [it.reads for it in self._expert]
         lengths = {keys[layer].shape[2] for layer in read}
         return Context(
@@ -217,53 +185,69 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             there.sum(1, keepdim=True),
         )
 
-    def _rows(self, batch: Batch, decide: bool) -> tuple[Tensor, Tensor, tuple[int, ...], int]:
-        """What the language stage reads (B, S, D), what of it is there, patches a camera, the state's row."""
-        parts, counts = [], []
-        for camera in self._cameras(batch, decide):
-            parts += camera
-            counts.append(sum(rows.shape[1] for rows, _ in camera))
+    def _read(self, batch: Batch) -> tuple[Tensor, PrefixRows, Tensor]:
+        """What the language stage reads (B, S, D), what it is, and which rows are there (B, S)."""
+        cameras = self._cameras(batch)
+        n_present = sum(key in batch for key in self.policy.config.image_features)
+        counts = tuple(sum(rows.shape[1] for rows, _ in parts) for parts in cameras[:n_present])
         tokens, is_text = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
-        if decide and "prompt_padding" in self._left_out and not _is_traced():
+        if "prompt_padding" in self.left_out and not are_fixed():  # a wait for the device, once a chunk
             n = 1 + max((i for i, is_read in enumerate(is_text.any(0).tolist()) if is_read), default=0)
             tokens, is_text = tokens[:, :n], is_text[:, :n]
         text = self._vlm.embed_language_tokens(tokens)
-        parts.append((text * math.sqrt(text.shape[-1]), is_text))
         state = into(self._core.state_proj, self._state(batch))[:, None]
-        parts.append((state, is_text.new_ones(len(state), 1)))
-        kind = self.language.model.layers[0].self_attn.q_proj.weight.dtype
-        h = torch.cat([rows for rows, _ in parts], dim=1).to(kind)
+        parts = [
+            *sum(cameras, []),
+            (text * math.sqrt(text.shape[-1]), is_text),
+            (state, is_text.new_ones(state.shape[:2])),
+        ]
+        h = torch.cat([rows for rows, _ in parts], dim=1)
         there = torch.cat([mask for _, mask in parts], dim=1)
         n = there.shape[1]
-        missing = self._core.prefix_length - n
-        if missing > 0 and "prompt_padding" not in self._left_out:
-            h, there = F.pad(h, (0, 0, 0, missing)), F.pad(there, (0, missing))
-        return h, there, tuple(counts), n - 1
+        is_late = (
+            torch.arange(max(n, self._length), device=h.device) >= n - 1
+        )  # the state sees all, nobody it
+        h, there = (F.pad(h, (0, 0, 0, len(is_late) - n)), F.pad(there, (0, len(is_late) - n)))
+        sees = (is_late[None, :] <= is_late[:, None]) & (there[:, None, :] & there[:, :, None])
+        prefix = PrefixRows(counts, there[:, sum(counts) :], 0, Layout(there.cumsum(1) - 1, sees))
+        return h.to(self.language.model.layers[0].self_attn.q_proj.weight.dtype), prefix, there
 
-    def _cameras(self, batch: Batch, decide: bool) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Rows of each camera, of lerobot's fillings too, and which of them are there; not those left out."""
+    @property
+    def _length(self) -> int:
+        """Rows that what is read is padded to."""
+        return 0 if "prompt_padding" in self.left_out else self._core.prefix_length
+
+    def _cameras(self, batch: Batch) -> list[list[tuple[Tensor, Tensor]]]:
+        """Rows of each camera, those that lerobot fills behind the others, and which of them are there."""
         config = self.policy.config
         images, masks = self.policy.prepare_images(batch)
         present = [key for key in config.image_features if key in batch]
-        is_out = [False] * len(images)
-        if "empty_cameras" in self._left_out:
-            dark = _dark(batch, present) if decide else set()
-            is_out = [i >= len(present) or present[i] in dark for i in range(len(images))]
-        for image, mask, out in zip(images, masks, is_out, strict=True):
-            patches = [] if out else [self._patches(image, mask)]
-            if not config.add_image_special_tokens:
-                if patches:
-                    yield patches
-                continue
-            ends = []
-            for ids in self._special:
-                rows = self._vlm.embed_language_tokens(ids)[None].expand(len(image), -1, -1)
-                ends.append((rows, mask.new_ones(len(image), len(ids))))
-            yield [ends[0], *patches, ends[1]]
+        leaves_out = "empty_cameras" in self.left_out
+        dark = _dark(batch, present) if leaves_out and not are_fixed() else set()
+        cameras = []
+        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            is_missing = i >= len(present)
+            patches = []
+            if not (is_missing and leaves_out):
+                patches.append(self._patches(image, mask, is_read=is_missing or present[i] not in dark))
+            if config.add_image_special_tokens:  # they are there even where the camera is not
+                ends = [
+                    self._vlm.embed_language_tokens(ids)[None].expand(len(image), -1, -1)
+                    for ids in self._special
+                ]
+                first, last = ((rows, mask.new_ones(rows.shape[:2])) for rows in ends)
+                patches = [first, *patches, last]
+            cameras.append(patches)
+        return cameras
 
-    def _patches(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (B, n, D) of one camera, and whether they are there."""
-        patches = self._vlm.get_vlm_model().connector(self.vision(image))
+    def _patches(self, image: Tensor, mask: Tensor, is_read: bool) -> tuple[Tensor, Tensor]:
+        """Patches (B, n, D) of one camera, zeros if nobody reads them, and whether they are there."""
+        vlm = self._vlm.get_vlm_model()
+        if not is_read:
+            width = vlm.text_model.config.hidden_size
+            n = _n_patches(vlm, *image.shape[2:])
+            return image.new_zeros(len(image), n, width), mask[:, None].expand(-1, n)
+        patches = vlm.connector(self.vision(image))
         width = patches.shape[-1]
         scale = torch.full((), width**0.5, dtype=patches.dtype, device=patches.device)
         return patches * scale, mask[:, None].expand(-1, patches.shape[1])
@@ -294,7 +278,7 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
 
     def _attended(self, context: Context) -> Attended:
         """Project keys and values as the layers of the expert take them; make masks and angles."""
-        n = self._n_actions
+        n = self.spec.horizon
         pairs = [it.given(k, v) for it, k, v in zip(self._expert, context.keys, context.values, strict=True)]
         crossed, joined = (
             {k.shape[2] for it, k in zip(self._expert, context.keys, strict=True) if it.crosses is crosses}
@@ -320,7 +304,7 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
     def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
         """Predict the velocity (B, H, max_action_dim) at x of that shape."""
         time, attended = condition
-        n = self._n_actions
+        n = self.spec.horizon
         restarted = [angle[:, :n] for angle in self._restarted]
         h = self._enter(x[:, :n], time).to(self._vlm.lm_expert.layers[0].self_attn.q_proj.weight.dtype)
         there = {mask.shape[3]: mask for mask in attended.there}
@@ -396,12 +380,23 @@ def _kept(mask: Tensor, kept: Tensor, n_patches: int) -> Tensor:
 def _dark(batch: Batch, cameras: list[str]) -> set[str]:
     """Cameras that are marked as padding in every row; asks the device once if any is marked at all."""
     marked = [key for key in cameras if f"{key}{_MARK}" in batch]
-    if not marked or _is_traced():
+    if not marked:
         return set()
     has_any = torch.stack([batch[f"{key}{_MARK}"].bool() for key in marked]).any(1).tolist()
     return {key for key, is_seen in zip(marked, has_any, strict=True) if not is_seen}
 
 
-def _is_traced() -> bool:
-    """Whether a graph is made, which has to serve every observation of its shape."""
-    return torch.compiler.is_exporting()
+def _patches(config: Any, vlm: Any) -> tuple[int, ...]:
+    """Patches of each camera that somebody has."""
+    n = len(config.image_features) - config.empty_cameras
+    sizes = [feature.shape[1:] for feature in config.image_features.values()][:n]
+    if config.resize_imgs_with_padding is not None:
+        sizes = [config.resize_imgs_with_padding] * n
+    around = _SPECIAL * config.add_image_special_tokens
+    return tuple(_n_patches(vlm, *size) + around for size in sizes)
+
+
+def _n_patches(vlm: Any, height: int, width: int) -> int:
+    """Patches that are left of a picture where they are merged."""
+    patch = vlm.vision_model.patch_size
+    return (height // patch) * (width // patch) // vlm.connector.scale_factor**2

@@ -60,6 +60,11 @@ class ExpertLayer:
             Block(f"action.{self.index}.mlp", self.feed_forward),
         )
 
+    @property
+    def norms(self) -> tuple[Any, Any]:
+        """The norms inside its branches."""
+        return self._module.input_layernorm, self._module.post_attention_layernorm
+
     def attend(
         self,
         h: Tensor,
@@ -99,7 +104,7 @@ class ExpertLayer:
         return module.o_proj(self._attention.look(module, queries, keys, values, mask)), keys, values
 
 
-def modulated(norm: Any, h: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def modulated(norm: Any, h: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Normalise a stream (B, T, D), and return the gate (B, 1, D); as lerobot's `PiGemmaRMSNorm` does.
 
     Args:
