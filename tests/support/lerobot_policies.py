@@ -177,7 +177,7 @@ def _make_pi_small() -> None:
     from lerobot.policies.pi0_fast import modeling_pi0_fast
     from lerobot.policies.pi05 import modeling_pi05
 
-    gemma = SimpleNamespace(width=32, depth=2, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
+    gemma = SimpleNamespace(width=32, depth=3, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
 
     def paligemma(real: Any) -> Any:
         def small(config: Any) -> Any:
