@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot_policies import build
 
 from vivace.accel.technique import Need
 from vivace.policies.tiny.policies import (
@@ -36,6 +37,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS, STAGES}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES}),
+    "smolvla": (
+        lambda clip: build("smolvla", clip.parent / "smolvla", num_vlm_layers=4, num_steps=10),
+        {DENOISER, LANGUAGE, STAGES, Need.DEAD_WORK},
+    ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
         {LANGUAGE, TOKENS, STAGES},
@@ -51,7 +56,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast", "smolvla"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values
