@@ -43,7 +43,9 @@ class AccelerationPlan:
     measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Put the techniques in the order of their seams; two on one seam are an error, except weights.
+        """Put the techniques in the order of their seams; two on one seam are an error.
+
+        On weights and on what is carried there may be several.
 
         Raises:
             PlanMismatch: two techniques do not go together.
@@ -56,7 +58,7 @@ class AccelerationPlan:
         check_plain(self.measurements, "measurements")
         ordered = tuple(sorted(self.techniques, key=lambda technique: technique.seam))
         for first, second in zip(ordered, ordered[1:], strict=False):
-            if first.kind == second.kind or first.seam == second.seam != Seam.WEIGHTS:
+            if first.kind == second.kind or first.seam == second.seam not in (Seam.WEIGHTS, Seam.CARRY):
                 raise PlanMismatch(
                     f"{first.kind} and {second.kind} both work on the "
                     f"{first.seam.name.lower()} seam; keep one"

@@ -30,6 +30,7 @@ class Seam(IntEnum):
     HOIST = 5
     BLOCKS = 6
     DECODE = 7
+    CARRY = 8
 
     @property
     def fits(self) -> tuple[type, ...]:
