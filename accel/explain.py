@@ -7,7 +7,7 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, schedule_of
 from vivace.policies.execution import Decoding, Execution, always_compute
 
-FRESH, REUSED, FORECAST, DECIDED = "#", "·", "~", "?"
+FRESH, REUSED, FORECAST, DECIDED, LEFT_OUT = "#", "·", "~", "?", " "
 _FEWEST = 10
 """Steps of a row of the grid, however narrow the terminal is."""
 
@@ -15,17 +15,19 @@ _FEWEST = 10
 def grid(execution: Execution) -> dict[str, str]:
     """Return block id -> one mark a step: # computed, · reused, ~ forecast, ? decided as it runs.
 
-    A policy that writes tokens has no such blocks.
+    Steps that a chunk leaves out which follows another are blank. A policy that writes tokens has no such
+    blocks.
     """
     match execution:
         case Decoding():
             return {}
     blocks, schedule = execution.policy.spec.block_ids, schedule_of(execution)
+    left_out, n = LEFT_OUT * execution.first, len(execution.sampler) - execution.first
     if schedule is None:
         mark = FRESH if execution.action is always_compute else DECIDED
-        return dict.fromkeys(blocks, mark * len(execution.sampler))
-    rows = [_marks(row) for row in schedule.rows]
-    return {name: "".join(row[name] for row in rows) for name in blocks}
+        return dict.fromkeys(blocks, left_out + mark * n)
+    rows = [_marks(row) for row in schedule.rows[execution.first :]]
+    return {name: left_out + "".join(row[name] for row in rows) for name in blocks}
 
 
 def _marks(row: Row) -> dict[str, str]:
@@ -54,6 +56,8 @@ def explain(
         lines.append(f"  {technique.kind:<14} {', '.join(told)}".rstrip())
     if not plan.techniques:
         lines.append("  no techniques: everything is computed at every step")
+    if execution.carries:
+        lines.append("  counted of chunks that follow another; the first of an episode takes all steps")
     lines += ["", _flops_table(baseline, accelerated), ""]
     schedule = schedule_of(execution)
     if schedule is not None:
@@ -117,6 +121,8 @@ def measured(plan: AccelerationPlan, dtype: str = "") -> str:
 
 def _measured(plan: AccelerationPlan) -> str:
     found = plan.measurements
+    if "follows" in found:
+        return "no action error: chunks follow others; success says what it is worth: vivace eval"
     if "judged_from" in found:
         low, high = found["action_error_spread"]
         return (

@@ -40,11 +40,12 @@ class Seam(IntEnum):
     EXACT = 5
     BLOCKS = 6
     DECODE = 7
+    CARRY = 8
 
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
 
     @property
     def fits(self) -> tuple[type, ...]:
