@@ -6,10 +6,10 @@ from typing import Any
 
 from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.registry import technique_class
-from vivace.accel.technique import CalibrationData, Technique
+from vivace.accel.registry import technique_class, techniques
+from vivace.accel.technique import CalibrationData, Seam, Technique
 from vivace.policies.batch import rows_of
-from vivace.policies.errors import CalibrationError
+from vivace.policies.errors import CalibrationError, UnsupportedPolicy
 from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
@@ -67,13 +67,36 @@ def calibrate(
             "at least one observation and a key for each are needed"
         )
     execution = as_trained(policy)
-    techniques: list[Technique] = []
+    calibrated: list[Technique] = []
     for kind, options in sorted(wanted, key=lambda entry: technique_class(entry[0]).seam):
         technique = technique_class(kind).calibrate(execution, data, dict(options))
         execution = _apply(technique, execution)
-        techniques.append(technique)
+        calibrated.append(technique)
     sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)  # refuses NaN and infinity
-    return AccelerationPlan(fingerprint, tuple(techniques), {FITTED: sorted(data.seeds)})
+    return AccelerationPlan(fingerprint, tuple(calibrated), {FITTED: sorted(data.seeds)})
+
+
+def exact_work(policy: StagedPolicy) -> tuple[Technique, ...]:
+    """Return the techniques of the exact seam that fit a policy: they need no observations to be calibrated.
+
+    Args:
+        policy: a staged policy.
+
+    Returns:
+        None where there is nothing to leave out, or to compute once.
+    """
+    execution = as_trained(policy)
+    found: list[Technique] = []
+    for kind in techniques().values():
+        if kind.seam != Seam.HOIST:
+            continue
+        try:
+            technique = kind.calibrate(execution, CalibrationData({}, ()), {})
+            execution = _apply(technique, execution)
+        except UnsupportedPolicy:  # it says of itself that this policy has none of it
+            continue
+        found.append(technique)
+    return tuple(found)
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

@@ -7,7 +7,7 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.judgement import check_apart, fitted_seeds
-from vivace.accel.plan import FILE_NAME
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval.machine import machine
 from vivace.eval.measure.action_error import action_errors, sample_all
 from vivace.eval.measure.statistics import spread_of
@@ -19,6 +19,7 @@ from vivace.eval.subject import load
 from vivace.eval.terminal import console
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import as_trained
+from vivace.policies.load import LoadedPolicy
 
 
 @dataclass(kw_only=True)
@@ -33,6 +34,20 @@ class CalibrateCommand(CommonOptions):
 def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
     loaded = load(command)
+    plan = make_plan(command, loaded)
+    target = loaded.path
+    if command.output_dir is not None:
+        target = output_folder("calibrate", command.output_dir, command.job_name)
+    plan.save(target)
+    return {"plan": str(target / FILE_NAME), **plan.measurements}, True
+
+
+def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
+    """Calibrate the techniques that a command names, measure and explain the plan; it is not saved.
+
+    Raises:
+        UnsupportedPolicy: the policy has no parts, or lacks what a technique works on.
+    """
     wanted = command.accel.wanted()
     if wanted and loaded.as_trained.is_opaque:
         raise UnsupportedPolicy(
@@ -61,10 +76,6 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         "judged_from": judged.source,
     }
     plan = replace(plan, measurements=measurements)
-    target = loaded.path
-    if command.output_dir is not None:
-        target = output_folder("calibrate", command.output_dir, command.job_name)
-    plan.save(target)
     console.print(explain(plan, execution, *flops, console.width), highlight=False)
     console.print(measured(plan), highlight=False)
-    return {"plan": str(target / FILE_NAME), **measurements}, True
+    return plan

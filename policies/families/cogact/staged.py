@@ -29,6 +29,8 @@ _MASK = "observation.language.attention_mask"
 class StagedCogACT(LanguageForm, DenoisingForm):
     """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
 
+    chunk_method = "sample_actions"
+
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         if policy.config.ensemble_horizon:
             raise UnsupportedPolicy(

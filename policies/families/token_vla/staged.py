@@ -19,6 +19,7 @@ _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.to
 class StagedTokenVLA(LanguageForm):
     """A token VLA as a `TokenPolicy`, over its own modules."""
 
+    chunk_method = "sample_actions"
     end_token = None
     """Chunks are of one length."""
 
