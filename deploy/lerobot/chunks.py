@@ -1,7 +1,7 @@
 """Chunks of a lerobot policy, made by us in the place of one of its own methods.
 
 All else stays lerobot's own: queues, temporal ensembling, reset, what its methods take and return. A policy
-is taken apart when the first chunk is asked for, and again when its weights, its settings or where it computes
+is taken apart when the first chunk is asked for, and again when its weights, its settings or its device
 have changed since: it may have been moved, trained or given other weights.
 """
 
