@@ -17,7 +17,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from lerobot.policies.pretrained import PreTrainedPolicy
 
-from vivace.accel.apply import accelerate, exact_work
+from vivace.accel.apply import accelerate, exact_plan
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.lerobot import configuration_vivace  # noqa: F401  registers the type
 from vivace.deploy.lerobot.checked import LOG, CheckedChunks
@@ -100,7 +100,7 @@ def drop_in(policy: Any, place: str, revision: str | None = None) -> None:
 
     def build(policy: Any) -> Execution:
         staged = stage(policy)
-        exact = AccelerationPlan(_NOBODY, exact_work(staged)) if plan is None else plan
+        exact = exact_plan(staged, _NOBODY) if plan is None else plan
         return accelerate(staged, exact)
 
     CheckedChunks(policy, form.chunk_method, build)

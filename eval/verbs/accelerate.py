@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vivace.accel.apply import accelerate, exact_work
+from vivace.accel.apply import accelerate, exact_plan
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.lerobot.checked import tolerance
 from vivace.deploy.lerobot.checkpoint import check_base, check_target, write
@@ -75,7 +75,7 @@ def _exact(command: AccelerateCommand, loaded: LoadedPolicy) -> AccelerationPlan
     Raises:
         UnsupportedPolicy: it changes actions by more than rounding may.
     """
-    plan = AccelerationPlan(loaded.fingerprint, exact_work(loaded.staged))
+    plan = exact_plan(loaded.staged, loaded.fingerprint)
     if not plan.techniques:
         return plan
     data = observe(command, loaded, samples=2)

@@ -32,7 +32,7 @@ class CalibrateCommand(CommonOptions):
 
 
 def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
+    """Make the plan and save it, beside the checkpoint or where it is wanted."""
     loaded = load(command)
     plan = make_plan(command, loaded)
     target = loaded.path
@@ -42,18 +42,32 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     return {"plan": str(target / FILE_NAME), **plan.measurements}, True
 
 
+def _nothing(loaded: LoadedPolicy, wanted: list[Any]) -> AccelerationPlan:
+    """Return the plan of a policy that does not come apart: no techniques, and the policy bit for bit."""
+    told = (
+        f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come apart, "
+        "so there is nothing to calibrate; "
+    )
+    if wanted:
+        raise UnsupportedPolicy(f"{told}vivace eval and vivace bench run it without a plan")
+    console.print(
+        f"{told}its plan has no techniques. --policy.device, --policy.dtype, --loop.mode and vivace export "
+        "work on the whole; vivace bench times torch.compile and threads",
+        highlight=False,
+    )
+    measurements = {**machine(loaded.placement), "action_error": 0.0}
+    return AccelerationPlan(loaded.fingerprint, (), measurements)
+
+
 def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
-    """Calibrate the techniques that a command names, measure and explain the plan; it is not saved.
+    """Calibrate, measure action error and FLOPs on observations of other episodes, and tell; nothing is saved.
 
     Raises:
         UnsupportedPolicy: the policy has no parts, or lacks what a technique works on.
     """
-    wanted = command.accel.wanted()
-    if wanted and loaded.as_trained.is_opaque:
-        raise UnsupportedPolicy(
-            f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come "
-            "apart, so there is nothing to calibrate; vivace eval and vivace bench run it without a plan"
-        )
+    wanted = command.accel.wanted(loaded.staged)
+    if loaded.as_trained.is_opaque:
+        return _nothing(loaded, wanted)
     data = observe(command, loaded)
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
