@@ -60,7 +60,7 @@ def _nothing(loaded: LoadedPolicy, wanted: list[Any]) -> AccelerationPlan:
 
 
 def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
-    """Calibrate, measure action error and FLOPs on observations of other episodes, and tell; nothing is saved.
+    """Calibrate, measure action error and FLOPs on observations of other episodes, and tell; save nothing.
 
     Raises:
         UnsupportedPolicy: the policy has no parts, or lacks what a technique works on.
