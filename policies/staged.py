@@ -209,6 +209,24 @@ class PolicyOfStages(Protocol):
 
 
 @runtime_checkable
+class DropIn(Protocol):
+    """A staged policy that can make chunks in the place of a method of lerobot's own object."""
+
+    chunk_method: str
+    """Dotted name of the method of lerobot's policy that all its chunks come from."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes, (B, To, ...), of what that method is given.
+
+        Raises:
+            UnsupportedPolicy: it is given what `encode` cannot be.
+        """
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """What that method returns (B, n, A) of chunks (B, H, A)."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 

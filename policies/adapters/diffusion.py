@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -38,6 +38,8 @@ class StagedDiffusion(DenoisingForm):
     Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
     block's output but not skip the block.
     """
+
+    chunk_method = "diffusion.generate_actions"
 
     def __init__(self, policy: DiffusionPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
@@ -76,6 +78,15 @@ class StagedDiffusion(DenoisingForm):
         if cameras:
             batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
         return self.policy.diffusion._prepare_global_conditioning(batch)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Timestep embedding and observation (B, E + D), the same for every residual block."""

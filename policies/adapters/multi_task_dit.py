@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -38,6 +38,8 @@ class StagedMultiTaskDiT(DenoisingForm):
     Besides state and cameras it reads the instruction: `observation.language.tokens` and
     `observation.language.attention_mask` (B, L), which the checkpoint's preprocessor makes of "task".
     """
+
+    chunk_method = "_generate_actions"
 
     def __init__(self, policy: MultiTaskDiTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
@@ -67,6 +69,15 @@ class StagedMultiTaskDiT(DenoisingForm):
         if cameras:
             batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
         return self.policy.observation_encoder.encode(batch)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""

@@ -26,6 +26,8 @@ from vivace.policies.staged import Batch
 class StagedDPTransformer(DenoisingForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
+    chunk_method = "sample_actions"
+
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.model
@@ -63,6 +65,10 @@ class StagedDPTransformer(DenoisingForm):
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.features(batch)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the policy has put the window together itself."""
+        return given
 
     def condition(self, step: Step, context: Any) -> tuple[Tensor, ...]:
         """Memory (B, 1 + To, n), the same for every layer."""
