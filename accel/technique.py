@@ -16,7 +16,14 @@ from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_guidance, has_language, writes_tokens
+from vivace.policies.staged import (
+    LanguagePolicy,
+    TokenPolicy,
+    has_guidance,
+    has_language,
+    runs_jointly,
+    writes_tokens,
+)
 
 
 class Seam(IntEnum):
@@ -91,6 +98,8 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -116,6 +125,8 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
 }
 
 

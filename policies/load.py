@@ -34,6 +34,7 @@ ADAPTERS = Registry(
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""

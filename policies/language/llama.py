@@ -30,6 +30,8 @@ def forget(keys: Tensor, values: Tensor) -> None:
 class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
+    has_gated_mlps = True
+
     def __init__(self, model: LlamaModel, layers: tuple[int, ...] | None = None):
         """Take a model apart.
 

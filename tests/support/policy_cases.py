@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot_policies import build
 
 from vivace.accel.technique import Need
 from vivace.policies.tiny.policies import (
@@ -18,6 +19,7 @@ from vivace.policies.tiny.policies import (
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
+GATED, JOINT = Need.GATED, Need.JOINT
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
     "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
@@ -28,13 +30,20 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
         {DENOISER},
     ),
-    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
-    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
-    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
-    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
+    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GATED, GUIDANCE}),
+    "cogact-two-cameras": (
+        lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0),
+        {DENOISER, LANGUAGE, GATED},
+    ),
+    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, GATED, TOKENS}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, GATED, TOKENS}),
+    "xvla": (
+        lambda clip: build("xvla", clip.parent / "xvla", num_denoising_steps=10),
+        {DENOISER, LANGUAGE, JOINT},
+    ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
-        {LANGUAGE, TOKENS},
+        {LANGUAGE, GATED, TOKENS},
     ),
 }
 """Name -> how it is made, and what it has."""
@@ -47,7 +56,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast", "xvla"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values
