@@ -17,8 +17,10 @@ from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
 from vivace.policies.staged import (
+    DeadWorkPolicy,
     LanguagePolicy,
     TokenPolicy,
+    has_dead_work,
     has_guidance,
     has_language,
     runs_jointly,
@@ -34,14 +36,19 @@ class Seam(IntEnum):
     PATCHES = 2
     STEPS = 3
     GUIDANCE = 4
-    HOIST = 5
+    EXACT = 5
     BLOCKS = 6
     DECODE = 7
 
     @property
+    def holds_many(self) -> bool:
+        """Whether several techniques may work on it; else two are an error."""
+        return self in (Seam.WEIGHTS, Seam.EXACT)
+
+    @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES):
+        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -100,6 +107,7 @@ class Need(Enum):
     TOKENS = "decodes action tokens", "writes none"
     JOINT = "works on a context that runs with the actions", "has none that does"
     GATED = "cuts the gated MLPs of a language stage", "has none"
+    DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -127,6 +135,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.TOKENS: writes_tokens,
     Need.JOINT: runs_jointly,
     Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
+    Need.DEAD_WORK: has_dead_work,
 }
 
 
@@ -153,6 +162,8 @@ class Technique:
     """What a policy must have."""
     is_static: ClassVar[bool]
     """No decision depends on tensor values, so it can be captured as a graph."""
+    is_default: ClassVar[bool] = False
+    """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions
     """Frozen dataclass of what can be chosen before calibration, each with a default."""
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
@@ -234,6 +245,12 @@ def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
     Need.LANGUAGE.require(execution.policy, kind)
     return cast(LanguagePolicy, execution.policy)
+
+
+def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:
+    """Return the execution's policy if it does work that nobody reads; raises `UnsupportedPolicy`."""
+    Need.DEAD_WORK.require(execution.policy, kind)
+    return cast(DeadWorkPolicy, execution.policy)
 
 
 def decoding(execution: Execution, kind: str) -> executions.Decoding:

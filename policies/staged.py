@@ -1,6 +1,6 @@
 """The staged forms of a policy: what one hands out so that it can be run faster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -213,6 +213,25 @@ class JointPolicy(DenoisingPolicy, Protocol):
         """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
 
 
+@runtime_checkable
+class DeadWorkPolicy(Protocol):
+    """A policy, of either form, that as trained does work whose result nobody reads.
+
+    Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
+    other_context, constants.
+    """
+
+    policy: Any
+    spec: PolicySpec
+
+    @property
+    def dead_work(self) -> Mapping[str, str]:
+        """Part -> what it is, in this policy with its settings."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves these parts out; before its blocks are replaced."""
+
+
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
 
@@ -245,6 +264,11 @@ def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:
+    """Whether a policy is known to do work whose result nobody reads."""
+    return isinstance(policy, DeadWorkPolicy) and bool(policy.dead_work)
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

@@ -64,7 +64,7 @@ class MlpPrune(Technique):
     seam: ClassVar[Seam] = Seam.WEIGHTS
     label: ClassVar[str] = "MLP channels cut"
     colour: ClassVar[str] = "#0b8f7d"
-    needs: ClassVar[tuple[Need, ...]] = (Need.GATED,)
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE, Need.GATED)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = MlpPruneOptions
     hidden: ClassVar[tuple[str, ...]] = ("kept",)

@@ -63,7 +63,7 @@ def subject(request, tmp_path_factory) -> Subject:
 
 EXAMPLES = examples()
 FORGETS = {"xvla": 0.95}
-"""Types that predict clean actions, of which random weights make no use of x -> share of the way that is left."""
+"""Types that predict clean actions, where random weights hardly look at x -> what is left of the way."""
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from vivace.policies.tiny.policies import (
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
-GATED, JOINT = Need.GATED, Need.JOINT
+GATED, JOINT, DEAD_WORK = Need.GATED, Need.JOINT, Need.DEAD_WORK
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
     "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
@@ -39,7 +39,7 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, GATED, TOKENS}),
     "xvla": (
         lambda clip: build("xvla", clip.parent / "xvla", num_denoising_steps=10),
-        {DENOISER, LANGUAGE, JOINT},
+        {DENOISER, LANGUAGE, JOINT, DEAD_WORK},
     ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
