@@ -25,6 +25,7 @@ from vivace.policies.staged import (
     has_guidance,
     has_language,
     has_stages,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -108,6 +109,8 @@ class Need(Enum):
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
     STAGES = "runs stages in fewer bits", "names none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
 
     def is_met(self, policy: Any) -> bool:
@@ -135,6 +138,8 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
     Need.STAGES: has_stages,
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
 }
 

@@ -30,7 +30,7 @@ class _OfLeRobot(HasBlocks):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
+        check_own_blocks(self, self.spec, "exchange its weights")
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
@@ -63,7 +63,7 @@ class DenoisingForm(_OfLeRobot):
         Raises:
             UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
         """
-        _check_own_blocks(self, self.spec, "hoist")
+        check_own_blocks(self, self.spec, "hoist")
         return self._hoisted(sampler)
 
     def _hoisted(self, sampler: Sampler) -> Any:
@@ -108,7 +108,7 @@ class LanguageForm(_OfLeRobot):
         return twin
 
 
-def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
     if form.is_replaced:
         raise UnsupportedPolicy(

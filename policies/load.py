@@ -37,6 +37,7 @@ ADAPTERS = Registry(
         "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
         "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
+        "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""

@@ -75,6 +75,8 @@ class LanguageStage(Protocol):
     """transformers' own object."""
     layers: tuple[int, ...]
     """Indices of its layers that run, ascending."""
+    has_gated_mlps: bool
+    """Whether a layer's MLP is a Llama's: down(act(gate(x)) * up(x))."""
 
 
 @runtime_checkable
@@ -227,6 +229,25 @@ class DropIn(Protocol):
 
 
 @runtime_checkable
+class JointPolicy(DenoisingPolicy, Protocol):
+    """A policy whose denoiser runs action tokens and context through one stack, where each looks at all.
+
+    What the action tokens look at in the context, its keys and values in every layer, may be kept from a step
+    and stand for the context at later ones.
+    """
+
+    def denoise_keeping(
+        self, x: Tensor, condition: Condition, run: Runner = compute
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `denoise`, bit for bit; and keys and values (B, C, n) of the context, one tensor a layer."""
+
+    def denoise_alone(
+        self, x: Tensor, condition: Condition, kept: tuple[Tensor, ...], run: Runner = compute
+    ) -> Tensor:
+        """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
@@ -267,6 +288,11 @@ def has_language(policy: object) -> TypeIs[LanguagePolicy]:
 def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
     """Whether a policy is sampled with classifier-free guidance."""
     return isinstance(policy, GuidedPolicy) and policy.has_guidance
+
+
+def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
+    """Whether a policy's denoiser runs its context with the action tokens."""
+    return isinstance(policy, JointPolicy)
 
 
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
