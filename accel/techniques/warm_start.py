@@ -27,7 +27,7 @@ from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.techniques.guidance import Linear
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
-from vivace.accel.variant import Choices, Request, Variant
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.carry import LATENT, PAST, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution

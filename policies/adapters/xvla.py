@@ -91,6 +91,11 @@ class StagedXVLA(LanguageForm, DenoisingForm):
             )
         self.sampler = self.resample("renoise", max(1, int(config.num_denoising_steps)))
         self.language = StagedBart(model.vlm.language_model.encoder)
+        self.stages = {
+            "vision": ("model.vlm.vision_tower",),
+            "language": ("model.vlm.language_model.encoder.layers",),
+            "action": ("model.transformer.blocks",),
+        }
         self.n_patches = (_n_tokens(config, model.vlm.vision_tower),)
         self.left_out: tuple[str, ...] = ()
         """Parts of the work that `without` left out."""

@@ -16,6 +16,12 @@ from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, Pr
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
 
+_CORE = "model.paligemma_with_expert.paligemma.model"
+STAGES = {
+    "vision": (f"{_CORE}.vision_tower.vision_model.encoder", f"{_CORE}.multi_modal_projector"),
+    "language": (f"{_CORE}.language_model.layers",),
+}
+"""Where the stages that read are in a policy (`policies.staged.PolicyOfStages`)."""
 _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
