@@ -16,7 +16,14 @@ from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_guidance, has_language, writes_tokens
+from vivace.policies.staged import (
+    LanguagePolicy,
+    TokenPolicy,
+    has_guidance,
+    has_language,
+    has_sight,
+    writes_tokens,
+)
 
 
 class Seam(IntEnum):
@@ -92,6 +99,7 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -117,6 +125,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.SIGHT: has_sight,
 }
 
 

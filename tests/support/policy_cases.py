@@ -18,15 +18,16 @@ from vivace.policies.tiny.policies import (
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
+SIGHT = Need.SIGHT
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT}),
     "diffusion": (lambda clip: tiny_diffusion(), {DENOISER}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER}),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, SIGHT}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        {DENOISER},
+        {DENOISER, SIGHT},
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
