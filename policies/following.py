@@ -84,7 +84,7 @@ def _form(carry: Carry) -> Any:
 
 def _joined(carries: Sequence[Carry]) -> Carry:
     """Put carries of one form behind each other."""
-    if len(carries) == 1:
+    if len(carries) == 1 or not carries[0]:
         return carries[0]
     first, *others = (pytree.tree_flatten(dict(carry)) for carry in carries)
     rows = zip(first[0], *(leaves for leaves, _ in others), strict=True)

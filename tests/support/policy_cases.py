@@ -20,6 +20,7 @@ from vivace.policies.tiny.policies import (
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
 STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
+SIGHT = Need.SIGHT
 VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
 
 
@@ -29,13 +30,13 @@ def _built(kind: str, **changes: Any) -> Callable[[Path], Any]:
 
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, STAGES}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT, STAGES}),
     "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, STAGES}),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, STAGES}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT, STAGES}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, SIGHT, STAGES}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        {DENOISER, STAGES},
+        {DENOISER, SIGHT, STAGES},
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
