@@ -27,6 +27,12 @@ class _Placed(HasBlocks):
     stages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """vision, language, action -> paths in `policy` of the modules in which its layers are called."""
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs the branches of these language layers only, and projects keys of all."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
         _check_own_blocks(self, self.spec, "exchange its weights")

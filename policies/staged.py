@@ -17,6 +17,7 @@ from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeCh
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import PolicySpec
+from vivace.policies.vla.siglip import StagedSiglip
 
 Context = Any
 """What `encode` makes of an observation; known to the policy alone, a tree of tensors."""
@@ -102,6 +103,9 @@ class LanguagePolicy(Protocol):
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs these of its language layers only."""
+
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs the branches of these language layers only; keys and values of all."""
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
@@ -193,6 +197,21 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class VisionPolicy(Protocol):
+    """A policy, of either form, whose vision tower comes apart into layers."""
+
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def vision(self) -> StagedSiglip:
+        """The tower, run once a camera."""
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its tower."""
+
+
+@runtime_checkable
 class PolicyOfStages(Protocol):
     """A policy, of either form, that says where in lerobot's object its stages are."""
 
@@ -254,6 +273,11 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_vision(policy: object) -> TypeIs[VisionPolicy]:
+    """Whether a policy's vision tower comes apart."""
+    return isinstance(policy, VisionPolicy)
 
 
 def has_stages(policy: object) -> TypeIs[PolicyOfStages]:

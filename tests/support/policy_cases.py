@@ -39,7 +39,7 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES}),
     "smolvla": (
         lambda clip: build("smolvla", clip.parent / "smolvla", num_vlm_layers=4, num_steps=10),
-        {DENOISER, LANGUAGE, STAGES, Need.DEAD_WORK},
+        {DENOISER, LANGUAGE, STAGES, Need.VISION, Need.DEAD_WORK},
     ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
