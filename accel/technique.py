@@ -25,8 +25,10 @@ from vivace.policies.staged import (
     has_dead_work,
     has_guidance,
     has_language,
+    has_sight,
     has_stages,
     has_vision,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -43,11 +45,12 @@ class Seam(IntEnum):
     EXACT = 6
     BLOCKS = 7
     DECODE = 8
+    CARRY = 9
 
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
 
     @property
     def fits(self) -> tuple[type, ...]:
@@ -111,7 +114,10 @@ class Need(Enum):
     TOKENS = "decodes action tokens", "writes none"
     VISION = "works inside a vision tower", "has none that comes apart"
     STAGES = "runs stages in fewer bits", "names none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
+    SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -139,7 +145,10 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.TOKENS: writes_tokens,
     Need.VISION: has_vision,
     Need.STAGES: has_stages,
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
+    Need.SIGHT: has_sight,
 }
 
 

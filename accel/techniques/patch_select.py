@@ -91,8 +91,6 @@ class PatchSelect(PatchSelectOptions, Technique):
         **{method: {"k_final": 6, "k_key": 2, "method": method} for method in METHODS},
         "per camera": {"k_final": 6, "k_key": 1, "per_camera": True},
         "cognition": {"k_final": 6, "source": "cognition", "layer": 0},
-        "drop": {"k_final": 6, "layer": 0, "early": "drop"},
-        "again": {"k_final": 6, "layer": 0, "early": "again", "method": "uniform"},
     }
     former_kinds: ClassVar[tuple[str, ...]] = ("token_select",)
     former_flags: ClassVar[Mapping[str, str]] = {"token_method": "method", "token_layer": "layer"}
@@ -107,6 +105,11 @@ class PatchSelect(PatchSelectOptions, Technique):
             raise PlanMismatch(
                 f"patch_select keeps {self.k_final} patches, the policy has {' + '.join(map(str, counts))}; "
                 "choose k_final no larger, and with per_camera a multiple of the number of cameras"
+            )
+        if self.early != "keep" and not policy.language.drops_early:
+            raise PlanMismatch(
+                f"patch_select early={self.early!r} is about keys and values of earlier layers, which nobody "
+                f"reads of policy {policy.spec.type!r}; leave it at 'keep'"
             )
         if not 0 <= self.layer < len(policy.language.layers):
             raise PlanMismatch(

@@ -12,6 +12,7 @@ values then stand among those of the prefix.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -25,8 +26,9 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told
 from vivace.policies.language.attention import EAGER
 from vivace.policies.language.expert import ExpertLayer, Kept, masks_of, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import check_cameras, dead_work, embedded, patches_of, prompt
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import STATE, ActionKind
@@ -67,9 +69,15 @@ class StagedPI0(LanguageForm, DenoisingForm):
         self.layers = tuple(ExpertLayer(i, layer, EAGER) for i, layer in enumerate(self.expert.layers))
         self.blocks: tuple[Block, ...] = tuple(block for layer in self.layers for block in layer.blocks)
         self.n_patches = patches_of(policy)
+        self.stages = {**STAGES, "action": ("model.paligemma_with_expert.gemma_expert.model.layers",)}
         self.sampler = self.resample("euler", config.num_inference_steps)
         spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)
         self.spec = replace(spec, n_obs_steps=1)  # it looks at no other, whatever its config says
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where it computes; in what x is read, which is float32 where lerobot's bfloat16 mixes both."""
+        return Placement.of(self.net.action_in_proj)
 
     @property
     def dead_work(self) -> Mapping[str, str]:
@@ -85,6 +93,12 @@ class StagedPI0(LanguageForm, DenoisingForm):
         twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
         return twin if self._table is None else twin._hoisted(self.sampler)
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, for the expert."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
         """Read pictures and prompt once; what the language layers write down, and the state.
 
@@ -93,7 +107,7 @@ class StagedPI0(LanguageForm, DenoisingForm):
         """
         tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
         h, prefix = embedded(self.policy, batch, tokens, is_text, "empty_cameras" not in self.left_out)
-        check_cameras(prefix, self.n_patches, select)
+        select = of_all_cameras(select, self.n_patches)
         rows: list[Rows] = []
         self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         seen = [token_mask(prefix.is_text, keys.shape[2]) for keys, _ in rows]

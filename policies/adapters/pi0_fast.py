@@ -15,7 +15,7 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import check_cameras, dead_work, embedded, patches_of, prompt
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
@@ -35,11 +35,7 @@ class StagedPI0Fast(LanguageForm):
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
         self.n_patches = patches_of(policy)
-        core = "model.paligemma_with_expert.paligemma.model"
-        self.stages = {
-            "vision": (f"{core}.vision_tower.vision_model.encoder", f"{core}.multi_modal_projector"),
-            "language": (f"{core}.language_model.layers",),
-        }
+        self.stages = STAGES
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")
@@ -71,7 +67,7 @@ class StagedPI0Fast(LanguageForm):
         ids = torch.cat([tokens, bos], dim=1)
         is_text = torch.cat([is_text, torch.ones_like(bos, dtype=torch.bool)], dim=1)
         h, prefix = embedded(self.policy, batch, ids, is_text, "empty_cameras" not in self.left_out)
-        check_cameras(prefix, self.n_patches, select)
+        select = of_all_cameras(select, self.n_patches)
         rows: list[tuple[Tensor, Tensor]] = []
         hidden = self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         past = Past.of(

@@ -165,6 +165,12 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, for the expert."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Keys and values of the language layers that the expert reads.
 

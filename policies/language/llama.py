@@ -56,6 +56,8 @@ class StagedLlama:
     reads: Reads = Reads.ALL
     keys_only: frozenset[int] = frozenset()
     """Layers, counted as they run, of which keys and values alone are computed."""
+    has_gated_mlps = True
+    drops_early = True
 
     def __init__(
         self,

@@ -12,9 +12,16 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.errors import ObservationMismatch
-from vivace.policies.language.prefix import Layout, PatchSelector, PrefixRows, keep_all, token_mask
+from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, PrefixRows, token_mask
 from vivace.policies.placement import Placement
+from vivace.policies.shapes import are_fixed
 
+_CORE = "model.paligemma_with_expert.paligemma.model"
+STAGES = {
+    "vision": (f"{_CORE}.vision_tower.vision_model.encoder", f"{_CORE}.multi_modal_projector"),
+    "language": (f"{_CORE}.language_model.layers",),
+}
+"""Where the stages that read are in a policy (`policies.staged.PolicyOfStages`)."""
 _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
@@ -35,13 +42,27 @@ def patches_of(policy: Any) -> tuple[int, ...]:
     return ((vision.image_size // vision.patch_size) ** 2,) * n_cameras
 
 
-def check_cameras(prefix: PrefixRows, n_patches: tuple[int, ...], select: PatchSelector) -> None:
-    """Raise `ObservationMismatch` if patches are to be dropped, and a camera that has some is missing."""
-    if select is not keep_all and prefix.n_patches != n_patches:
-        raise ObservationMismatch(
-            f"patches are chosen among those of {len(n_patches)} cameras, the observation has "
-            f"{len(prefix.n_patches)}; give pictures of all of them"
-        )
+def of_all_cameras(select: PatchSelector, n_patches: tuple[int, ...]) -> PatchSelector:
+    """Return a selector that refuses to drop patches of an observation that lacks a camera.
+
+    Args:
+        select: it chooses among patches that it may have been told of before.
+        n_patches: of each camera that somebody has.
+
+    Raises:
+        ObservationMismatch: when it is called so.
+    """
+
+    def chosen(view: LayerView) -> Tensor | None:
+        kept = select(view)
+        if kept is not None and view.prefix.n_patches != n_patches:
+            raise ObservationMismatch(
+                f"patches are chosen among those of {len(n_patches)} cameras, the observation has "
+                f"{len(view.prefix.n_patches)}; give pictures of all of them"
+            )
+        return kept
+
+    return chosen
 
 
 def prompt(batch: Batch, placement: Placement, is_trimmed: bool) -> tuple[Tensor, Tensor]:
@@ -50,11 +71,11 @@ def prompt(batch: Batch, placement: Placement, is_trimmed: bool) -> tuple[Tensor
     Args:
         batch: normalised observations.
         placement: where they are to be.
-        is_trimmed: columns that are padding in every row are left out. How many, is read where the mask is:
-            on a device that is waited for, once a chunk.
+        is_trimmed: columns that are padding in every row are left out, unless shapes are fixed. How many, is
+            read where the mask is: a device is waited for, once a chunk.
     """
     tokens, is_text = batch[_TOKENS], batch[_MASK].bool()
-    if is_trimmed:
+    if is_trimmed and not are_fixed():
         columns = is_text.any(0).nonzero()[:, 0]
         tokens, is_text = tokens[:, columns], is_text[:, columns]
     return placement.move(tokens), placement.move(is_text)

@@ -47,7 +47,7 @@ def given_to(session: Session, seen: dict[str, np.ndarray]) -> dict:
     return {key: value[:, 0] if key in own else value for key, value in batch.items()}
 
 
-@pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla"])
+@pytest.mark.parametrize("kind", ["smolvla"])
 def test_the_noise_of_a_key_is_the_policys_own_starting_noise(kind):
     """G5: through `noise=`, of the shape that is denoised."""
     session = Session(load_opaque(kind), task=TASK)
@@ -62,7 +62,7 @@ def test_the_noise_of_a_key_is_the_policys_own_starting_noise(kind):
 
 @pytest.mark.parametrize(
     ("kind", "schedule"),
-    [("smolvla", "exp"), ("smolvla", "linear"), ("smolvla", "ones"), ("pi0", "zeros"), ("pi05", "exp")],
+    [("smolvla", "exp"), ("smolvla", "linear"), ("smolvla", "ones"), ("smolvla", "zeros")],
 )
 def test_chunks_continue_by_lerobots_own_real_time_chunking(kind, schedule):
     """G10: what lerobot-rollout's engine asks its policy, and the same answer."""
