@@ -253,14 +253,13 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
     def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
         """Predict the velocity (B, H, max_action_dim) at x of that shape."""
         time, attended = condition
-        n = self.spec.horizon
-        restarted = [angle[:, :n] for angle in self._restarted]
-        h = self._enter(x[:, :n], time).to(self._vlm.lm_expert.norm.weight.dtype)
+        n = x.shape[1]
+        h = self._enter(x, time).to(self._vlm.lm_expert.norm.weight.dtype)
         there = {mask.shape[3]: mask for mask in attended.there}
         beside = {mask.shape[3] - n: mask for mask in attended.beside}
         for j, it in enumerate(self._expert):
             keys, values = attended.keys[j], attended.values[j]
-            masks, angles = (there, restarted) if it.crosses else (beside, attended.angles)
+            masks, angles = (there, self._restarted) if it.crosses else (beside, attended.angles)
             attend, feed_forward = self.blocks[2 * j : 2 * j + 2]
             h = through(run, attend, h, keys, values, masks[keys.shape[2]], *angles)
             h = through(run, feed_forward, h)

@@ -15,6 +15,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor
 
 from vivace.policies.batch import Batch
+from vivace.policies.errors import ObservationMismatch
 from vivace.policies.language.prefix import Layout, PrefixRows
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
@@ -49,7 +50,11 @@ class SmolReader:
         return twin
 
     def __call__(self, batch: Batch, left_out: frozenset[str]) -> tuple[Tensor, PrefixRows, Tensor]:
-        """What the language stage reads (B, S, D), what it is, and which rows are there (B, S)."""
+        """What the language stage reads (B, S, D), what it is, and which rows are there (B, S).
+
+        Raises:
+            ObservationMismatch: there is no picture.
+        """
         cameras = self._cameras(batch, "empty_cameras" in left_out)
         n_present = sum(key in batch for key in self._policy.config.image_features)
         counts = tuple(sum(rows.shape[1] for rows, _ in parts) for parts in cameras[:n_present])
@@ -76,8 +81,13 @@ class SmolReader:
     def _cameras(self, batch: Batch, leaves_out: bool) -> list[list[tuple[Tensor, Tensor]]]:
         """Rows of each camera, those that lerobot fills behind the others, and which of them are there."""
         config = self._policy.config
-        images, masks = self._policy.prepare_images(batch)
         present = [key for key in config.image_features if key in batch]
+        if not present:
+            raise ObservationMismatch(
+                f"the observation has no picture; policy {config.type!r} needs one at least of "
+                f"{', '.join(config.image_features)}"
+            )
+        images, masks = self._policy.prepare_images(batch)
         dark = _dark(batch, present) if leaves_out and not are_fixed() else set()
         cameras = []
         for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
