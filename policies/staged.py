@@ -214,6 +214,22 @@ class JointPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class PolicyOfStages(Protocol):
+    """A policy, of either form, that says where in lerobot's object its stages are."""
+
+    policy: Any
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """vision, language, action -> paths of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
@@ -264,6 +280,11 @@ def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_stages(policy: object) -> TypeIs[PolicyOfStages]:
+    """Whether a policy says where its stages are."""
+    return isinstance(policy, PolicyOfStages) and bool(policy.stages)
 
 
 def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:

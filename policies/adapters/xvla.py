@@ -18,6 +18,7 @@ others.
 
 import copy
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -79,6 +80,14 @@ class StagedXVLA(LanguageForm, DenoisingForm):
     Raises:
         UnsupportedPolicy: its action mode is not lerobot's own.
     """
+
+    stages = MappingProxyType(
+        {
+            "vision": ("model.vlm.vision_tower", "model.vlm.multi_modal_projector"),
+            "language": ("model.vlm.language_model.encoder",),
+            "action": ("model.transformer",),
+        }
+    )
 
     def __init__(self, policy: XVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()

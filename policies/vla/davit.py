@@ -24,9 +24,9 @@ def grids(tower: Any, size: Sequence[int]) -> list[tuple[int, int]]:
     """
     found, (rows, columns) = [], size
     for embed in tower.convs:
-        conv = embed.conv
-        (k, _), (s, _), (p, _) = conv.kernel_size, conv.stride, conv.padding
-        rows, columns = ((n + 2 * p - k) // s + 1 for n in (rows, columns))
+        rows, columns = (
+            (n + 2 * embed.padding - embed.patch_size) // embed.stride + 1 for n in (rows, columns)
+        )
         found.append((rows, columns))
     return found
 
