@@ -228,16 +228,15 @@ def test_at_true_size_a_frozen_step_is_a_ninth_of_a_full_one():
     plain, least = (count_flops(as_trained(it), batch) for it in (staged, exact))
     once = Freeze((True,) + (False,) * 9)
     frozen = count_flops(replace(as_trained(exact), call=once), batch)
-    context = 50 + 64 + 2 * 50 + 32
     full, alone = head(plain) / 10, (head(frozen) - head(least) / 10) / 9
-    assert 8 < full / alone < 10
-    print(
-        context,
-        plain.encode / 2e9,
-        least.encode / 2e9,
-        full / 2e9,
-        alone / 2e9,
-        plain.total / 2e9,
-        least.total / 2e9,
-        frozen.total / 2e9,
-    )
+    rows, width = 32 + 50 + 64 + 2 * 50 + 32, 1024
+
+    def layer(asking: int) -> int:
+        return 2 * (asking * 12 * width**2 + 2 * asking * rows * width)
+
+    assert (full, alone) == (24 * layer(rows), 24 * layer(32))
+    assert 8.6 < full / alone < 8.8
+    assert 4.9 < head(plain) / head(frozen) < 5.1
+    assert 0.8 < least.encode / plain.encode < 0.82
+    assert 1.07 < plain.total / least.total < 1.08
+    assert 2.9 < plain.total / frozen.total < 3
