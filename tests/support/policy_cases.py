@@ -38,7 +38,9 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, GATED, TOKENS, STAGES}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, GATED, TOKENS, STAGES}),
     "xvla": (
-        lambda clip: build("xvla", clip.parent / "xvla", num_denoising_steps=10),
+        lambda clip: build(
+            "xvla", clip.parent / "xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)
+        ),
         {DENOISER, LANGUAGE, JOINT, DEAD_WORK, STAGES},
     ),
     "token_vla-two-cameras": (
