@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vivace.accel.freeze import freeze_of
 from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
+from vivace.policies.carry import NOTHING
 from vivace.policies.execution import Decoding, Denoising, Execution
 from vivace.policies.language.prefix import LayerView, PatchSelector
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -26,7 +27,11 @@ from vivace.policies.staged import Batch, Context, StagedPolicy
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one chunk."""
+    """FLOPs of one chunk.
+
+    Where chunks make use of those before, of one that follows others (steady state), the mean of as many as
+    it takes until the work repeats.
+    """
 
     encode: int = 0
     """Once a chunk: cameras, state, language stage."""
@@ -101,20 +106,26 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         counts = _Counts(execution.policy)
         selecting = _CountingSelector(execution.select)
-        with FlopCounterMode(display=False) as counter:
-            context = counts.policy.encode(batch, compute, selecting)
-        read = sum(counts.take().values()) + selecting.flops
         match execution:
             case Decoding():
+                with FlopCounterMode(display=False) as counter:
+                    context = counts.policy.encode(batch, compute, selecting)
+                read = sum(counts.take().values()) + selecting.flops
                 with FlopCounterMode(display=False) as passes:
                     noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
                     execution.decoder(execution.policy, context, noise, None, compute)
                 return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
             case Denoising():
+                reading = replace(execution, policy=counts.policy, language=compute, select=selecting)
+                carry, cycle = NOTHING, execution.cycle
+                with FlopCounterMode(display=False) as counter:
+                    for _ in range(cycle):
+                        context, carry = execution.read(reading, batch, carry)
+                read = sum(counts.take().values()) + selecting.flops
                 return replace(
                     _count_steps(execution, counts, batch, context),
-                    encode=counter.get_total_flops(),
-                    language=read,
+                    encode=counter.get_total_flops() // cycle,
+                    language=read // cycle,
                 )
 
 
@@ -124,16 +135,16 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
     placement = policy.placement
     x = torch.zeros(rows, *policy.spec.latent_shape, dtype=placement.dtype, device=placement.device)
     known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
-    freeze = freeze_of(execution)
+    run, freeze = execution.sampler.steps[execution.first :], freeze_of(execution)
     steps = [
         _count_step(
             counts, step, context, x, known, freeze is not None and freeze.mode(step.index) == "alone"
         )
-        for step in execution.sampler.steps
+        for step in run
     ]
     blocks: dict[str, int] = defaultdict(int)
     schedule = schedule_of(execution)
-    for step, found in zip(execution.sampler.steps, steps, strict=True):
+    for step, found in zip(run, steps, strict=True):
         for name, flops in found.blocks.items():
             if schedule is None or name in schedule.rows[step.index].fresh:
                 blocks[name] += flops

@@ -28,6 +28,10 @@ class Freeze:
             return "alone"
         return "keeping" if index + 1 < len(self.full) and not self.full[index + 1] else "whole"
 
+    def can_begin(self, first: int) -> bool:
+        """Whether a chunk may begin at a step: what it looks at in the context is made there."""
+        return self.full[first]
+
     def __call__(
         self, execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:

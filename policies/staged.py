@@ -184,6 +184,24 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class SeeingPolicy(DenoisingPolicy, Protocol):
+    """A policy whose context comes apart: what is seen, which is slow to read, and what is felt now.
+
+    `encode` is `perceive` of what `see` reads. What is felt, such as the state, is all in `perceive`.
+    """
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras at all."""
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+        """Read cameras and instruction; a tree of tensors (B, ...)."""
+
+    def perceive(self, batch: Batch, seen: Any) -> Context:
+        """Make the context of what was seen, now or before, and of what is felt now."""
+
+
+@runtime_checkable
 class ContinuingPolicy(DenoisingPolicy, Protocol):
     """A policy whose chunks continue others by means of its own, such as lerobot's real-time chunking."""
 
@@ -192,6 +210,40 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
 
     def continued(self, follow: Continuation) -> Self:
         """Return a twin whose chunks continue these."""
+
+
+@runtime_checkable
+class PolicyOfStages(Protocol):
+    """A policy, of either form, that says where in lerobot's object its stages are."""
+
+    policy: Any
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """vision, language, action -> paths of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
+class DropIn(Protocol):
+    """A staged policy that can make chunks in the place of a method of lerobot's own object."""
+
+    chunk_method: str
+    """Dotted name of the method of lerobot's policy that all its chunks come from."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes, (B, To, ...), of what that method is given.
+
+        Raises:
+            UnsupportedPolicy: it is given what `encode` cannot be.
+        """
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """What that method returns (B, n, A) of chunks (B, H, A)."""
 
 
 @runtime_checkable
@@ -211,22 +263,6 @@ class JointPolicy(DenoisingPolicy, Protocol):
         self, x: Tensor, condition: Condition, kept: tuple[Tensor, ...], run: Runner = compute
     ) -> Tensor:
         """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
-
-
-@runtime_checkable
-class PolicyOfStages(Protocol):
-    """A policy, of either form, that says where in lerobot's object its stages are."""
-
-    policy: Any
-    spec: PolicySpec
-    placement: Placement
-
-    @property
-    def stages(self) -> Mapping[str, tuple[str, ...]]:
-        """vision, language, action -> paths of the modules in which its layers are called."""
-
-    def with_weights(self, policy: Any) -> Self:
-        """Return the staged form of a twin with other weights."""
 
 
 @runtime_checkable
@@ -275,6 +311,11 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
     """Whether a policy's denoiser runs its context with the action tokens."""
     return isinstance(policy, JointPolicy)
+
+
+def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
+    """Whether what a policy sees can be read apart from what it feels."""
+    return isinstance(policy, SeeingPolicy) and policy.sees
 
 
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:

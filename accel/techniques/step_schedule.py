@@ -153,7 +153,7 @@ class StepSchedule(Technique):
 
 def samplers_of(staged: Any) -> tuple[str, ...]:
     """Return the samplers with which a policy can take fewer steps, the simplest first."""
-    families = (CLEAN_FLOWS, FLOWS)  # both have an euler: a policy's own sampler says which is meant
+    families = (FLOWS, CLEAN_FLOWS)  # both have an euler, with which no policy of clean actions begins
     return next((names for names in families if staged.sampler.name in names), _DIFFUSION)
 
 

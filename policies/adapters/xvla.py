@@ -18,7 +18,6 @@ others.
 
 import copy
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -81,14 +80,6 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         UnsupportedPolicy: its action mode is not lerobot's own.
     """
 
-    stages = MappingProxyType(
-        {
-            "vision": ("model.vlm.vision_tower", "model.vlm.multi_modal_projector"),
-            "language": ("model.vlm.language_model.encoder",),
-            "action": ("model.transformer",),
-        }
-    )
-
     def __init__(self, policy: XVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         config, model = policy.config, policy.model
@@ -102,6 +93,11 @@ class StagedXVLA(LanguageForm, DenoisingForm):
             )
         self.sampler = self.resample("renoise", max(1, int(config.num_denoising_steps)))
         self.language = StagedBart(model.vlm.language_model.encoder)
+        self.stages = {
+            "vision": ("model.vlm.vision_tower",),
+            "language": ("model.vlm.language_model.encoder.layers",),
+            "action": ("model.transformer.blocks",),
+        }
         self.tower: Any = model.vlm.vision_tower
         size = config.resize_imgs_with_padding or next(iter(config.image_features.values())).shape[1:]
         self._padded = padded_stages(self.tower, size)

@@ -135,7 +135,7 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
             assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     marks = grid(execution)
-    assert list(marks) == list(subject.staged.spec.block_ids)
+    assert list(marks) == list(execution.policy.spec.block_ids)
     assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
 
 

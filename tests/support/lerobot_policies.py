@@ -177,7 +177,7 @@ def _make_pi_small() -> None:
     from lerobot.policies.pi0_fast import modeling_pi0_fast
     from lerobot.policies.pi05 import modeling_pi05
 
-    gemma = SimpleNamespace(width=32, depth=2, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
+    gemma = SimpleNamespace(width=32, depth=3, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
 
     def paligemma(real: Any) -> Any:
         def small(config: Any) -> Any:
@@ -254,7 +254,7 @@ def _smolvlm(folder: Path) -> Path:
 
     vlm = folder / "smolvlm"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder, _SMOLVLM))
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 8}
