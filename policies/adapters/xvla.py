@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from lerobot.policies.xvla import action_hub
 from lerobot.policies.xvla.modeling_xvla import XVLAPolicy
 from lerobot.policies.xvla.soft_transformer import timestep_embedding
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
@@ -47,17 +47,23 @@ LAST_LAYER, WINDOWS = "last_layer", "window_padding"
 
 
 class Seen(NamedTuple):
-    """What is made of an observation, once a chunk."""
+    """What is made of views and instruction."""
 
     text: Tensor
     """First view and instruction as BART read them (B, S, D)."""
     views: Tensor
     """Tokens of the other views (B, V, D), zeros of those that are not there."""
+    places: Tensor
+    """Position embeddings of text and views (1 or B, S + V, W)."""
+
+
+class Observed(NamedTuple):
+    """What is made of an observation, once a chunk."""
+
+    seen: Seen
     proprio: Tensor
     domain: Tensor
     """Id of the robot's domain (B,)."""
-    places: Tensor
-    """Position embeddings of text and views (1 or B, S + V, W)."""
 
 
 class Given(NamedTuple):
@@ -79,6 +85,8 @@ class StagedXVLA(LanguageForm, DenoisingForm):
     Raises:
         UnsupportedPolicy: its action mode is not lerobot's own.
     """
+
+    chunk_method = "_get_action_chunk"
 
     def __init__(self, policy: XVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
@@ -164,18 +172,32 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         twin._keeping, twin._alone = (tuple(map(fn, blocks)) for blocks in (self._keeping, self._alone))
         return twin
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Read views, instruction and proprioception."""
-        seen = self.policy._build_model_inputs(cast(batch, self.placement.dtype))
-        ids, images = seen["input_ids"], seen["image_input"]
+        return self.perceive(batch, self.see(batch, run, select))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras: always."""
+        return True
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+        """Read views and instruction."""
+        ids = batch[OBS_LANGUAGE_TOKENS]
+        images, _ = self.policy._prepare_images(cast(batch, self.placement.dtype))
         features = self._views(images, sum(key in batch for key in self.policy.config.image_features))
         h = torch.cat([features[:, 0], self.model.vlm.get_input_embeddings()(ids)], dim=1)
         is_text = batch.get(OBS_LANGUAGE_ATTENTION_MASK)
         is_text = torch.ones_like(ids, dtype=torch.bool) if is_text is None else is_text.bool()
         text, rows = self.language(h, PrefixRows(self.n_patches, is_text, n_before=0), run, select)
         views = features[:, 1:].flatten(1, 2)
-        places = self._places(h.shape[1], views.shape[1], rows)
-        return Seen(text, views, seen["proprio"], seen["domain_id"], places)
+        return Seen(text, views, self._places(h.shape[1], views.shape[1], rows))
+
+    def perceive(self, batch: Batch, seen: Seen) -> Any:
+        """What was seen, proprioception, and whose robot it is."""
+        whose = (len(seen.text), seen.text.device)
+        proprio = self.policy._prepare_state(cast(batch, self.placement.dtype), *whose)
+        return Observed(seen, proprio.to(seen.text.dtype), self.policy._get_domain_id(batch, *whose))
 
     def _views(self, images: Tensor, n: int) -> Tensor:
         """Features (B, views, tokens, D) of images (B, views, 3, H, W), the first n of them; zeros behind."""
@@ -203,17 +225,17 @@ class StagedXVLA(LanguageForm, DenoisingForm):
 
     def said(self, context: Any) -> Tensor:
         """Mean (B, D) of what BART says of its tokens, or of what the head is given of all context."""
-        return context[0].mean(1)
+        return (context.seen.text if isinstance(context, Observed) else context.context).mean(1)
 
     def condition(self, step: Step, context: Any) -> Any:
         """Context's tokens, proprioception and the time."""
         t = step.t.to(self.placement.dtype).expand(len(context.domain))
         time = timestep_embedding(t, self.head.dim_time)
-        return Given(self._context(context), context.proprio, time, context.domain)
+        return Given(self._context(context.seen, context.domain), context.proprio, time, context.domain)
 
-    def _context(self, seen: Seen) -> Tensor:
+    def _context(self, seen: Seen, domain: Tensor) -> Tensor:
         """Tokens of text, views and soft prompts (B, C, W)."""
-        head, domain = self.head, seen.domain
+        head = self.head
         whose = (domain,) if head.use_hetero_proj else ()
         tokens = [head.vlm_proj(seen.text, *whose), head.aux_visual_proj(seen.views, *whose)]
         found = torch.cat(tokens, dim=1) + seen.places
@@ -316,18 +338,18 @@ class HoistedXVLA(StagedXVLA):
             time = timestep_embedding(t, n)  # (S, T)
             self._time = (time @ weight).transpose(0, 1).contiguous()  # (S, domains, W)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+    def perceive(self, batch: Batch, seen: Seen) -> Any:
         """All that x does not enter, and the weights of the robot's domain."""
-        seen = super().encode(batch, run, select)
-        encoder, decoder, domain = self.head.action_encoder, self.head.action_decoder, seen.domain
+        _, felt, domain = super().perceive(batch, seen)
+        encoder, decoder = self.head.action_encoder, self.head.action_decoder
         horizon, width = self.spec.latent_shape
         weight = encoder.fc(domain).view(-1, encoder.input_size, encoder.output_size)
-        proprio, _ = self.space.preprocess(seen.proprio, seen.proprio.new_zeros(len(domain), horizon, width))
+        proprio, _ = self.space.preprocess(felt, felt.new_zeros(len(domain), horizon, width))
         told = proprio.unsqueeze(1) @ weight[:, width : width + proprio.shape[-1]]
         bias = encoder.bias(domain).unsqueeze(1)
         return Prepared(
-            context=self._context(seen),
-            proprio=seen.proprio,
+            context=self._context(seen, domain),
+            proprio=felt,
             encoder=weight[:, :width],
             tokens=told + bias + self.head.pos_emb[:, :horizon],
             decoder=decoder.fc(domain).view(-1, decoder.input_size, decoder.output_size),
