@@ -43,7 +43,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, *VLA}),
     "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, *VLA}),
     "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
-    "xvla": (_built("xvla", num_denoising_steps=10), {DENOISER, LANGUAGE, JOINT, DEAD_WORK, STAGES}),
+    "xvla": (
+        _built("xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)),
+        {DENOISER, LANGUAGE, JOINT, DEAD_WORK, SIGHT, STAGES},
+    ),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
     "token_vla-two-cameras": (
