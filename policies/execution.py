@@ -217,6 +217,7 @@ def _denoised(
     like, dtype = policy.placement.like, policy.placement.dtype
     noise = ChunkNoise(noise, execution.sampler.n_draws, shape, like)
     x = noise(shape, like)
+    x = policy.begin(x) if continues_itself(policy) else x
     follow = None if follow is None else _widened(follow, x.shape[-1])
     memory: tuple[Tensor, ...] = ()
     cache = EMPTY

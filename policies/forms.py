@@ -1,7 +1,7 @@
 """What staged forms of policies share, whatever their network."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from vivace.policies.batch import Batch
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.qwen3_vl import StagedQwen3VL
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -56,7 +57,7 @@ class LanguageForm(_Placed):
     """What has a language stage: its layers, its weights, its blocks."""
 
     spec: PolicySpec
-    language: StagedLlama
+    language: StagedLlama | StagedQwen3VL
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
@@ -97,13 +98,22 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
     Raises:
         ObservationMismatch: they are of several sizes.
     """
-    sizes = {key: " x ".join(str(n) for n in batch[key].shape[-2:]) for key in cameras}
-    if len(set(sizes.values())) > 1:
-        raise ObservationMismatch(
-            f"the cameras' pictures are {', '.join(f'{key} {size}' for key, size in sizes.items())}; this "
-            "policy takes pictures of one size; resize them alike"
-        )
+    check_one_size({key: batch[key].shape[-2:] for key in cameras})
     return torch.stack([batch[key] for key in cameras], dim=-4)
+
+
+def check_one_size(sizes: Mapping[str, Sequence[int]], cause: Exception | None = None) -> None:
+    """Raise `ObservationMismatch` if the cameras' pictures are of several sizes.
+
+    Args:
+        sizes: camera -> height and width.
+        cause: what came of it already.
+    """
+    if len({tuple(size) for size in sizes.values()}) > 1:
+        told = ", ".join(f"{key} {' x '.join(map(str, size))}" for key, size in sizes.items())
+        raise ObservationMismatch(
+            f"the cameras' pictures are {told}; this policy takes pictures of one size; resize them alike"
+        ) from cause
 
 
 def policy_spec(

@@ -22,7 +22,7 @@ from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, read_device, read_dtype
 from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
-from vivace.policies.staged import StagedPolicy
+from vivace.policies.staged import StagedPolicy, is_prepared
 
 ADAPTERS = Registry(
     "policy type",
@@ -34,6 +34,7 @@ ADAPTERS = Registry(
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "groot": "vivace.policies.adapters.groot:StagedGroot",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""
@@ -128,4 +129,4 @@ def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: An
     adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
     staged = adapter(policy, action_kinds)
     staged.spec = as_the_robot_has_them(staged.spec, policy.config, preprocess)
-    return staged
+    return staged.prepared_by(preprocess) if preprocess is not None and is_prepared(staged) else staged

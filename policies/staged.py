@@ -69,12 +69,18 @@ class DenoisingPolicy(Protocol):
 
 
 class LanguageStage(Protocol):
-    """A language model taken apart into layers; see `policies.language.llama`."""
+    """A language model taken apart into layers; see `policies.language.llama` and `qwen3_vl`."""
 
     model: Any
     """transformers' own object."""
     layers: tuple[int, ...]
     """Indices of its layers that run, ascending."""
+    blocks: tuple[Block, ...]
+    """Theirs, in the order they run."""
+
+    @property
+    def first_drop(self) -> int:
+        """The first of the layers that run behind which patches may go."""
 
 
 @runtime_checkable
@@ -191,6 +197,17 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
     def continued(self, follow: Continuation) -> Self:
         """Return a twin whose chunks continue these."""
 
+    def begin(self, x: Tensor) -> Tensor:
+        """Return what is denoised first (B, *latent_shape), of the noise x: x itself unless it continues."""
+
+
+@runtime_checkable
+class PreparedPolicy(Protocol):
+    """A policy of which only its checkpoint's preprocessor knows how many patches its pictures become."""
+
+    def prepared_by(self, preprocess: Any) -> Self:
+        """Return a twin that asks this preprocessor, once it matters."""
+
 
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
@@ -219,6 +236,11 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def is_prepared(policy: object) -> TypeIs[PreparedPolicy]:
+    """Whether a policy is to be told its preprocessor."""
+    return isinstance(policy, PreparedPolicy)
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

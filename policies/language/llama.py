@@ -30,6 +30,9 @@ def forget(keys: Tensor, values: Tensor) -> None:
 class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
+    first_drop = 0
+    """Patches may go behind any layer."""
+
     def __init__(self, model: LlamaModel, layers: tuple[int, ...] | None = None):
         """Take a model apart.
 

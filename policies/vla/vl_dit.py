@@ -1,0 +1,70 @@
+"""Layers of GR00T's transformers, lerobot's `BasicTransformerBlock`, as branches.
+
+    h + attention(norm1(h)),  then  h + ff(norm3(h))
+
+norm1 is scaled and shifted by what a timestep says where the layer is one of the denoiser's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from lerobot.policies.groot.action_head.cross_attention_dit import AdaLayerNorm
+from torch import Tensor
+
+from vivace.policies.block import Block
+
+
+def refining(i: int, layer: Any) -> tuple[Block, Block]:
+    """Return the blocks of a layer of the self-attention over the context."""
+    return (
+        Block(f"context.{i}.attn", lambda h: layer.attn1(normed(layer, h))),
+        Block(f"context.{i}.ff", feed_forward(layer)),
+    )
+
+
+def feed_forward(layer: Any) -> Callable[[Tensor], Tensor]:
+    """Return the second branch of a layer."""
+    return lambda h: layer.ff(layer.norm3(h))
+
+
+def is_modulated(layer: Any) -> bool:
+    """Whether a layer is told the timestep."""
+    return isinstance(layer.norm1, AdaLayerNorm)
+
+
+def normed(layer: Any, h: Tensor, *modulation: Tensor) -> Tensor:
+    """Return what a layer's attention is given of h (B, T, D), scaled and shifted (B, 2D) if told so."""
+    if modulation:
+        scale, shift = modulation[0].chunk(2, dim=1)
+        h = layer.norm1.norm(h) * (1 + scale[:, None]) + shift[:, None]
+    else:
+        h = layer.norm1(h)
+    return h if layer.pos_embed is None else layer.pos_embed(h)
+
+
+def attend(attention: Any, h: Tensor, *seen: Tensor) -> Tensor:
+    """Return what tokens (B, T, D) see of themselves, or of rows (B, S, D) and of which of them (B, S)."""
+    found: Tensor = attention(h, **dict(zip(("encoder_hidden_states", "attention_mask"), seen, strict=False)))
+    return found
+
+
+def attend_to_keys(attention: Any, h: Tensor, *seen: Tensor) -> Tensor:
+    """Return what tokens (B, T, D) see of themselves, or of what `keyed` made of rows."""
+    if not seen:
+        return attend(attention, h)
+    keys, values, *masks = seen
+    masks = [mask[:, None, None] for mask in masks]
+    found = F.scaled_dot_product_attention(_heads(attention.to_q, h, attention.heads), keys, values, *masks)
+    out: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
+    return out
+
+
+def keyed(attention: Any, rows: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
+    """Return keys and values (B, heads, S, d) of rows (B, S, D), and which of them are looked at."""
+    return (*(_heads(project, rows, attention.heads) for project in (attention.to_k, attention.to_v)), *mask)
+
+
+def _heads(project: Any, h: Tensor, heads: int) -> Tensor:
+    found: Tensor = project(h).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return found
