@@ -52,6 +52,16 @@ from vivace.policies.vla.vl_dit import (
 _HEAD, _OTHER, _CONSTANTS = "language_head", "other_context", "constants"
 
 
+_STAGES = {
+    "vision": ("_groot_model.backbone.model.model.visual",),
+    "language": (
+        "_groot_model.backbone.model.model.language_model.layers",
+        "_groot_model.action_head.vl_self_attention",
+    ),
+    "action": ("_groot_model.action_head.model.transformer_blocks",),
+}
+
+
 class Context(NamedTuple):
     """What the denoiser is told of an observation."""
 
@@ -100,6 +110,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         layers = getattr(self.head.vl_self_attention, "transformer_blocks", ())
         self.context = tuple(block for i, layer in enumerate(layers) for block in refining(i, layer))
         self.blocks = self._action_blocks()
+        self.stages = _STAGES
         self.left_out: frozenset[str] = frozenset()
         self._tables: dict[Pictures, Tables] = {}
         self._preprocess: Any = None
@@ -186,12 +197,12 @@ class StagedGroot(LanguageForm, DenoisingForm):
             found[_CONSTANTS] = (
                 "use_bf16 casts float32 weights at every use; cast once, they take half as much memory more"
             )
-        return found
+        return {part: why for part, why in found.items() if part not in self.left_out}
 
     def without(self, parts: tuple[str, ...]) -> Self:
         """Return a twin that leaves these parts out."""
         twin = copy.copy(self)
-        if _CONSTANTS in parts and self._casts:
+        if _CONSTANTS in parts:
             matrices = [it.W for it in self.policy.modules() if isinstance(it, CategorySpecificLinear)]
             twin = self.with_weights(cast_once(self.policy, torch.bfloat16, matrices))
         twin.left_out = self.left_out.union(parts)
@@ -205,8 +216,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
     @property
     def _casts(self) -> bool:
         """Whether weights are cast to what is computed in, at every use."""
-        is_done = _CONSTANTS in self.left_out
-        return self.policy.config.use_bf16 and self.placement.dtype == torch.float32 and not is_done
+        return self.policy.config.use_bf16 and self.placement.dtype == torch.float32
 
     def _precision(self) -> AbstractContextManager[Any]:
         """What lerobot computes in."""
