@@ -1,12 +1,12 @@
 """lerobot's `groot` (GR00T N1.7) in stages: Qwen3-VL -> `language.i` -> `context.i` -> `action.i.{attn,ff}`.
 
 The head reads the stream behind the last language layer, refines it (`context.i`), and lets action tokens
-look at it in turn: every other layer of the denoiser attends to itself, the others to the text or to the
-patches. Actions flow from noise at t = 0 to t = 1, t in whole buckets.
+look at it: every other layer of the denoiser attends to itself, the others in turn to the text and
+to the patches. Actions flow from noise at t = 0 to t = 1, t in whole buckets.
 
 `StagedGroot` runs lerobot's own modules and is bit-equal to its chunk of the same noise, under its autocast
-too. Where weights themselves are bfloat16 lerobot adds the steps up in it, and we in float32. `without` leaves
-out work that nobody reads: the language head, what a layer of the denoiser never looks at, and casts of the
+too. Where weights themselves are bfloat16 lerobot adds the steps up in it, and we in float32. `without`
+leaves out what nobody reads: the language head, what a layer of the denoiser never looks at, casts of the
 same weights at every use. `HoistedGroot` computes keys and values of the context once a chunk, and what
 depends on the timestep alone once. Chunks continue others in lerobot's own way for groot (`overlap`).
 """
@@ -19,8 +19,6 @@ from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
-from lerobot.policies.groot.action_head.cross_attention_dit import AlternateVLDiT
 from lerobot.policies.groot.groot_n1_7 import CategorySpecificLinear
 from lerobot.policies.groot.modeling_groot import GrootPolicy
 from torch import Tensor
@@ -31,7 +29,7 @@ from vivace.policies.dtype import cast, cast_once
 from vivace.policies.errors import BadSetting, ObservationMismatch, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm, LanguageForm
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, take_rows
-from vivace.policies.language.qwen3_vl import StagedQwen3VL, causal, order_of, positions
+from vivace.policies.language.qwen3_vl import StagedQwen3VL, causal, mean_text, order_of, positions
 from vivace.policies.sampling.overlap import Overlap, overlap
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -45,6 +43,8 @@ from vivace.policies.vla.vl_dit import (
     feed_forward,
     is_modulated,
     keyed,
+    looks,
+    modulations,
     normed,
     refining,
 )
@@ -111,6 +111,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         self.context = tuple(block for i, layer in enumerate(layers) for block in refining(i, layer))
         self.blocks = self._action_blocks()
         self.stages = _STAGES
+        self._looks = looks(self.net)
         self.left_out: frozenset[str] = frozenset()
         self._tables: dict[Pictures, Tables] = {}
         self._preprocess: Any = None
@@ -211,7 +212,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
     @property
     def _alternates(self) -> bool:
         """Whether layers look at text and patches in turn, not at all that there is."""
-        return isinstance(self.net, AlternateVLDiT)
+        return "text" in self._looks
 
     @property
     def _casts(self) -> bool:
@@ -240,7 +241,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
             for block in self.context:
                 h = through(run, block, h)
             state = self.head.state_encoder(state.view(len(state), 1, -1), embodiment)
-            return Context(state, embodiment, self._seen(h, prefix), _mean_text(h, prefix))
+            return Context(state, embodiment, self._seen(h, prefix), mean_text(h, prefix))
 
     def _read(self, batch: Batch, run: Runner, select: PatchSelector) -> tuple[Tensor, PrefixRows]:
         """The stream behind the last language layer (B, S, D), and what its rows are."""
@@ -283,18 +284,6 @@ class StagedGroot(LanguageForm, DenoisingForm):
             found = {"patches": (h, is_patch & is_token), "text": (h, ~is_patch & is_token)}
         return tuple(found.get(name, ()) for name in self._looks)
 
-    @cached_property
-    def _looks(self) -> tuple[str, ...]:
-        """What each layer of the denoiser looks at, in words."""
-        return tuple(self._look(i) for i in range(len(self.net.transformer_blocks)))
-
-    def _look(self, i: int) -> str:
-        if i % 2 and self.net.config.interleave_self_attention:
-            return "itself"
-        if not self._alternates:
-            return "all"
-        return "patches" if i % (2 * self.net.attend_text_every_n_blocks) else "text"
-
     def said(self, context: Context) -> Tensor:
         """Return the mean of the text's rows behind the last layer (B, D)."""
         return context.said
@@ -303,14 +292,8 @@ class StagedGroot(LanguageForm, DenoisingForm):
         """What a step's timestep says to every layer, and what they look at."""
         with self._precision():
             t = step.t.expand(len(context.state))
-            *scales, last = self._modulations(t)
+            *scales, last = modulations(self.net, t)
             return self._conditioned(t, scales, last, context)
-
-    def _modulations(self, t: Tensor) -> list[Tensor]:
-        """Scales and shifts (B, 2D) of the layers that have them, and of the end."""
-        embedded = F.silu(self.net.timestep_encoder(t))
-        linears = [layer.norm1.linear for layer in self.net.transformer_blocks if is_modulated(layer)]
-        return [linear(embedded) for linear in (*linears, self.net.proj_out_1)]
 
     def _conditioned(self, t: Tensor, scales: Any, last: Tensor, context: Context) -> Condition:
         following = iter(scales)
@@ -379,7 +362,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         return twin
 
     def begin(self, x: Tensor) -> Tensor:
-        """Return the noise with what is to be continued written into it."""
+        """Return the noise, with what is to be continued written into it."""
         return x if self._overlap is None else self._overlap.begin(x)
 
     def _hoisted(self, sampler: Sampler) -> "HoistedGroot":
@@ -395,7 +378,7 @@ class HoistedGroot(StagedGroot):
         self.sampler, self.blocks = sampler, self._action_blocks()
         with torch.no_grad(), self._precision():
             t = torch.stack([step.t for step in sampler.steps])
-            found = StagedGroot._modulations(self, t)
+            found = modulations(self.net, t)
             self._widths = [len(table[0]) for table in found]
             self._times = torch.cat(found, dim=1)  # (S, all)
 
@@ -409,16 +392,10 @@ class HoistedGroot(StagedGroot):
                 keyed(layer.attn1, *rows) if rows else ()
                 for layer, rows in zip(self.net.transformer_blocks, context.seen, strict=True)
             )
-        return context._replace(seen=seen)
+        return Context(context.state, context.embodiment, seen, context.said)
 
     def condition(self, step: Step, context: Context) -> Condition:
         """What a step's timestep says to every layer, looked up."""
         rows = len(context.state)
         told = step.of(self._times, self.sampler).expand(rows, -1).split(self._widths, dim=-1)
         return self._conditioned(step.t.expand(rows), told[:-1], told[-1], context)
-
-
-def _mean_text(h: Tensor, prefix: PrefixRows) -> Tensor:
-    is_text = prefix.is_text[..., None]
-    text = take_rows(h, prefix.order[:, -prefix.is_text.shape[1] :])  # type: ignore[index]
-    return (text * is_text).sum(1) / is_text.sum(1)

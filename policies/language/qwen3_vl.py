@@ -211,6 +211,12 @@ def positions(is_patch: Tensor, is_token: Tensor, ended: Tensor, place: Tensor) 
     return torch.where(is_token, base + off, 0)
 
 
+def mean_text(h: Tensor, prefix: PrefixRows) -> Tensor:
+    """Mean (B, D) of the text's rows of a stream (B, S, D), padding left out."""
+    order, is_text = cast(Tensor, prefix.order), prefix.is_text[..., None]
+    return (take_rows(h, order[:, -prefix.is_text.shape[1] :]) * is_text).sum(1) / is_text.sum(1)
+
+
 def causal(is_token: Tensor) -> Tensor:
     """Every row sees those before it that are not padding: of which are not (B, S), (B, 1, S, S)."""
     at = torch.arange(is_token.shape[1], device=is_token.device)

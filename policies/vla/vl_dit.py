@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from lerobot.policies.groot.action_head.cross_attention_dit import AdaLayerNorm
+from lerobot.policies.groot.action_head.cross_attention_dit import AdaLayerNorm, AlternateVLDiT
 from torch import Tensor
 
 from vivace.policies.block import Block
@@ -31,6 +31,27 @@ def feed_forward(layer: Any) -> Callable[[Tensor], Tensor]:
 def is_modulated(layer: Any) -> bool:
     """Whether a layer is told the timestep."""
     return isinstance(layer.norm1, AdaLayerNorm)
+
+
+def modulations(net: Any, t: Tensor) -> list[Tensor]:
+    """Return scales and shifts (B, 2D) of the layers that are told the timestep t (B,), and of the end."""
+    embedded = F.silu(net.timestep_encoder(t))
+    linears = [layer.norm1.linear for layer in net.transformer_blocks if is_modulated(layer)]
+    return [linear(embedded) for linear in (*linears, net.proj_out_1)]
+
+
+def looks(net: Any) -> tuple[str, ...]:
+    """Return what each layer of the denoiser looks at: itself, text, patches or all."""
+    alternates = isinstance(net, AlternateVLDiT)
+
+    def look(i: int) -> str:
+        if i % 2 and net.config.interleave_self_attention:
+            return "itself"
+        if not alternates:
+            return "all"
+        return "patches" if i % (2 * net.attend_text_every_n_blocks) else "text"
+
+    return tuple(look(i) for i in range(len(net.transformer_blocks)))
 
 
 def normed(layer: Any, h: Tensor, *modulation: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from lerobot_policies import build
 
 from vivace.accel.technique import Need
