@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from lerobot.policies.groot.groot_n1_7 import CategorySpecificLinear
@@ -38,6 +38,9 @@ from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.staged import Batch
 from vivace.policies.vla.qwen3_vision import Pictures, Tables, look
 from vivace.policies.vla.vl_dit import (
+    Condition,
+    Context,
+    Seen,
     attend,
     attend_to_keys,
     feed_forward,
@@ -60,31 +63,6 @@ _STAGES = {
     ),
     "action": ("_groot_model.action_head.model.transformer_blocks",),
 }
-
-
-class Context(NamedTuple):
-    """What the denoiser is told of an observation."""
-
-    state: Tensor
-    """Its first token (B, 1, D)."""
-    embodiment: Tensor
-    """Which robot's weights are used (B,)."""
-    seen: tuple[tuple[Tensor, ...], ...]
-    """What each of its layers looks at: nothing but itself, or rows (B, S, D) and which of them (B, S)."""
-    said: Tensor
-    """Mean of the text's rows (B, D)."""
-
-
-class Condition(NamedTuple):
-    """What the denoiser is told at a step."""
-
-    t: Tensor
-    """Bucket (B,)."""
-    layers: tuple[tuple[Tensor, ...], ...]
-    """Of each layer: scale and shift (B, 2D) if it has them, and what it looks at."""
-    last: Tensor
-    """Shift and scale (B, 2D) before the last projection."""
-    context: Context
 
 
 class StagedGroot(LanguageForm, DenoisingForm):
@@ -112,7 +90,6 @@ class StagedGroot(LanguageForm, DenoisingForm):
         self.blocks = self._action_blocks()
         self.stages = _STAGES
         self._looks = looks(self.net)
-        self.left_out: frozenset[str] = frozenset()
         self._tables: dict[Pictures, Tables] = {}
         self._preprocess: Any = None
         self._overlap: Overlap | None = None
@@ -227,6 +204,22 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
         """Read pictures, instruction and state."""
+        return self.perceive(batch, self.see(batch, run, select))
+
+    sees = True
+    """It has cameras."""
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+        """Read pictures and instruction."""
+        with self._precision():
+            h, prefix = self._read(cast(batch, self.placement.dtype), run, select)
+            h = self.head.vlln(h)
+            for block in self.context:
+                h = through(run, block, h)
+            return Seen(self._seen(h, prefix), mean_text(h, prefix))
+
+    def perceive(self, batch: Batch, seen: Seen) -> Context:
+        """Read the state, of the robot that there is."""
         batch = cast(batch, self.placement.dtype)
         state, embodiment = batch["state"], batch["embodiment_id"]
         if state.shape[1] != self.head.config.state_history_length:
@@ -236,12 +229,8 @@ class StagedGroot(LanguageForm, DenoisingForm):
                 "make_pre_post_processors"
             )
         with self._precision():
-            h, prefix = self._read(batch, run, select)
-            h = self.head.vlln(h)
-            for block in self.context:
-                h = through(run, block, h)
             state = self.head.state_encoder(state.view(len(state), 1, -1), embodiment)
-            return Context(state, embodiment, self._seen(h, prefix), mean_text(h, prefix))
+            return Context(state, embodiment, seen)
 
     def _read(self, batch: Batch, run: Runner, select: PatchSelector) -> tuple[Tensor, PrefixRows]:
         """The stream behind the last language layer (B, S, D), and what its rows are."""
@@ -286,7 +275,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
     def said(self, context: Context) -> Tensor:
         """Return the mean of the text's rows behind the last layer (B, D)."""
-        return context.said
+        return context.seen.said
 
     def condition(self, step: Step, context: Context) -> Condition:
         """What a step's timestep says to every layer, and what they look at."""
@@ -299,7 +288,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         following = iter(scales)
         layers = tuple(
             ((next(following),) if is_modulated(layer) else ()) + seen
-            for layer, seen in zip(self.net.transformer_blocks, context.seen, strict=True)
+            for layer, seen in zip(self.net.transformer_blocks, context.seen.layers, strict=True)
         )
         return Condition(t, layers, last, context)
 
@@ -320,6 +309,10 @@ class StagedGroot(LanguageForm, DenoisingForm):
             h = self.net.norm_out(h) * (1 + scale[:, None]) + shift[:, None]
             out = head.action_decoder(self.net.proj_out_2(h), embodiment)[:, -x.shape[1] :]
         return out if self._overlap is None else out * self._overlap.strength
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """As many of a chunk's actions as lerobot's own method gives."""
+        return actions[:, : self.policy._resolve_prediction_horizon(actions)]
 
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Cut the last x to the actions of a chunk (B, H, A)."""
@@ -384,15 +377,15 @@ class HoistedGroot(StagedGroot):
 
     _attend = staticmethod(attend_to_keys)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
-        """Read pictures, instruction and state; what layers look at becomes keys and values."""
-        context = super().encode(batch, run, select)
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+        """Read pictures and instruction; what layers look at becomes keys and values."""
+        seen = super().see(batch, run, select)
         with self._precision():
-            seen = tuple(
+            layers = tuple(
                 keyed(layer.attn1, *rows) if rows else ()
-                for layer, rows in zip(self.net.transformer_blocks, context.seen, strict=True)
+                for layer, rows in zip(self.net.transformer_blocks, seen.layers, strict=True)
             )
-        return Context(context.state, context.embodiment, seen, context.said)
+        return Seen(layers, seen.said)
 
     def condition(self, step: Step, context: Context) -> Condition:
         """What a step's timestep says to every layer, looked up."""

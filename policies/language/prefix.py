@@ -63,6 +63,12 @@ class PrefixRows:
         text = self.order[:, length - self.is_text.shape[1] :]
         return torch.ones_like(self.order, dtype=torch.bool).scatter(1, text, self.is_text)
 
+    def query(self, length: int) -> Tensor:
+        """Row (B, 1) of the last text token, of a stream of `length` rows."""
+        n = self.is_text.shape[1]
+        places = torch.arange(n, device=self.is_text.device)
+        return length - n + (places * self.is_text).amax(1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class LayerView:

@@ -29,6 +29,8 @@ from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows
 class StagedQwen3VL:
     """The layers of a `Qwen3VLTextModel` as blocks."""
 
+    has_gated_mlps = True
+
     def __init__(self, model: Qwen3VLTextModel, n_joined: int):
         """Take a model apart.
 

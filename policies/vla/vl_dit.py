@@ -6,13 +6,44 @@ norm1 is scaled and shifted by what a timestep says where the layer is one of th
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from lerobot.policies.groot.action_head.cross_attention_dit import AdaLayerNorm, AlternateVLDiT
 from torch import Tensor
 
 from vivace.policies.block import Block
+
+
+class Seen(NamedTuple):
+    """What is made of pictures and instruction."""
+
+    layers: tuple[tuple[Tensor, ...], ...]
+    """What each layer of the denoiser looks at: nothing but itself, or rows (B, S, D) and which (B, S)."""
+    said: Tensor
+    """Mean of the text's rows (B, D)."""
+
+
+class Context(NamedTuple):
+    """What the denoiser is told of an observation."""
+
+    state: Tensor
+    """Its first token (B, 1, D)."""
+    embodiment: Tensor
+    """Which robot's weights are used (B,)."""
+    seen: Seen
+
+
+class Condition(NamedTuple):
+    """What the denoiser is told at a step."""
+
+    t: Tensor
+    """Bucket (B,)."""
+    layers: tuple[tuple[Tensor, ...], ...]
+    """Of each layer: scale and shift (B, 2D) if it has them, and what it looks at."""
+    last: Tensor
+    """Shift and scale (B, 2D) before the last projection."""
+    context: Context
 
 
 def refining(i: int, layer: Any) -> tuple[Block, Block]:

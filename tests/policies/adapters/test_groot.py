@@ -241,12 +241,12 @@ def test_layers_and_patches_go_and_the_head_looks_at_the_rest(policy):
     mark = fingerprint(policy, staged.spec.block_ids)
     plan = AccelerationPlan(mark, (LayerSkip(kept=(0, 2)), PatchSelect(k_final=6, layer=0), Hoist()))
     execution = accelerate(staged, plan)
-    seen = execution.policy.encode(batch, select=execution.select).seen
+    seen = execution.policy.encode(batch, select=execution.select).seen.layers
     length = batch["input_ids"].shape[1] - 32 + 6
     assert [keys[0].shape[2] for keys in seen if keys] == [length, length]
     everything = torch.arange(32).expand(3, -1)
     same = staged.encode(batch, select=lambda view: everything if view.index == 1 else None)
-    torch.testing.assert_close(same.said, staged.encode(batch).said, rtol=0, atol=1e-5)
+    torch.testing.assert_close(staged.said(same), staged.said(staged.encode(batch)), rtol=0, atol=1e-5)
     with pytest.raises(PlanMismatch, match=r"keeps 33 patches, the policy has 16 \+ 16"):
         PatchSelect(k_final=33).check(as_trained(staged))
 
@@ -402,26 +402,25 @@ def test_work_at_true_size(monkeypatch):
     build_model = lambda self: GR00TN17(config, load_backbone_weights=False)  # noqa: E731
     monkeypatch.setattr(GrootPolicy, "_create_groot_model", build_model)
     with torch.device("meta"):
-        policy = build_true_size()
-        staged = StagedGroot(policy)
-        sizes = Pictures(((1, 16, 16),) * 2, 1, 2, is_padded=False)
-        monkeypatch.setattr(Pictures, "read", lambda *given: sizes)
-        length = 160
-        batch = {
-            "input_ids": torch.zeros(1, length, dtype=torch.long),
-            "attention_mask": torch.ones(1, length, dtype=torch.long),
-            "pixel_values": torch.zeros(512, 1536),
-            "image_grid_thw": torch.zeros(2, 3, dtype=torch.long),
-            "state": torch.zeros(1, 1, 132),
-            "embodiment_id": torch.zeros(1, dtype=torch.int32),
-        }
-        forms = {
-            "plain": staged,
-            "head": staged.without((HEAD,)),
-            "hoisted": staged.hoist(staged.sampler),
-            "all": staged.without((HEAD, OTHER)).hoist(staged.sampler),
-        }
-        found = {name: count_flops(Denoising(form, staged.sampler), batch) for name, form in forms.items()}
+        staged = StagedGroot(build_true_size())
+    sizes = Pictures(((1, 16, 16),) * 2, 1, 2, is_padded=False)
+    monkeypatch.setattr(Pictures, "read", lambda *given: sizes)
+    length = 160
+    batch = {
+        "input_ids": torch.zeros(1, length, dtype=torch.long, device="meta"),
+        "attention_mask": torch.ones(1, length, dtype=torch.long, device="meta"),
+        "pixel_values": torch.zeros(512, 1536, device="meta"),
+        "image_grid_thw": torch.zeros(2, 3, dtype=torch.long, device="meta"),
+        "state": torch.zeros(1, 1, 132, device="meta"),
+        "embodiment_id": torch.zeros(1, dtype=torch.int32, device="meta"),
+    }
+    forms = {
+        "plain": staged,
+        "head": staged.without((HEAD,)),
+        "hoisted": staged.hoist(staged.sampler),
+        "all": staged.without((HEAD, OTHER)).hoist(staged.sampler),
+    }
+    found = {name: count_flops(Denoising(form, staged.sampler), batch) for name, form in forms.items()}
     head = found["plain"].encode - found["head"].encode
     assert round(head / (found["plain"].language + head), 2) == 0.28
     assert round(1 - found["hoisted"].denoise / found["plain"].denoise, 2) == 0.24
