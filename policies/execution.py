@@ -289,6 +289,7 @@ def _denoised(
     x, first = noise(shape, like), 0
     if carry:
         x, first = execution.begin(execution, x, carry), execution.first
+    x = policy.begin(x) if continues_itself(policy) else x
     follow = None if follow is None else _widened(follow, x.shape[-1])
     memory: Memory = ()
     cache = EMPTY
