@@ -20,6 +20,7 @@ from vivace.policies.staged import (
     DeadWorkPolicy,
     LanguagePolicy,
     TokenPolicy,
+    denoises,
     has_dead_work,
     has_guidance,
     has_language,
@@ -126,7 +127,7 @@ class Need(Enum):
 
 
 _HAS: dict[Need, Callable[[Any], bool]] = {
-    Need.DENOISER: lambda policy: bool(policy.blocks),
+    Need.DENOISER: lambda policy: bool(policy.blocks) and denoises(policy),
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,

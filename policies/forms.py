@@ -40,7 +40,7 @@ class DenoisingForm(_Placed):
         Raises:
             UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
         """
-        _check_own_blocks(self, self.spec, "hoist")
+        check_own_blocks(self, self.spec, "hoist")
         return self._hoisted(sampler)
 
     def _hoisted(self, sampler: Sampler) -> Any:
@@ -75,14 +75,14 @@ class LanguageForm(_Placed):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
+        check_own_blocks(self, self.spec, "exchange its weights")
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec = self.spec
         return twin
 
 
-def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
     if form.is_replaced:
         raise UnsupportedPolicy(
@@ -117,7 +117,7 @@ def policy_spec(
     return PolicySpec(
         type=config.type,
         action_dim=action_dim,
-        horizon=config.horizon,
+        horizon=len(config.action_delta_indices),
         n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},

@@ -215,6 +215,11 @@ StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
 
 
+def denoises(policy: DenoisingPolicy) -> bool:
+    """Whether a policy denoises in steps that are known; else a chunk is one pass, or the policy's own work."""
+    return any(step.table is not None for step in policy.sampler.steps)
+
+
 def writes_tokens(policy: object) -> TypeIs[TokenPolicy]:
     """Whether a policy writes its actions as tokens; else it denoises."""
     return isinstance(policy, TokenPolicy)

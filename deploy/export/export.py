@@ -139,7 +139,7 @@ def check_exportable(
         match run:
             case Decoding():
                 check_tokens(run)
-            case Denoising(is_opaque=True):
+            case Denoising(is_one_pass=True):
                 check_whole(run, batch)
             case Denoising():
                 check_steps(run)
@@ -268,13 +268,13 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_opaque}
+    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_one_pass}
     made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
     for name, run in runs.items():
         match run:
             case Decoding():
                 made[name] = export_tokens(writer, run, one)
-            case Denoising(is_opaque=True):
+            case Denoising(is_one_pass=True):
                 made[name] = export_whole(writer, run, one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
