@@ -19,11 +19,13 @@ from vivace.policies.plain_data import build
 from vivace.policies.staged import (
     DeadWorkPolicy,
     LanguagePolicy,
+    PolicyOfStages,
     TokenPolicy,
     denoises,
     has_dead_work,
     has_guidance,
     has_language,
+    has_stages,
     writes_tokens,
 )
 
@@ -105,6 +107,7 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    STAGES = "runs stages in fewer bits", "names none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
 
     def is_met(self, policy: Any) -> bool:
@@ -131,6 +134,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.STAGES: has_stages,
     Need.DEAD_WORK: has_dead_work,
 }
 
@@ -158,6 +162,8 @@ class Technique:
     """What a policy must have."""
     is_static: ClassVar[bool]
     """No decision depends on tensor values, so it can be captured as a graph."""
+    saves_flops: ClassVar[bool] = True
+    """Whether there is less to compute; else the same is computed faster."""
     is_default: ClassVar[bool] = False
     """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions
@@ -241,6 +247,12 @@ def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
     Need.LANGUAGE.require(execution.policy, kind)
     return cast(LanguagePolicy, execution.policy)
+
+
+def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
+    """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
+    Need.STAGES.require(execution.policy, kind)
+    return cast(PolicyOfStages, execution.policy)
 
 
 def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:

@@ -193,6 +193,22 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class PolicyOfStages(Protocol):
+    """A policy, of either form, that says where in lerobot's object its stages are."""
+
+    policy: Any
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """vision, language, action -> paths of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
@@ -216,7 +232,7 @@ StagedPolicy = DenoisingPolicy | TokenPolicy
 
 
 def denoises(policy: DenoisingPolicy) -> bool:
-    """Whether a policy denoises in steps that are known; else a chunk is one pass, or the policy's own work."""
+    """Whether a policy denoises in steps that are known; else its chunk is one pass, or its own work."""
     return any(step.table is not None for step in policy.sampler.steps)
 
 
@@ -243,6 +259,11 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_stages(policy: object) -> TypeIs[PolicyOfStages]:
+    """Whether a policy says where its stages are."""
+    return isinstance(policy, PolicyOfStages) and bool(policy.stages)
 
 
 def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:

@@ -35,6 +35,11 @@ class StagedPI0Fast(LanguageForm):
         self.language = StagedLlama(self._core.model.language_model)
         vision = self._core.config.vision_config
         self.n_patches = ((vision.image_size // vision.patch_size) ** 2,) * len(config.image_features)
+        core = "model.paligemma_with_expert.paligemma.model"
+        self.stages = {
+            "vision": (f"{core}.vision_tower.vision_model.encoder", f"{core}.multi_modal_projector"),
+            "language": (f"{core}.language_model.layers",),
+        }
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")
