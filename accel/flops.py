@@ -20,7 +20,7 @@ from vivace.policies.execution import Decoding, Denoising, Execution
 from vivace.policies.language.prefix import LayerView, PatchSelector
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Batch, Context, StagedPolicy
+from vivace.policies.staged import Batch, Context, StagedPolicy, has_language
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
         selecting = _CountingSelector(execution.select)
         with FlopCounterMode(display=False) as counter:
             context = counts.policy.encode(batch, compute, selecting)
-        read = sum(counts.take().values()) + selecting.flops
+        language = (
+            {block.id for block in counts.policy.language.blocks} if has_language(counts.policy) else set()
+        )
+        read = sum(flops for name, flops in counts.take().items() if name in language) + selecting.flops
         match execution:
             case Decoding():
                 with FlopCounterMode(display=False) as passes:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivace.accel.variant import GREY, Choices, Variant
 from vivace.policies import execution as executions
@@ -108,6 +108,7 @@ class Need(Enum):
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
     STAGES = "runs stages in fewer bits", "names none"
+    CONVOLUTIONS = "rewrites convolutions over time", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
 
     def is_met(self, policy: Any) -> bool:
@@ -129,12 +130,26 @@ class Need(Enum):
         return UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
 
 
+def time_convolutions(policy: Any) -> dict[str, nn.Conv1d]:
+    """Path in lerobot's object -> convolution over time that is called in a stage and could be a product."""
+    if not has_stages(policy):
+        return {}
+    found = {}
+    for path in (path for paths in policy.stages.values() for path in paths):
+        for below, layer in policy.policy.get_submodule(path).named_modules():
+            is_plain = type(layer) is nn.Conv1d and (layer.groups, layer.dilation) == (1, (1,))
+            if is_plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+                found[f"{path}.{below}".rstrip(".")] = layer
+    return found
+
+
 _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.DENOISER: lambda policy: bool(policy.blocks) and denoises(policy),
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
     Need.STAGES: has_stages,
+    Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
     Need.DEAD_WORK: has_dead_work,
 }
 
@@ -164,6 +179,8 @@ class Technique:
     """No decision depends on tensor values, so it can be captured as a graph."""
     saves_flops: ClassVar[bool] = True
     """Whether there is less to compute; else the same is computed faster."""
+    is_for_torch: ClassVar[bool] = False
+    """It says how torch computes the very same: a bundle is made without it."""
     is_default: ClassVar[bool] = False
     """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions

@@ -213,7 +213,7 @@ class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
     Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
-    other_context, constants.
+    other_context, constants, attention_weights.
     """
 
     policy: Any

@@ -92,7 +92,8 @@ def export(
     check_precision(precision)
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
-    named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
+    given = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else plans
+    named = {name: _carried(plan) for name, plan in given.items()}
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
@@ -132,6 +133,7 @@ def check_exportable(
     """
     _check_dtype(loaded)
     check_names(plans)
+    plans = {name: _carried(plan) for name, plan in plans.items()}
     for plan in plans.values():
         _check_techniques(plan)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
@@ -321,6 +323,11 @@ def _with_golden(
 
 def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
+
+
+def _carried(plan: AccelerationPlan) -> AccelerationPlan:
+    """What a bundle can have of a plan: not how torch is to compute the same."""
+    return replace(plan, techniques=tuple(one for one in plan.techniques if not one.is_for_torch))
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

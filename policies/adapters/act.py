@@ -18,7 +18,7 @@ Left out on request, equal to 1e-5:
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import batched, pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -37,7 +37,6 @@ from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind
-from vivace.policies.twin import with_modules
 
 CONSTANTS, ATTENTION_WEIGHTS = "constants", "attention_weights"
 Branch = Callable[..., Tensor]
@@ -75,6 +74,9 @@ class StagedACT(DenoisingForm):
         self.sampler = Sampler("one pass", (Step(0, torch.tensor(0), _take),)).on(self.placement.device)
         self._take_apart(getattr(self.network, "backbone", None))
         self.spec = policy_spec(policy.config, self.blocks, action_kinds)
+        self.stages = {"action": ("model.encoder", "model.decoder", "model.action_head")}
+        if policy.config.image_features:
+            self.stages["vision"] = ("model.backbone", "model.encoder_img_feat_input_proj")
 
     def _take_apart(self, backbone: nn.Module | None) -> None:
         """Make the blocks of cameras, encoder and decoder."""
@@ -147,8 +149,9 @@ class StagedACT(DenoisingForm):
                 f"pictures give {len(tokens)} tokens, those of config.json's sizes {len(positions)}, for "
                 "which positions were computed; give pictures of the policy's own size"
             )
-        for block in self.encoder:
-            tokens = through(run, block, tokens, positions)
+        for attend, think in batched(self.encoder, 2):
+            tokens = through(run, attend, tokens, positions)
+            tokens = through(run, think, tokens)
         return Context(self.network.encoder.norm(tokens), positions)
 
     def _vectors(self, batch: Batch) -> list[Tensor]:
@@ -182,12 +185,12 @@ class StagedACT(DenoisingForm):
     def denoise(self, x: Tensor, condition: tuple[Tensor, Tensor], run: Runner = compute) -> Tensor:
         """Predict actions (B, H, A); of x nothing is read."""
         memory, keys = condition
-        config, blocks = self.policy.config, iter(self.blocks)
+        config = self.policy.config
         h = memory.new_zeros(config.chunk_size, memory.shape[1], config.dim_model)
-        for _ in self.network.decoder.layers:
-            h = through(run, next(blocks), h)
-            h = through(run, next(blocks), h, memory, keys)
-            h = through(run, next(blocks), h)
+        for attend, look, think in batched(self.blocks, 3):
+            h = through(run, attend, h)
+            h = through(run, look, h, memory, keys)
+            h = through(run, think, h)
         return self.network.action_head(self.network.decoder.norm(h).transpose(0, 1))
 
     def chunk(self, context: Context) -> Tensor:
@@ -264,18 +267,12 @@ def _rows(h: Tensor) -> Tensor:
 
 def _without_norms(backbone: nn.Module) -> nn.Module:
     """Return a twin of a ResNet whose frozen normalisations are part of the convolutions before them."""
-    others: dict[str, nn.Module] = {}
-    leaves = [(name, module) for name, module in backbone.named_modules() if not module._modules]
-    for (name, conv), (after, norm) in pairwise([one for one in leaves if one[1].state_dict()]):
-        if isinstance(norm, FrozenBatchNorm2d):
-            others |= {name: _fused(conv, norm), after: nn.Identity()}
-    return with_modules(backbone, others)
-
-
-def _fused(conv: nn.Module, norm: FrozenBatchNorm2d) -> nn.Module:
-    """A convolution and the normalisation behind it, in one."""
-    twin: Any = copy.copy(conv)
-    statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    weight, bias = fuse_conv_bn_weights(twin.weight, twin.bias, *statistics)
-    twin._parameters = {"weight": weight, "bias": bias}
+    twin = copy.deepcopy(backbone)
+    leaves = [(name, module) for name, module in twin.named_modules() if module.state_dict()]
+    for (_, conv), (name, norm) in pairwise([one for one in leaves if not one[1]._modules]):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+            owner, _, leaf = name.rpartition(".")
+            setattr(twin.get_submodule(owner), leaf, nn.Identity())
     return twin

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot_policies import build
 
 from vivace.accel.technique import Need
 from vivace.policies.tiny.policies import (
@@ -22,8 +23,8 @@ STAGES = Need.STAGES
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
     "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, STAGES}),
-    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, STAGES}),
+    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES, Need.CONVOLUTIONS}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, STAGES, Need.CONVOLUTIONS}),
     "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, STAGES}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
@@ -36,6 +37,11 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS, STAGES}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES}),
+    "act": (lambda clip: build("act", clip), {STAGES, Need.DEAD_WORK}),
+    "act-pre-norm": (
+        lambda clip: build("act", clip, pre_norm=True, n_decoder_layers=2, use_vae=True),
+        {STAGES, Need.DEAD_WORK},
+    ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
         {LANGUAGE, TOKENS, STAGES},
