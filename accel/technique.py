@@ -25,7 +25,9 @@ from vivace.policies.staged import (
     has_dead_work,
     has_guidance,
     has_language,
+    has_sight,
     has_stages,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -41,11 +43,12 @@ class Seam(IntEnum):
     EXACT = 5
     BLOCKS = 6
     DECODE = 7
+    CARRY = 8
 
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
 
     @property
     def fits(self) -> tuple[type, ...]:
@@ -109,7 +112,10 @@ class Need(Enum):
     TOKENS = "decodes action tokens", "writes none"
     STAGES = "runs stages in fewer bits", "names none"
     CONVOLUTIONS = "rewrites convolutions over time", "has none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
+    SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -150,7 +156,10 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.TOKENS: writes_tokens,
     Need.STAGES: has_stages,
     Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
+    Need.SIGHT: has_sight,
 }
 
 

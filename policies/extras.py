@@ -2,6 +2,8 @@
 
 import sys
 
+from vivace.policies.errors import in_one_line
+
 EXTRAS = {
     **dict.fromkeys(("numpy", "onnxruntime", "typing_extensions"), ""),
     **dict.fromkeys(("draccus", "rich", "yaml"), "run"),
@@ -24,7 +26,7 @@ def how_to_install(error: ImportError) -> str:
     """Say in a line what an import that failed needs; empty if it is our own mistake."""
     package = (error.name or "").partition(".")[0]
     if not package:
-        text = " ".join(str(error).split())  # lerobot's own say what to install
+        text = in_one_line(error)  # lerobot's own say what to install
         return text if "install" in text else ""
     if package == "vivace":
         return ""

@@ -7,7 +7,8 @@ from vivace.eval.terminal import FoldingTable
 
 _TITLE = (
     "chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error and "
-    "passes: mean (10th to 90th percentile) over observations that no plan was fitted to"
+    "passes: mean (10th to 90th percentile) over observations that no plan was fitted to; steady state: of a "
+    "chunk that follows another"
 )
 
 
@@ -42,6 +43,8 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
 def spread_text(row: Mapping[str, Any], name: str, digits: int) -> str:
     """Mean of a row's quantity and, where it is known, from the 10th to the 90th percentile."""
     if row.get(name) is None:
+        if row.get("follows"):
+            return "none: chunks follow others"
         return "own noise" if row["name"] == "lerobot" else "as eager"
     if f"{name}_spread" not in row:
         return f"{row[name]:.{digits}f}"

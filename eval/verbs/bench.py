@@ -304,6 +304,8 @@ def pareto_row(
         data: observations to compare actions on.
     """
     found: dict[str, Any] = {"action_error": None, "gflop": None}
+    if execution.carries:
+        found["follows"] = True
     if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
         found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
     ratio = ratio_of_medians(times["plain"], times[variant.name])
@@ -338,6 +340,8 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
     match execution:
         case Denoising(policy=OpaquePolicy() as alone) if not alone.takes_noise and alone.draws(data.one):
             return {"action_error": None}  # drawn inside, so another chunk
+        case Denoising(carries=True):  # its chunks come from others, and not from the same noise
+            return {}
         case Denoising():
             return spread_of("action_error", action_errors(execution, reference, data))
     found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
