@@ -308,7 +308,7 @@ class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
     Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
-    other_context, constants.
+    other_context, constants, attention_weights.
     """
 
     policy: Any
@@ -324,6 +324,11 @@ class DeadWorkPolicy(Protocol):
 
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
+
+
+def denoises(policy: DenoisingPolicy) -> bool:
+    """Whether a policy denoises in steps that are known; else its chunk is one pass, or its own work."""
+    return any(step.table is not None for step in policy.sampler.steps)
 
 
 def writes_tokens(policy: object) -> TypeIs[TokenPolicy]:

@@ -74,7 +74,7 @@ SHORTLY = {
 OWN_LOOP = {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC}
 DENOISES = {"calibrate": NO_PARTS, "export": DRAWS}
 REFUSED = {
-    "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
+    "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
     **dict.fromkeys(("pi0", "pi05"), DENOISES),
     "groot": DENOISES | {"rtc": OWN_WAY},
