@@ -210,6 +210,7 @@ class DropIn(Protocol):
         """What that method returns (B, n, A) of chunks (B, H, A)."""
 
 
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
