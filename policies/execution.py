@@ -306,7 +306,7 @@ def _denoised(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         if first and step.index == first:
-            memory = presumed(step, x, out)
+            memory = presumed(execution.sampler, step, x, out)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
     x = x if follow is None else follow.hold(x)
