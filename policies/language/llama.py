@@ -137,7 +137,8 @@ class StagedLlama:
         for index, (project, attend, feed_forward) in enumerate(self._layers):
             before = h
             keys, values = run(project, h, *places.angles)  # type: ignore[misc]  # never skipped
-            written.append((keys, values))
+            if keep is not forget:
+                written.append((keys, values))
             is_cut = self.reads is not Reads.ALL and index == len(self.layers) - 1
             rows = places
             if is_cut:
@@ -164,7 +165,7 @@ class StagedLlama:
                     written = [tuple(_take(each, rows_left) for each in pair) for pair in written]
         for keys, values in written:
             keep(keys, values)
-        return normed(self.model.norm, h) if h.shape[1] else h
+        return normed(self.model.norm, h)
 
     def query(self, hidden: Tensor, prefix: PrefixRows) -> Tensor:
         """Row (B, D) of the last text token, of what a call returned."""
