@@ -28,6 +28,7 @@ from vivace.policies.staged import (
     StagedPolicy,
     TokenPolicy,
     continues_itself,
+    denoises,
     writes_tokens,
 )
 from vivace.policies.stopwatch import Mark, ignore
@@ -105,6 +106,11 @@ class Denoising(_Reading):
     def is_opaque(self) -> bool:
         """Whether it is one piece, of which nothing can be counted or cached."""
         return not self.policy.blocks
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether it makes its chunk in one pass: nothing is denoised in steps that are known."""
+        return not denoises(self.policy)
 
     @property
     def carries(self) -> bool:
@@ -300,7 +306,7 @@ def _denoised(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         if first and step.index == first:
-            memory = presumed(step, x, out)
+            memory = presumed(execution.sampler, step, x, out)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
     x = x if follow is None else follow.hold(x)

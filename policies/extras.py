@@ -7,7 +7,9 @@ from vivace.policies.errors import in_one_line
 EXTRAS = {
     **dict.fromkeys(("numpy", "onnxruntime", "typing_extensions"), ""),
     **dict.fromkeys(("draccus", "rich", "yaml"), "run"),
-    **dict.fromkeys(("torch", "torchvision", "lerobot", "safetensors", "timm", "tokenizers"), "torch"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "lerobot", "safetensors", "timm", "tokenizers", "psutil"), "torch"
+    ),
     **dict.fromkeys(("transformers", "diffusers", "peft", "huggingface_hub", "httpx"), "torch"),
     **dict.fromkeys(("gymnasium", "metaworld", "mujoco"), "sim"),
     **dict.fromkeys(("plotly", "scipy", "imageio", "imageio_ffmpeg"), "measure"),

@@ -108,6 +108,10 @@ class LanguageForm(_OfLeRobot):
         twin.language = self.language.with_layers(kept)
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin without the other language layers: keys and values of theirs nobody reads here."""
+        return self.with_layers(kept)
+
 
 def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""

@@ -30,6 +30,7 @@ ADAPTERS = Registry(
     {
         "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
         "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
+        "act": "vivace.policies.adapters.act:StagedACT",
         "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",

@@ -83,7 +83,8 @@ class MlpPrune(Technique):
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
         chosen = cls.read_options(options)
-        Need.GATED.require(execution.policy, cls.kind)
+        for need in cls.needs:
+            need.require(execution.policy, cls.kind)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept: list[tuple[int, ...]] = []
@@ -107,7 +108,8 @@ class MlpPrune(Technique):
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no gated MLPs in a language stage, or others."""
-        Need.GATED.require(execution.policy, self.kind)
+        for need in self.needs:
+            need.require(execution.policy, self.kind)
         layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(

@@ -85,11 +85,30 @@ class LayerView:
     """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
 
 
+EARLY = ("keep", "drop", "again")
+"""What becomes of the keys and values of dropped patches in the layers before."""
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Patches that stay, and what becomes of the others where they were read already."""
+
+    patches: Tensor
+    """Ascending indices (B, K)."""
+    early: str = "keep"
+    """keep: their keys and values stay; drop: those go too; again: the layers run anew without them."""
+
+
 class PatchSelector(Protocol):
     """Chooses which patches stay."""
 
-    def __call__(self, view: LayerView) -> Tensor | None:
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
         """Return ascending indices, among the patches, of those to keep (B, K), or None to keep them all."""
+
+
+def survivors(kept: Tensor | Survivors) -> Survivors:
+    """Return what a selector chose; early keys and values stay unless it says otherwise."""
+    return kept if isinstance(kept, Survivors) else Survivors(kept)
 
 
 def keep_all(view: LayerView) -> None:

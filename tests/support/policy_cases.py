@@ -20,7 +20,7 @@ from vivace.policies.tiny.policies import (
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
 STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
-SIGHT = Need.SIGHT
+SIGHT, CONVOLUTIONS = Need.SIGHT, Need.CONVOLUTIONS
 VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
 
 
@@ -31,8 +31,8 @@ def _built(kind: str, **changes: Any) -> Callable[[Path], Any]:
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
     "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT, STAGES}),
-    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT, STAGES}),
+    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES, CONVOLUTIONS}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT, STAGES, CONVOLUTIONS}),
     "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, SIGHT, STAGES}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
@@ -40,11 +40,16 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
-    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, *VLA}),
+    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, *VLA}),
     "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, *VLA}),
     "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
-    "xvla": (_built("xvla", num_denoising_steps=10), {DENOISER, LANGUAGE, JOINT, DEAD_WORK, STAGES}),
+    "xvla": (
+        _built("xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)),
+        {DENOISER, LANGUAGE, JOINT, DEAD_WORK, SIGHT, STAGES},
+    ),
     "groot": (_built("groot", num_inference_timesteps=10), {DENOISER, SIGHT, *VLA}),
+    "act": (_built("act"), {STAGES, DEAD_WORK}),
+    "act-pre-norm": (_built("act", pre_norm=True, n_decoder_layers=2, use_vae=True), {STAGES, DEAD_WORK}),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
     "token_vla-two-cameras": (
