@@ -234,8 +234,8 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
     def _read(self, batch: Batch, run: Runner, select: PatchSelector) -> tuple[Tensor, PrefixRows]:
         """The stream behind the last language layer (B, S, D), and what its rows are."""
-        ids, is_token = batch["input_ids"], batch["attention_mask"] == 1
         pictures = Pictures.read(batch, self._qwen.config.image_token_id, self._visual.spatial_merge_size)
+        ids, is_token = batch["input_ids"], batch["attention_mask"] == 1
         tables = self._tables_of(pictures)
         patches, features = look(self._visual, batch["pixel_values"], tables)
         is_patch = ids == self._qwen.config.image_token_id

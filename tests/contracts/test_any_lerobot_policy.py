@@ -47,6 +47,7 @@ VERBS = {
 MORE = {
     ("diffusion", "bench"): ["--bench.only=[bac,uniform]"],
     ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
+    ("groot", "bench"): ["--bench.only=[hoist]"],
     ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
     ("smolvla", "bench"): ["--bench.only=[cache]"],
     ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
@@ -59,12 +60,14 @@ DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once fo
 OWN_WAY = (
     "policy '{}' has its actions widened or normalised by its processors in a way of its own, so no chunk"
 )
+OWN_STEPS = "processor step GrootN17PackInputsStep is not one that can be exported"
 SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
 TOKENS = "policy '{}' writes tokens of its own kind; token_vla can be exported"
 SHORTLY = {
     WORKS: "yes",
     NO_RTC: "no: has none",
     OWN_WAY: "no: own processors",
+    OWN_STEPS: "no: own processors",
     NO_PARTS: "no: no parts",
     DRAWS: "no: draws noise",
     SELECTS: "no: own queue",
@@ -77,7 +80,7 @@ REFUSED = {
     "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
     **dict.fromkeys(("pi0", "pi05"), DENOISES),
-    "groot": DENOISES | {"rtc": OWN_WAY},
+    "groot": {"export": OWN_STEPS, "rtc": OWN_WAY},
     **dict.fromkeys(("eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
