@@ -58,4 +58,4 @@ gpu: $(STAMP)
 	  --output_dir=outputs/gpu/$${pair%:*}-$$dtype || exit 1; done; done
 
 clean:
-	rm -rf build dist outputs *.egg-info policies/zoo/build policies/zoo/*.egg-info
+	rm -rf build dist outputs *.egg-info policies/zoo/build policies/zoo/*.egg-info deploy/lerobot/build deploy/lerobot/*.egg-info

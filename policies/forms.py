@@ -29,6 +29,9 @@ class _OfLeRobot(HasBlocks):
     stages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """vision, language, action -> paths in `policy` of the modules in which its layers are called."""
 
+    chunk_method = "predict_action_chunk"
+    """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
+
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
         check_own_blocks(self, self.spec, "exchange its weights")
@@ -36,9 +39,6 @@ class _OfLeRobot(HasBlocks):
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
         return twin
-
-    chunk_method = "predict_action_chunk"
-    """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
 
     def window(self, given: Batch) -> Batch:
         """What `encode` takes: observations get a time axis (B, 1, ...)."""

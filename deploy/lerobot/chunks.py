@@ -73,10 +73,16 @@ class Chunks:
         return self._execution if self._made_for == _state(self.policy) else None
 
     def renewed(self) -> Execution:
-        """Take the policy apart as it is now."""
+        """Take the policy apart as it is now.
+
+        Raises:
+            UnsupportedPolicy: it has layers of an adapter, or its chunks make use of those before.
+        """
         check_own_layers(self.policy)
-        self._execution, self._made_for = self._build(self.policy), _state(self.policy)
-        return self._execution
+        execution = self._build(self.policy)
+        check_memoryless(execution)
+        self._execution, self._made_for = execution, _state(self.policy)
+        return execution
 
     def made(
         self, execution: Execution, batch: dict[str, Any], noise: Tensor | None = None, **said: Any
@@ -136,6 +142,19 @@ class _Given:
 def drops_in(staged: Any) -> bool:
     """Whether chunks of a staged policy can be made in the place of lerobot's own; not of an opaque one."""
     return isinstance(staged, DropIn) and not as_trained(staged).is_opaque
+
+
+def check_memoryless(execution: Execution) -> None:
+    """Raise `UnsupportedPolicy` if chunks make use of what the ones before left.
+
+    lerobot does not say which chunk its robot executes, and how far, when it asks for the next one.
+    """
+    if execution.carries:
+        kinds = ", ".join(technique.kind for technique in execution.plan.techniques)
+        raise UnsupportedPolicy(
+            f"under this plan ({kinds}) a chunk makes use of the one before, and lerobot does not say which "
+            "that is; leave warm_start and frame_cache out of it, or run it by vivace run"
+        )
 
 
 def check_own_layers(policy: Any) -> None:

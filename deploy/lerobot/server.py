@@ -5,6 +5,7 @@ default, and serves eight types only. Here neither holds; the rest is lerobot's 
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from vivace.policies.checkpoint.config import ACCELERATED
@@ -28,11 +29,16 @@ def serve(**settings: Any) -> None:
         **settings: fields of lerobot's `PolicyServerConfig`.
 
     Raises:
-        BadSetting: a setting is out of range, or the port cannot be had.
+        BadSetting: a setting is out of range, the port cannot be had, or gRPC is not installed.
     """
-    from lerobot.async_inference import constants, policy_server
-    from lerobot.async_inference.configs import PolicyServerConfig
-
+    try:
+        from lerobot.async_inference import constants, policy_server
+        from lerobot.async_inference.configs import PolicyServerConfig
+    except ModuleNotFoundError as error:
+        raise BadSetting(
+            f"lerobot's policy server needs what is not installed ({in_one_line(error)}); pip install "
+            f"'lerobot[async]=={version('lerobot')}'"
+        ) from error
     from vivace.deploy.lerobot import plugin
 
     plugin.install()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
-from vivace.policies.errors import ObservationMismatch, PlanMismatch
+from vivace.policies.errors import ObservationMismatch, PlanMismatch, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import (
@@ -85,6 +85,8 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
     Raises:
         UnsupportedPolicy: lerobot cannot run it either.
     """
+
+    chunk_method = "_get_action_chunk"
 
     last_read = Reads.NOTHING
 
@@ -270,6 +272,19 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         actions = into(self._core.action_in_proj, x)
         both = torch.cat([actions, time[:, None].expand_as(actions)], dim=2)
         return self._core.action_time_mlp_out(F.silu(self._core.action_time_mlp_in(both)))
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes.
+
+        Raises:
+            UnsupportedPolicy: lerobot has turned the state into another robot's already.
+        """
+        if self.policy.config.adapt_to_pi_aloha:
+            raise UnsupportedPolicy(
+                "lerobot changes the state of a 'smolvla' with adapt_to_pi_aloha before it asks for a chunk, "
+                "and so would we; run it by lerobot"
+            )
+        return super().window(given)
 
     def finish(self, x: Tensor, context: Any) -> Tensor:
         """Cut x to the robot's actions (B, H, A), in the robot's own angles if they were another's."""

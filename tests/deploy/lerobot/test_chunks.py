@@ -6,12 +6,17 @@ from itertools import islice
 
 import pytest
 import torch
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from policy_cases import POLICIES, observations
 
+from vivace.accel.apply import accelerate
+from vivace.accel.plan import AccelerationPlan
+from vivace.accel.techniques.warm_start import WarmStart
 from vivace.deploy.lerobot.chunks import Chunks, drops_in
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
+from vivace.policies.spec import Fingerprint
 from vivace.policies.tiny.policies import tiny_clip, tiny_diffusion
 
 
@@ -142,3 +147,39 @@ def test_it_is_left_alone_by_torch_compile(diffusion):
     before = chunk(ours, one)
     ours.predict_action_chunk = torch.compile(ours.predict_action_chunk, backend="eager")
     assert torch.equal(chunk(ours, one), before)
+
+
+@pytest.mark.parametrize("name", ["smolvla", "pi0", "pi05"])
+def test_real_time_chunking_is_lerobots_own(name, clip):
+    """Of what is left of the chunk before, shorter than a chunk, as lerobot's engine hands it over."""
+    policy = POLICIES[name][0](clip)
+    ours, chunks = hooked(policy)
+    one = next(moments(policy))
+    left = torch.linspace(-1, 1, 4 * 4).reshape(1, 4, 4)
+    said = {"inference_delay": 1, "prev_chunk_left_over": left}
+    free = chunk(policy, one)
+    for both in (policy, ours):
+        both.config.rtc_config = RTCConfig(execution_horizon=5)
+        both.init_rtc_processor()
+    theirs = chunk(policy, one, **said)
+    assert (theirs - free).abs().max() > 1e-2, "it continues the chunk before"
+    torch.testing.assert_close(chunk(ours, one, **said), theirs, atol=2e-5, rtol=1e-5)
+    assert torch.equal(chunk(ours, one), free)
+    assert chunks.present is not None
+    for both in (policy, ours):
+        both.config.rtc_config = RTCConfig(enabled=False)
+    assert torch.equal(chunk(ours, one, **said), free)
+
+
+def test_a_plan_that_remembers_is_refused(diffusion):
+    policy, one = diffusion
+    ours = copy.deepcopy(policy)
+
+    def build(policy):
+        return accelerate(stage(policy), AccelerationPlan(Fingerprint("", "", "", "", ()), (WarmStart(),)))
+
+    Chunks(ours, "diffusion.generate_actions", build)
+    with pytest.raises(
+        UnsupportedPolicy, match=r"under this plan \(warm_start\) a chunk makes use of the one b"
+    ):
+        chunk(ours, one)
