@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot_policies import build
 
 from vivace.accel.technique import Need
 from vivace.policies.tiny.policies import (
@@ -31,6 +32,11 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
     "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
+    "pi0": (lambda clip: build("pi0", clip, num_inference_steps=10), {DENOISER, LANGUAGE}),
+    "pi05": (
+        lambda clip: build("pi05", clip, num_inference_steps=10, empty_cameras=1),
+        {DENOISER, LANGUAGE},
+    ),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
@@ -46,8 +52,9 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
     values = {
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
+        if "empty_camera" not in key
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0_fast"):
+    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0", "pi05", "pi0_fast"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values
