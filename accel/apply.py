@@ -68,7 +68,7 @@ def calibrate(
         )
     execution = as_trained(policy)
     techniques: list[Technique] = []
-    for kind, options in sorted(wanted, key=lambda entry: technique_class(entry[0]).seam):
+    for kind, options in sorted(wanted, key=lambda entry: (technique_class(entry[0]).seam, entry[0])):
         technique = technique_class(kind).calibrate(execution, data, dict(options))
         execution = _apply(technique, execution)
         techniques.append(technique)

@@ -16,7 +16,17 @@ from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
-from vivace.policies.staged import LanguagePolicy, TokenPolicy, has_guidance, has_language, writes_tokens
+from vivace.policies.staged import (
+    DeadWorkPolicy,
+    LanguagePolicy,
+    PolicyOfStages,
+    TokenPolicy,
+    has_dead_work,
+    has_guidance,
+    has_language,
+    has_stages,
+    writes_tokens,
+)
 
 
 class Seam(IntEnum):
@@ -27,14 +37,19 @@ class Seam(IntEnum):
     PATCHES = 2
     STEPS = 3
     GUIDANCE = 4
-    HOIST = 5
+    EXACT = 5
     BLOCKS = 6
     DECODE = 7
 
     @property
+    def holds_many(self) -> bool:
+        """Whether several techniques may work on it; else two are an error."""
+        return self in (Seam.WEIGHTS, Seam.EXACT)
+
+    @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES):
+        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -91,6 +106,8 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    STAGES = "runs stages in fewer bits", "names none"
+    DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -116,6 +133,8 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.STAGES: has_stages,
+    Need.DEAD_WORK: has_dead_work,
 }
 
 
@@ -142,6 +161,10 @@ class Technique:
     """What a policy must have."""
     is_static: ClassVar[bool]
     """No decision depends on tensor values, so it can be captured as a graph."""
+    saves_flops: ClassVar[bool] = True
+    """Whether there is less to compute; else the same is computed faster."""
+    is_default: ClassVar[bool] = False
+    """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions
     """Frozen dataclass of what can be chosen before calibration, each with a default."""
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
@@ -223,6 +246,18 @@ def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
     Need.LANGUAGE.require(execution.policy, kind)
     return cast(LanguagePolicy, execution.policy)
+
+
+def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
+    """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
+    Need.STAGES.require(execution.policy, kind)
+    return cast(PolicyOfStages, execution.policy)
+
+
+def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:
+    """Return the execution's policy if it does work that nobody reads; raises `UnsupportedPolicy`."""
+    Need.DEAD_WORK.require(execution.policy, kind)
+    return cast(DeadWorkPolicy, execution.policy)
 
 
 def decoding(execution: Execution, kind: str) -> executions.Decoding:

@@ -133,8 +133,9 @@ class AccelOptions:
 
     path: str | None = None
     """acceleration.json, or the folder it is in; the one beside the checkpoint when not given."""
-    techniques: list[str] = field(default_factory=lambda: ["hoist", "block_cache"])
-    """Kinds of the techniques to calibrate, in any order."""
+    techniques: list[str] | None = None
+    """Kinds of the techniques to calibrate, in any order; when not given exact work is removed, and actions
+    are cached or their tokens decoded together, as far as the policy comes apart."""
     episodes: int = 3
     """Episodes the calibration observations come from."""
     samples: int = 8
@@ -149,10 +150,13 @@ class AccelOptions:
         own = {known.name for known in fields(AccelOptions)}
         return {name: value for name, value in vars(self).items() if name not in own}
 
-    def wanted(self) -> list[tuple[str, dict[str, Any]]]:
-        """(kind, options) of every technique to calibrate."""
+    def wanted(self, staged: Any) -> list[tuple[str, dict[str, Any]]]:
+        """(kind, options) of every technique to calibrate for a policy."""
+        from vivace.accel.registry import defaults
+
         chosen = self.chosen()
-        return [(kind, vars(chosen[kind]) if kind in chosen else {}) for kind in self.techniques]
+        kinds = [kind for kind, _ in defaults(staged)] if self.techniques is None else self.techniques
+        return [(kind, vars(chosen[kind]) if kind in chosen else {}) for kind in kinds]
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,9 @@
 """What staged forms of policies share, whatever their network."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,17 @@ class _Placed(HasBlocks):
     """What is somewhere, and computes in something."""
 
     policy: Any
+    spec: PolicySpec
+    stages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """vision, language, action -> paths in `policy` of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+        _check_own_blocks(self, self.spec, "exchange its weights")
+        form: Any = type(self)
+        twin: Self = form(policy, self.spec.action_kinds)
+        twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
+        return twin
 
     @cached_property
     def placement(self) -> Placement:
@@ -83,14 +95,6 @@ class LanguageForm(_Placed):
         """Return a twin that runs these language layers only, ascending indices of the layers there are."""
         twin = copy.copy(self)
         twin.language = self.language.with_layers(kept)
-        return twin
-
-    def with_weights(self, policy: Any) -> Self:
-        """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
-        form: Any = type(self)
-        twin: Self = form(policy, self.spec.action_kinds)
-        twin.spec = self.spec
         return twin
 
 

@@ -1,6 +1,6 @@
 """The staged forms of a policy: what one hands out so that it can be run faster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -192,6 +192,41 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
         """Return a twin whose chunks continue these."""
 
 
+@runtime_checkable
+class PolicyOfStages(Protocol):
+    """A policy, of either form, that says where in lerobot's object its stages are."""
+
+    policy: Any
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """vision, language, action -> paths of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
+class DeadWorkPolicy(Protocol):
+    """A policy, of either form, that as trained does work whose result nobody reads.
+
+    Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
+    other_context, constants.
+    """
+
+    policy: Any
+    spec: PolicySpec
+
+    @property
+    def dead_work(self) -> Mapping[str, str]:
+        """Part -> what it is, in this policy with its settings."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves these parts out; before its blocks are replaced."""
+
+
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
 
@@ -219,6 +254,16 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_stages(policy: object) -> TypeIs[PolicyOfStages]:
+    """Whether a policy says where its stages are."""
+    return isinstance(policy, PolicyOfStages) and bool(policy.stages)
+
+
+def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:
+    """Whether a policy is known to do work whose result nobody reads."""
+    return isinstance(policy, DeadWorkPolicy) and bool(policy.dead_work)
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

@@ -17,9 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from vivace.accel.registry import register
+from vivace.accel.registry import exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
-from vivace.accel.techniques.hoist import HOIST
 from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution, sample
@@ -139,7 +138,7 @@ class StepSchedule(Technique):
             yield from _rows(staged, samplers_of(staged)[0], (2, 5), (), "")
             return
         for sampler in samplers_of(staged):
-            yield from _rows(staged, sampler, _ROWS, (HOIST,), ", hoisted")
+            yield from _rows(staged, sampler, _ROWS, exact_work(staged), ", hoisted")
 
     @classmethod
     def search_space(cls, staged: Any) -> Mapping[str, Choices]:

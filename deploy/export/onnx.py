@@ -120,7 +120,7 @@ class _Subject:
         cls, execution: Denoising, timesteps: Mapping[float, Tensor], batch: Batch, writer: GraphWriter
     ) -> "_Subject":
         policy, steps = execution.policy, execution.sampler.steps
-        hoists = any(technique.seam == Seam.HOIST for technique in execution.plan.techniques)
+        hoists = any(technique.seam == Seam.EXACT for technique in execution.plan.techniques)
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
@@ -129,7 +129,7 @@ class _Subject:
         )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.HOIST)
+        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
         return cls(
             execution,
             steps,
@@ -137,7 +137,7 @@ class _Subject:
             tree,
             tuple(timesteps) if hoists else (),
             Origin("encode", made_of(execution, stages, writer.precision)),
-            made_of(execution, (Seam.WEIGHTS, Seam.HOIST), writer.precision, shapes),
+            made_of(execution, (Seam.WEIGHTS, Seam.EXACT), writer.precision, shapes),
             tuple(_weights(execution, step.index) for step in steps),
         )
 

@@ -53,6 +53,9 @@ class StagedDiffusion(DenoisingForm):
             **{f"up{k}": modules for k, modules in enumerate(self.network.up_modules)},
         }
         self.blocks = tuple(block for name, modules in levels.items() for block in self._level(name, modules))
+        self.stages = {"action": ("diffusion.unet",)}
+        if config.image_features:
+            self.stages["vision"] = ("diffusion.rgb_encoder",)
         self._n_residual = 2 * len(levels)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 

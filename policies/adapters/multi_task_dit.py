@@ -48,6 +48,9 @@ class StagedMultiTaskDiT(DenoisingForm):
             for block in _layer_blocks(i, layer)
         )
         config = policy.config
+        self.stages = {"action": ("noise_predictor.transformer_blocks",)}
+        if config.image_features:
+            self.stages["vision"] = ("observation_encoder.vision_encoder",)
         self.sampler = (
             self.resample(
                 config.noise_scheduler_type.lower(), config.num_inference_steps or config.num_train_timesteps

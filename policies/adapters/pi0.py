@@ -26,7 +26,14 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told
 from vivace.policies.language.attention import EAGER
 from vivace.policies.language.expert import ExpertLayer, Kept, masks_of, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import dead_work, embedded, of_all_cameras, patches_of, prompt
+from vivace.policies.language.paligemma import (
+    STAGES,
+    dead_work,
+    embedded,
+    of_all_cameras,
+    patches_of,
+    prompt,
+)
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -56,6 +63,10 @@ class Condition(NamedTuple):
 class StagedPI0(LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
+    stages: Mapping[str, tuple[str, ...]] = {
+        **STAGES,
+        "action": ("model.paligemma_with_expert.gemma_expert.model.layers",),
+    }
     last_read = Reads.NOTHING
     _table: Tensor | None = None
     """What the times of all steps make (S, ...); None: it is not hoisted."""

@@ -15,7 +15,14 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import dead_work, embedded, of_all_cameras, patches_of, prompt
+from vivace.policies.language.paligemma import (
+    STAGES,
+    dead_work,
+    embedded,
+    of_all_cameras,
+    patches_of,
+    prompt,
+)
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
@@ -25,6 +32,7 @@ from vivace.policies.staged import Batch
 class StagedPI0Fast(LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
+    stages = STAGES
     last_read = Reads.QUERY
     period = 1
     """FAST tokens have no fixed places."""

@@ -128,10 +128,12 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
         )
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
     if TOKENS not in subject.has:  # there it depends on how many guesses are right
-        assert costs[1].total < costs[0].total
+        assert costs[1].total <= costs[0].total
+        if any(technique.saves_flops for technique in plan.techniques):
+            assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     marks = grid(execution)
-    assert list(marks) == list(subject.staged.spec.block_ids)
+    assert list(marks) == list(execution.policy.spec.block_ids)
     assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
 
 

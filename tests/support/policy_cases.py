@@ -19,28 +19,32 @@ from vivace.policies.tiny.policies import (
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
+STAGES, DEAD = Need.STAGES, Need.DEAD_WORK
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
-    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER}),
-    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER}),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER}),
+    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, STAGES}),
+    "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, STAGES}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, STAGES}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        {DENOISER},
+        {DENOISER, STAGES},
     ),
-    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE}),
-    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, LANGUAGE}),
-    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS}),
-    "pi0": (lambda clip: build("pi0", clip, num_inference_steps=10), {DENOISER, LANGUAGE}),
+    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE, STAGES, DEAD}),
+    "cogact-two-cameras": (
+        lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0),
+        {DENOISER, LANGUAGE, STAGES, DEAD},
+    ),
+    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS, STAGES, DEAD}),
+    "pi0": (lambda clip: build("pi0", clip, num_inference_steps=10), {DENOISER, LANGUAGE, STAGES, DEAD}),
     "pi05": (
         lambda clip: build("pi05", clip, num_inference_steps=10, empty_cameras=1),
-        {DENOISER, LANGUAGE},
+        {DENOISER, LANGUAGE, STAGES, DEAD},
     ),
-    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES, DEAD}),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
-        {LANGUAGE, TOKENS},
+        {LANGUAGE, TOKENS, STAGES, DEAD},
     ),
 }
 """Name -> how it is made, and what it has."""

@@ -53,6 +53,11 @@ class StagedCogACT(LanguageForm, DenoisingForm):
         )
         self.language = StagedLlama(policy.language)
         self.n_patches = policy.n_patches
+        self.stages = {
+            "vision": ("vision_backbone", "projector"),
+            "language": ("language.layers",),
+            "action": ("action_model.net.blocks",),
+        }
         self.guided: tuple[bool, ...] = ()
         """Whether each step runs both branches; all do when empty."""
         self.spec = policy_spec(policy.config, self.blocks, action_kinds)

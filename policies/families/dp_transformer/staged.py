@@ -36,6 +36,9 @@ class StagedDPTransformer(DenoisingForm):
             for block in self._layer_blocks(i, layer)
         )
         config = policy.config
+        self.stages = {"action": ("model.decoder",)}
+        if config.image_features:
+            self.stages["vision"] = ("rgb_encoders",)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def _layer_blocks(self, i: int, layer: nn.TransformerDecoderLayer) -> tuple[Block, ...]:

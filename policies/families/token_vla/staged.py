@@ -30,6 +30,7 @@ class StagedTokenVLA(LanguageForm):
         self.policy = policy.eval()
         self.language = StagedLlama(policy.language)
         self.n_patches = policy.n_patches
+        self.stages = {"vision": ("vision_backbone", "projector"), "language": ("language.layers",)}
         config = policy.config
         self._bins = config.bins.on(self.placement.device)
         self.n_tokens = config.n_tokens
