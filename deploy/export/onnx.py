@@ -39,7 +39,6 @@ from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
-from vivace.policies.shapes import fixed_shapes
 from vivace.policies.staged import Batch, guided_steps
 
 _MOST_ROWS = 128
@@ -48,7 +47,6 @@ WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
 """What is kept of predictions, where those without a condition are estimated from earlier ones."""
 
 
-@fixed_shapes()
 def export_denoising(
     writer: GraphWriter, executions: Mapping[str, Denoising], batch: Batch, noise: Noise
 ) -> dict[str, Program]:
