@@ -36,6 +36,7 @@ ADAPTERS = Registry(
         "pi0": "vivace.policies.adapters.pi0:StagedPI0",
         "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""

@@ -23,7 +23,7 @@ from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
 from vivace.deploy.export.processors import Processing, array, read_processors
-from vivace.deploy.export.prompts import prompts, with_tokenizer
+from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
 from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
@@ -106,6 +106,7 @@ def export(
                 known = _action_range(loaded, next(iter(runs.values())), data)
             spec = replace(spec, action_range=known)
             bundle = _begun(loaded, processing, spec, unfinished, instructions)
+        data = padded(data, bundle.prompt)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -166,7 +167,7 @@ def _begun(
         actions=processing.actions,
         ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
         prompts=texts,
-        prompt=with_tokenizer(loaded, settings, folder),
+        prompt=with_tokenizer(loaded, settings, instructions, folder),
         renamed=processing.renamed,
         relative=processing.relative,
     )

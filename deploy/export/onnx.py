@@ -39,6 +39,7 @@ from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
+from vivace.policies.shapes import fixed_shapes
 from vivace.policies.staged import Batch, guided_steps
 
 _MOST_ROWS = 128
@@ -122,9 +123,10 @@ class _Subject:
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        leaves, tree = pytree.tree_flatten(
-            execution.policy.encode(batch, execution.language, execution.select)
-        )
+        with fixed_shapes():
+            leaves, tree = pytree.tree_flatten(
+                execution.policy.encode(batch, execution.language, execution.select)
+            )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
         stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)

@@ -254,7 +254,7 @@ def _smolvlm(folder: Path) -> Path:
 
     vlm = folder / "smolvlm"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder, _SMOLVLM))
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 8}

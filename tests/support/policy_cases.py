@@ -42,6 +42,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
         {DENOISER, LANGUAGE, STAGES, DEAD},
     ),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES, DEAD}),
+    "smolvla": (
+        lambda clip: build("smolvla", clip.parent / "smolvla", num_vlm_layers=4, num_steps=10),
+        {DENOISER, LANGUAGE, STAGES, DEAD},
+    ),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
         {LANGUAGE, TOKENS, STAGES, DEAD},
@@ -58,7 +62,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
         for key, feature in policy.config.input_features.items()
         if "empty_camera" not in key
     }
-    if policy.config.type in ("multi_task_dit", "cogact", "token_vla", "pi0", "pi05", "pi0_fast"):
+    if policy.config.type not in ("dp_transformer", "diffusion"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)
         values["observation.language.attention_mask"] = torch.ones(len(KEYS), 16, dtype=torch.bool)
     return values

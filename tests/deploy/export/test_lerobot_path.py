@@ -25,11 +25,12 @@ from safetensors.numpy import load_file, save_file
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.bundle import Bundle
+from vivace.deploy.bundle.form import MASK, TOKENS
 from vivace.deploy.export.export import export
 from vivace.deploy.export.lerobot_path import lerobots, path_error, plausible
 from vivace.deploy.export.parity import prove_processors
 from vivace.deploy.export.processors import read_processors
-from vivace.deploy.export.prompts import prompts
+from vivace.deploy.export.prompts import padded, prompts
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval.training.fit import save
 from vivace.policies.errors import ObservationMismatch, ParityError, UnsupportedPolicy
@@ -520,12 +521,24 @@ def test_what_a_bundle_cannot_hold_is_refused_by_name_before_any_work(case, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "value"), [("padding_side", "left"), ("padding", "longest")])
-def test_other_paddings_are_refused(name, value):
+def test_padding_before_the_text_is_refused():
     loaded = copied(once("multi_task_dit"))
-    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, name, value))
-    with pytest.raises(UnsupportedPolicy, match="needs padding='max_length' and padding_side='right'"):
+    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, "padding_side", "left"))
+    with pytest.raises(UnsupportedPolicy, match="needs padding_side='right' and padding='max_length' or"):
         prompts(loaded, [TASK])
+
+
+def test_a_prompt_padded_to_the_longest_of_a_batch_is_padded_to_the_longest_there_may_be():
+    loaded = copied(once("multi_task_dit"))
+    whole, settings = prompts(loaded, [TASK])
+    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, "padding", "longest"))
+    assert prompts(loaded, [TASK]) == (whole, settings)
+    batch = Session(loaded, task="a").blank()
+    data = CalibrationData(batch, ((1, 0),))
+    assert batch[TOKENS].shape[1] < settings.length
+    longer = padded(data, settings).batch
+    assert longer[TOKENS].shape == longer[MASK].shape == (1, settings.length)
+    assert longer[MASK].sum() == batch[MASK].sum()
 
 
 def test_an_instruction_of_a_foreign_tokenizer_is_told_as_it_was_exported(exported):
@@ -534,6 +547,7 @@ def test_an_instruction_of_a_foreign_tokenizer_is_told_as_it_was_exported(export
     found, settings = prompts(loaded, ["Put it down", TASK])
     assert list(found) == ["Put it down", TASK]
     assert settings.length == 16
+    assert padded(CalibrationData({STATE: torch.zeros(1, 2, 5)}, ((2, 0),)), settings).batch.keys() == {STATE}
 
 
 def test_a_session_is_held_against_lerobots_own_path(exported):
