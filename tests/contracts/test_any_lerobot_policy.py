@@ -48,7 +48,7 @@ MORE = {
     ("diffusion", "bench"): ["--bench.only=[bac,uniform]"],
     ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
     ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
-    ("smolvla", "bench"): ["--bench.only=[cache]"],
+    **dict.fromkeys(((kind, "bench") for kind in ("pi0", "pi05", "smolvla")), ["--bench.only=[cache]"]),
     ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
 }
 
@@ -76,7 +76,6 @@ DENOISES = {"calibrate": NO_PARTS, "export": DRAWS}
 REFUSED = {
     "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
-    **dict.fromkeys(("pi0", "pi05"), DENOISES),
     "groot": DENOISES | {"rtc": OWN_WAY},
     **dict.fromkeys(("xvla", "eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
@@ -87,7 +86,7 @@ DIFFERENCE = {"multi_task_dit": 1e-4}
 """Type -> largest difference of an executed action, around 10 in the robot's units, where it is not 0."""
 NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: refused."""
-EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit")
+EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05")
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
 
