@@ -24,7 +24,9 @@ from vivace.policies.staged import (
     has_dead_work,
     has_guidance,
     has_language,
+    has_sight,
     has_stages,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -40,11 +42,12 @@ class Seam(IntEnum):
     EXACT = 5
     BLOCKS = 6
     DECODE = 7
+    CARRY = 8
 
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
 
     @property
     def fits(self) -> tuple[type, ...]:
@@ -107,7 +110,10 @@ class Need(Enum):
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
     STAGES = "runs stages in fewer bits", "names none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
+    SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -134,7 +140,10 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
     Need.STAGES: has_stages,
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
+    Need.SIGHT: has_sight,
 }
 
 

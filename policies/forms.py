@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
-from vivace.policies.batch import Batch
+from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import Reads, StagedLlama
@@ -19,8 +20,8 @@ from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 
 
-class _Placed(HasBlocks):
-    """What is somewhere, and computes in something."""
+class _OfLeRobot(HasBlocks):
+    """What is taken apart of a policy of lerobot's, and so is somewhere, and computes in something."""
 
     policy: Any
     spec: PolicySpec
@@ -29,11 +30,23 @@ class _Placed(HasBlocks):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
+        check_own_blocks(self, self.spec, "exchange its weights")
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
         return twin
+
+    chunk_method = "predict_action_chunk"
+    """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: observations get a time axis (B, 1, ...)."""
+        own = [key for key in self.policy.config.input_features if key in given]
+        return assembled([given], own, len(given[own[0]]))
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """The whole chunk."""
+        return actions
 
     @cached_property
     def placement(self) -> Placement:
@@ -41,10 +54,8 @@ class _Placed(HasBlocks):
         return Placement.of(self.policy)
 
 
-class DenoisingForm(_Placed):
+class DenoisingForm(_OfLeRobot):
     """What denoises."""
-
-    spec: PolicySpec
 
     def hoist(self, sampler: Sampler) -> Any:
         """Return a twin that computes once what depends on the timestep or the observation alone.
@@ -52,7 +63,7 @@ class DenoisingForm(_Placed):
         Raises:
             UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
         """
-        _check_own_blocks(self, self.spec, "hoist")
+        check_own_blocks(self, self.spec, "hoist")
         return self._hoisted(sampler)
 
     def _hoisted(self, sampler: Sampler) -> Any:
@@ -64,10 +75,9 @@ class DenoisingForm(_Placed):
         return x if x.shape[-1] == self.spec.action_dim else x[..., : self.spec.action_dim]
 
 
-class LanguageForm(_Placed):
+class LanguageForm(_OfLeRobot):
     """What has a language stage: its layers, its weights, its blocks."""
 
-    spec: PolicySpec
     language: StagedLlama
     n_patches: tuple[int, ...]
     """Patches of each camera."""
@@ -98,7 +108,7 @@ class LanguageForm(_Placed):
         return twin
 
 
-def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
     if form.is_replaced:
         raise UnsupportedPolicy(
@@ -125,6 +135,14 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
 def told_of(blocks: Sequence[Block]) -> tuple[BlockInfo, ...]:
     """What a spec says of blocks."""
     return tuple(BlockInfo(block.id, block.additive) for block in blocks)
+
+
+def unstacked(given: Batch, config: Any) -> Batch:
+    """Undo `stacked`: what those policies have queued, each camera's (B, To, 3, H, W) under its own name."""
+    cameras = list(config.image_features)
+    pictures = given[OBS_IMAGES].unbind(-4) if cameras else ()
+    seen = {key: given[key] for key in config.input_features if key in given}
+    return seen | dict(zip(cameras, pictures, strict=True)) | told_besides(given, {*seen, OBS_IMAGES})
 
 
 def policy_spec(

@@ -75,6 +75,8 @@ class LanguageStage(Protocol):
     """transformers' own object."""
     layers: tuple[int, ...]
     """Indices of its layers that run, ascending."""
+    has_gated_mlps: bool
+    """Whether a layer's MLP is a Llama's: down(act(gate(x)) * up(x))."""
 
 
 @runtime_checkable
@@ -182,6 +184,24 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class SeeingPolicy(DenoisingPolicy, Protocol):
+    """A policy whose context comes apart: what is seen, which is slow to read, and what is felt now.
+
+    `encode` is `perceive` of what `see` reads. What is felt, such as the state, is all in `perceive`.
+    """
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras at all."""
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+        """Read cameras and instruction; a tree of tensors (B, ...)."""
+
+    def perceive(self, batch: Batch, seen: Any) -> Context:
+        """Make the context of what was seen, now or before, and of what is felt now."""
+
+
+@runtime_checkable
 class ContinuingPolicy(DenoisingPolicy, Protocol):
     """A policy whose chunks continue others by means of its own, such as lerobot's real-time chunking."""
 
@@ -206,6 +226,43 @@ class PolicyOfStages(Protocol):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
+class DropIn(Protocol):
+    """A staged policy that can make chunks in the place of a method of lerobot's own object."""
+
+    chunk_method: str
+    """Dotted name of the method of lerobot's policy that all its chunks come from."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes, (B, To, ...), of what that method is given.
+
+        Raises:
+            UnsupportedPolicy: it is given what `encode` cannot be.
+        """
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """What that method returns (B, n, A) of chunks (B, H, A)."""
+
+
+@runtime_checkable
+class JointPolicy(DenoisingPolicy, Protocol):
+    """A policy whose denoiser runs action tokens and context through one stack, where each looks at all.
+
+    What the action tokens look at in the context, its keys and values in every layer, may be kept from a step
+    and stand for the context at later ones.
+    """
+
+    def denoise_keeping(
+        self, x: Tensor, condition: Condition, run: Runner = compute
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `denoise`, bit for bit; and keys and values (B, C, n) of the context, one tensor a layer."""
+
+    def denoise_alone(
+        self, x: Tensor, condition: Condition, kept: tuple[Tensor, ...], run: Runner = compute
+    ) -> Tensor:
+        """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
 
 
 @runtime_checkable
@@ -249,6 +306,16 @@ def has_language(policy: object) -> TypeIs[LanguagePolicy]:
 def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
     """Whether a policy is sampled with classifier-free guidance."""
     return isinstance(policy, GuidedPolicy) and policy.has_guidance
+
+
+def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
+    """Whether a policy's denoiser runs its context with the action tokens."""
+    return isinstance(policy, JointPolicy)
+
+
+def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
+    """Whether what a policy sees can be read apart from what it feels."""
+    return isinstance(policy, SeeingPolicy) and policy.sees
 
 
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:

@@ -26,14 +26,7 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told
 from vivace.policies.language.attention import EAGER
 from vivace.policies.language.expert import ExpertLayer, Kept, masks_of, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import (
-    STAGES,
-    dead_work,
-    embedded,
-    of_all_cameras,
-    patches_of,
-    prompt,
-)
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -63,10 +56,6 @@ class Condition(NamedTuple):
 class StagedPI0(LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
-    stages: Mapping[str, tuple[str, ...]] = {
-        **STAGES,
-        "action": ("model.paligemma_with_expert.gemma_expert.model.layers",),
-    }
     last_read = Reads.NOTHING
     _table: Tensor | None = None
     """What the times of all steps make (S, ...); None: it is not hoisted."""
@@ -80,6 +69,7 @@ class StagedPI0(LanguageForm, DenoisingForm):
         self.layers = tuple(ExpertLayer(i, layer, EAGER) for i, layer in enumerate(self.expert.layers))
         self.blocks: tuple[Block, ...] = tuple(block for layer in self.layers for block in layer.blocks)
         self.n_patches = patches_of(policy)
+        self.stages = {**STAGES, "action": ("model.paligemma_with_expert.gemma_expert.model.layers",)}
         self.sampler = self.resample("euler", config.num_inference_steps)
         spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)
         self.spec = replace(spec, n_obs_steps=1)  # it looks at no other, whatever its config says

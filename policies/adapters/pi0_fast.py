@@ -15,14 +15,7 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import (
-    STAGES,
-    dead_work,
-    embedded,
-    of_all_cameras,
-    patches_of,
-    prompt,
-)
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
@@ -32,7 +25,6 @@ from vivace.policies.staged import Batch
 class StagedPI0Fast(LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
-    stages = STAGES
     last_read = Reads.QUERY
     period = 1
     """FAST tokens have no fixed places."""
@@ -43,6 +35,7 @@ class StagedPI0Fast(LanguageForm):
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
         self.n_patches = patches_of(policy)
+        self.stages = STAGES
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")

@@ -96,6 +96,12 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         self.language = staged_language(self._vlm)
         self._expert = expert_layers(policy)
         self.blocks = tuple(block for layer in self._expert for block in layer.blocks)
+        core = "model.vlm_with_expert"
+        self.stages = {
+            "vision": (f"{core}.vlm.model.vision_model.encoder", f"{core}.vlm.model.connector"),
+            "language": (f"{core}.vlm.model.text_model.layers",),
+            "action": (f"{core}.lm_expert.layers",),
+        }
         self.n_patches = _patches(config, self._vlm.get_vlm_model())
         self.sampler = self.resample("euler", config.num_steps)
         move = self.placement.move

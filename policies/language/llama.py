@@ -46,6 +46,7 @@ class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
     reads: Reads = Reads.ALL
+    has_gated_mlps = True
 
     def __init__(
         self,

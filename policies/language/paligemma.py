@@ -5,7 +5,6 @@ the policy fills them, reads them as it reads others, and masks them. Neither mo
 is the count of what is there before it; so both may be left out.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, Pr
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
 
-_MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
-
 _CORE = "model.paligemma_with_expert.paligemma.model"
-STAGES: Mapping[str, tuple[str, ...]] = {
+STAGES = {
     "vision": (f"{_CORE}.vision_tower.vision_model.encoder", f"{_CORE}.multi_modal_projector"),
     "language": (f"{_CORE}.language_model.layers",),
 }
-"""Stage -> where it is in lerobot's policy."""
+"""Where the stages that read are in a policy (`policies.staged.PolicyOfStages`)."""
+_MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
 def dead_work(config: Any) -> dict[str, str]:

@@ -56,6 +56,22 @@ class Sampler:
         return len(self.steps)
 
     @property
+    def beginnings(self) -> tuple[int, ...]:
+        """Indices of the steps at which a chunk may begin that needs none of those before.
+
+        Those that keep nothing of the steps before, or only what they said of the clean chunk (`presumed`);
+        not the later stages of a step of RK4.
+        """
+        found = []
+        for index, step in enumerate(self.steps):
+            before = self.steps[index - 1].table if index else None
+            if step.table is not None and (
+                not step.table.memory or (before is not None and set(before.keep) == {"clean"})
+            ):
+                found.append(index)
+        return tuple(found)
+
+    @property
     def n_draws(self) -> int:
         """Draws of noise that a chunk takes: its starting point, and one for every noisy step."""
         return 1 + sum(step.table is not None and step.table.noise != 0 for step in self.steps)
@@ -68,3 +84,21 @@ class Sampler:
         return replace(
             self, steps=tuple(replace(step, t=t) for step, t in zip(self.steps, times, strict=True))
         )
+
+
+def presumed(step: Step, x: Tensor, out: Tensor) -> Memory:
+    """What the first step of a chunk remembers, where its sampler has earlier ones: that they said the same.
+
+    A multistep sampler then makes a step of first order, as at its own first one.
+
+    Args:
+        step: one of `Sampler.beginnings`.
+        x: present sample (B, H, A).
+        out: what the denoiser said of it.
+    """
+    table = step.table
+    if table is None or not table.memory:
+        return ()
+    clean = table.clean_x * x + table.clean_out * out
+    clean = clean if table.clip is None else clean.clamp(-table.clip, table.clip)
+    return (clean,) * len(table.memory)

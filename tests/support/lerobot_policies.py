@@ -274,7 +274,7 @@ def _xvla(folder: Path) -> dict[str, Any]:
     vision |= {"patch_prenorm": (False, True), "embed_dim": (16, 32), "num_heads": (2, 4)}
     vision |= {"num_groups": (2, 4), "window_size": 4, "projection_dim": 32}
     bart = {"model_type": "bart", "d_model": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
-    bart |= {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    bart |= {"encoder_layers": 3, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
     bart |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     florence = {"vision_config": vision, "text_config": bart, "image_token_id": 3}
     return features() | sizes | run | width | text | {"florence_config": florence}

@@ -19,36 +19,36 @@ from vivace.policies.tiny.policies import (
 
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
-STAGES, DEAD = Need.STAGES, Need.DEAD_WORK
+STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
+SIGHT = Need.SIGHT
+VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
+
+
+def _built(kind: str, **changes: Any) -> Callable[[Path], Any]:
+    return lambda clip: build(kind, clip.parent / kind, **changes)
+
+
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, STAGES}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT, STAGES}),
     "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES}),
-    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, STAGES}),
-    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, STAGES}),
+    "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT, STAGES}),
+    "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, SIGHT, STAGES}),
     "multi_task_dit-flow": (
         lambda clip: tiny_multi_task_dit(clip, objective="flow_matching", num_integration_steps=10),
-        {DENOISER, STAGES},
+        {DENOISER, SIGHT, STAGES},
     ),
-    "cogact": (lambda clip: tiny_cogact(), {DENOISER, LANGUAGE, GUIDANCE, STAGES, DEAD}),
-    "cogact-two-cameras": (
-        lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0),
-        {DENOISER, LANGUAGE, STAGES, DEAD},
-    ),
-    "token_vla": (lambda clip: tiny_token_vla(), {LANGUAGE, TOKENS, STAGES, DEAD}),
-    "pi0": (lambda clip: build("pi0", clip, num_inference_steps=10), {DENOISER, LANGUAGE, STAGES, DEAD}),
-    "pi05": (
-        lambda clip: build("pi05", clip, num_inference_steps=10, empty_cameras=1),
-        {DENOISER, LANGUAGE, STAGES, DEAD},
-    ),
-    "pi0_fast": (lambda clip: tiny_pi0_fast(), {LANGUAGE, TOKENS, STAGES, DEAD}),
-    "smolvla": (
-        lambda clip: build("smolvla", clip.parent / "smolvla", num_vlm_layers=4, num_steps=10),
-        {DENOISER, LANGUAGE, STAGES, DEAD},
-    ),
+    "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
+    "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
+    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, *VLA}),
+    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, *VLA}),
+    "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
+    "xvla": (_built("xvla", num_denoising_steps=10), {DENOISER, LANGUAGE, JOINT, DEAD_WORK, STAGES}),
+    "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
-        {LANGUAGE, TOKENS, STAGES, DEAD},
+        {TOKENS, *VLA},
     ),
 }
 """Name -> how it is made, and what it has."""
@@ -60,7 +60,7 @@ def observations(policy: Any) -> dict[str, torch.Tensor]:
     values = {
         key: torch.rand(*shape, *feature.shape, generator=generator)
         for key, feature in policy.config.input_features.items()
-        if "empty_camera" not in key
+        if "empty_camera" not in key  # those are not given
     }
     if policy.config.type not in ("dp_transformer", "diffusion"):
         values["observation.language.tokens"] = torch.arange(16).expand(len(KEYS), 16)

@@ -32,6 +32,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
 
     last_read = Reads.QUERY
     dead_work: Mapping[str, str] = LAST_LAYER
+    chunk_method = "sample_actions"
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         if policy.config.ensemble_horizon:

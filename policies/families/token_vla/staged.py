@@ -23,6 +23,7 @@ class StagedTokenVLA(LanguageForm):
 
     last_read = Reads.QUERY
     dead_work: Mapping[str, str] = LAST_LAYER
+    chunk_method = "sample_actions"
     end_token = None
     """Chunks are of one length."""
 
