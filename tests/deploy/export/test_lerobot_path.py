@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,8 +31,9 @@ from vivace.deploy.export.export import export
 from vivace.deploy.export.lerobot_path import lerobots, path_error, plausible
 from vivace.deploy.export.parity import prove_processors
 from vivace.deploy.export.processors import read_processors
-from vivace.deploy.export.prompts import padded, prompts
+from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.deploy.inference.tokenize import InstructionTokenizer
 from vivace.eval.training.fit import save
 from vivace.policies.errors import ObservationMismatch, ParityError, UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
@@ -548,6 +550,21 @@ def test_an_instruction_of_a_foreign_tokenizer_is_told_as_it_was_exported(export
     assert list(found) == ["Put it down", TASK]
     assert settings.length == 16
     assert padded(CalibrationData({STATE: torch.zeros(1, 2, 5)}, ((2, 0),)), settings).batch.keys() == {STATE}
+
+
+@pytest.mark.parametrize("kind", ["multi_task_dit", "smolvla"])
+def test_lerobots_tokenizer_travels_in_the_bundle(kind, tmp_path):
+    """Of instructions that come later too, with what lerobot's steps write before and behind."""
+    loaded = once(kind)
+    texts, settings = prompts(loaded, [TASK])
+    settings = with_tokenizer(loaded, settings, [TASK], tmp_path)
+    bundle = SimpleNamespace(prompt=settings, prompts=texts, path=lambda name: tmp_path / name)
+    tokenize = InstructionTokenizer(bundle)
+    for text in (TASK, "Pick it", "go\n", " two  words "):
+        data = padded(CalibrationData(Session(loaded, task=text).blank(), ((1, 0),)), settings).batch
+        found = tokenize(text)
+        assert (found[MASK] == data[MASK].numpy()).all()
+        assert (found[TOKENS] == data[TOKENS].numpy())[found[MASK]].all()
 
 
 def test_a_session_is_held_against_lerobots_own_path(exported):
