@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vivace.deploy.bundle.form import INSTRUCTION, MASK, NEXT, PAST, TOKENS, Contents, Graph, Shape
+from vivace.deploy.bundle.form import (
+    INSTRUCTION,
+    MASK,
+    NEXT,
+    PAST,
+    STATE_TOLD,
+    TOKENS,
+    Contents,
+    Graph,
+    Shape,
+)
 from vivace.deploy.bundle.golden import FOLDER, golden_file
 from vivace.deploy.bundle.program import CACHE, CONTEXT, FRESH, NEW, WEIGHT, Program
 from vivace.deploy.bundle.token_program import TokenProgram
@@ -136,14 +146,17 @@ def check_prompts(contents: Contents) -> None:
         return
     for text, ids in contents.prompts.items():
         need(0 < len(ids) <= settings.length, f"{len(ids)} tokens for {shown(text)}", f"1..{settings.length}")
-    template = settings.template
-    needs_template = bool(settings.tokenizer)
-    is_plain = template.count(INSTRUCTION) == 1 and not set("{}") & set(template.replace(INSTRUCTION, ""))
+    template, told = settings.template, [INSTRUCTION, *([STATE_TOLD] if settings.state else [])]
+    rest = template.replace(INSTRUCTION, "").replace(STATE_TOLD, "" if settings.state else STATE_TOLD)
+    is_plain = all(template.count(name) == 1 for name in told) and not set("{}") & set(rest)
     need(
-        is_plain if needs_template else not template,
+        is_plain if settings.tokenizer else not template,
         f"the template {shown(template)}",
-        f"{INSTRUCTION} once and no other braces where there is a tokenizer, none where not",
+        f"{' and '.join(told)} once and no other braces where there is a tokenizer, none where not",
     )
+    known = [contents.policy_name(key) for key in contents.spec.observation_shapes]
+    is_known = not settings.state or (settings.tokenizer and settings.state in known)
+    need(is_known, f"a prompt that tells {shown(settings.state)}", f"a tokenizer, and one of {shown(known)}")
 
 
 def check_graphs(contents: Contents) -> None:

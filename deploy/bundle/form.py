@@ -23,8 +23,8 @@ NEXT = "next."
 """Before the name of what a token policy has read: it is the one behind the tokens read now."""
 PAST = "past."
 """Before the names of what a token policy has read."""
-INSTRUCTION = "{instruction}"
-"""Where the instruction stands in a template; nothing else in it is special."""
+INSTRUCTION, STATE_TOLD = "{instruction}", "{state}"
+"""Where the instruction stands in a template, and the state in one that tells it; nothing else is special."""
 
 Shape = Annotated[tuple[Annotated[int, Between(-1, 2**28)], ...], Longest(8)]
 """Of a graph's input or output; -1: any."""
@@ -61,6 +61,10 @@ class PromptSettings:
     verbatim: bool = field(default=False, metadata=SELDOM)
     """The instruction is written as it is given, and the tokenizer itself adds what comes before and behind;
     else it is put in lower case, behind `bos` and before `suffix`."""
+    state: Annotated[str, Longest(500)] = field(default="", metadata=SELDOM)
+    """The policy's name of the observation that {state} in the template tells: of each of its numbers,
+    normalised, which of 256 equal parts of [-1, 1] it is in. Such a prompt is tokenised at every observation.
+    Empty: the template tells none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,10 +140,9 @@ class _Subject:
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        with fixed_shapes():
-            leaves, tree = pytree.tree_flatten(
-                execution.policy.encode(batch, execution.language, execution.select)
-            )
+        leaves, tree = pytree.tree_flatten(
+            execution.policy.encode(batch, execution.language, execution.select)
+        )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
         stages = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)

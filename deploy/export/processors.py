@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, NormalizationMode
+from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
+from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
 from lerobot.policies.xvla.processor_xvla import (
     XVLAAddDomainIdProcessorStep,
     XVLAImageNetNormalizeProcessorStep,
@@ -46,14 +48,17 @@ _MODES: dict[str, tuple[str, str, float, float]] = {
 }
 """lerobot's normalisation mode -> its two statistics, gain, shift."""
 READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
+ENDS_LINE: tuple[type, ...] = (NewLineTaskProcessorStep, Pi0NewLineProcessor)
+TELLS_STATE = Pi05PrepareStateTokenizerProcessorStep
 _BEFORE: tuple[type, ...] = (
     RenameObservationsProcessorStep,
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
     IdentityProcessorStep,
-    NewLineTaskProcessorStep,
     NormalizerProcessorStep,
     RelativeActionsProcessorStep,
+    TELLS_STATE,
+    *ENDS_LINE,
     XVLAAddDomainIdProcessorStep,
     XVLAImageNetNormalizeProcessorStep,
     XVLAImageToFloatProcessorStep,
@@ -105,6 +110,7 @@ def read_processors(loaded: LoadedPolicy) -> Processing:
         observations[key] = _only(found, key, wanted)
     actions = [_of_actions(step, (spec.action_dim,), is_back=True) for step in behind]
     _check_both_ways(before, behind, spec.action_dim)
+    _check_told(before)
     brought_back = _only(actions, "action", (spec.action_dim,))
     return Processing(renamed or None, observations, brought_back, _relative(loaded, before, behind))
 
@@ -259,6 +265,13 @@ def _only(found: Sequence[Normalization | None], key: str, shape: tuple[int, ...
     if len(numbers) > 1:
         _refuse(f"{key!r} is normalised {len(numbers)} times; a bundle holds one normalisation of each")
     return numbers[0] if numbers else identity(shape)
+
+
+def _check_told(before: Sequence[Any]) -> None:
+    """A prompt tells a state that is normalised already."""
+    kinds = [type(step) for step in before]
+    if TELLS_STATE in kinds and NormalizerProcessorStep in kinds[kinds.index(TELLS_STATE) :]:
+        _refuse(f"{TELLS_STATE.__name__} must come behind the normaliser, whose state the prompt tells")
 
 
 def _check_both_ways(before: Sequence[Any], behind: Sequence[Any], action_dim: int) -> None:

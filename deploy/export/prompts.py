@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lerobot.processor import NewLineTaskProcessorStep, TokenizerProcessorStep
+from lerobot.processor import TokenizerProcessorStep
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.bundle.form import INSTRUCTION, MASK, TOKENS, PromptSettings
-from vivace.deploy.export.processors import READS_TEXT
-from vivace.deploy.inference.tokenize import written
+from vivace.deploy.bundle.form import INSTRUCTION, MASK, STATE_TOLD, TOKENS, PromptSettings
+from vivace.deploy.export.processors import ENDS_LINE, READS_TEXT, TELLS_STATE
+from vivace.deploy.inference.tokenize import state_told, written
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
+from vivace.policies.spec import STATE
 
 TOKENIZER = "tokenizer.json"
 _ANY = "a"
@@ -45,7 +46,7 @@ def prompts(
         return {}, None
     if not instructions:
         raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
-    found = {text: _tokens(loaded, text) for text in (*instructions, _ANY)}
+    found = {text: _tokens(loaded, text)[:2] for text in (*instructions, _ANY)}
     length = _longest(step) or len(found[_ANY][0])
     pads = [int(ids[~mask][0]) for ids, mask in found.values() if not mask.all()]
     settings = PromptSettings(length=length, pad=pads[0] if pads else _pad(step))
@@ -86,6 +87,9 @@ def with_tokenizer(
         settings: how its prompts are padded; None: it reads none.
         texts: instructions; a tokenizer that is not lerobot's of these alone is not written.
         folder: of the bundle.
+
+    Raises:
+        UnsupportedPolicy: it is not, and the prompt tells the state, so that a bundle needs it.
     """
     step = _step(loaded)
     if settings is None:
@@ -95,25 +99,43 @@ def with_tokenizer(
         return replace(
             settings, tokenizer=TOKENIZER, template=step.template, bos=step.bos, suffix=tuple(step.suffix)
         )
-    backend = getattr(step.input_tokenizer, "backend_tokenizer", None)
-    if backend is None:  # it is not made of data
+    template = _template(loaded)
+    tells_state = STATE_TOLD in template
+    tokenizer = _tokenizer(loaded, step, template, texts)
+    if tokenizer is None:
+        if tells_state:
+            raise UnsupportedPolicy(
+                "the prompt of this policy tells the state, so a bundle tokenises it at every observation; "
+                "the checkpoint's tokenizer is none that the package tokenizers reads"
+            )
         return settings
-    tokenizer, template = Tokenizer.from_str(backend.to_str()), _template(loaded)
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    state = STATE if tells_state else ""
+    return replace(settings, tokenizer=TOKENIZER, template=template, verbatim=True, state=state)
+
+
+def _tokenizer(loaded: LoadedPolicy, step: Any, template: str, texts: Sequence[str]) -> Tokenizer | None:
+    """The tokenizer of lerobot's step; None if it is not made of data, or writes these texts otherwise."""
+    backend = getattr(step.input_tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     for text in (*texts, _ANY):
-        ids, mask = _tokens(loaded, text)
-        if tokenizer.encode(written(template, text)).ids != ids[mask].tolist():
-            return settings
-    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    return replace(settings, tokenizer=TOKENIZER, template=template, verbatim=True)
+        ids, mask, state = _tokens(loaded, text)
+        if tokenizer.encode(written(template, text, state)).ids != ids[mask].tolist():
+            return None
+    return tokenizer
 
 
 def _template(loaded: LoadedPolicy) -> str:
     """How lerobot's steps before the tokenizer write an instruction."""
     pipeline: Any = loaded.preprocess
-    ends_line = any(isinstance(step, NewLineTaskProcessorStep) for step in pipeline.steps)
-    return f"{INSTRUCTION}\n" if ends_line else INSTRUCTION
+    kinds = [type(step) for step in pipeline.steps]
+    if TELLS_STATE in kinds:
+        return f"Task: {INSTRUCTION}, State: {STATE_TOLD};\nAction: "
+    return f"{INSTRUCTION}\n" if set(kinds) & set(ENDS_LINE) else INSTRUCTION
 
 
 def _longest(step: Any) -> int:
@@ -133,7 +155,8 @@ def _step(loaded: LoadedPolicy) -> Any:
     return next((step for step in pipeline.steps if type(step) in READS_TEXT), None)
 
 
-def _tokens(loaded: LoadedPolicy, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (L,) of an instruction and their mask, as the checkpoint's own pipeline makes them."""
+def _tokens(loaded: LoadedPolicy, text: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Ids (L,) of an instruction beside a blank observation, their mask, and how that state is told."""
     ready = Session(loaded, task=text).blank()
-    return ready[TOKENS][0].cpu().numpy(), ready[MASK][0].bool().cpu().numpy()
+    state = state_told(ready[STATE][0, -1].cpu().numpy()) if STATE in ready else ""
+    return ready[TOKENS][0].cpu().numpy(), ready[MASK][0].bool().cpu().numpy(), state

@@ -130,7 +130,7 @@ class OrtPolicy:
             else _chw(key, value)
             for key, value in seen.items()
         }
-        return ready | self._tokenize(self.task)
+        return ready | self._tokenize(self.task, ready)
 
     def restored(self, actions: np.ndarray, observations: Mapping[str, np.ndarray]) -> np.ndarray:
         """Actions (B, n, A) in the robot's units of normalised ones, predicted from {key: (B, To, ...)}."""

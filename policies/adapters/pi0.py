@@ -33,8 +33,17 @@ from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import STATE, ActionKind
 
-Rows = tuple[Tensor, Tensor]
-"""Keys and values (B, heads, S, d) of a layer."""
+
+class Sight(NamedTuple):
+    """What was read of pictures and prompt; a tree of tensors."""
+
+    keys: tuple[Tensor, ...]
+    """Of each language layer (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Which of these rows may be looked at (B, S_l)."""
+    position: Tensor
+    """Of the first row behind them (B, 1)."""
 
 
 class Context(NamedTuple):
@@ -56,6 +65,7 @@ class Condition(NamedTuple):
 class StagedPI0(LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
+    sees = True
     last_read = Reads.NOTHING
     _table: Tensor | None = None
     """What the times of all steps make (S, ...); None: it is not hoisted."""
@@ -100,7 +110,11 @@ class StagedPI0(LanguageForm, DenoisingForm):
         return twin
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
-        """Read pictures and prompt once; what the language layers write down, and the state.
+        """Read pictures and prompt once; what the language layers write down, and the state."""
+        return self.perceive(batch, self.see(batch, run, select))
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Sight:
+        """Read pictures and prompt.
 
         Raises:
             ObservationMismatch: there is no picture, or patches are to be dropped and a camera is missing.
@@ -108,20 +122,14 @@ class StagedPI0(LanguageForm, DenoisingForm):
         tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
         h, prefix = embedded(self.policy, batch, tokens, is_text, "empty_cameras" not in self.left_out)
         select = of_all_cameras(select, self.n_patches)
-        rows: list[Rows] = []
+        rows: list[tuple[Tensor, Tensor]] = []
         self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
-        seen = [token_mask(prefix.is_text, keys.shape[2]) for keys, _ in rows]
-        return self._context(batch, rows, seen, token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True))
+        keys, values = (tuple(pair[k] for pair in rows) for k in (0, 1))
+        there = tuple(token_mask(prefix.is_text, each.shape[2]) for each in keys)
+        return Sight(keys, values, there, token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True))
 
-    def _context(self, batch: Batch, rows: list[Rows], seen: list[Tensor], position: Tensor) -> Context:
-        """What the expert looks at: what was read, and the state, which comes first behind it.
-
-        Args:
-            batch: normalised observations.
-            rows: what each language layer wrote down.
-            seen: which of its rows may be looked at (B, S_l).
-            position: of the first row behind them (B, 1).
-        """
+    def perceive(self, batch: Batch, seen: Sight) -> Context:
+        """What the expert looks at: what was read, and the state, which comes first behind it."""
         weight, state = self.net.state_proj.weight, batch[STATE][:, -1]
         state = pad_vector(state, self.policy.config.max_state_dim).to(weight)
         state = self.net.state_proj(state)[:, None]
@@ -129,22 +137,22 @@ class StagedPI0(LanguageForm, DenoisingForm):
         if self._table is None:
             row = torch.arange(1 + horizon, device=state.device)
             sees = (row[:, None] > 0) | (row == 0)  # the state sees itself, actions see all
-            return Context(self._kept(rows, seen, position, sees), (state,))
-        kept = self._kept(rows, seen, position, torch.ones(1, 1, dtype=torch.bool, device=position.device))
-        h, rows = state.to(kept.cos.dtype), []
+            return Context(self._kept(seen, sees), (state,))
+        kept = self._kept(seen, torch.ones(1, 1, dtype=torch.bool, device=state.device))
+        h, keys, values = state.to(kept.cos.dtype), [], []
         for i, layer in enumerate(self.layers):
-            h, keys, values = layer.written(h, *kept.of(i))
-            rows.append((keys, values))
-        seen = [torch.cat([each, each.new_ones(len(each), 1)], dim=1) for each in seen]
-        every = torch.ones(horizon, horizon, dtype=torch.bool, device=position.device)
-        return Context(self._kept(rows, seen, position + 1, every))
+            h, *own = layer.written(h, *kept.of(i))
+            keys.append(own[0])
+            values.append(own[1])
+        there = tuple(torch.cat([each, each.new_ones(len(each), 1)], dim=1) for each in seen.there)
+        every = torch.ones(horizon, horizon, dtype=torch.bool, device=state.device)
+        return Context(self._kept(Sight(tuple(keys), tuple(values), there, seen.position + 1), every))
 
-    def _kept(self, rows: list[Rows], seen: list[Tensor], position: Tensor, among: Tensor) -> Kept:
-        """What rows look at that stand from a position on, and see each other so (T, T)."""
-        at = position + torch.arange(len(among), device=position.device)
-        cos, sin = self.expert.rotary_emb(rows[0][0], at)
-        keys, values = (tuple(pair[k] for pair in rows) for k in (0, 1))
-        return Kept(keys, values, masks_of(EAGER, seen, among), cos, sin)
+    def _kept(self, seen: Sight, among: Tensor) -> Kept:
+        """What rows look at that come behind what was seen, and see each other so (T, T)."""
+        at = seen.position + torch.arange(len(among), device=among.device)
+        cos, sin = self.expert.rotary_emb(seen.keys[0], at)
+        return Kept(seen.keys, seen.values, masks_of(EAGER, seen.there, among), cos, sin)
 
     def said(self, context: Context) -> Tensor:
         """Values of the last layer, mean over its rows (B, n): of what it says the expert reads no more."""

@@ -11,17 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.policies.adapters.pi0 import Context, Rows, StagedPI0
+from vivace.policies.adapters.pi0 import Context, Sight, StagedPI0
 from vivace.policies.batch import Batch
 
 
 class StagedPI05(StagedPI0):
     """A pi05 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
-    def _context(self, batch: Batch, rows: list[Rows], seen: list[Tensor], position: Tensor) -> Context:
+    sees = False
+    """Not apart from the state, which is in the prompt."""
+
+    def perceive(self, batch: Batch, seen: Sight) -> Context:
+        """What the expert looks at: what was read."""
         horizon = self.spec.horizon
-        every = torch.ones(horizon, horizon, dtype=torch.bool, device=position.device)
-        return Context(self._kept(rows, seen, position, every))
+        every = torch.ones(horizon, horizon, dtype=torch.bool, device=seen.position.device)
+        return Context(self._kept(seen, every))
 
     def _made_of(self, t: Tensor) -> Tensor:
         """Modulations (n, norms, 3 D) of times (n,)."""

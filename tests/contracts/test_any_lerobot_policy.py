@@ -49,7 +49,7 @@ MORE = {
     ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
     ("groot", "bench"): ["--bench.only=[hoist]"],
     ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
-    ("smolvla", "bench"): ["--bench.only=[cache]"],
+    **dict.fromkeys(((kind, "bench") for kind in ("pi0", "pi05", "smolvla")), ["--bench.only=[cache]"]),
     ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
 }
 
@@ -79,7 +79,6 @@ DENOISES = {"calibrate": NO_PARTS, "export": DRAWS}
 REFUSED = {
     "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
-    **dict.fromkeys(("pi0", "pi05"), DENOISES),
     "groot": {"export": OWN_STEPS, "rtc": OWN_WAY},
     **dict.fromkeys(("eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
@@ -92,7 +91,7 @@ NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: refused."""
 AS_THEY_ARE = ("xvla",)
 """Types that do not normalise actions unless they are asked to."""
-EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit")
+EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05")
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
 

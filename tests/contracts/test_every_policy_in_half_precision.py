@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lerobot_policies import build
 from pipelines import Telling
 
 from vivace.accel.apply import accelerate, calibrate
@@ -42,6 +43,8 @@ POLICIES: dict[str, Callable[[Path], Any]] = {
     "multi_task_dit-flow": lambda clip: tiny_multi_task_dit(clip, objective="flow_matching"),
     "cogact": lambda clip: tiny_cogact(),
     "token_vla": lambda clip: tiny_token_vla(),
+    "pi0": lambda clip: build("pi0", clip),
+    "pi05": lambda clip: build("pi05", clip),
     "pi0_fast": lambda clip: tiny_pi0_fast(),
 }
 MEAN_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.002}

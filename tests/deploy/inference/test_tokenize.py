@@ -16,8 +16,8 @@ def test_a_message_is_short_whatever_the_instructions_are(length):
     tokenizer = InstructionTokenizer(bundle)
     for task in (next(iter(prompts)), "y" * 5000, " "):
         if length > 9 and task in prompts:
-            assert len(tokenizer(task)) == 2
+            assert len(tokenizer(task, {})) == 2
             continue
         with pytest.raises(BadSetting) as refused:
-            tokenizer(task)
+            tokenizer(task, {})
         assert len(str(refused.value)) < 1500
