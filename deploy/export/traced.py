@@ -43,6 +43,30 @@ class Encode(Observing):
         return tuple(pytree.tree_leaves(self.encoded(values)))
 
 
+class See(Observing):
+    """Normalised observations -> leaves of what is seen."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """See."""
+        run, batch = self.execution, dict(zip(self.keys, values, strict=True))
+        return tuple(pytree.tree_leaves(run.policy.see(batch, run.language, run.select)))
+
+
+class Perceive(Observing):
+    """Normalised observations, leaves of what was seen -> leaves of the context."""
+
+    def __init__(self, execution: Denoising, keys: list[str], tree: Any):
+        super().__init__(execution, keys)
+        self._tree = tree
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Perceive."""
+        n = len(self.keys)
+        seen = pytree.tree_unflatten(list(values[n:]), self._tree)
+        batch = dict(zip(self.keys, values[:n], strict=True))
+        return tuple(pytree.tree_leaves(self.execution.policy.perceive(batch, seen)))
+
+
 class Finish(Traced):
     """Last x, context -> normalised actions."""
 
