@@ -27,13 +27,13 @@ demo: $(STAMP)
 	$(BIN)/vivace eval --job_name=demo --loop.mode=async --eval.lineup=false --eval.curve='[]' --eval.timed_s=12 --accel.judged_episodes=4 --accel.judged_samples=12
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 long: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto -m long
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m long
 
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

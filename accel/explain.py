@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from vivace.accel.flops import Flops
+from vivace.accel.freeze import freeze_of
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, schedule_of
 from vivace.policies.execution import Decoding, Execution, always_compute
 
-FRESH, REUSED, FORECAST, DECIDED, LEFT_OUT = "#", "·", "~", "?", " "
+FRESH, REUSED, FORECAST, DECIDED, LEFT_OUT, ALONE = "#", "·", "~", "?", " ", "a"
 _FEWEST = 10
 """Steps of a row of the grid, however narrow the terminal is."""
 
@@ -15,14 +16,17 @@ _FEWEST = 10
 def grid(execution: Execution) -> dict[str, str]:
     """Return block id -> one mark a step: # computed, · reused, ~ forecast, ? decided as it runs.
 
-    Steps that a chunk leaves out which follows another are blank. A policy that writes tokens has no such
-    blocks.
+    Steps that a chunk leaves out which follows another are blank. Where the context of a joint denoiser is
+    frozen it is a: computed of the action tokens alone. A policy that writes tokens has no such blocks.
     """
     match execution:
         case Decoding():
             return {}
-    blocks, schedule = execution.policy.spec.block_ids, schedule_of(execution)
+    blocks, schedule, freeze = execution.policy.spec.block_ids, schedule_of(execution), freeze_of(execution)
     left_out, n = LEFT_OUT * execution.first, len(execution.sampler) - execution.first
+    if freeze is not None:
+        marks = "".join(FRESH if is_full else ALONE for is_full in freeze.full[execution.first :])
+        return dict.fromkeys(blocks, left_out + marks)
     if schedule is None:
         mark = FRESH if execution.action is always_compute else DECIDED
         return dict.fromkeys(blocks, left_out + mark * n)
@@ -65,6 +69,8 @@ def explain(
             f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   "
             f"({schedule.programs} distinct steps of {len(schedule.rows)})"
         )
+    if freeze_of(execution) is not None:
+        lines.append(f"{FRESH} computed   {ALONE} of the action tokens alone, the context frozen")
     return "\n".join(lines + _grid_lines(grid(execution), width))
 
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vivace.accel.freeze import freeze_of
 from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
 from vivace.policies.carry import NOTHING
@@ -134,8 +135,13 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
     placement = policy.placement
     x = torch.zeros(rows, *policy.spec.latent_shape, dtype=placement.dtype, device=placement.device)
     known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
-    run = execution.sampler.steps[execution.first :]
-    steps = [_count_step(counts, step, context, x, known) for step in run]
+    run, freeze = execution.sampler.steps[execution.first :], freeze_of(execution)
+    steps = [
+        _count_step(
+            counts, step, context, x, known, freeze is not None and freeze.mode(step.index) == "alone"
+        )
+        for step in run
+    ]
     blocks: dict[str, int] = defaultdict(int)
     schedule = schedule_of(execution)
     for step, found in zip(run, steps, strict=True):
@@ -150,17 +156,19 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
 
 
 def _count_step(
-    counts: _Counts, step: Step, context: Context, x: Tensor, known: dict[Any, _StepFlops]
+    counts: _Counts, step: Step, context: Context, x: Tensor, known: dict[Any, _StepFlops], is_alone: bool
 ) -> _StepFlops:
-    """Count one step, every block computed."""
+    """Count one step, every block computed, or the action tokens alone of what runs its context with them."""
     policy: Any = counts.policy
     with FlopCounterMode(display=False) as counter:
         condition = policy.condition(step, context)
     shapes = tuple(tensor.shape for tensor in tree_leaves(condition))
-    key = (shapes, counter.get_total_flops())
+    key = (shapes, counter.get_total_flops(), is_alone)
     if key not in known:
+        kept = policy.denoise_keeping(x, condition)[1] if is_alone else ()
+        counts.take()
         with FlopCounterMode(display=False) as whole:
-            policy.denoise(x, condition)
+            policy.denoise_alone(x, condition, kept) if is_alone else policy.denoise(x, condition)
         blocks = counts.take()
         known[key] = _StepFlops(
             counter.get_total_flops(), blocks, whole.get_total_flops() - sum(blocks.values())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vivace.accel.registry import technique_class, today
-from vivace.accel.technique import Seam, Technique
+from vivace.accel.technique import Technique
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.files import replacing
 from vivace.policies.plain_data import build, check_plain, check_types, plain, read_json
@@ -43,9 +43,7 @@ class AccelerationPlan:
     measurements: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Put the techniques in the order of their seams; two on one seam are an error.
-
-        On weights and on what is carried there may be several.
+        """Put the techniques in the order of their seams; two on one seam are an error, unless it holds many.
 
         Raises:
             PlanMismatch: two techniques do not go together.
@@ -56,9 +54,9 @@ class AccelerationPlan:
         for technique in self.techniques:
             check_types(technique, technique.kind)
         check_plain(self.measurements, "measurements")
-        ordered = tuple(sorted(self.techniques, key=lambda technique: technique.seam))
+        ordered = tuple(sorted(self.techniques, key=lambda technique: (technique.seam, technique.kind)))
         for first, second in zip(ordered, ordered[1:], strict=False):
-            if first.kind == second.kind or first.seam == second.seam not in (Seam.WEIGHTS, Seam.CARRY):
+            if first.kind == second.kind or (first.seam == second.seam and not first.seam.holds_many):
                 raise PlanMismatch(
                     f"{first.kind} and {second.kind} both work on the "
                     f"{first.seam.name.lower()} seam; keep one"

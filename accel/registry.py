@@ -1,11 +1,14 @@
 """The techniques there are: every file in `accel/techniques`, and whatever else registers itself."""
 
 import pkgutil
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
+from typing import Any
 
-from vivace.accel.technique import Technique
+from vivace.accel.technique import Seam, Technique
+from vivace.accel.variant import Request
 from vivace.policies.errors import BadSetting
 
 _ROOM = "vivace.accel.techniques"
@@ -49,6 +52,26 @@ def techniques() -> dict[str, type[Technique]]:
     _import_room()
     ordered = sorted(_KNOWN.values(), key=lambda technique: (technique.seam, technique.kind))
     return {technique.kind: technique for technique in ordered}
+
+
+def defaults(staged: Any) -> tuple[Request, ...]:
+    """Techniques to calibrate for a policy where nobody says which."""
+    return _fitting(staged, lambda technique: technique.is_default)
+
+
+def exact_work(staged: Any) -> tuple[Request, ...]:
+    """What removes work at no error by default; every rival has it too, so no other is credited with it."""
+    return _fitting(staged, lambda technique: technique.is_default and technique.seam == Seam.EXACT)
+
+
+def _fitting(staged: Any, is_wanted: Callable[[type[Technique]], bool]) -> tuple[Request, ...]:
+    known = techniques().items()
+    return tuple((kind, {}) for kind, found in known if is_wanted(found) and fits(found, staged))
+
+
+def fits(technique: type[Technique], staged: Any) -> bool:
+    """Whether a policy has what a technique needs."""
+    return all(need.is_met(staged) for need in technique.needs)
 
 
 def technique_class(kind: str) -> type[Technique]:

@@ -17,11 +17,16 @@ from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
 from vivace.policies.staged import (
+    DeadWorkPolicy,
     LanguagePolicy,
+    PolicyOfStages,
     TokenPolicy,
+    has_dead_work,
     has_guidance,
     has_language,
     has_sight,
+    has_stages,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -34,15 +39,20 @@ class Seam(IntEnum):
     PATCHES = 2
     STEPS = 3
     GUIDANCE = 4
-    HOIST = 5
+    EXACT = 5
     BLOCKS = 6
     DECODE = 7
     CARRY = 8
 
     @property
+    def holds_many(self) -> bool:
+        """Whether several techniques may work on it; else two are an error."""
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
+
+    @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES):
+        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -99,6 +109,10 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    STAGES = "runs stages in fewer bits", "names none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
+    DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
@@ -125,6 +139,10 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.STAGES: has_stages,
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
+    Need.DEAD_WORK: has_dead_work,
     Need.SIGHT: has_sight,
 }
 
@@ -152,6 +170,10 @@ class Technique:
     """What a policy must have."""
     is_static: ClassVar[bool]
     """No decision depends on tensor values, so it can be captured as a graph."""
+    saves_flops: ClassVar[bool] = True
+    """Whether there is less to compute; else the same is computed faster."""
+    is_default: ClassVar[bool] = False
+    """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions
     """Frozen dataclass of what can be chosen before calibration, each with a default."""
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
@@ -233,6 +255,18 @@ def with_language(execution: Execution, kind: str) -> LanguagePolicy:
     """Return the execution's policy if it has a language stage; raises `UnsupportedPolicy` naming it."""
     Need.LANGUAGE.require(execution.policy, kind)
     return cast(LanguagePolicy, execution.policy)
+
+
+def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
+    """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
+    Need.STAGES.require(execution.policy, kind)
+    return cast(PolicyOfStages, execution.policy)
+
+
+def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:
+    """Return the execution's policy if it does work that nobody reads; raises `UnsupportedPolicy`."""
+    Need.DEAD_WORK.require(execution.policy, kind)
+    return cast(DeadWorkPolicy, execution.policy)
 
 
 def decoding(execution: Execution, kind: str) -> executions.Decoding:

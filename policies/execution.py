@@ -307,12 +307,8 @@ def _denoised(
 
 
 def _widened(follow: Continuation, width: int) -> Continuation:
-    """What chunks continue, as wide as what is denoised: where an action has no number, nothing is known."""
-    missing = width - follow.actions.shape[-1]
-    if not missing:
-        return follow
-    weights = follow.weights.expand_as(follow.actions)
-    return replace(follow, actions=F.pad(follow.actions, (0, missing)), weights=F.pad(weights, (0, missing)))
+    """What chunks continue, as wide as what is denoised: numbers that a robot lacks are 0, as in training."""
+    return replace(follow, actions=F.pad(follow.actions, (0, width - follow.actions.shape[-1])))
 
 
 def _follow(

@@ -33,7 +33,11 @@ ADAPTERS = Registry(
         "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
+        "pi0": "vivace.policies.adapters.pi0:StagedPI0",
+        "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
+        "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""
@@ -71,6 +75,7 @@ def load_policy(
     action_kinds: tuple[ActionKind, ...] = (),
     dtype: str = "",
     rename_map: Mapping[str, str] | None = None,
+    config: Any = None,
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint.
 
@@ -83,6 +88,8 @@ def load_policy(
             is that of the weights before they are cast, so a plan fits the policy at any dtype.
         rename_map: names of observations as the robot or the dataset has them -> the policy's, as lerobot's
             `--rename_map`; as the checkpoint's processors say when not given.
+        config: lerobot's, of the policy, where its settings are not to be those of config.json; it says the
+            device.
 
     Raises:
         BadSetting: the machine lacks the device, the dtype is unknown or too small for the weights, or
@@ -91,10 +98,10 @@ def load_policy(
             normalised would not be.
         UnsupportedPolicy: its type is known not to act here as it does in lerobot, or not known to.
     """
-    read_device(device)
+    read_device(device if config is None else config.device)
     wanted = read_dtype(dtype) if dtype else None
     folder = resolve(path)
-    config = read_config(folder, device, ADAPTERS)
+    config = read_config(folder, device, ADAPTERS) if config is None else config
     if ADAPTERS.find(config.type) is None:
         check_alone(config)  # before gigabytes are read
     check_renaming(rename_map or {}, config)
@@ -115,6 +122,18 @@ def load_policy(
         check_range(folder, policy, dtype)
         staged = stage(policy, action_kinds, preprocess)  # what it made of the weights before is not theirs
     return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
+
+
+def fingerprint_of(folder: Path, policy: Any) -> Fingerprint:
+    """Return the fingerprint of a policy that lerobot has loaded of a folder, as of `load_policy`.
+
+    Raises:
+        PolicyNotFound: its processors are missing or cannot be built.
+        UnsupportedPolicy: as of `load_policy`.
+    """
+    features = {**policy.config.input_features, **policy.config.output_features}
+    pipelines = load_processors(folder, policy.config, statistics_in_weights(folder, features))
+    return fingerprint(policy, stage(policy).spec.block_ids, pipelines)
 
 
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: Any = None) -> StagedPolicy:

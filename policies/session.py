@@ -12,11 +12,11 @@ from lerobot.processor import (
     create_transition,
     to_relative_actions,
 )
-from lerobot.utils.constants import ACTION, DONE, INFO, REWARD, TRUNCATED
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
-from vivace.policies.batch import Batch, has_rows, join
+from vivace.policies.batch import Batch, assembled, join
 from vivace.policies.carry import Slot, followed, slots_of
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.execution import (
@@ -37,8 +37,6 @@ from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
 from vivace.policies.staged import TokenPolicy
 from vivace.policies.stopwatch import Mark, ignore
 
-_OUTCOMES = {ACTION, REWARD, DONE, TRUNCATED, INFO}
-"""What lerobot's pipelines return besides, of moments that were lived through already."""
 _MARKS = ("_is_pad", "_padding_mask")
 """Ends of lerobot's names of what is no observation but padding, (B, ...)."""
 
@@ -101,7 +99,7 @@ class Session:
             ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
         ready = [self.loaded.preprocess(moment) for moment in self._moments(observations)]
-        return self._assembled(ready, _rows(observations, self.spec))
+        return assembled(ready, self._own, _rows(observations, self.spec))
 
     def _moments(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What the preprocessor is shown of every time step, oldest first."""
@@ -117,15 +115,6 @@ class Session:
         return [
             {key: value[:, t] for key, value in frames.items()} | told for t in range(self.spec.n_obs_steps)
         ]
-
-    def _assembled(self, ready: Sequence[dict[str, Any]], rows: int) -> Batch:
-        """One batch of what the preprocessor returned of every time step."""
-        newest = {key: value for key, value in ready[-1].items() if key not in _OUTCOMES}
-        seen = {
-            key: torch.stack([moment[key] for moment in ready], dim=1) for key in self._own if key in newest
-        }
-        rest = sorted(newest.keys() - seen.keys(), key=lambda key: (not has_rows(newest[key], rows), key))
-        return seen | {key: newest[key] for key in rest}
 
     def inputs(self, observations: Mapping[str, Any]) -> Inputs:
         """Return what `sample` takes of observations and of the chunks before, as of `predict`."""

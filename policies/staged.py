@@ -1,6 +1,6 @@
 """The staged forms of a policy: what one hands out so that it can be run faster."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -75,6 +75,8 @@ class LanguageStage(Protocol):
     """transformers' own object."""
     layers: tuple[int, ...]
     """Indices of its layers that run, ascending."""
+    has_gated_mlps: bool
+    """Whether a layer's MLP is a Llama's: down(act(gate(x)) * up(x))."""
 
 
 @runtime_checkable
@@ -210,6 +212,78 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
         """Return a twin whose chunks continue these."""
 
 
+@runtime_checkable
+class PolicyOfStages(Protocol):
+    """A policy, of either form, that says where in lerobot's object its stages are."""
+
+    policy: Any
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def stages(self) -> Mapping[str, tuple[str, ...]]:
+        """vision, language, action -> paths of the modules in which its layers are called."""
+
+    def with_weights(self, policy: Any) -> Self:
+        """Return the staged form of a twin with other weights."""
+
+
+@runtime_checkable
+class DropIn(Protocol):
+    """A staged policy that can make chunks in the place of a method of lerobot's own object."""
+
+    chunk_method: str
+    """Dotted name of the method of lerobot's policy that all its chunks come from."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes, (B, To, ...), of what that method is given.
+
+        Raises:
+            UnsupportedPolicy: it is given what `encode` cannot be.
+        """
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """What that method returns (B, n, A) of chunks (B, H, A)."""
+
+
+@runtime_checkable
+class JointPolicy(DenoisingPolicy, Protocol):
+    """A policy whose denoiser runs action tokens and context through one stack, where each looks at all.
+
+    What the action tokens look at in the context, its keys and values in every layer, may be kept from a step
+    and stand for the context at later ones.
+    """
+
+    def denoise_keeping(
+        self, x: Tensor, condition: Condition, run: Runner = compute
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `denoise`, bit for bit; and keys and values (B, C, n) of the context, one tensor a layer."""
+
+    def denoise_alone(
+        self, x: Tensor, condition: Condition, kept: tuple[Tensor, ...], run: Runner = compute
+    ) -> Tensor:
+        """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
+
+
+@runtime_checkable
+class DeadWorkPolicy(Protocol):
+    """A policy, of either form, that as trained does work whose result nobody reads.
+
+    Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
+    other_context, constants.
+    """
+
+    policy: Any
+    spec: PolicySpec
+
+    @property
+    def dead_work(self) -> Mapping[str, str]:
+        """Part -> what it is, in this policy with its settings."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves these parts out; before its blocks are replaced."""
+
+
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
 
@@ -234,6 +308,11 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
     return isinstance(policy, GuidedPolicy) and policy.has_guidance
 
 
+def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
+    """Whether a policy's denoiser runs its context with the action tokens."""
+    return isinstance(policy, JointPolicy)
+
+
 def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
     """Whether what a policy sees can be read apart from what it feels."""
     return isinstance(policy, SeeingPolicy) and policy.sees
@@ -242,6 +321,16 @@ def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_stages(policy: object) -> TypeIs[PolicyOfStages]:
+    """Whether a policy says where its stages are."""
+    return isinstance(policy, PolicyOfStages) and bool(policy.stages)
+
+
+def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:
+    """Whether a policy is known to do work whose result nobody reads."""
+    return isinstance(policy, DeadWorkPolicy) and bool(policy.dead_work)
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
-from vivace.accel.registry import register
+from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
-from vivace.accel.techniques.hoist import HOIST
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
 from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
 from vivace.accel.variant import Choices, Variant
@@ -34,6 +33,7 @@ class BlockCache(Technique):
     colour: ClassVar[str] = "#0b8f7d"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
+    is_default: ClassVar[bool] = True
     Options: ClassVar[type] = UpdateOptions
     hidden: ClassVar[tuple[str, ...]] = ("updates",)
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -70,7 +70,7 @@ class BlockCache(Technique):
     def variants(cls, staged: Any, options: UpdateOptions) -> Iterator[Variant]:
         """Yield BAC and its simpler schedules, BAC also without hoisting, compiled, and on fewer steps.
 
-        Hoisting is exact, so every baseline has it too, and none of it is credited to caching.
+        Exact work is removed from every baseline too, so that none of it is credited to caching.
         """
         if Need.LANGUAGE.is_met(staged):
             yield from _in_a_vla(staged)
@@ -78,20 +78,20 @@ class BlockCache(Technique):
         options = options.settled(len(staged.sampler), len(staged.blocks))
         simple = {"updates": options.updates}
         bac = {**vars(options), "method": "bac"}
-        told = f"S = {options.updates}"
+        told, exact = f"S = {options.updates}", exact_work(staged)
         rows = [
-            Variant("bac", f"BAC, {told}, hoisted", (HOIST, (cls.kind, bac)), cls.colour),
+            Variant("bac", f"BAC, {told}, hoisted", (*exact, (cls.kind, bac)), cls.colour),
             Variant(
                 "uniform",
                 f"uniform interval, {told}, hoisted",
-                (HOIST, (cls.kind, simple | {"method": "uniform"})),
+                (*exact, (cls.kind, simple | {"method": "uniform"})),
                 "#4c78c9",
                 is_short=True,
             ),
             Variant(
                 "shared",
                 f"one shared schedule, {told}, hoisted",
-                (HOIST, (cls.kind, simple | {"method": "shared"})),
+                (*exact, (cls.kind, simple | {"method": "shared"})),
                 "#7a5cc0",
             ),
             Variant("bac-alone", f"BAC, {told}, not hoisted", ((cls.kind, bac),), cls.colour),
@@ -103,7 +103,7 @@ class BlockCache(Technique):
             yield Variant(
                 f"{sampler}-{k}+bac",
                 f"{sampler} {k} steps + BAC, S = {some}, hoisted",
-                (ask_steps(sampler, k), HOIST, (cls.kind, bac | {"updates": some})),
+                (ask_steps(sampler, k), *exact, (cls.kind, bac | {"updates": some})),
                 "#14c3a8",
                 is_short=k == 16,
             )

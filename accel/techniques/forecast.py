@@ -24,11 +24,10 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from vivace.accel.registry import register
+from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.techniques.block_cache import BlockCache, calibrate_updates, check_schedule
-from vivace.accel.techniques.hoist import HOIST
 from vivace.accel.updates import UpdateOptions
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import BadSetting
@@ -163,7 +162,7 @@ class Forecast(Technique):
         for order in (1, 2):
             chosen = {"method": "uniform", "updates": options.updates, "order": order}
             label = f"TaylorSeer order {order}, uniform S = {options.updates}, hoisted"
-            wanted = (HOIST, (cls.kind, chosen))
+            wanted = (*exact_work(staged), (cls.kind, chosen))
             yield Variant(f"taylor{order}", label, wanted, cls.colour, is_short=order == 1)
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from vivace.accel.registry import register
 from vivace.accel.technique import Need, Seam, Technique, denoising
-from vivace.accel.variant import Request, Variant
+from vivace.accel.variant import Variant
 from vivace.policies.execution import Execution
 
 
@@ -20,11 +20,12 @@ class Hoist(Technique):
     """Nothing to choose."""
 
     kind: ClassVar[str] = "hoist"
-    seam: ClassVar[Seam] = Seam.HOIST
+    seam: ClassVar[Seam] = Seam.EXACT
     label: ClassVar[str] = "exact hoisting alone"
     colour: ClassVar[str] = "#5a6472"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
     is_static: ClassVar[bool] = True
+    is_default: ClassVar[bool] = True
 
     @property
     def is_exact(self) -> bool:
@@ -43,9 +44,5 @@ class Hoist(Technique):
     @classmethod
     def variants(cls, staged: Any, options: Any) -> Iterable[Variant]:
         """Itself; compiled too, where it stands beside a compiled plain loop that it may equal."""
-        alone = Variant(cls.kind, cls.label, (HOIST,), cls.colour, is_short=True)
+        alone = Variant(cls.kind, cls.label, ((cls.kind, {}),), cls.colour, is_short=True)
         return [alone] if Need.LANGUAGE.is_met(staged) else [alone, alone.compiled()]
-
-
-HOIST: Request = (Hoist.kind, {})
-"""Exact, so other techniques' rows have it too where none of it is to be credited to them."""

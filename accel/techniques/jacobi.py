@@ -68,6 +68,7 @@ class Jacobi(JacobiOptions, Decoding):
     kind: ClassVar[str] = "jacobi"
     label: ClassVar[str] = "Jacobi"
     colour: ClassVar[str] = "#4c78c9"
+    is_default: ClassVar[bool] = True
     Options: ClassVar[type] = JacobiOptions
     hidden: ClassVar[tuple[str, ...]] = ("table",)
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {

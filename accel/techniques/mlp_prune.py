@@ -64,7 +64,7 @@ class MlpPrune(Technique):
     seam: ClassVar[Seam] = Seam.WEIGHTS
     label: ClassVar[str] = "MLP channels cut"
     colour: ClassVar[str] = "#0b8f7d"
-    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE, Need.GATED)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = MlpPruneOptions
     hidden: ClassVar[tuple[str, ...]] = ("kept",)
@@ -83,6 +83,7 @@ class MlpPrune(Technique):
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
         chosen = cls.read_options(options)
+        Need.GATED.require(execution.policy, cls.kind)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept: list[tuple[int, ...]] = []
@@ -105,7 +106,8 @@ class MlpPrune(Technique):
         return cls(kept=tuple(kept), options=asdict(chosen), tensors=tensors)
 
     def check(self, execution: Execution) -> None:
-        """Raise if the policy has no language stage, or another shape."""
+        """Raise if the policy has no gated MLPs in a language stage, or others."""
+        Need.GATED.require(execution.policy, self.kind)
         layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(

@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vivace.accel.registry import register
+from vivace.accel.freeze import Freeze
+from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.techniques.guidance import Linear
-from vivace.accel.techniques.hoist import HOIST
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
-from vivace.accel.variant import Choices, Request, Variant
+from vivace.accel.variant import Choices, Variant
 from vivace.policies.carry import LATENT, PAST, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution
@@ -80,7 +80,7 @@ class WarmStart(Technique):
         first = first_step(found.sampler, self.share)
         schedule = schedule_of(found)
         is_free = schedule is None or schedule.can_begin(first)
-        if isinstance(found.call, Linear):
+        if isinstance(found.call, Linear | Freeze):
             is_free = is_free and found.call.can_begin(first)
         if not is_free:
             raise PlanMismatch(
@@ -103,7 +103,7 @@ class WarmStart(Technique):
     def variants(cls, staged: Any, options: Any) -> Iterator[Variant]:
         """Yield few steps, which stand beside as few of the same sampler; and the end of a long sampler."""
         sampler = samplers_of(staged)[0]
-        others: tuple[Request, ...] = () if Need.LANGUAGE.is_met(staged) else (HOIST,)
+        others = () if Need.LANGUAGE.is_met(staged) else exact_work(staged)
         for k in fewer(staged, sampler, _ROWS):
             wanted = (ask_steps(sampler, 2 * k), (cls.kind, {"share": 0.5}), *others)
             label = f"{cls.label}, {sampler} {k} of {2 * k} steps"

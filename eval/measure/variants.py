@@ -7,11 +7,13 @@ from typing import Any
 
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.published import published
-from vivace.accel.registry import techniques
+from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting
 
 PLAIN = Variant("plain", "as trained")
+LEROBOT = Variant("lerobot", "lerobot's own chunk", colour="#2b6cb0")
+"""What lerobot itself takes: its `predict_action_chunk`, or what its own loop would execute."""
 ACCELERATED = Variant("accelerated", "accelerated by its own plan", colour="#0b8f7d")
 SAVED = (ACCELERATED, ACCELERATED.compiled())
 """The plan saved beside the checkpoint; not calibrated anew."""
@@ -30,8 +32,11 @@ def variants_of(staged: Any, options: Mapping[str, Any] | None = None) -> tuple[
     chosen = options or {}
     rows = [PLAIN, PLAIN.compiled()]
     for kind, technique in techniques().items():
-        if all(need.is_met(staged) for need in technique.needs):
+        if fits(technique, staged):
             rows += technique.variants(staged, chosen.get(kind) or technique.Options())
+    exact = exact_work(staged)
+    if len(exact) > 1:
+        rows.append(Variant("exact", "exact work removed", exact, "#5a6472", is_short=True))
     rows += published({row.name: row for row in rows})
     name, times = Counter(row.name for row in rows).most_common(1)[0]
     if times > 1:

@@ -7,7 +7,7 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.judgement import check_apart, fitted_seeds
-from vivace.accel.plan import FILE_NAME
+from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval.machine import machine
 from vivace.eval.measure.action_error import action_errors, sample_all
 from vivace.eval.measure.statistics import spread_of
@@ -19,6 +19,7 @@ from vivace.eval.subject import load
 from vivace.eval.terminal import console
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import as_trained
+from vivace.policies.load import LoadedPolicy
 
 
 @dataclass(kw_only=True)
@@ -31,14 +32,42 @@ class CalibrateCommand(CommonOptions):
 
 
 def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
+    """Make the plan and save it, beside the checkpoint or where it is wanted."""
     loaded = load(command)
-    wanted = command.accel.wanted()
-    if wanted and loaded.as_trained.is_opaque:
-        raise UnsupportedPolicy(
-            f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come "
-            "apart, so there is nothing to calibrate; vivace eval and vivace bench run it without a plan"
-        )
+    plan = make_plan(command, loaded)
+    target = loaded.path
+    if command.output_dir is not None:
+        target = output_folder("calibrate", command.output_dir, command.job_name)
+    plan.save(target)
+    return {"plan": str(target / FILE_NAME), **plan.measurements}, True
+
+
+def _nothing(loaded: LoadedPolicy, wanted: list[Any]) -> AccelerationPlan:
+    """Return the plan of a policy that does not come apart: no techniques, and the policy bit for bit."""
+    told = (
+        f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come apart, "
+        "so there is nothing to calibrate; "
+    )
+    if wanted:
+        raise UnsupportedPolicy(f"{told}vivace eval and vivace bench run it without a plan")
+    console.print(
+        f"{told}its plan has no techniques. --policy.device, --policy.dtype, --loop.mode and vivace export "
+        "work on the whole; vivace bench times torch.compile and threads",
+        highlight=False,
+    )
+    measurements = {**machine(loaded.placement), "action_error": 0.0}
+    return AccelerationPlan(loaded.fingerprint, (), measurements)
+
+
+def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
+    """Calibrate, measure action error and FLOPs on observations of other episodes, and tell; save nothing.
+
+    Raises:
+        UnsupportedPolicy: the policy has no parts, or lacks what a technique works on.
+    """
+    wanted = command.accel.wanted(loaded.staged)
+    if loaded.as_trained.is_opaque:
+        return _nothing(loaded, wanted)
     data = observe(command, loaded)
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
@@ -64,10 +93,6 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         "judged_from": judged.source,
     }
     plan = replace(plan, measurements=measurements)
-    target = loaded.path
-    if command.output_dir is not None:
-        target = output_folder("calibrate", command.output_dir, command.job_name)
-    plan.save(target)
     console.print(explain(plan, execution, *flops, console.width), highlight=False)
     console.print(measured(plan), highlight=False)
-    return {"plan": str(target / FILE_NAME), **measurements}, True
+    return plan

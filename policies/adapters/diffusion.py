@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -39,6 +39,8 @@ class StagedDiffusion(DenoisingForm):
     block's output but not skip the block.
     """
 
+    chunk_method = "diffusion.generate_actions"
+
     def __init__(self, policy: DiffusionPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.diffusion.unet
@@ -53,6 +55,9 @@ class StagedDiffusion(DenoisingForm):
             **{f"up{k}": modules for k, modules in enumerate(self.network.up_modules)},
         }
         self.blocks = tuple(block for name, modules in levels.items() for block in self._level(name, modules))
+        self.stages = {"action": ("diffusion.unet",)}
+        if config.image_features:
+            self.stages["vision"] = ("diffusion.rgb_encoder",)
         self._n_residual = 2 * len(levels)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
@@ -95,6 +100,15 @@ class StagedDiffusion(DenoisingForm):
         if self.policy.config.env_state_feature:
             parts.append(batch[OBS_ENV_STATE])
         return torch.cat(parts, dim=-1).flatten(1)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Timestep embedding and observation (B, E + D), the same for every residual block."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -39,6 +39,8 @@ class StagedMultiTaskDiT(DenoisingForm):
     `observation.language.attention_mask` (B, L), which the checkpoint's preprocessor makes of "task".
     """
 
+    chunk_method = "_generate_actions"
+
     def __init__(self, policy: MultiTaskDiTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.noise_predictor
@@ -48,6 +50,9 @@ class StagedMultiTaskDiT(DenoisingForm):
             for block in _layer_blocks(i, layer)
         )
         config = policy.config
+        self.stages = {"action": ("noise_predictor.transformer_blocks",)}
+        if config.image_features:
+            self.stages["vision"] = ("observation_encoder.vision_encoder",)
         self.sampler = (
             self.resample(
                 config.noise_scheduler_type.lower(), config.num_inference_steps or config.num_train_timesteps
@@ -79,6 +84,15 @@ class StagedMultiTaskDiT(DenoisingForm):
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
         state = cast(batch, self.placement.dtype)[OBS_STATE]
         return torch.cat([state, seen], dim=-1).flatten(1)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""

@@ -47,6 +47,12 @@ class PrefixRows:
         """Their rows."""
         return slice(self.n_before, self.n_before + self.n_visual)
 
+    def query(self, length: int) -> Tensor:
+        """Row (B, 1) of the last text token, of a stream of `length` rows."""
+        n = self.is_text.shape[1]
+        places = torch.arange(n, device=self.is_text.device)
+        return length - n + (places * self.is_text).amax(1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class LayerView:

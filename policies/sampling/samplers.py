@@ -270,10 +270,7 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Lit
     """
     if name not in ("euler", "rk4"):
         raise BadSetting(f"unknown flow sampler {name!r}; known samplers: euler, rk4")
-    if n_steps < 1:
-        raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
-    if spacing != OWN:
-        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
+    check_widths(name, n_steps, spacing)
     steps: list[Step] = []
     for t, dt in _falling(n_steps) if noise_at else _rising(n_steps):
         flow = partial(_flow, noise_at=noise_at)
@@ -283,6 +280,14 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Lit
             for k, (update, table) in enumerate(stages)
         ]
     return Sampler(name, tuple(steps))
+
+
+def check_widths(name: str, n_steps: int, spacing: str) -> None:
+    """Raise `BadSetting` unless there are steps, of one width."""
+    if n_steps < 1:
+        raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
+    if spacing != OWN:
+        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
 
 
 def _rising(n_steps: int) -> list[tuple[float, float]]:

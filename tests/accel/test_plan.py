@@ -145,7 +145,7 @@ def test_what_was_put_in_by_hand_has_the_types_of_its_fields(mark):
         AccelerationPlan(mark, (BlockCache(n_steps=10, updates={"a": (0, 1.5)}),))
     with pytest.raises(BadSetting, match=r"measurements\.ratio is inf; numbers are finite"):
         AccelerationPlan(mark, (), {"ratio": float("inf")})
-    with pytest.raises(PlanMismatch, match="hoist and hoist both work on the hoist seam; keep one"):
+    with pytest.raises(PlanMismatch, match="hoist and hoist both work on the exact seam; keep one"):
         AccelerationPlan(mark, (Hoist(), Hoist()))
 
 
@@ -226,7 +226,7 @@ def test_every_technique_says_what_it_is():
 
 
 def test_what_is_no_technique_of_its_own_is_not_registered():
-    said = {"kind": "other", "seam": Seam.HOIST, "label": "other", "is_static": True}
+    said = {"kind": "other", "seam": Seam.EXACT, "label": "other", "is_static": True}
     with pytest.raises(BadSetting, match="Other does not say its seam, label, is_static"):
         register(type("Other", (Technique,), {"kind": "other"}))
     with pytest.raises(BadSetting, match="both register a technique 'hoist'; give one of them another kind"):

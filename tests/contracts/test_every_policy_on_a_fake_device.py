@@ -100,7 +100,8 @@ class Subject:
         found = [(kind, dict(options)) for kind, options in EVERYTHING.get(variant, [])]
         for kind, options in found:
             if kind == "step_schedule":
-                options["sampler"] = "euler" if self.host.sampler.name == "euler" else "ddim"
+                own = self.host.sampler.name
+                options["sampler"] = own if own in ("euler", "renoise") else "ddim"
         return found
 
 

