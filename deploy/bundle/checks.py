@@ -16,6 +16,7 @@ from vivace.deploy.bundle.token_program import TokenProgram
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle
 from vivace.policies.plain_data import shown
+from vivace.policies.sampling.step_table import remembered
 from vivace.policies.spec import ActionRange, PolicySpec
 
 _MAX_NUMBERS = 2**28
@@ -270,7 +271,7 @@ def check_first(contents: Contents, program: Program, where: str) -> None:
     need(first <= len(steps), f"{where} beginning at step {first}", f"one of {len(steps)}, or none")
     need(contents.relative is None, f"{where} beginning with chunks of offsets", "chunks of targets")
     if 0 < first < len(steps):
-        is_free = not steps[first].table.memory or set(steps[first - 1].table.keep) == {"clean"}
+        is_free = remembered([step.table for step in steps], first) is not None
         need(is_free, f"{where} beginning in the midst of a step, at {first}", "the beginning of one")
     made: dict[str, int] = {}
     for step in steps[first:]:

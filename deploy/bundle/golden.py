@@ -182,5 +182,5 @@ def _layout(
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
     last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {} if is_whole else {CONTINUED: chunk}
-    last |= {AFTER: chunk} if carries else {}
-    return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk} | last
+    after = {AFTER: chunk} if carries else {}
+    return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk, **last, **after}

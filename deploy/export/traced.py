@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -51,7 +51,8 @@ class See(Observing):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """See."""
-        run, batch = self.execution, dict(zip(self.keys, values, strict=True))
+        run: Any = self.execution
+        batch = dict(zip(self.keys, values, strict=True))
         return tuple(pytree.tree_leaves(run.policy.see(batch, run.language, run.select)))
 
 
@@ -64,10 +65,10 @@ class Perceive(Observing):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Perceive."""
-        n = len(self.keys)
+        n, policy = len(self.keys), cast(Any, self.execution.policy)
         seen = pytree.tree_unflatten(list(values[n:]), self._tree)
         batch = dict(zip(self.keys, values[:n], strict=True))
-        return tuple(pytree.tree_leaves(self.execution.policy.perceive(batch, seen)))
+        return tuple(pytree.tree_leaves(policy.perceive(batch, seen)))
 
 
 class Finish(Traced):

@@ -16,7 +16,7 @@ from vivace.deploy.inference.token_decoding import Prompted, decode
 from vivace.deploy.system.deadline import Deadline
 from vivace.policies.carry import LATENT, NOTHING, PAST, Carry
 from vivace.policies.sampling.real_time_chunking import Continuation
-from vivace.policies.sampling.step_table import Memory
+from vivace.policies.sampling.step_table import CLEAN, NOISE, Memory, remembered
 from vivace.policies.sampling.streams import Streams
 
 
@@ -48,6 +48,9 @@ class Denoiser:
             call = graphs[step.graph].bind({**now, **shared, **context, **given}, {**shared, **into})
             shared = {"x": call.inputs["x"], "out": call.outputs["out"]}
             self._steps.append(call)
+        tables = [step.table for step in program.steps]
+        is_begun = program.first is not None and program.first < len(tables)
+        self._remembers = remembered(tables, program.first) or () if is_begun else ()
         self._finish = None if program.finish is None else graphs[program.finish].bind(context)
 
     def sample(
@@ -58,10 +61,11 @@ class Denoiser:
         Arguments are as of `OrtPolicy.sample` and `OrtPolicy.sample_after`.
         """
         shape = self._spec.latent_shape
-        x, first = noise(shape), 0
+        start, first = noise(shape), 0
+        x = start
         if carry and self._first is not None:
             first = self._first
-            x = _begun(self._schedule, first, carry, x)
+            x = _begun(self._schedule, first, carry, start)
         follow = None if follow is None else _widened(follow, x.shape[-1])
         memory: Memory = ()
         for index in range(first, len(self._steps)):
@@ -70,7 +74,8 @@ class Denoiser:
             if follow is not None:
                 out = follow.correct(step.table, out, follow.error(step.table, x, out))
             if first and index == first:  # the steps before are taken to have said the same
-                memory = (step.table.cleaned(x, out),) * len(step.table.memory)
+                known = {CLEAN: step.table.cleaned(x, out), NOISE: start}
+                memory = tuple(known[name] for name in self._remembers)
             if index + 1 < len(self._steps) and deadline.is_too_near():
                 x = step.table.cleaned(x, out)
                 break

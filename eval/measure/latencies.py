@@ -123,7 +123,7 @@ def _following(session: Session, one: CalibrationData) -> list[tuple[dict[str, A
     if not session.execution.carries:
         return [(asked(one), one.noise_keys[0])]
     slot, (episode, *_) = Slot(), one.noise_keys[0]
-    found = []
+    found: list[tuple[dict[str, Any], tuple[int, ...]]] = []
     session.predict(asked(one) | {SLOTS: [slot]}, [(episode, 0)])
     for n in range(_cycle(session)):
         follows = np.array([[n, session.spec.n_action_steps]])

@@ -35,6 +35,9 @@ from vivace.policies.spec import STATE, ActionKind
 
 Rows = tuple[Tensor, Tensor]
 """Keys and values (B, heads, S, d) of a layer."""
+Seen = tuple[list[Rows], list[Tensor], Tensor]
+"""What each language layer wrote down, which of its rows may be looked at (B, S_l), and the position of the
+first row behind them (B, 1)."""
 
 
 class Context(NamedTuple):
@@ -99,13 +102,26 @@ class StagedPI0(LanguageForm, DenoisingForm):
         Raises:
             ObservationMismatch: there is no picture, or patches are to be dropped and a camera is missing.
         """
+        return self.perceive(batch, self.see(batch, run, select))
+
+    @property
+    def sees(self) -> bool:
+        """Whether the state stands apart from pictures and prompt: as a row of the expert."""
+        return True
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+        """Read pictures and prompt; raises as `encode`."""
         tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
         h, prefix = embedded(self.policy, batch, tokens, is_text, "empty_cameras" not in self.left_out)
         select = of_all_cameras(select, self.n_patches)
         rows: list[Rows] = []
         self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         seen = [token_mask(prefix.is_text, keys.shape[2]) for keys, _ in rows]
-        return self._context(batch, rows, seen, token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True))
+        return rows, seen, token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True)
+
+    def perceive(self, batch: Batch, seen: Seen) -> Context:
+        """What the expert looks at: what was read, now or before, and the state."""
+        return self._context(batch, *seen)
 
     def _context(self, batch: Batch, rows: list[Rows], seen: list[Tensor], position: Tensor) -> Context:
         """What the expert looks at: what was read, and the state, which comes first behind it.

@@ -18,6 +18,11 @@ from vivace.policies.batch import Batch
 class StagedPI05(StagedPI0):
     """A pi05 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
+    @property
+    def sees(self) -> bool:
+        """Whether the state stands apart from pictures and prompt: the prompt tells it."""
+        return False
+
     def _context(self, batch: Batch, rows: list[Rows], seen: list[Tensor], position: Tensor) -> Context:
         horizon = self.spec.horizon
         every = torch.ones(horizon, horizon, dtype=torch.bool, device=position.device)

@@ -1,11 +1,15 @@
 """One step of a sampler in numbers, for a robot that has numpy and no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 Memory = tuple[np.ndarray, ...]
+
+
+CLEAN, NOISE = "clean", "noise"
+"""What steps remember: what those before said of the clean chunk, and the noise that the chunk began with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +62,21 @@ class StepTable:
         if self.noise:
             following = following + self.noise * draw()
         return following.astype(x.dtype), tuple(known[name] for name in self.keep)
+
+
+def remembered(tables: Sequence[StepTable], index: int) -> tuple[str, ...] | None:
+    """What a step uses of those before it, if a chunk that begins with it can know that.
+
+    Returns:
+        `CLEAN` or `NOISE` for each memory, none of a step without; None where it is something else, as in
+        the midst of a step of RK4.
+    """
+    if not tables[index].memory:
+        return ()
+    before = index - 1
+    while before > 0 and tables[before].keep == ("m0",):  # handed on
+        before -= 1
+    if before >= 0 and tables[before].keep == ("clean",):
+        return (CLEAN,)
+    begins_with_noise = before == 0 and tables[0].keep == ("x",) and not tables[0].alpha
+    return (NOISE,) if begins_with_noise else None

@@ -41,7 +41,7 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
     "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, *VLA}),
-    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, *VLA}),
+    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, *VLA}),
     "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
     "xvla": (_built("xvla", num_denoising_steps=10), {DENOISER, LANGUAGE, JOINT, DEAD_WORK, STAGES}),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),

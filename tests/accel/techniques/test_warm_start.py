@@ -20,6 +20,7 @@ from vivace.policies.execution import Denoising, as_trained, sample, sample_afte
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.samplers import make_flow_sampler
 from vivace.policies.session import Session
@@ -235,3 +236,15 @@ def test_a_policy_that_samples_by_itself_is_refused(loaded):
     steps = tuple(replace(step, table=None) for step in execution.sampler.steps)
     with pytest.raises(UnsupportedPolicy, match="warm_start needs a sampler whose steps are known"):
         first_step(replace(execution.sampler, steps=steps), 0.5)
+
+
+def test_a_sampler_that_remembers_its_noise_is_begun_with_that_of_the_start():
+    """Steps x(t') = t' n + (1 - t') a: begun at t = 1/2 with n = 2 and the chunk before, 0, where a = 1."""
+    sampler = make_clean_flow_sampler("renoise", 4)
+    assert sampler.beginnings == (0, 1, 2, 3)
+    noise, out = torch.full((1, 1, 1), 2.0), torch.ones(1, 1, 1)
+    x = 0.5 * noise
+    memory = sampler.begun(2, x, out, noise)
+    following, memory = sampler.steps[2].advance(x, out, memory, None)
+    assert following.item() == 0.25 * 2 + 0.75 * 1
+    assert sampler.steps[3].advance(following, out, memory, None)[0].item() == 1.0

@@ -7,10 +7,11 @@ import pytest
 import torch
 from policy_cases import POLICIES, observations
 
+from vivace.accel.techniques.warm_start import begin_warm
 from vivace.deploy.lerobot.chunks import Chunks, drops_in
-from vivace.policies.execution import as_trained
+from vivace.policies.execution import Denoising, as_trained, call_denoiser
 from vivace.policies.load import stage
-from vivace.policies.tiny.policies import tiny_clip
+from vivace.policies.tiny.policies import tiny_clip, tiny_dp_transformer
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,36 @@ def test_lerobots_own_loop_executes_the_same_actions(name, clip):
     assert torch.equal(executed(ours, n), theirs)
     assert chunks.present is not None
     assert theirs.abs().max() > 0
+
+
+def test_chunks_in_turn_follow_each_other_until_the_reset():
+    policy = tiny_dp_transformer()
+    staged = stage(policy)
+    sampler = staged.resample("ddim", 4)
+    ran = []
+
+    def told(execution, step, *args):
+        ran.append(step.index)
+        return call_denoiser(execution, step, *args)
+
+    def warm(policy):
+        return Denoising(stage(policy), sampler, call=told, begin=begin_warm, first=3)
+
+    chunks = Chunks(policy, staged.chunk_method, warm)
+    n = policy.config.n_action_steps
+
+    def run(actions):
+        ran.clear()
+        for one in islice(moments(policy), actions):
+            policy.select_action(dict(one))
+        return list(ran)
+
+    full, last = [0, 1, 2, 3], [3]
+    assert run(2 * n) == full + full, "nobody says how many of the actions were executed"
+    policy.reset()
+    chunks.forget()
+    with chunks.in_turn():
+        assert run(3 * n) == full + last + last
+        policy.reset()
+        chunks.forget()
+        assert run(n) == full
