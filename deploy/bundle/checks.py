@@ -271,7 +271,8 @@ def check_first(contents: Contents, program: Program, where: str) -> None:
     need(first <= len(steps), f"{where} beginning at step {first}", f"one of {len(steps)}, or none")
     need(contents.relative is None, f"{where} beginning with chunks of offsets", "chunks of targets")
     if 0 < first < len(steps):
-        is_free = remembered([step.table for step in steps], first) is not None
+        is_known = remembered([step.table for step in steps[:first]]) is not None
+        is_free = is_known or not steps[first].table.memory
         need(is_free, f"{where} beginning in the midst of a step, at {first}", "the beginning of one")
     made: dict[str, int] = {}
     for step in steps[first:]:

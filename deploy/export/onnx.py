@@ -9,6 +9,7 @@ runs a graph without any.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ from vivace.deploy.bundle.program import (
 )
 from vivace.deploy.export.branches import Branch
 from vivace.deploy.export.graph_writer import GraphWriter
-from vivace.deploy.export.reading import check_carried, export_reading, first_of
+from vivace.deploy.export.reading import check_carried, export_reading
 from vivace.deploy.export.traced import Asked, Finish, Keep, Traced, made_of
 from vivace.policies.block import EMPTY, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
@@ -53,7 +54,11 @@ WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
 
 @fixed_shapes()
 def export_denoising(
-    writer: GraphWriter, executions: Mapping[str, Denoising], batch: Batch, noise: Noise
+    writer: GraphWriter,
+    executions: Mapping[str, Denoising],
+    batch: Batch,
+    noise: Noise,
+    fixed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Program]:
     """Export a denoising policy under several plans; graphs that are there already are taken as they are.
 
@@ -62,6 +67,7 @@ def export_denoising(
         executions: plan -> the policy and how it is run.
         batch: one normalised observation.
         noise: of one chunk.
+        fixed: what the policy is told besides, always.
 
     Raises:
         UnsupportedPolicy: it decides at run time what to compute.
@@ -69,11 +75,12 @@ def export_denoising(
     for execution in executions.values():
         check_steps(execution)
     timesteps = _timesteps(executions.values())
-    subjects = {name: _Subject.of(run, timesteps, batch, writer) for name, run in executions.items()}
+    whole = {**batch, **fixed}
+    subjects = {name: _Subject.of(run, timesteps, whole, writer) for name, run in executions.items()}
     wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
     programs = {}
     for name, subject in subjects.items():
-        reading = export_reading(writer, subject.execution, subject.encode, batch, list(subject.context))
+        reading = export_reading(writer, subject.execution, subject.encode, batch, fixed, subject.context)
         graphs = {kind: _step_graph(writer, subject, kind, wanted, noise) for kind in set(subject.kinds)}
         steps = tuple(
             ScheduledStep(
@@ -84,8 +91,7 @@ def export_denoising(
             )
             for step, kind in zip(subject.steps, subject.kinds, strict=True)
         )
-        finish, first = _finish(writer, subject, noise), first_of(subject.execution)
-        programs[name] = Program(steps=steps, finish=finish, first=first, **reading._asdict())
+        programs[name] = Program(steps=steps, finish=_finish(writer, subject, noise), **reading._asdict())
     return programs
 
 
@@ -132,12 +138,13 @@ class _Subject:
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        leaves, tree = pytree.tree_flatten(
-            execution.policy.encode(batch, execution.language, execution.select)
-        )
+        with fixed_shapes():
+            leaves, tree = pytree.tree_flatten(
+                execution.policy.encode(batch, execution.language, execution.select)
+            )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
+        stages = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
         return cls(
             execution,
             steps,

@@ -14,6 +14,7 @@ from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.program import SEEN as SEEN_PREFIX
 from vivace.deploy.export.lerobot_path import plausible, sampled, selected
+from vivace.deploy.export.processors import fixed
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.batch import tensors
 from vivace.policies.carry import LATENT, LOOKED, NOTHING, PAST, SEEN, Carry
@@ -107,6 +108,7 @@ def prove_processors(policy: OrtPolicy, loaded: LoadedPolicy, data: CalibrationD
     window = {key: np.stack([value] * policy.spec.n_obs_steps)[None] for key, value in seen.items()}
     move = loaded.placement.move
     batch = {key: move(torch.from_numpy(value)) for key, value in policy.prepare(window).items()}
+    batch |= fixed(loaded)
     found = policy.restored(sampled(loaded, batch).cpu().numpy(), window)[0]
     wanted = selected(loaded, seen, policy.task)
     unit = bundle.actions.span / bundle.actions.gain

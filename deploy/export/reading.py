@@ -1,8 +1,9 @@
 """Export how observations are read: by one graph, or by two of which the first is not run for every chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vivace.accel.techniques.frame_cache import EveryNth
@@ -16,11 +17,12 @@ from vivace.policies.staged import Batch
 
 
 class Reading(NamedTuple):
-    """Graphs that read observations, as a `Program` names them."""
+    """How a chunk comes to its first step, as a `Program` names it."""
 
     encode: int
     perceive: int | None
     looks_every: int
+    first: int | None
 
 
 def check_carried(execution: Denoising) -> None:
@@ -30,13 +32,13 @@ def check_carried(execution: Denoising) -> None:
         raise UnsupportedPolicy("the plan carries something from chunk to chunk that a bundle does not know")
 
 
-def first_of(execution: Denoising) -> int | None:
-    """Step at which a chunk begins that follows another; None if every chunk begins with noise."""
-    return None if execution.begin is begin_with_noise else execution.first
-
-
 def export_reading(
-    writer: GraphWriter, execution: Denoising, origin: Origin, batch: Batch, names: Sequence[str]
+    writer: GraphWriter,
+    execution: Denoising,
+    origin: Origin,
+    batch: Batch,
+    fixed: Mapping[str, Tensor],
+    context: Collection[str],
 ) -> Reading:
     """Export what reads observations; graphs that are there already are taken as they are.
 
@@ -45,27 +47,36 @@ def export_reading(
         execution: the policy, and how it is run.
         origin: what one graph for all would be made of.
         batch: one normalised observation.
-        names: of the leaves of the context.
+        fixed: what the policy is told besides, always.
+        context: names of its leaves.
     """
+    names, first = list(context), None if execution.begin is begin_with_noise else execution.first
     match execution.read:
         case EveryNth(every=every):
-            return _apart(writer, execution, origin, batch, names, every)
+            return Reading(*_apart(writer, execution, origin, batch, fixed, names), every, first)
     encode = writer.find(origin)
     if encode is None:
-        encode = writer.add(origin, Encode(execution, list(batch)), batch, names)
-    return Reading(encode, None, 1)
+        encode = writer.add(origin, Encode(execution, list(batch), fixed), batch, names)
+    return Reading(encode, None, 1, first)
 
 
 def _apart(
-    writer: GraphWriter, execution: Any, origin: Origin, batch: Batch, names: Sequence[str], every: int
-) -> Reading:
+    writer: GraphWriter,
+    execution: Any,
+    origin: Origin,
+    batch: Batch,
+    fixed: Mapping[str, Tensor],
+    names: Sequence[str],
+) -> tuple[int, int]:
     """Export looking and the rest as two graphs."""
-    leaves, tree = pytree.tree_flatten(execution.policy.see(batch, execution.language, execution.select))
+    whole = {**batch, **fixed}
+    leaves, tree = pytree.tree_flatten(execution.policy.see(whole, execution.language, execution.select))
     seen = {f"{SEEN}{i}": leaf for i, leaf in enumerate(leaves)}
     looking, rest = (Origin(part, origin.made_of) for part in ("see", "perceive"))
     encode, perceive = writer.find(looking), writer.find(rest)
     if encode is None:
-        encode = writer.add(looking, See(execution, list(batch)), batch, list(seen))
+        encode = writer.add(looking, See(execution, list(batch), fixed), batch, list(seen))
     if perceive is None:
-        perceive = writer.add(rest, Perceive(execution, list(batch), tree), {**batch, **seen}, names)
-    return Reading(encode, perceive, every)
+        module = Perceive(execution, list(batch), fixed, tree)
+        perceive = writer.add(rest, module, {**batch, **seen}, names)
+    return encode, perceive

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
+from vivace.policies.batch import Batch
 from vivace.policies.block import EMPTY, Block
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import plain
@@ -28,14 +29,18 @@ class Traced(nn.Module):
 class Observing(Traced):
     """A module that is given normalised observations."""
 
-    def __init__(self, execution: Execution, keys: list[str]):
+    def __init__(self, execution: Execution, keys: list[str], fixed: Mapping[str, Tensor] | None = None):
         super().__init__(execution)
-        self.keys = keys
+        self.keys, self.fixed = keys, dict(fixed or {})
+
+    def batch(self, values: Sequence[Tensor]) -> Batch:
+        """What the policy is given."""
+        return {**dict(zip(self.keys, values, strict=True)), **self.fixed}
 
     def encoded(self, values: tuple[Tensor, ...]) -> Any:
         """What the policy makes of them."""
         run = self.execution
-        return run.policy.encode(dict(zip(self.keys, values, strict=True)), run.language, run.select)
+        return run.policy.encode(self.batch(values), run.language, run.select)
 
 
 class Encode(Observing):
@@ -52,23 +57,21 @@ class See(Observing):
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """See."""
         run: Any = self.execution
-        batch = dict(zip(self.keys, values, strict=True))
-        return tuple(pytree.tree_leaves(run.policy.see(batch, run.language, run.select)))
+        return tuple(pytree.tree_leaves(run.policy.see(self.batch(values), run.language, run.select)))
 
 
 class Perceive(Observing):
     """Normalised observations, leaves of what was seen -> leaves of the context."""
 
-    def __init__(self, execution: Denoising, keys: list[str], tree: Any):
-        super().__init__(execution, keys)
+    def __init__(self, execution: Denoising, keys: list[str], fixed: Mapping[str, Tensor], tree: Any):
+        super().__init__(execution, keys, fixed)
         self._tree = tree
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Perceive."""
         n, policy = len(self.keys), cast(Any, self.execution.policy)
         seen = pytree.tree_unflatten(list(values[n:]), self._tree)
-        batch = dict(zip(self.keys, values[:n], strict=True))
-        return tuple(pytree.tree_leaves(policy.perceive(batch, seen)))
+        return tuple(pytree.tree_leaves(policy.perceive(self.batch(values[:n]), seen)))
 
 
 class Finish(Traced):

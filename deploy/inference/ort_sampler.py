@@ -16,7 +16,7 @@ from vivace.deploy.inference.token_decoding import Prompted, decode
 from vivace.deploy.system.deadline import Deadline
 from vivace.policies.carry import LATENT, NOTHING, PAST, Carry
 from vivace.policies.sampling.real_time_chunking import Continuation
-from vivace.policies.sampling.step_table import CLEAN, NOISE, Memory, remembered
+from vivace.policies.sampling.step_table import Memory, remembered
 from vivace.policies.sampling.streams import Streams
 
 
@@ -48,9 +48,7 @@ class Denoiser:
             call = graphs[step.graph].bind({**now, **shared, **context, **given}, {**shared, **into})
             shared = {"x": call.inputs["x"], "out": call.outputs["out"]}
             self._steps.append(call)
-        tables = [step.table for step in program.steps]
-        is_begun = program.first is not None and program.first < len(tables)
-        self._remembers = remembered(tables, program.first) or () if is_begun else ()
+        self._remembers = remembered([step.table for step in program.steps[: program.first or 0]])
         self._finish = None if program.finish is None else graphs[program.finish].bind(context)
 
     def sample(
@@ -61,11 +59,10 @@ class Denoiser:
         Arguments are as of `OrtPolicy.sample` and `OrtPolicy.sample_after`.
         """
         shape = self._spec.latent_shape
-        start, first = noise(shape), 0
-        x = start
+        x, first = noise(shape), 0
         if carry and self._first is not None:
             first = self._first
-            x = _begun(self._schedule, first, carry, start)
+            x = _begun(self._schedule, first, carry, x)
         follow = None if follow is None else _widened(follow, x.shape[-1])
         memory: Memory = ()
         for index in range(first, len(self._steps)):
@@ -74,8 +71,7 @@ class Denoiser:
             if follow is not None:
                 out = follow.correct(step.table, out, follow.error(step.table, x, out))
             if first and index == first:  # the steps before are taken to have said the same
-                known = {CLEAN: step.table.cleaned(x, out), NOISE: start}
-                memory = tuple(known[name] for name in self._remembers)
+                memory = step.table.presumed(self._remembers, x, out)
             if index + 1 < len(self._steps) and deadline.is_too_near():
                 x = step.table.cleaned(x, out)
                 break

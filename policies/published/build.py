@@ -89,7 +89,7 @@ def build_published(
         folder = Path(name)
         try:
             written = architecture.write(folder)
-            config: Any = make_policy_config(kind, **settings, **written, device=device)
+            config: Any = make_policy_config(kind, **{**settings, **written}, device=device)
             config.device = None  # no class is to move what is not there yet
             making = nullcontext() if architecture.runs_when_built else without_weights()
             with making, redirect_stdout(sys.stderr):  # some of lerobot's classes print

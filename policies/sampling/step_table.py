@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 Memory = tuple[np.ndarray, ...]
-
-
-CLEAN, NOISE = "clean", "noise"
-"""What steps remember: what those before said of the clean chunk, and the noise that the chunk began with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +40,13 @@ class StepTable:
         clean: np.ndarray = self.clean_x * x + self.clean_out * out
         return clean if self.clip is None else np.clip(clean, -self.clip, self.clip)
 
+    def presumed(self, what: str | None, x: np.ndarray, out: np.ndarray) -> Memory:
+        """What the first step of a chunk remembers where its sampler has earlier ones, see `remembered`."""
+        clean = self.cleaned(x, out)
+        if what == "noise":
+            clean = ((x - self.alpha * clean) / self.sigma).astype(x.dtype)
+        return (clean,) * len(self.memory)
+
     def advance(
         self, x: np.ndarray, out: np.ndarray, memory: Memory, draw: Callable[[], np.ndarray]
     ) -> tuple[np.ndarray, Memory]:
@@ -64,19 +68,14 @@ class StepTable:
         return following.astype(x.dtype), tuple(known[name] for name in self.keep)
 
 
-def remembered(tables: Sequence[StepTable], index: int) -> tuple[str, ...] | None:
-    """What a step uses of those before it, if a chunk that begins with it can know that.
+def remembered(before: Sequence[StepTable]) -> Literal["clean", "noise"] | None:
+    """What the step behind these remembers of them, if that can be presumed where they were not run.
 
-    Returns:
-        `CLEAN` or `NOISE` for each memory, none of a step without; None where it is something else, as in
-        the midst of a step of RK4.
+    The clean chunks they predicted, or the noise that the first of them began with.
     """
-    if not tables[index].memory:
-        return ()
-    before = index - 1
-    while before > 0 and tables[before].keep == ("m0",):  # handed on
-        before -= 1
-    if before >= 0 and tables[before].keep == ("clean",):
-        return (CLEAN,)
-    begins_with_noise = before == 0 and tables[0].keep == ("x",) and not tables[0].alpha
-    return (NOISE,) if begins_with_noise else None
+    kept = [table.keep for table in before]
+    if not kept:
+        return None
+    if set(kept[-1]) == {"clean"}:
+        return "clean"
+    return "noise" if kept[0] == ("x",) and all(keep == ("m0",) for keep in kept[1:]) else None

@@ -22,6 +22,7 @@ from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.sampler import presumed
 from vivace.policies.sampling.samplers import make_flow_sampler
 from vivace.policies.session import Session
 from vivace.policies.tiny.policies import tiny_dp_transformer
@@ -154,6 +155,18 @@ def test_a_step_of_four_calls_is_begun_with_its_first():
     assert [first_step(sampler, share) for share in (0.25, 0.3, 1.0)] == [12, 8, 0]
 
 
+def test_a_sampler_that_goes_back_to_its_noise_takes_that_of_the_chunk_it_begins_with():
+    """Begun late, a step of "renoise" with that noise is the straight step of "euler"."""
+    renoise, straight = (make_clean_flow_sampler(name, 5) for name in ("renoise", "euler"))
+    assert renoise.beginnings == (0, 1, 2, 3, 4)
+    x, out = torch.tensor([[[0.4, -1.0]]]), torch.tensor([[[0.1, 0.3]]])
+    for step, other in zip(renoise.steps[1:], straight.steps[1:], strict=True):
+        memory = presumed(renoise, step, x, out)
+        found, _ = step.advance(x, out, memory, None)
+        wanted, _ = other.advance(x, out, (), None)
+        torch.testing.assert_close(found, wanted)
+
+
 def test_nothing_that_earlier_steps_computed_is_missed_in_silence(loaded):
     half = ("block_cache", {"method": "uniform", "updates": 2})
     n = len(loaded.staged.sampler)
@@ -236,15 +249,3 @@ def test_a_policy_that_samples_by_itself_is_refused(loaded):
     steps = tuple(replace(step, table=None) for step in execution.sampler.steps)
     with pytest.raises(UnsupportedPolicy, match="warm_start needs a sampler whose steps are known"):
         first_step(replace(execution.sampler, steps=steps), 0.5)
-
-
-def test_a_sampler_that_remembers_its_noise_is_begun_with_that_of_the_start():
-    """Steps x(t') = t' n + (1 - t') a: begun at t = 1/2 with n = 2 and the chunk before, 0, where a = 1."""
-    sampler = make_clean_flow_sampler("renoise", 4)
-    assert sampler.beginnings == (0, 1, 2, 3)
-    noise, out = torch.full((1, 1, 1), 2.0), torch.ones(1, 1, 1)
-    x = 0.5 * noise
-    memory = sampler.begun(2, x, out, noise)
-    following, memory = sampler.steps[2].advance(x, out, memory, None)
-    assert following.item() == 0.25 * 2 + 0.75 * 1
-    assert sampler.steps[3].advance(following, out, memory, None)[0].item() == 1.0
