@@ -121,7 +121,8 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                     execution.decoder(execution.policy, context, noise, None, compute)
                 return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
             case Denoising():
-                reading = replace(execution, policy=counts.policy, language=compute, select=selecting)
+                twin: Any = counts.policy
+                reading = replace(execution, policy=twin, language=compute, select=selecting)
                 carry, cycle = NOTHING, execution.cycle
                 with FlopCounterMode(display=False) as counter:
                     for _ in range(cycle):

@@ -31,6 +31,11 @@ LATENT, PAST = "latent", "past"
 followed: actions of it that are past (B,)."""
 
 
+SEEN, LOOKED = "seen", "looked"
+"""Names of what is left where not every chunk looks: what the last look gave, and how many chunks were made
+of it."""
+
+
 class Slot:
     """Holds what the newest chunk of one episode left."""
 

@@ -84,7 +84,7 @@ class Session:
         self._white = torch.tensor(255.0, device=self._placement.device)
         self._slot = Slot()
         """What the last chunk left, where one episode is run at a time."""
-        self._check_begins()
+        check_begins(self.execution, loaded.preprocess)
         if chunking is not None:
             check_continuing(self.execution, chunking)
             self._check_normalises()
@@ -160,17 +160,6 @@ class Session:
             elif isinstance(step, NormalizerProcessorStep):
                 actions = step(create_transition(action=actions))[TransitionKey.ACTION]
         return actions
-
-    def _check_begins(self) -> None:
-        """Raise `UnsupportedPolicy` if chunks begin with others that mean something else by now."""
-        pipeline: Any = self.loaded.preprocess
-        steps = [step for step in pipeline.steps if isinstance(step, RelativeActionsProcessorStep)]
-        is_warm = isinstance(self.execution, Denoising) and self.execution.begin is not begin_with_noise
-        if is_warm and any(step.enabled for step in steps):
-            raise UnsupportedPolicy(
-                f"actions of policy {self.spec.type!r} are relative to the state they were predicted in, so "
-                "no chunk can begin with an earlier one; leave warm_start out of the plan"
-            )
 
     def _check_normalises(self) -> None:
         """Raise `UnsupportedPolicy` if the preprocessor brings actions to the policy's in a way of its own.
@@ -260,12 +249,13 @@ class Session:
             )
         batch, draft, follow = self.inputs(observations)
         mark("prepare")
-        if self.execution.carries:
-            slots = slots_of(observations, self._slot, rows)
-            follows = followed(observations, noise_keys)
-            actions = sample_episodes(self.execution, batch, noise_keys, slots, follows, follow, mark)
-        else:
-            actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
+        match self.execution:
+            case Denoising(carries=True) as execution:
+                slots = slots_of(observations, self._slot, rows)
+                follows = followed(observations, noise_keys)
+                actions = sample_episodes(execution, batch, noise_keys, slots, follows, follow, mark)
+            case execution:
+                actions = sample(execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         if actions.shape[-1] != self.spec.action_dim:
             raise UnsupportedPolicy(
@@ -275,6 +265,22 @@ class Session:
         found: np.ndarray = actions.cpu().numpy()
         mark("finish")
         return found
+
+
+def check_begins(execution: Execution, preprocess: Any) -> None:
+    """Raise `UnsupportedPolicy` if chunks begin with others that mean something else by now.
+
+    Args:
+        execution: how they are made.
+        preprocess: the checkpoint's pipeline.
+    """
+    steps = [step for step in preprocess.steps if isinstance(step, RelativeActionsProcessorStep)]
+    is_warm = isinstance(execution, Denoising) and execution.begin is not begin_with_noise
+    if is_warm and any(step.enabled for step in steps):
+        raise UnsupportedPolicy(
+            f"actions of policy {execution.policy.spec.type!r} are relative to the state they were predicted "
+            "in, so no chunk can begin with an earlier one; leave warm_start out of the plan"
+        )
 
 
 def _rows(observations: Mapping[str, Any], spec: PolicySpec) -> int:

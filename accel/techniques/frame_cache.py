@@ -17,13 +17,11 @@ from typing import Any, ClassVar, cast
 from vivace.accel.registry import register
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.variant import Choices
-from vivace.policies.carry import Carry
+from vivace.policies.carry import LOOKED, SEEN, Carry
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.staged import Batch, Context, SeeingPolicy
 
-SEEN, LOOKED = "seen", "looked"
-"""What is left: what the last look gave, and how many chunks were made of it."""
 _MOST = 64
 
 

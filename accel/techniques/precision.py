@@ -163,7 +163,13 @@ class Narrow(nn.Module):
 
 
 def _halved(dtype: torch.dtype) -> Callable[[nn.Module], nn.Module]:
-    return lambda layer: Narrow(layer, copy.deepcopy(layer).to(dtype), dtype)
+    def made(layer: nn.Module) -> nn.Module:
+        narrow = copy_sharing_tensors(layer)  # not `.to`, which would change the tensors that are shared
+        for name, parameter in layer.named_parameters(recurse=False):
+            setattr(narrow, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+        return Narrow(layer, narrow, dtype)
+
+    return made
 
 
 def _in_int8(layer: nn.Module) -> nn.Module:

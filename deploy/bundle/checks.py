@@ -21,11 +21,12 @@ from vivace.deploy.bundle.form import (
     Shape,
 )
 from vivace.deploy.bundle.golden import FOLDER, golden_file
-from vivace.deploy.bundle.program import CACHE, CONTEXT, FRESH, NEW, WEIGHT, Program
+from vivace.deploy.bundle.program import CACHE, CONTEXT, FRESH, NEW, SEEN, WEIGHT, Program
 from vivace.deploy.bundle.token_program import TokenProgram
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadBundle
 from vivace.policies.plain_data import shown
+from vivace.policies.sampling.step_table import remembered
 from vivace.policies.spec import ActionRange, PolicySpec
 
 _MAX_NUMBERS = 2**28
@@ -212,6 +213,14 @@ def check_encode(contents: Contents, program: Program) -> None:
         given |= {TOKENS: (1, prompt.length), MASK: (1, prompt.length)}
     _check_reads(graph, given)
     _check_fixed(graph.outputs, shown(graph.file))
+    if program.perceive is None:
+        need(program.looks_every == 1, f"a look every {program.looks_every} chunks", "a graph that perceives")
+        return
+    need(bool(program.steps), "a graph that perceives", "steps")
+    _check_names(graph.outputs, lambda name: name.startswith(SEEN), "encode")
+    perceive = contents.graphs[program.perceive]
+    _check_reads(perceive, {**given, **graph.outputs})
+    _check_fixed(perceive.outputs, shown(perceive.file))
 
 
 def check_whole(contents: Contents, program: Program, where: str) -> None:
@@ -234,7 +243,8 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
     spec, graphs = contents.spec, contents.graphs
     latent: Shape = (1, *spec.latent_shape)
     chunk: Shape = (1, spec.horizon, spec.action_dim)
-    context = graphs[program.encode].outputs
+    reads = program.encode if program.perceive is None else program.perceive
+    context = graphs[reads].outputs
     _check_names(context, lambda name: name.startswith(CONTEXT), "encode")
     made: dict[str, Shape] = {}
     kept = 0
@@ -255,6 +265,7 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
         is_mix = table.alpha >= 0 and table.sigma >= 0 and table.alpha + table.sigma > 0
         need(is_mix, f"{which} with alpha={table.alpha:g}, sigma={table.sigma:g}", "0 or more, not both 0")
         need(table.clip is None or table.clip > 0, f"{which} with clip={table.clip}", "above 0")
+    check_first(contents, program, where)
     if program.finish is None:
         need(latent == chunk, f"a chunk of shape {latent} and no graph that finishes", f"one to {chunk}")
     else:
@@ -263,6 +274,31 @@ def check_steps(contents: Contents, program: Program, where: str) -> None:
         need(
             graph.outputs == {"actions": chunk}, f"finish with {shown(graph.outputs)}", f"actions of {chunk}"
         )
+
+
+def check_first(contents: Contents, program: Program, where: str) -> None:
+    """Raise `BadBundle` unless a chunk can begin at the step it says, and needs nothing of those before."""
+    first, steps = program.first, program.steps
+    if first is None:
+        return
+    need(first <= len(steps), f"{where} beginning at step {first}", f"one of {len(steps)}, or none")
+    need(contents.relative is None, f"{where} beginning with chunks of offsets", "chunks of targets")
+    if 0 < first < len(steps):
+        is_known = remembered([step.table for step in steps[:first]]) is not None
+        is_free = is_known or not steps[first].table.memory
+        need(is_free, f"{where} beginning in the midst of a step, at {first}", "the beginning of one")
+    made: dict[str, int] = {}
+    for step in steps[first:]:
+        graph = contents.graphs[step.graph]
+        for block, row in step.weights.items():
+            is_kept = f"{CACHE}{block}.0" in graph.inputs
+            is_there = not is_kept or made.get(block, 0) >= len(row)
+            need(is_there, f"{where} beginning at step {first} without {shown(block)}", "all it reuses")
+        for name in graph.outputs:
+            block = name.removeprefix(NEW)
+            made[block] = made.get(block, 0) + (
+                FRESH + block not in graph.inputs or block not in step.weights
+            )
 
 
 def _blocks(graph: Graph, made: Shapes) -> dict[str, Shape]:

@@ -2,10 +2,10 @@
 
 `golden/<plan>.safetensors` holds the observation as a robot gives it, what the chunk before it meant, the
 chunk, and the chunk cut short at once. Of a policy that denoises also the chunk that continues the one
-before, or of one that writes tokens the first token's logits, which show what an action's bin hides. Noise
-key, instruction and tolerance are in the manifest. Anybody's safetensors reads the file; here it is read by
-hand, for a robot has numpy only: names, shapes and dtypes are known before it is opened, and nothing else is
-taken.
+before, or of one that writes tokens the first token's logits, which show what an action's bin hides;
+where chunks make use of those before, the one that follows. Noise key, instruction and tolerance are in the
+manifest. Anybody's safetensors reads the file; here it is read by hand, for a robot has numpy only: names,
+shapes and dtypes are known before it is opened, and nothing else is taken.
 """
 
 import json
@@ -17,12 +17,14 @@ from typing import Annotated
 import numpy as np
 
 from vivace.policies.arrays import observation_layout
+from vivace.policies.carry import FOLLOWED
 from vivace.policies.errors import BadSetting
 from vivace.policies.plain_data import Between, Longest, build, parse_json, shown
 from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
 
 FOLDER = "golden"
 CHUNK, CUT, CONTINUED, LOGITS = "action", "action.cut", "action.continued", "logits"
+AFTER = "action.after"
 _PREVIOUS = 4
 """Actions of the chunk before, at most."""
 _DTYPES = {"uint8": "U8", "float32": "F32"}
@@ -42,6 +44,16 @@ class GoldenSettings:
     tolerance: Annotated[float, Between(0.0, 0.1)]
     """How far a chunk may be from the recorded one, in units of what 1 is to the policy."""
 
+    @property
+    def next_key(self) -> tuple[int, ...]:
+        """Of the noise of the chunk that follows."""
+        return (*self.noise_key[:-1], self.noise_key[-1] + 1)
+
+    @property
+    def follows(self) -> dict[str, np.ndarray]:
+        """What that chunk is told: it follows the recorded one, of which one action is past."""
+        return {FOLLOWED: np.array([[self.noise_key[-1], 1]])}
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -59,6 +71,8 @@ class Golden:
     """The same after `previous`; None of a policy that does not denoise."""
     logits: np.ndarray | None = None
     """Of the first token (V,), of a policy that writes tokens."""
+    after: np.ndarray | None = None
+    """The chunk that follows `chunk`, one action of which is past; None where chunks follow none."""
 
     @property
     def batch(self) -> dict[str, np.ndarray]:
@@ -73,7 +87,7 @@ class Golden:
     def to_bytes(self) -> bytes:
         """Return the file."""
         arrays = {**self.observations, PREVIOUS: self.previous, CHUNK: self.chunk, CUT: self.cut}
-        last = {CONTINUED: self.continued, LOGITS: self.logits}
+        last = {CONTINUED: self.continued, LOGITS: self.logits, AFTER: self.after}
         arrays |= {name: array for name, array in last.items() if array is not None}
         header, data = {}, b""
         for name, array in arrays.items():
@@ -86,7 +100,13 @@ class Golden:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, name: str, spec: PolicySpec, vocabulary: int = 0, is_whole: bool = False
+        cls,
+        data: bytes,
+        name: str,
+        spec: PolicySpec,
+        vocabulary: int = 0,
+        is_whole: bool = False,
+        carries: bool = False,
     ) -> "Golden":
         """Read the file.
 
@@ -96,6 +116,7 @@ class Golden:
             spec: of the policy.
             vocabulary: tokens it chooses from, of a policy that writes tokens.
             is_whole: the policy is one graph, whose chunks continue none.
+            carries: chunks may make use of those before.
 
         Raises:
             BadSetting: it is damaged, or does not fit the policy.
@@ -106,7 +127,7 @@ class Golden:
         header = parse_json(data[_HEADER : _HEADER + size], name)
         body = data[_HEADER + size :]
         arrays, place = {}, 0
-        wanted = _layout(spec, vocabulary, is_whole)
+        wanted = _layout(spec, vocabulary, is_whole, carries)
         if not isinstance(header, dict) or sorted(header) != sorted(wanted):
             raise BadSetting(f"{name} holds {shown(header)}; needed are {', '.join(wanted)}")
         total = sum(_size(shape, dtype) for shape, dtype in wanted.values())
@@ -127,7 +148,7 @@ class Golden:
         if bad:
             raise BadSetting(f"{name} has numbers in {bad[0]} that are not finite")
         seen = {key: arrays[key] for key in spec.observation_shapes}
-        last = arrays.get(CONTINUED), arrays.get(LOGITS)
+        last = arrays.get(CONTINUED), arrays.get(LOGITS), arrays.get(AFTER)
         return cls(seen, arrays[PREVIOUS], arrays[CHUNK], arrays[CUT], *last)
 
 
@@ -155,8 +176,11 @@ def n_previous(spec: PolicySpec) -> int:
     return min(_PREVIOUS, spec.horizon - spec.first_action)
 
 
-def _layout(spec: PolicySpec, vocabulary: int, is_whole: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+def _layout(
+    spec: PolicySpec, vocabulary: int, is_whole: bool, carries: bool
+) -> dict[str, tuple[tuple[int, ...], str]]:
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
     last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {} if is_whole else {CONTINUED: chunk}
-    return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk} | last
+    after = {AFTER: chunk} if carries else {}
+    return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk, **last, **after}

@@ -17,13 +17,15 @@ from typing import Annotated, Any, Literal
 
 from vivace.deploy.bundle.golden import GoldenSettings
 from vivace.deploy.bundle.token_program import TokenProgram
-from vivace.policies.plain_data import Between, Longest
+from vivace.policies.plain_data import SELDOM, Between, Longest
 from vivace.policies.sampling.step_table import StepTable
 
 FRESH, CACHE, WEIGHT, NEW = "fresh.", "cache.", "weight.", "new."
 """Before the id of a block, in names of inputs and outputs."""
 CONTEXT = "context"
 """Prefix of the names of what `encode` makes of an observation."""
+SEEN = "seen."
+"""Before the names of what it makes of cameras and instruction, where the rest is made apart."""
 Index = Annotated[int, Between(0, 4095)]
 """Of a graph."""
 Name = Annotated[str, Longest(2000)]
@@ -34,8 +36,8 @@ Name = Annotated[str, Longest(2000)]
 class Origin:
     """What a graph was made of; of what is made of the same there need be but one."""
 
-    part: Literal["encode", "step", "finish", "prompt", "extend", "whole"]
-    """encode, step, finish, prompt, extend or whole."""
+    part: Literal["encode", "see", "perceive", "step", "finish", "prompt", "extend", "whole"]
+    """encode, or see and perceive; step, finish; prompt, extend; or whole."""
     made_of: Annotated[str, Longest(200)]
     """Digest of the weights, and of what a plan does to this part."""
     timesteps: Annotated[tuple[float, ...], Longest(10_000)] = ()
@@ -67,6 +69,13 @@ class Program:
     """Graph from the last x to normalised actions; None: x is those."""
     tokens: TokenProgram | None = None
     """How chunks are written, by a policy that writes tokens."""
+    first: Annotated[int, Between(0, 10_000)] | None = field(default=None, metadata=SELDOM)
+    """Step at which a chunk begins that follows another: with that chunk, shifted and noised; behind the last
+    one it is that chunk. None: every chunk begins with noise."""
+    perceive: Index | None = field(default=None, metadata=SELDOM)
+    """Graph from what was seen, and the observations, to the context; None: `encode` gives the context."""
+    looks_every: Annotated[int, Between(1, 64)] = field(default=1, metadata=SELDOM)
+    """Chunks made of what was seen once, where there is a graph that perceives."""
     receipt: Mapping[str, Any] = field(default_factory=dict)
     """Parity with torch, fingerprint, plan: for the record."""
     golden: GoldenSettings | None = None
@@ -78,10 +87,15 @@ class Program:
         return not self.steps and self.tokens is None
 
     @property
+    def carries(self) -> bool:
+        """Whether a chunk may make use of what the one before left."""
+        return self.first is not None or self.looks_every > 1
+
+    @property
     def graphs(self) -> tuple[int, ...]:
         """Indices of the graphs it calls, each once."""
         extend = None if self.tokens is None else self.tokens.extend
-        found = [self.encode, *(step.graph for step in self.steps), self.finish, extend]
+        found = [self.encode, self.perceive, *(step.graph for step in self.steps), self.finish, extend]
         return tuple(dict.fromkeys(index for index in found if index is not None))
 
 

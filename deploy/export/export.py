@@ -146,6 +146,7 @@ def check_exportable(
                 check_whole(run, batch)
             case Denoising():
                 check_steps(run)
+                Session(loaded, run)  # refuses chunks that cannot begin with others
     return runs, read_processors(loaded)
 
 

@@ -35,7 +35,8 @@ from vivace.deploy.bundle.program import (
 )
 from vivace.deploy.export.branches import Branch
 from vivace.deploy.export.graph_writer import GraphWriter
-from vivace.deploy.export.traced import Asked, Encode, Finish, Keep, Traced, made_of
+from vivace.deploy.export.reading import check_carried, export_reading
+from vivace.deploy.export.traced import Asked, Finish, Keep, Traced, made_of
 from vivace.policies.block import EMPTY, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, always_compute, call_denoiser
@@ -79,10 +80,7 @@ def export_denoising(
     wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
     programs = {}
     for name, subject in subjects.items():
-        encode = writer.find(subject.encode)
-        if encode is None:
-            names = list(subject.context)
-            encode = writer.add(subject.encode, Encode(subject.execution, list(batch), fixed), batch, names)
+        reading = export_reading(writer, subject.execution, subject.encode, batch, fixed, subject.context)
         graphs = {kind: _step_graph(writer, subject, kind, wanted, noise) for kind in set(subject.kinds)}
         steps = tuple(
             ScheduledStep(
@@ -93,7 +91,7 @@ def export_denoising(
             )
             for step, kind in zip(subject.steps, subject.kinds, strict=True)
         )
-        programs[name] = Program(encode, steps, _finish(writer, subject, noise))
+        programs[name] = Program(steps=steps, finish=_finish(writer, subject, noise), **reading._asdict())
     return programs
 
 
@@ -220,6 +218,7 @@ class _Subject:
 
 def check_steps(execution: Denoising) -> None:
     """Raise `UnsupportedPolicy` unless its steps can be graphs."""
+    check_carried(execution)
     if any(step.table is None for step in execution.sampler.steps):
         raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
     knows_blocks = execution.action is always_compute or schedule_of(execution) is not None

@@ -1,26 +1,29 @@
 """Whether a bundle acts as torch does, on observations that its plans were not calibrated on."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.bundle.program import SEEN as SEEN_PREFIX
 from vivace.deploy.export.lerobot_path import plausible, sampled, selected
 from vivace.deploy.export.processors import fixed
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.batch import tensors
+from vivace.policies.carry import LATENT, LOOKED, NOTHING, PAST, SEEN, Carry
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
-from vivace.policies.execution import Decoding, Execution, sample
+from vivace.policies.execution import Decoding, Denoising, Execution, sample, sample_after
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.plain_data import plain
-from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.noise import EpisodeNoise, Noise
 from vivace.policies.sampling.streams import Streams
 
 TOLERANCE = 1e-5
@@ -61,12 +64,15 @@ def prove(
     plan, bundle = execution.plan, policy.bundle
     must = precision == "fp32"
     errors = [_chunk_error(policy, loaded, execution, one, must) for one in data.ones()]
+    for one, carry in _followed(execution, data):
+        errors.append(_chunk_error(policy, loaded, execution, one, must, carry))
     means = [error.mean for error in errors]
     return {
         "fingerprint": plain(plan.fingerprint),
         "techniques": [technique.kind for technique in plan.techniques],
         "torch": torch.__version__,
-        "observations": len(errors),
+        "observations": len(data.noise_keys),
+        "chunks": len(errors),
         "observations_from": data.source,
         "seeds": sorted(data.seeds),
         "precision": precision,
@@ -123,32 +129,80 @@ def check_parity(name: str, receipt: Mapping[str, Any]) -> None:
         return
     raise ParityError(
         f"under plan {name!r} ONNX Runtime differs from torch by {max(graph, chunk):.2g} on "
-        f"{receipt['wrong']} of {receipt['observations']} observations, {TOLERANCE:g} is allowed, or "
+        f"{receipt['wrong']} of {receipt['chunks']} chunks, {TOLERANCE:g} is allowed, or "
         f"{ROUNDINGS:g} times torch's own rounding, which is {receipt['rounding_error']:.2g}"
     )
 
 
-def sample_bundle(policy: OrtPolicy, one: CalibrationData) -> np.ndarray:
+def sample_bundle(policy: OrtPolicy, one: CalibrationData, carry: Carry = NOTHING) -> np.ndarray:
     """Sample one chunk of normalised actions (1, H, A) of one observation, as torch's `sample` would."""
     batch = {key: value.cpu().numpy() for key, value in tensors(one.batch).items()}
+    if carry:
+        return policy.sample_after(batch, Streams(one.noise_keys), carry)[0]
     draft = None if one.draft is None else one.draft[0].cpu().numpy()
     return policy.sample(batch, Streams(one.noise_keys), draft)
 
 
+def _followed(execution: Execution, data: CalibrationData) -> Iterator[tuple[CalibrationData, Carry]]:
+    """Observations, and what chunks left that they may follow: as if all were of one episode."""
+    if not isinstance(execution, Denoising) or not execution.carries:
+        return
+    carry, spec = NOTHING, execution.policy.spec
+    past = execution.policy.placement.move(torch.tensor([spec.n_action_steps]))
+    for one in data.ones():
+        if carry:
+            yield one, carry
+        _, left = sample_after(execution, one.batch, EpisodeNoise(one.noise_keys), carry)
+        carry = {**left, PAST: past}
+
+
+def _for_bundle(carry: Carry) -> Carry:
+    """What a chunk of torch left, as a bundle's chunks leave it."""
+    if not carry:
+        return carry
+    plain = {name: carry[name].cpu().numpy() for name in (LATENT, PAST)}
+    if SEEN not in carry:
+        return plain
+    leaves = pytree.tree_leaves(carry[SEEN])
+    seen = {f"{SEEN_PREFIX}{i}": leaf.cpu().numpy() for i, leaf in enumerate(leaves)}
+    return {**plain, SEEN: seen, LOOKED: carry[LOOKED]}
+
+
+def _sampled(
+    execution: Execution, one: CalibrationData, noise: Noise, carry: Carry, dtype: torch.dtype = torch.float32
+) -> np.ndarray:
+    """Sample one chunk in torch."""
+    batch = one.batch if dtype == torch.float32 else cast(one.batch, dtype)
+    match execution:
+        case Denoising():
+            given = pytree.tree_map_only(Tensor, lambda leaf: _wide(leaf, dtype), dict(carry))
+            return sample_after(execution, batch, noise, given)[0].cpu().numpy()
+    return sample(execution, batch, noise, one.draft).cpu().numpy()
+
+
+def _wide(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+
 def _chunk_error(
-    policy: OrtPolicy, loaded: LoadedPolicy, execution: Execution, one: CalibrationData, must: bool
+    policy: OrtPolicy,
+    loaded: LoadedPolicy,
+    execution: Execution,
+    one: CalibrationData,
+    must: bool,
+    carry: Carry = NOTHING,
 ) -> ChunkError:
     """Compare one chunk; with `must` it has to be right."""
-    wanted = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft).cpu().numpy()
-    found = sample_bundle(policy, one)
+    wanted = _sampled(execution, one, EpisodeNoise(one.noise_keys), carry)
+    found = sample_bundle(policy, one, _for_bundle(carry))
     difference = np.abs(found - wanted)
     largest, mean = float(difference.max()), float(difference.mean())
     if largest <= TOLERANCE or not must:
         return ChunkError(largest, mean)
     if isinstance(execution, Decoding) or not np.isfinite(largest):
         return ChunkError(largest, mean, is_right=False)
-    exact = _exact(loaded, execution, one)
-    nudged = [sample(execution, one.batch, _Nudged(one, seed)).cpu().numpy() for seed in range(_NUDGES)]
+    exact = _exact(loaded, execution, one, carry)
+    nudged = [_sampled(execution, one, _Nudged(one, seed), carry) for seed in range(_NUDGES)]
     ours, *torchs = (float(np.abs(actions - exact).max()) for actions in (found, wanted, *nudged))
     return ChunkError(largest, mean, max(torchs), ours <= max(TOLERANCE, ROUNDINGS * max(torchs)))
 
@@ -165,14 +219,13 @@ class _Nudged:
         return torch.nextafter(drawn, torch.from_numpy(ends).to(drawn))
 
 
-def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData) -> np.ndarray:
+def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData, carry: Carry) -> np.ndarray:
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
     run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
-    batch = cast(one.batch, torch.float64)
     drawn = EpisodeNoise(one.noise_keys)
 
     def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
         return drawn(shape, like.float()).to(like)
 
-    return sample(run, batch, noise).cpu().numpy()
+    return _sampled(run, one, noise, carry, torch.float64)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
+from vivace.policies.batch import Batch
 from vivace.policies.block import EMPTY, Block
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import plain
@@ -32,11 +33,14 @@ class Observing(Traced):
         super().__init__(execution)
         self.keys, self.fixed = keys, dict(fixed or {})
 
+    def batch(self, values: Sequence[Tensor]) -> Batch:
+        """What the policy is given."""
+        return {**dict(zip(self.keys, values, strict=True)), **self.fixed}
+
     def encoded(self, values: tuple[Tensor, ...]) -> Any:
         """What the policy makes of them."""
         run = self.execution
-        batch = {**dict(zip(self.keys, values, strict=True)), **self.fixed}
-        return run.policy.encode(batch, run.language, run.select)
+        return run.policy.encode(self.batch(values), run.language, run.select)
 
 
 class Encode(Observing):
@@ -45,6 +49,29 @@ class Encode(Observing):
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Encode."""
         return tuple(pytree.tree_leaves(self.encoded(values)))
+
+
+class See(Observing):
+    """Normalised observations -> leaves of what is seen."""
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """See."""
+        run: Any = self.execution
+        return tuple(pytree.tree_leaves(run.policy.see(self.batch(values), run.language, run.select)))
+
+
+class Perceive(Observing):
+    """Normalised observations, leaves of what was seen -> leaves of the context."""
+
+    def __init__(self, execution: Denoising, keys: list[str], fixed: Mapping[str, Tensor], tree: Any):
+        super().__init__(execution, keys, fixed)
+        self._tree = tree
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Perceive."""
+        n, policy = len(self.keys), cast(Any, self.execution.policy)
+        seen = pytree.tree_unflatten(list(values[n:]), self._tree)
+        return tuple(pytree.tree_leaves(policy.perceive(self.batch(values[:n]), seen)))
 
 
 class Finish(Traced):

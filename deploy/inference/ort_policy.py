@@ -13,6 +13,17 @@ from vivace.deploy.inference.ort_sampler import Denoiser, Writer
 from vivace.deploy.inference.tokenize import InstructionTokenizer
 from vivace.deploy.system.deadline import Deadline
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
+from vivace.policies.carry import (
+    LATENT,
+    LOOKED,
+    NOTHING,
+    PAST,
+    SEEN,
+    Carry,
+    Slot,
+    followed,
+    slots_of,
+)
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, UnsupportedPolicy
 from vivace.policies.sampling.real_time_chunking import (
     NO_DENOISING,
@@ -75,6 +86,9 @@ class OrtPolicy:
         program = self.bundle.program
         loaded = {index: graphs.load(self.bundle, index) for index in program.graphs}
         self._encode = loaded[program.encode].bind({})
+        self._perceive = None if program.perceive is None else loaded[program.perceive].bind({})
+        self._slot = Slot()
+        """What the last chunk left, where one episode is run at a time."""
         self._sampler = self._bound(loaded)
         self.golden_error = 0.0 if self.bundle.recorded is None else self.replay(self.bundle.recorded)
         """How far its golden chunk is from the recorded one, see `replay`."""
@@ -88,7 +102,8 @@ class OrtPolicy:
         """Predict chunks (B, H - first_action, A) in the robot's units, one row after the other.
 
         Args:
-            observations: key -> (B, To, ...), newest last; images are HWC uint8 in [0, 255].
+            observations: key -> (B, To, ...), newest last; images are HWC uint8 in [0, 255]. What else they
+                may hold is as of `policies.session.Session.predict`.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
             deadline_s: when the chunks must be there, on the monotonic clock [s]: if time runs out between
                 two denoising steps, or two passes of Jacobi decoding, what is known by then is returned.
@@ -103,20 +118,36 @@ class OrtPolicy:
         seen = enter_observations(observations, batch_layout(self.spec, len(noise_keys)))
         if PREVIOUS in observations:
             seen[PREVIOUS], seen[DELAY] = enter_previous(observations, self.spec, len(noise_keys))
+        slots = slots_of(observations, self._slot, len(noise_keys))
+        follows = followed(observations, noise_keys)
         rows = [
-            self._chunk({key: value[row : row + 1] for key, value in seen.items()}, noise, deadline_s)
-            for row, noise in enumerate(noise_keys)
+            self._chunk(
+                {name: value[row : row + 1] for name, value in seen.items()}, key, deadline_s, slot, before
+            )
+            for row, (key, slot, before) in enumerate(zip(noise_keys, slots, follows, strict=True))
         ]
         actions: np.ndarray = np.concatenate(rows)
         check_actions(actions, self.spec.type)
         return actions
 
     def _chunk(
-        self, observations: Mapping[str, np.ndarray], key: tuple[int, ...], deadline_s: float | None
+        self,
+        observations: Mapping[str, np.ndarray],
+        key: tuple[int, ...],
+        deadline_s: float | None,
+        slot: Slot,
+        before: tuple[tuple[int, ...], int],
     ) -> np.ndarray:
         draft, follow = self._draft(observations), self._follow(observations)
         batch, deadline = self.prepare(observations), Deadline(deadline_s)
-        normalised = self.sample(batch, Streams([key]), draft, follow, deadline)
+        if self.bundle.program.carries:
+            chunk, past = before
+            carry = slot.get(self, chunk)
+            carry = {**carry, PAST: np.array([past])} if carry else carry
+            normalised, left = self.sample_after(batch, Streams([key]), carry, follow, deadline)
+            slot.put(self, key, left)
+        else:
+            normalised = self.sample(batch, Streams([key]), draft, follow, deadline)
         self.cut_short += deadline.was_met_early
         return self.restored(normalised[:, self.spec.first_action :], observations)
 
@@ -158,14 +189,16 @@ class OrtPolicy:
         tolerance = settings.tolerance * (1 if self._is_exact else ROUGH)
         try:
             self.task = settings.task
-            for chunking, given, deadline_s, wanted in (
-                (None, {}, None, golden.chunk),
-                (None, {}, 0.0, golden.cut),
-                (RealTimeChunking(), golden.before, None, golden.continued),
+            key, following = settings.noise_key, settings.next_key
+            for chunking, given, deadline_s, wanted, noise in (
+                (None, {}, None, golden.chunk, key),
+                (None, settings.follows, None, golden.after, following),
+                (None, {}, 0.0, golden.cut, key),
+                (RealTimeChunking(), golden.before, None, golden.continued, key),
             ):
                 self.chunking = chunking
                 if wanted is not None:
-                    found = self.predict(golden.batch | given, [settings.noise_key], deadline_s)[0]
+                    found = self.predict(golden.batch | given, [noise], deadline_s)[0]
                     errors.append((np.abs(found - wanted) / unit).max())
             if golden.logits is not None:
                 scale = max(1.0, float(np.abs(golden.logits).max()))
@@ -223,16 +256,63 @@ class OrtPolicy:
             deadline: when it must be there.
         """
         deadline = deadline or Deadline()
+        if isinstance(self._sampler, Denoiser):
+            return self.sample_after(batch, noise, NOTHING, follow, deadline)[0]
         self._encode({name: batch[name] for name in self._encode.inputs})
         if self._sampler is None:
             return self._encode.outputs["actions"].host.copy()
-        if isinstance(self._sampler, Writer):
-            return self._sampler.sample(batch, noise, draft, deadline)
-        return self._sampler.sample(noise, follow, deadline)
+        return self._sampler.sample(batch, noise, draft, deadline)
+
+    def sample_after(
+        self,
+        batch: Mapping[str, np.ndarray],
+        noise: Streams,
+        carry: Carry,
+        follow: Continuation | None = None,
+        deadline: Deadline | None = None,
+    ) -> tuple[np.ndarray, Carry]:
+        """Sample one chunk of normalised actions (1, H, A) that comes after another.
+
+        Only of a policy that denoises.
+
+        Args:
+            batch: one normalised observation.
+            noise: of one row.
+            carry: what the chunk before left, and how many of its actions are past; `NOTHING`: there is none.
+            follow: what the chunk continues.
+            deadline: when it must be there.
+
+        Returns:
+            The chunk, and what it leaves to the next.
+        """
+        assert isinstance(self._sampler, Denoiser)
+        left = self._read(batch, carry)
+        actions, latent = self._sampler.sample(noise, follow, deadline or Deadline(), carry)
+        return actions, {**left, LATENT: latent}
+
+    def _read(self, batch: Mapping[str, np.ndarray], carry: Carry) -> Carry:
+        """Make the context of an observation, of what was seen before where that will do.
+
+        Returns:
+            What it leaves to the next one.
+        """
+        looking = {name: batch[name] for name in self._encode.inputs}
+        if self._perceive is None:
+            self._encode(looking)
+            return NOTHING
+        if carry and carry[LOOKED] < self.bundle.program.looks_every:
+            seen, looked = carry[SEEN], carry[LOOKED]
+        else:
+            outputs = self._encode(looking)
+            seen = {name: np.array(buffer.value.numpy()) for name, buffer in outputs.items()}
+            looked = 0
+        felt = {name: batch[name] for name in self._perceive.inputs if name in batch}
+        self._perceive({**felt, **seen})
+        return {SEEN: seen, LOOKED: looked + 1}
 
     def _bound(self, graphs: Mapping[int, OrtGraph]) -> Denoiser | Writer | None:
         """What makes a chunk of the first graph's outputs; None: the chunk is one."""
-        context, program = self._encode.outputs, self.bundle.program.tokens
+        context, program = (self._perceive or self._encode).outputs, self.bundle.program.tokens
         if self.bundle.program.is_whole:
             return None
         if program is None:

@@ -1,19 +1,22 @@
 """Sample chunks with the graphs of a bundle: by denoising, or token by token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from vivace.deploy.bundle.bundle import Bundle
-from vivace.deploy.bundle.form import MASK, NEXT, PAST, TOKENS
+from vivace.deploy.bundle.form import MASK, NEXT, TOKENS
+from vivace.deploy.bundle.form import PAST as READ
+from vivace.deploy.bundle.program import ScheduledStep
 from vivace.deploy.bundle.token_program import TokenProgram
 from vivace.deploy.inference.kept import Kept
 from vivace.deploy.inference.ort_graph import Buffer, Call, OrtGraph
 from vivace.deploy.inference.token_decoding import Prompted, decode
 from vivace.deploy.system.deadline import Deadline
+from vivace.policies.carry import LATENT, NOTHING, PAST, Carry
 from vivace.policies.sampling.real_time_chunking import Continuation
-from vivace.policies.sampling.step_table import Memory
+from vivace.policies.sampling.step_table import Memory, remembered
 from vivace.policies.sampling.streams import Streams
 
 
@@ -31,7 +34,7 @@ class Denoiser:
 
     def __init__(self, bundle: Bundle, graphs: Mapping[int, OrtGraph], context: Mapping[str, Buffer]) -> None:
         program = bundle.program
-        self._spec, self._schedule = bundle.spec, program.steps
+        self._spec, self._schedule, self._first = bundle.spec, program.steps, program.first
         self._steps: list[Call] = []
         kept = Kept([bundle.graphs[step.graph] for step in program.steps], graphs[program.encode].device)
         shared: dict[str, Buffer] = {}  # x and out are the same for all steps
@@ -45,25 +48,48 @@ class Denoiser:
             call = graphs[step.graph].bind({**now, **shared, **context, **given}, {**shared, **into})
             shared = {"x": call.inputs["x"], "out": call.outputs["out"]}
             self._steps.append(call)
+        self._remembers = remembered([step.table for step in program.steps[: program.first or 0]])
         self._finish = None if program.finish is None else graphs[program.finish].bind(context)
 
-    def sample(self, noise: Streams, follow: Continuation | None, deadline: Deadline) -> np.ndarray:
-        """Return a chunk of normalised actions (1, H, A); arguments as of `OrtPolicy.sample`."""
+    def sample(
+        self, noise: Streams, follow: Continuation | None, deadline: Deadline, carry: Carry = NOTHING
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a chunk of normalised actions (1, H, A), and what was denoised (1, *latent_shape).
+
+        Arguments are as of `OrtPolicy.sample` and `OrtPolicy.sample_after`.
+        """
         shape = self._spec.latent_shape
-        x = noise(shape)
+        x, first = noise(shape), 0
+        if carry and self._first is not None:
+            first = self._first
+            x = _begun(self._schedule, first, carry, x)
         follow = None if follow is None else _widened(follow, x.shape[-1])
         memory: Memory = ()
-        for index, (step, call) in enumerate(zip(self._schedule, self._steps, strict=True)):
+        for index in range(first, len(self._steps)):
+            step, call = self._schedule[index], self._steps[index]
             out = call({"x": x})["out"].host.copy()
             if follow is not None:
                 out = follow.correct(step.table, out, follow.error(step.table, x, out))
+            if first and index == first:  # the steps before are taken to have said the same
+                memory = step.table.presumed(self._remembers, x, out)
             if index + 1 < len(self._steps) and deadline.is_too_near():
                 x = step.table.cleaned(x, out)
                 break
             x, memory = step.table.advance(x, out, memory, lambda: noise(shape))
         if follow is not None:
             x = follow.hold(x)
-        return x if self._finish is None else self._finish({"x": x})["actions"].host.copy()
+        return x if self._finish is None else self._finish({"x": x})["actions"].host.copy(), x
+
+
+def _begun(steps: Sequence[ScheduledStep], first: int, carry: Carry, noise: np.ndarray) -> np.ndarray:
+    """The chunk before, its past actions left out and the last one repeated, noised for a step."""
+    before: np.ndarray = carry[LATENT]
+    horizon = before.shape[1]
+    shifted = before[:, np.minimum(np.arange(horizon) + carry[PAST][0], horizon - 1)]
+    if first == len(steps):
+        return shifted
+    table = steps[first].table
+    return (table.alpha * shifted + table.sigma * noise).astype(noise.dtype)
 
 
 def _widened(follow: Continuation, width: int) -> Continuation:
@@ -88,7 +114,7 @@ class Writer:
         self._program, self._graph, self._action_dim = program, graph, action_dim
         self._first = context["logits"]
         self._logits = np.zeros((program.n, self._first.host.shape[-1]), self._first.host.dtype)
-        self._read = {name: value for name, value in context.items() if name.startswith(PAST)}
+        self._read = {name: value for name, value in context.items() if name.startswith(READ)}
         self._also: dict[str, Buffer] = {}
         """Second place of what was read: a pass reads one place and writes the other."""
         self._calls: dict[tuple[int, bool], Call] = {}

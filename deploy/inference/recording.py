@@ -53,7 +53,11 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
     policy.chunking = RealTimeChunking()
     continued = policy.predict(golden.batch | golden.before, keys)[0]
     policy.chunking = None
-    return replace(golden, continued=continued)
+    golden = replace(golden, continued=continued)
+    if not bundle.program.carries:
+        return golden
+    policy.predict(batch, keys)
+    return replace(golden, after=policy.predict(batch | settings.follows, [settings.next_key])[0])
 
 
 def check_golden(session: Any, bundle: Bundle, golden: Golden, settings: GoldenSettings) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, TENSORS_SUFFIX, AccelerationPlan
-from vivace.deploy.lerobot.chunks import check_memoryless, drops_in
+from vivace.deploy.lerobot.chunks import drops_in
 from vivace.deploy.lerobot.configuration_vivace import VivaceConfig
 from vivace.policies.checkpoint.config import base_settings
 from vivace.policies.checkpoint.manifest import read_manifest
@@ -70,7 +70,7 @@ def write(loaded: LoadedPolicy, plan: AccelerationPlan, target: Path, copies: bo
     """
     check_target(target)
     check_base(loaded)
-    check_memoryless(accelerate(loaded.staged, plan, loaded.fingerprint))
+    accelerate(loaded.staged, plan, loaded.fingerprint)  # raises unless it fits
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as folder:

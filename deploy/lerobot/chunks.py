@@ -6,7 +6,8 @@ have changed since: it may have been moved, trained or given other weights.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vivace.policies.batch import rows_of
+from vivace.policies.carry import LATENT, NOTHING, PAST
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.execution import Execution, as_trained, sample
-from vivace.policies.sampling.noise import GlobalNoise
+from vivace.policies.execution import Denoising, Execution, as_trained, sample, sample_after
+from vivace.policies.sampling.noise import GlobalNoise, Noise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.staged import DropIn, continues_itself
 
@@ -42,11 +45,12 @@ class Chunks:
         self.__wrapped__ = self.original  # so that its signature is lerobot's own, which lerobot looks at
         self._execution: Execution | None = None
         self._made_for: Any = None
+        self._carry, self._is_in_turn = NOTHING, False
         setattr(self._owner, self._name, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the policy needs: it is taken apart anew."""
-        return {**vars(self), "_execution": None, "_made_for": None}
+        return {**vars(self), "_execution": None, "_made_for": None, "_carry": NOTHING}
 
     def remove(self) -> None:
         """Let lerobot's own method make the chunks again."""
@@ -79,10 +83,9 @@ class Chunks:
             UnsupportedPolicy: it has layers of an adapter, or its chunks make use of those before.
         """
         check_own_layers(self.policy)
-        execution = self._build(self.policy)
-        check_memoryless(execution)
-        self._execution, self._made_for = execution, _state(self.policy)
-        return execution
+        self._execution, self._made_for = self._build(self.policy), _state(self.policy)
+        self.forget()
+        return self._execution
 
     def made(
         self, execution: Execution, batch: dict[str, Any], noise: Tensor | None = None, **said: Any
@@ -97,8 +100,36 @@ class Chunks:
         form: Any = execution.policy
         window = form.window(dict(batch))
         draw = GlobalNoise() if noise is None else _Given(noise)
-        actions = sample(execution, window, draw, follow=self._follow(execution, **said))
+        follow = self._follow(execution, **said)
+        match execution:
+            case Denoising(carries=True):
+                actions = self._after(execution, window, draw, follow)
+            case _:
+                actions = sample(execution, window, draw, follow=follow)
         return form.returned(actions).clone()  # where lerobot is not in inference mode, neither is its chunk
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Meanwhile a chunk is asked for when the one before was executed, as by lerobot's own queue."""
+        self._is_in_turn = True
+        try:
+            yield
+        finally:
+            self._is_in_turn = False
+
+    def forget(self) -> None:
+        """Let the next chunk follow none: another episode begins."""
+        self._carry = NOTHING
+
+    def _after(self, execution: Denoising, window: Any, noise: Noise, follow: Continuation | None) -> Tensor:
+        """Chunks that may make use of those before, where it is known how many actions of them are past."""
+        rows, carry = rows_of(window), self._carry
+        if not self._is_in_turn or not carry or len(carry[LATENT]) != rows:
+            carry = NOTHING
+        actions, left = sample_after(execution, window, noise, carry, follow)
+        past = torch.full((rows,), execution.policy.spec.n_action_steps)
+        self._carry = {**left, PAST: execution.policy.placement.move(past)}
+        return actions
 
     def _follow(
         self,
@@ -142,19 +173,6 @@ class _Given:
 def drops_in(staged: Any) -> bool:
     """Whether chunks of a staged policy can be made in the place of lerobot's own; not of an opaque one."""
     return isinstance(staged, DropIn) and not as_trained(staged).is_opaque
-
-
-def check_memoryless(execution: Execution) -> None:
-    """Raise `UnsupportedPolicy` if chunks make use of what the ones before left.
-
-    lerobot does not say which chunk its robot executes, and how far, when it asks for the next one.
-    """
-    if execution.carries:
-        kinds = ", ".join(technique.kind for technique in execution.plan.techniques)
-        raise UnsupportedPolicy(
-            f"under this plan ({kinds}) a chunk makes use of the one before, and lerobot does not say which "
-            "that is; leave warm_start and frame_cache out of it, or run it by vivace run"
-        )
 
 
 def check_own_layers(policy: Any) -> None:

@@ -17,6 +17,7 @@ from vivace.policies.errors import PolicyNotFound, UnsupportedPolicy
 from vivace.policies.execution import Execution, check_continuing
 from vivace.policies.load import LoadedPolicy, load_policy, stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
+from vivace.policies.session import check_begins
 
 _TRAIN_ITS_BASE = (
     "a policy of type 'vivace' is for running, not for training: its plan holds for its weights; train the "
@@ -59,12 +60,15 @@ class VivacePolicy(PreTrainedPolicy):
             )
         self.config: VivaceConfig = config
         self.base = loaded.policy
+        self._preprocess = loaded.preprocess
         self.plan = plan
         form: Any = loaded.staged
         self.chunks = Chunks(self.base, form.chunk_method, self._execution)
 
     def _execution(self, base: Any) -> Execution:
-        return accelerate(stage(base), self.plan)
+        execution = accelerate(stage(base), self.plan)
+        check_begins(execution, self._preprocess)
+        return execution
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # lerobot's own is of any policy
@@ -100,12 +104,14 @@ class VivacePolicy(PreTrainedPolicy):
         return cls(config, loaded, plan)
 
     def reset(self) -> None:
-        """Forget queued observations and actions."""
+        """Forget queued observations and actions, and the chunk before."""
+        self.chunks.forget()
         self.base.reset()
 
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Next normalised action (B, A), by the base's own queue or ensemble; arguments are the base's."""
-        action: Tensor = self.base.select_action(batch, **kwargs)
+        with self.chunks.in_turn():
+            action: Tensor = self.base.select_action(batch, **kwargs)
         return action
 
     @torch.compiler.disable

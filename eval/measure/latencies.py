@@ -25,7 +25,7 @@ from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
 from vivace.policies.carry import FOLLOWED, SLOTS, Slot
-from vivace.policies.execution import Execution, sample
+from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
@@ -72,8 +72,8 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
     stages = {name: _medians(watch.chunks[-len(times[name]) :]) for name, watch in watches.items()}
     for name, run in runs.items():
         n = _cycle(run)
-        if n > 1:  # as many chunks were timed at once
-            times[name] = [time_s / n for time_s in times[name]]
+        times[name] = [time_s / n for time_s in times[name]]
+        if name in stages:
             stages[name] = {stage: time_s / n for stage, time_s in stages[name].items()}
     return Measured(times, stages)
 
@@ -111,8 +111,11 @@ def _next(run: Any, observations: Iterator[CalibrationData]) -> None:
     run(next(observations))
 
 
-def _cycle(run: Chunk) -> int:
-    return run.execution.cycle if isinstance(run, Session) and run.execution.carries else 1
+def _cycle(run: Any) -> int:
+    """Chunks of a run that are timed at once."""
+    if isinstance(run, Session):
+        return run.execution.cycle if isinstance(run.execution, Denoising) else 1
+    return getattr(run, "cycle", 1)
 
 
 def _following(session: Session, one: CalibrationData) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
@@ -120,7 +123,7 @@ def _following(session: Session, one: CalibrationData) -> list[tuple[dict[str, A
     if not session.execution.carries:
         return [(asked(one), one.noise_keys[0])]
     slot, (episode, *_) = Slot(), one.noise_keys[0]
-    found = []
+    found: list[tuple[dict[str, Any], tuple[int, ...]]] = []
     session.predict(asked(one) | {SLOTS: [slot]}, [(episode, 0)])
     for n in range(_cycle(session)):
         follows = np.array([[n, session.spec.n_action_steps]])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vivace.policies.errors import PlanMismatch
 from vivace.policies.sampling.noise import Noise
-from vivace.policies.sampling.step_table import StepTable
+from vivace.policies.sampling.step_table import StepTable, remembered
 
 Memory = tuple[Tensor, ...]
 Update = Callable[[Tensor, Tensor, Memory, Noise], tuple[Tensor, Memory]]
@@ -75,12 +75,8 @@ class Sampler:
         The clean chunks they predicted, or the noise that the first of them began with.
         """
         tables = [step.table for step in self.steps[:index]]
-        kept = [table.keep for table in tables if table is not None]
-        if not kept or len(kept) < len(tables):
-            return None
-        if set(kept[-1]) == {"clean"}:
-            return "clean"
-        return "noise" if kept[0] == ("x",) and all(keep == ("m0",) for keep in kept[1:]) else None
+        known = [table for table in tables if table is not None]
+        return remembered(known) if len(known) == len(tables) else None
 
     @property
     def n_draws(self) -> int:

@@ -1,7 +1,8 @@
 """One step of a sampler in numbers, for a robot that has numpy and no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -39,6 +40,13 @@ class StepTable:
         clean: np.ndarray = self.clean_x * x + self.clean_out * out
         return clean if self.clip is None else np.clip(clean, -self.clip, self.clip)
 
+    def presumed(self, what: str | None, x: np.ndarray, out: np.ndarray) -> Memory:
+        """What the first step of a chunk remembers where its sampler has earlier ones, see `remembered`."""
+        clean = self.cleaned(x, out)
+        if what == "noise":
+            clean = ((x - self.alpha * clean) / self.sigma).astype(x.dtype)
+        return (clean,) * len(self.memory)
+
     def advance(
         self, x: np.ndarray, out: np.ndarray, memory: Memory, draw: Callable[[], np.ndarray]
     ) -> tuple[np.ndarray, Memory]:
@@ -58,3 +66,16 @@ class StepTable:
         if self.noise:
             following = following + self.noise * draw()
         return following.astype(x.dtype), tuple(known[name] for name in self.keep)
+
+
+def remembered(before: Sequence[StepTable]) -> Literal["clean", "noise"] | None:
+    """What the step behind these remembers of them, if that can be presumed where they were not run.
+
+    The clean chunks they predicted, or the noise that the first of them began with.
+    """
+    kept = [table.keep for table in before]
+    if not kept:
+        return None
+    if set(kept[-1]) == {"clean"}:
+        return "clean"
+    return "noise" if kept[0] == ("x",) and all(keep == ("m0",) for keep in kept[1:]) else None

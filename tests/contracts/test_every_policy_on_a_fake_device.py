@@ -40,8 +40,8 @@ from vivace.policies.tiny.policies import tiny_clip
 KEYS = ((1, 0), (2, 0))
 EVERYTHING = examples()
 READS: dict[str, set[str]] = {
-    "a chunk": {"sample"},  # are its actions finite
-    "a session": {"sample", "Session.predict"},  # the actions themselves
+    "a chunk": {"sample_after"},  # are its actions finite
+    "a session": {"sample_after", "Session.predict"},  # the actions themselves
     "pictures of any size": {"Pictures.read"},  # their sizes, and whether prompts are padded, once
     "a chunk that ends by itself": {"greedy"},  # is it over, at every token
     "padding left out": {"prompt"},  # how long the longest prompt is, once
@@ -182,7 +182,7 @@ def test_a_chunk_is_made_on_the_device_and_waits_only_where_it_says(subject, var
     assert actions.device.type == "cuda"
     assert set(cuda.reads) == named(READS, "a chunk", *ends, *sized, *kinds, variant)
     assert set(cuda.copies) == named(COPIES, *kinds)
-    assert cuda.reads["sample"] == 1
+    assert cuda.reads["sample_after"] == 1
 
 
 @pairs(once=True)

@@ -9,15 +9,12 @@ import torch
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from policy_cases import POLICIES, observations
 
-from vivace.accel.apply import accelerate
-from vivace.accel.plan import AccelerationPlan
-from vivace.accel.techniques.warm_start import WarmStart
+from vivace.accel.techniques.warm_start import begin_warm
 from vivace.deploy.lerobot.chunks import Chunks, drops_in
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.execution import as_trained
+from vivace.policies.execution import Denoising, as_trained, call_denoiser
 from vivace.policies.load import stage
-from vivace.policies.spec import Fingerprint
-from vivace.policies.tiny.policies import tiny_clip, tiny_diffusion
+from vivace.policies.tiny.policies import tiny_clip, tiny_diffusion, tiny_dp_transformer
 
 
 @pytest.fixture(scope="module")
@@ -171,15 +168,34 @@ def test_real_time_chunking_is_lerobots_own(name, clip):
     assert torch.equal(chunk(ours, one, **said), free)
 
 
-def test_a_plan_that_remembers_is_refused(diffusion):
-    policy, one = diffusion
-    ours = copy.deepcopy(policy)
+def test_chunks_in_turn_follow_each_other_until_the_reset():
+    policy = tiny_dp_transformer()
+    staged = stage(policy)
+    sampler = staged.resample("ddim", 4)
+    ran = []
 
-    def build(policy):
-        return accelerate(stage(policy), AccelerationPlan(Fingerprint("", "", "", "", ()), (WarmStart(),)))
+    def told(execution, step, *args):
+        ran.append(step.index)
+        return call_denoiser(execution, step, *args)
 
-    Chunks(ours, "diffusion.generate_actions", build)
-    with pytest.raises(
-        UnsupportedPolicy, match=r"under this plan \(warm_start\) a chunk makes use of the one b"
-    ):
-        chunk(ours, one)
+    def warm(policy):
+        return Denoising(stage(policy), sampler, call=told, begin=begin_warm, first=3)
+
+    chunks = Chunks(policy, staged.chunk_method, warm)
+    n = policy.config.n_action_steps
+
+    def run(actions):
+        ran.clear()
+        for one in islice(moments(policy), actions):
+            policy.select_action(dict(one))
+        return list(ran)
+
+    full, last = [0, 1, 2, 3], [3]
+    assert run(2 * n) == full + full, "nobody says how many of the actions were executed"
+    policy.reset()
+    chunks.forget()
+    with chunks.in_turn():
+        assert run(3 * n) == full + last + last
+        policy.reset()
+        chunks.forget()
+        assert run(n) == full
