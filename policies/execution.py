@@ -227,6 +227,11 @@ def sample(
     with torch.inference_mode():
         tokens = decode(execution, batch, noise, draft, mark).tokens
         actions = execution.policy.detokenize(tokens)
+    return checked(actions, execution)
+
+
+def checked(actions: Tensor, execution: Execution) -> Tensor:
+    """Return actions; waits for the device, and raises `NonFiniteActions` if one is NaN or infinite."""
     check_actions(actions.float().cpu(), execution.policy.spec.type)
     return actions
 
@@ -261,8 +266,7 @@ def sample_after(
     is_inference = follow is None and not execution.carries
     with torch.inference_mode() if is_inference else torch.no_grad():
         actions, left = _denoised(execution, batch, noise, carry, follow, mark)
-    check_actions(actions.float().cpu(), execution.policy.spec.type)
-    return actions, left
+    return checked(actions, execution), left
 
 
 def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:

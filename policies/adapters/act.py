@@ -238,9 +238,9 @@ class StagedACT(DenoisingForm):
 
     def _sized(self, shape: tuple[int, ...]) -> Tensor:
         """An empty feature map (1, D, h, w) of a picture of a shape (3, H, W)."""
-        shadow = copy.deepcopy(self.network.backbone).to("meta")
-        size = shadow(torch.empty(1, *shape, dtype=self.placement.dtype, device="meta"))["feature_map"].shape
         like = self.placement
+        picture = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+        size = self.network.backbone(picture)["feature_map"].shape
         return torch.empty(1, self.policy.config.dim_model, *size[-2:], dtype=like.dtype, device=like.device)
 
 

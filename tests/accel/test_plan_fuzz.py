@@ -23,7 +23,12 @@ from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
-from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
+from vivace.policies.tiny.policies import (
+    tiny_cogact,
+    tiny_diffusion,
+    tiny_dp_transformer,
+    tiny_token_vla,
+)
 
 KEYS = ((1, 0),)
 DENOISING = {"num_inference_steps": 4, "num_train_timesteps": 10}
@@ -41,6 +46,8 @@ MAKERS = {
         resize_imgs_with_padding=(16, 16),
         depth=1,
     ),
+    "vision": lambda folder: build("smolvla", folder, **features(cameras=1), num_vlm_layers=2, num_steps=4),
+    "convolutions": lambda folder: tiny_diffusion(num_train_timesteps=10, num_inference_steps=4),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp_prune": {"sparsity": 0.8, "rank": 2},
@@ -77,7 +84,7 @@ def policies(tmp_path_factory) -> dict[str, tuple[Any, Fingerprint, CalibrationD
             key: torch.rand(1, n, *feature.shape, generator=generator)
             for key, feature in policy.config.input_features.items()
         }
-        if name != "denoising":
+        if name not in ("denoising", "convolutions"):
             batch["observation.language.tokens"] = torch.arange(16)[None]
             batch["observation.language.attention_mask"] = torch.ones(1, 16, dtype=torch.bool)
         staged = stage(policy)
@@ -97,8 +104,12 @@ def suited(needs: tuple[Need, ...]) -> str:
     """Name of a policy that has what a technique needs."""
     if Need.TOKENS in needs:
         return "tokens"
-    if {Need.JOINT, Need.DEAD_WORK}.intersection(needs):
+    if {Need.JOINT, Need.DEAD_WORK, Need.SIGHT}.intersection(needs):
         return "joint"
+    if Need.VISION in needs:
+        return "vision"
+    if Need.CONVOLUTIONS in needs:
+        return "convolutions"
     return "language" if {Need.LANGUAGE, Need.GUIDANCE}.intersection(needs) else "denoising"
 
 
