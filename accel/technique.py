@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivace.accel.variant import GREY, Choices, Variant
 from vivace.policies import execution as executions
@@ -22,6 +22,7 @@ from vivace.policies.staged import (
     PolicyOfStages,
     TokenPolicy,
     VisionPolicy,
+    denoises,
     has_dead_work,
     has_guidance,
     has_language,
@@ -114,6 +115,7 @@ class Need(Enum):
     TOKENS = "decodes action tokens", "writes none"
     VISION = "works inside a vision tower", "has none that comes apart"
     STAGES = "runs stages in fewer bits", "names none"
+    CONVOLUTIONS = "rewrites convolutions over time", "has none"
     JOINT = "works on a context that runs with the actions", "has none that does"
     GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
@@ -138,13 +140,27 @@ class Need(Enum):
         return UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
 
 
+def time_convolutions(policy: Any) -> dict[str, nn.Conv1d]:
+    """Path in lerobot's object -> convolution over time that is called in a stage and could be a product."""
+    if not has_stages(policy):
+        return {}
+    found = {}
+    for path in (path for paths in policy.stages.values() for path in paths):
+        for below, layer in policy.policy.get_submodule(path).named_modules():
+            is_plain = type(layer) is nn.Conv1d and (layer.groups, layer.dilation) == (1, (1,))
+            if is_plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+                found[f"{path}.{below}".rstrip(".")] = layer
+    return found
+
+
 _HAS: dict[Need, Callable[[Any], bool]] = {
-    Need.DENOISER: lambda policy: bool(policy.blocks),
+    Need.DENOISER: lambda policy: bool(policy.blocks) and denoises(policy),
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
     Need.VISION: has_vision,
     Need.STAGES: has_stages,
+    Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
     Need.JOINT: runs_jointly,
     Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
@@ -177,6 +193,8 @@ class Technique:
     """No decision depends on tensor values, so it can be captured as a graph."""
     saves_flops: ClassVar[bool] = True
     """Whether there is less to compute; else the same is computed faster."""
+    is_for_torch: ClassVar[bool] = False
+    """It says how torch computes the very same: a bundle is made without it."""
     is_default: ClassVar[bool] = False
     """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions

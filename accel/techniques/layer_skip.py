@@ -19,7 +19,7 @@ from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_as
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
-from vivace.policies.language.prefix import LayerView, Survivors, token_mask
+from vivace.policies.language.prefix import LayerView, Survivors
 from vivace.policies.staged import Batch
 
 
@@ -143,7 +143,7 @@ def layer_importance(execution: Execution, batch: Batch) -> list[float]:
 
     def look(view: LayerView) -> Tensor | Survivors | None:
         likeness = F.cosine_similarity(view.before.float(), view.h.float(), dim=-1)  # (B, S)
-        is_token = token_mask(view.prefix.is_text, likeness.shape[1])
+        is_token = view.prefix.is_token(likeness.shape[1])
         share = (likeness * is_token).sum(1) / is_token.sum(1)
         scores.append(1.0 - float(share.mean()))
         return execution.select(view)

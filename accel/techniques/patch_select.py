@@ -111,10 +111,12 @@ class PatchSelect(PatchSelectOptions, Technique):
                 f"patch_select early={self.early!r} is about keys and values of earlier layers, which nobody "
                 f"reads of policy {policy.spec.type!r}; leave it at 'keep'"
             )
-        if not 0 <= self.layer < len(policy.language.layers):
+        first, n = policy.language.first_drop, len(policy.language.layers)
+        if not first <= self.layer < n:
+            joined = f", and adds to its patches up to layer {first}" if first else ""
             raise PlanMismatch(
-                f"patch_select works after layer {self.layer}, the language model runs "
-                f"{len(policy.language.layers)}; choose 0..{len(policy.language.layers) - 1}"
+                f"patch_select works after layer {self.layer}, the language model runs {n}{joined}; choose "
+                f"{first}..{n - 1}"
             )
 
     def apply(self, execution: Execution) -> Execution:
@@ -133,7 +135,7 @@ class PatchSelect(PatchSelectOptions, Technique):
             rows = self._unseeing(view.prefix.n_patches).to(view.h.device)
             return _Same(self.layer, rows, self.early)(view)
         relevance = self.relevance(view)
-        patches = view.h[:, view.prefix.patches]
+        patches = view.prefix.patches_of(view.h)
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
         kept, first = [], 0
         for n in counts:
@@ -146,15 +148,15 @@ class PatchSelect(PatchSelectOptions, Technique):
     @classmethod
     def variants(cls, staged: Any, options: PatchSelectOptions) -> Iterator[Variant]:
         """Yield the paper's share, 56 of 256, and simpler choices; half where tokens are written."""
-        n = sum(staged.n_patches)
+        n, layer = sum(staged.n_patches), max(1, staged.language.first_drop)
         if Need.TOKENS.is_met(staged):
             k = max(5, n // 2)
-            yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+            yield Variant("tokens", f"{k} of {n} patches", (_keep(k, layer),), cls.colour, is_short=True)
             return
         k = max(5, round(n * 56 / 256))
-        yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+        yield Variant("tokens", f"{k} of {n} patches", (_keep(k, layer),), cls.colour, is_short=True)
         for method, label in (("fastv", "FastV"), ("random", "random")):
-            wanted = (_keep(k, method=method),)
+            wanted = (_keep(k, layer, method=method),)
             yield Variant(method, f"{label}, {k} patches", wanted, "#b3589a", is_short=method == "fastv")
 
     @classmethod
@@ -163,7 +165,7 @@ class PatchSelect(PatchSelectOptions, Technique):
         return {
             "k_final": range(cls.k_key, sum(staged.n_patches) + 1),
             "method": METHODS,
-            "layer": range(len(staged.language.layers)),
+            "layer": range(staged.language.first_drop, len(staged.language.layers)),
             "alpha": Between(0.0, 1.0),
         }
 
@@ -207,8 +209,8 @@ def _left(patches: Tensor, early: str) -> Tensor | Survivors:
     return patches if early == "keep" else Survivors(patches, early)
 
 
-def _keep(k_final: int, **options: Any) -> Request:
-    return PatchSelect.kind, {"k_final": k_final, **options}
+def _keep(k_final: int, layer: int, **options: Any) -> Request:
+    return PatchSelect.kind, {"k_final": k_final, "layer": layer, **options}
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,8 @@ def forget(keys: Tensor, values: Tensor) -> None:
 class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
+    first_drop = 0
+    """Patches may go behind any layer."""
     reads: Reads = Reads.ALL
     keys_only: frozenset[int] = frozenset()
     """Layers, counted as they run, of which keys and values alone are computed."""
