@@ -103,7 +103,8 @@ def with_tokenizer(
     tokenizer.no_truncation()
     for text in (*texts, _ANY):
         ids, mask = _tokens(loaded, text)
-        if tokenizer.encode(written(template, text)).ids != ids[mask].tolist():
+        found = tokenizer.encode(written(template, text)).ids
+        if len(found) <= settings.length and found != ids[mask].tolist():  # longer ones are cut, or refused
             return settings
     (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     return replace(settings, tokenizer=TOKENIZER, template=template, verbatim=True)
