@@ -101,7 +101,7 @@ def with_tokenizer(
         )
     template = _template(loaded)
     tells_state = STATE_TOLD in template
-    tokenizer = _tokenizer(loaded, step, template, texts)
+    tokenizer = _tokenizer(loaded, step, template, texts, settings.length)
     if tokenizer is None:
         if tells_state:
             raise UnsupportedPolicy(
@@ -114,7 +114,9 @@ def with_tokenizer(
     return replace(settings, tokenizer=TOKENIZER, template=template, verbatim=True, state=state)
 
 
-def _tokenizer(loaded: LoadedPolicy, step: Any, template: str, texts: Sequence[str]) -> Tokenizer | None:
+def _tokenizer(
+    loaded: LoadedPolicy, step: Any, template: str, texts: Sequence[str], length: int
+) -> Tokenizer | None:
     """The tokenizer of lerobot's step; None if it is not made of data, or writes these texts otherwise."""
     backend = getattr(step.input_tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -124,7 +126,8 @@ def _tokenizer(loaded: LoadedPolicy, step: Any, template: str, texts: Sequence[s
     tokenizer.no_truncation()
     for text in (*texts, _ANY):
         ids, mask, state = _tokens(loaded, text)
-        if tokenizer.encode(written(template, text, state)).ids != ids[mask].tolist():
+        found = tokenizer.encode(written(template, text, state)).ids
+        if len(found) <= length and found != ids[mask].tolist():  # longer ones are cut, or refused
             return None
     return tokenizer
 

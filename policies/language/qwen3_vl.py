@@ -30,6 +30,7 @@ class StagedQwen3VL:
     """The layers of a `Qwen3VLTextModel` as blocks."""
 
     has_gated_mlps = True
+    drops_early = False
 
     def __init__(self, model: Qwen3VLTextModel, n_joined: int):
         """Take a model apart.
