@@ -156,7 +156,7 @@ def check_prompts(contents: Contents) -> None:
         f"{' and '.join(told)} once and no other braces where there is a tokenizer, none where not",
     )
     known = [contents.policy_name(key) for key in contents.spec.observation_shapes]
-    is_known = not settings.state or (settings.tokenizer and settings.state in known)
+    is_known = not settings.state or (bool(settings.tokenizer) and settings.state in known)
     need(is_known, f"a prompt that tells {shown(settings.state)}", f"a tokenizer, and one of {shown(known)}")
 
 
