@@ -40,8 +40,9 @@ from vivace.policies.tiny.policies import tiny_clip
 KEYS = ((1, 0), (2, 0))
 EVERYTHING = examples()
 READS: dict[str, set[str]] = {
-    "a chunk": {"sample"},  # are its actions finite
-    "a session": {"sample", "Session.predict"},  # the actions themselves
+    "a chunk": {"sample_after"},  # are its actions finite
+    "a chunk of tokens": {"sample"},
+    "a session": {"Session.predict"},  # the actions themselves
     "pictures of any size": {"Pictures.read"},  # their sizes, and whether prompts are padded, once
     "a chunk that ends by itself": {"greedy"},  # is it over, at every token
     "jacobi": {"unread"},  # how many tokens have not settled, at every pass
@@ -148,6 +149,10 @@ def named(table: Mapping[str, set[str]], *names: str) -> set[str]:
     return set().union(*(table.get(name, set()) for name in names))
 
 
+def chunk(subject: Subject) -> str:
+    return "a chunk of tokens" if TOKENS in subject.has else "a chunk"
+
+
 def forget(cuda: FakeCuda) -> None:
     cuda.reads.clear()
     cuda.copies.clear()
@@ -175,9 +180,9 @@ def test_a_chunk_is_made_on_the_device_and_waits_only_where_it_says(subject, var
         forget(cuda)
         actions = sample(execution, subject.batch, EpisodeNoise(KEYS))
     assert actions.device.type == "cuda"
-    assert set(cuda.reads) == named(READS, "a chunk", *ends, *sized, *kinds, variant)
+    assert set(cuda.reads) == named(READS, chunk(subject), *ends, *sized, *kinds, variant)
     assert set(cuda.copies) == named(COPIES, *kinds)
-    assert cuda.reads["sample"] == 1
+    assert cuda.reads[min(READS[chunk(subject)])] == 1
 
 
 @pairs(once=True)
@@ -237,7 +242,7 @@ def test_a_session_goes_there_and_back_once(subject, cuda, jacobian, monkeypatch
     found = session.predict(observations, KEYS)
     assert isinstance(found, np.ndarray)
     ends = ["a chunk that ends by itself"] if subject.name in ENDS_BY_ITSELF else []
-    assert set(cuda.reads) == named(READS, "a session", *ends, *sized)
+    assert set(cuda.reads) == named(READS, chunk(subject), "a session", *ends, *sized)
     assert not cuda.copies
 
 
