@@ -23,13 +23,22 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    PatchSelector,
+    PrefixRows,
+    keep_all,
+    survivors,
+    take_rows,
+)
 
 
 class StagedQwen3VL:
     """The layers of a `Qwen3VLTextModel` as blocks."""
 
     has_gated_mlps = True
+    drops_early = False
+    """The last layer alone is read."""
 
     def __init__(self, model: Qwen3VLTextModel, n_joined: int):
         """Take a model apart.
@@ -110,7 +119,7 @@ class StagedQwen3VL:
             h, joined = self._join(h, rows.patches, features, joined, following)
             if kept is not None:
                 self._check_drop(index)
-                h, rows = rows.keep(kept, h)
+                h, rows = rows.keep(survivors(kept).patches, h)
         return h, rows.prefix
 
     def _join(
