@@ -101,7 +101,8 @@ class StagedQwen3VL:
         Raises:
             UnsupportedPolicy: patches are to go before all features were added to them.
         """
-        rows = _Rows(prefix, cast(Tensor, prefix.order), *self.model.rotary_emb(h, positions), seen)
+        cos, sin = self.model.rotary_emb(h, positions)
+        rows = _Rows(prefix, cast(Tensor, prefix.order), cos, sin, seen)
         joined = 0
         for index, (layer, (project, attend, feed_forward)) in enumerate(
             zip(self.layers, self._layers, strict=True)
