@@ -127,8 +127,8 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
         return Block(f"action.{i}.attn", attention), Block(f"action.{i}.ff", feed_forward(layer))
 
-    @cached_property  # type: ignore[override]
-    def n_patches(self) -> tuple[int, ...]:
+    @cached_property
+    def n_patches(self) -> tuple[int, ...]:  # type: ignore[override]
         """Patches of each picture: as the preprocessor makes them of pictures of the sizes that it is told.
 
         Without one, as the model's config says.
