@@ -14,8 +14,7 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.qwen3_vl import StagedQwen3VL
+from vivace.policies.language.llama import Reads
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -79,7 +78,8 @@ class DenoisingForm(_OfLeRobot):
 class LanguageForm(_OfLeRobot):
     """What has a language stage: its layers, its weights, its blocks."""
 
-    language: StagedLlama | StagedQwen3VL
+    language: Any
+    """A `LanguageStage`: a `StagedLlama`, a `StagedQwen3VL`, …"""
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()

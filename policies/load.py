@@ -147,6 +147,8 @@ def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: An
         preprocess: the checkpoint's preprocessor, which may rename what the robot gives.
     """
     adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
-    staged = adapter(policy, action_kinds)
+    staged: Any = adapter(policy, action_kinds)
     staged.spec = as_the_robot_has_them(staged.spec, policy.config, preprocess)
-    return staged.prepared_by(preprocess) if preprocess is not None and is_prepared(staged) else staged
+    if preprocess is not None and is_prepared(staged):
+        staged = staged.prepared_by(preprocess)
+    return staged

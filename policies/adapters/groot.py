@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
+from typing import cast as cast_type
 
 import torch
 from lerobot.policies.groot.groot_n1_7 import CategorySpecificLinear
@@ -34,6 +35,7 @@ from vivace.policies.sampling.overlap import Overlap, overlap
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.staged import Batch
 from vivace.policies.vla.qwen3_vision import Pictures, Tables, look
@@ -126,7 +128,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         return Block(f"action.{i}.attn", attention), Block(f"action.{i}.ff", feed_forward(layer))
 
     @cached_property
-    def n_patches(self) -> tuple[int, ...]:
+    def n_patches(self) -> tuple[int, ...]:  # type: ignore[override]
         """Patches of each picture: as the preprocessor makes them of pictures of the sizes that it is told.
 
         Without one, as the model's config says.
@@ -262,7 +264,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         """What each layer of the denoiser looks at, of the context (B, S, D)."""
         if not self._alternates:
             return tuple(() if name == "itself" else (h,) for name in self._looks)
-        order, length = prefix.order, h.shape[1]
+        order, length = cast_type(Tensor, prefix.order), h.shape[1]
         n = length - prefix.is_text.shape[1]
         if _OTHER in self.left_out:
             text = take_rows(h, order[:, n:]), prefix.is_text
@@ -326,8 +328,9 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
     def _in_buckets(self, flow: Sampler) -> Iterator[Step]:
         for step in flow.steps:
-            bucket = int(step.table.t * self.head.num_timestep_buckets)  # type: ignore[union-attr]
-            table = replace(step.table, t=float(bucket))
+            table = cast_type(StepTable, step.table)
+            bucket = int(table.t * self.head.num_timestep_buckets)
+            table = replace(table, t=float(bucket))
             yield Step(step.index, torch.tensor(bucket), step.advance, table)
 
     def check_continuing(self, settings: RealTimeChunking) -> None:

@@ -23,7 +23,14 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    PatchSelector,
+    PrefixRows,
+    keep_all,
+    survivors,
+    take_rows,
+)
 
 
 class StagedQwen3VL:
@@ -31,6 +38,7 @@ class StagedQwen3VL:
 
     has_gated_mlps = True
     drops_early = False
+    """The last layer alone is read."""
 
     def __init__(self, model: Qwen3VLTextModel, n_joined: int):
         """Take a model apart.
@@ -93,7 +101,8 @@ class StagedQwen3VL:
         Raises:
             UnsupportedPolicy: patches are to go before all features were added to them.
         """
-        rows = _Rows(prefix, cast(Tensor, prefix.order), *self.model.rotary_emb(h, positions), seen)
+        cos, sin = self.model.rotary_emb(h, positions)
+        rows = _Rows(prefix, cast(Tensor, prefix.order), cos, sin, seen)
         joined = 0
         for index, (layer, (project, attend, feed_forward)) in enumerate(
             zip(self.layers, self._layers, strict=True)
@@ -111,7 +120,7 @@ class StagedQwen3VL:
             h, joined = self._join(h, rows.patches, features, joined, following)
             if kept is not None:
                 self._check_drop(index)
-                h, rows = rows.keep(kept, h)
+                h, rows = rows.keep(survivors(kept).patches, h)
         return h, rows.prefix
 
     def _join(

@@ -106,8 +106,9 @@ def attend_to_keys(attention: Any, h: Tensor, *seen: Tensor) -> Tensor:
     if not seen:
         return attend(attention, h)
     keys, values, *masks = seen
-    masks = [mask[:, None, None] for mask in masks]
-    found = F.scaled_dot_product_attention(_heads(attention.to_q, h, attention.heads), keys, values, *masks)
+    mask = masks[0][:, None, None] if masks else None
+    queries = _heads(attention.to_q, h, attention.heads)
+    found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     out: Tensor = attention.to_out[0](found.transpose(1, 2).flatten(2))
     return out
 

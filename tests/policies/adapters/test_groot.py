@@ -330,6 +330,8 @@ def test_patches_stay_until_all_features_were_added_to_them(policy):
     staged.language = given.stage
     with pytest.raises(PlanMismatch, match=r"runs 4, and adds to its patches up to layer 1; choose 1\.\.3"):
         PatchSelect(k_final=4, layer=0).check(as_trained(staged))
+    with pytest.raises(PlanMismatch, match="earlier layers, which nobody reads of policy 'groot'"):
+        PatchSelect(k_final=4, layer=1, early="drop").check(as_trained(staged))
 
 
 def test_attention_that_selectors_look_at_is_that_of_the_layer():
