@@ -34,7 +34,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
-from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.language.prefix import LayerView
 from vivace.policies.plain_data import Between
 
 
@@ -213,7 +213,7 @@ def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     run, masks = _Inputs(), []
 
     def look(view: LayerView) -> None:
-        masks.append(token_mask(view.prefix.is_text, view.h.shape[1]))
+        masks.append(view.prefix.is_token(view.h.shape[1]))
 
     policy.encode(data.batch, run, look)
     layers = policy.language.model.layers

@@ -140,12 +140,13 @@ class _Subject:
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        leaves, tree = pytree.tree_flatten(
-            execution.policy.encode(batch, execution.language, execution.select)
-        )
+        with fixed_shapes():
+            leaves, tree = pytree.tree_flatten(
+                execution.policy.encode(batch, execution.language, execution.select)
+            )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
+        stages = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
         return cls(
             execution,
             steps,

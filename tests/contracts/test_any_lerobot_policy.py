@@ -48,6 +48,7 @@ MORE = {
     ("diffusion", "bench"): ["--bench.only=[bac,uniform]"],
     ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
     ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
+    ("smolvla", "bench"): ["--bench.only=[cache]"],
     ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
 }
 
@@ -73,9 +74,9 @@ SHORTLY = {
 OWN_LOOP = {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC}
 DENOISES = {"calibrate": NO_PARTS, "export": DRAWS}
 REFUSED = {
-    "act": {"calibrate": NO_PARTS, "rtc": NO_RTC},
+    "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
-    **dict.fromkeys(("pi0", "pi05", "smolvla"), DENOISES),
+    **dict.fromkeys(("pi0", "pi05"), DENOISES),
     "groot": DENOISES | {"rtc": OWN_WAY},
     **dict.fromkeys(("eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
