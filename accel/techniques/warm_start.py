@@ -32,7 +32,6 @@ from vivace.policies.carry import LATENT, PAST, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import Between
-from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 from vivace.policies.sampling.sampler import Sampler
 
 _ROWS = (1, 2, 4)
@@ -103,8 +102,7 @@ class WarmStart(Technique):
     @classmethod
     def variants(cls, staged: Any, options: Any) -> Iterator[Variant]:
         """Yield few steps, which stand beside as few of the same sampler; and the end of a long sampler."""
-        names = samplers_of(staged)
-        sampler = names[-1] if names == CLEAN_FLOWS else names[0]  # renoise begins at its first step alone
+        sampler = samplers_of(staged)[0]
         others = () if Need.LANGUAGE.is_met(staged) else exact_work(staged)
         for k in fewer(staged, sampler, _ROWS):
             wanted = (ask_steps(sampler, 2 * k), (cls.kind, {"share": 0.5}), *others)
@@ -113,8 +111,6 @@ class WarmStart(Technique):
         n, share = len(staged.sampler), options.share
         if share == WarmStartOptions.share and n >= _MANY:
             share = 0.1
-        if not first_step(staged.sampler, share):
-            return
         label = f"{cls.label}, last {share:.0%} of its own {n} steps"
         yield Variant("warm-own", label, ((cls.kind, {"share": share}), *others), cls.colour)
 
