@@ -19,7 +19,7 @@ from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
 from vivace.policies.carry import NOTHING
 from vivace.policies.execution import Decoding, Denoising, Execution
-from vivace.policies.language.prefix import LayerView, PatchSelector
+from vivace.policies.language.prefix import LayerView, PatchSelector, Survivors
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Batch, Context, StagedPolicy, has_language
@@ -97,7 +97,7 @@ class _CountingSelector:
     def __init__(self, select: PatchSelector):
         self._select, self.flops = select, 0
 
-    def __call__(self, view: LayerView) -> Tensor | None:
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
         """Choose and count."""
         with FlopCounterMode(display=False) as counter:
             kept = self._select(view)

@@ -21,12 +21,14 @@ from vivace.policies.staged import (
     LanguagePolicy,
     PolicyOfStages,
     TokenPolicy,
+    VisionPolicy,
     denoises,
     has_dead_work,
     has_guidance,
     has_language,
     has_sight,
     has_stages,
+    has_vision,
     runs_jointly,
     writes_tokens,
 )
@@ -36,14 +38,15 @@ class Seam(IntEnum):
     """Where a technique attaches; plans apply them in this order, whatever order was asked for."""
 
     WEIGHTS = 0
-    LAYERS = 1
-    PATCHES = 2
-    STEPS = 3
-    GUIDANCE = 4
-    EXACT = 5
-    BLOCKS = 6
-    DECODE = 7
-    CARRY = 8
+    VISION = 1
+    LAYERS = 2
+    PATCHES = 3
+    STEPS = 4
+    GUIDANCE = 5
+    EXACT = 6
+    BLOCKS = 7
+    DECODE = 8
+    CARRY = 9
 
     @property
     def holds_many(self) -> bool:
@@ -53,7 +56,7 @@ class Seam(IntEnum):
     @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
+        if self in (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -110,6 +113,7 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    VISION = "works inside a vision tower", "has none that comes apart"
     STAGES = "runs stages in fewer bits", "names none"
     CONVOLUTIONS = "rewrites convolutions over time", "has none"
     JOINT = "works on a context that runs with the actions", "has none that does"
@@ -154,6 +158,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.VISION: has_vision,
     Need.STAGES: has_stages,
     Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
     Need.JOINT: runs_jointly,
@@ -279,6 +284,12 @@ def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
     """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
     Need.STAGES.require(execution.policy, kind)
     return cast(PolicyOfStages, execution.policy)
+
+
+def with_vision(execution: Execution, kind: str) -> VisionPolicy:
+    """Return the execution's policy if its vision tower comes apart; raises `UnsupportedPolicy` naming it."""
+    Need.VISION.require(execution.policy, kind)
+    return cast(VisionPolicy, execution.policy)
 
 
 def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:

@@ -295,6 +295,7 @@ def _denoised(
     x, first = noise(shape, like), 0
     if carry:
         x, first = execution.begin(execution, x, carry), execution.first
+    x = policy.begin(x) if continues_itself(policy) else x
     follow = None if follow is None else _widened(follow, x.shape[-1])
     memory: Memory = ()
     cache = EMPTY
@@ -305,7 +306,7 @@ def _denoised(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         if first and step.index == first:
-            memory = presumed(step, x, out)
+            memory = presumed(execution.sampler, step, x, out)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
     x = x if follow is None else follow.hold(x)

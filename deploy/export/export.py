@@ -22,8 +22,8 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.processors import Processing, array, read_processors
-from vivace.deploy.export.prompts import prompts, with_tokenizer
+from vivace.deploy.export.processors import Processing, array, fixed, read_processors
+from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
 from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
@@ -107,6 +107,7 @@ def export(
                 known = _action_range(loaded, next(iter(runs.values())), data)
             spec = replace(spec, action_range=known)
             bundle = _begun(loaded, processing, spec, unfinished, instructions)
+        data = padded(data, bundle.prompt)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -168,7 +169,7 @@ def _begun(
         actions=processing.actions,
         ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
         prompts=texts,
-        prompt=with_tokenizer(loaded, settings, folder),
+        prompt=with_tokenizer(loaded, settings, instructions, folder),
         renamed=processing.renamed,
         relative=processing.relative,
     )
@@ -270,8 +271,10 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_one_pass}
-    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
+    told = fixed(loaded)
+    one = {key: value for key, value in tensors(data.one).items() if key not in told}
+    stepwise = {n: run for n, run in _denoising(runs).items() if not run.is_one_pass}
+    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]), told)
     for name, run in runs.items():
         match run:
             case Decoding():

@@ -155,7 +155,10 @@ def check_own_layers(policy: Any) -> None:
 
 
 def _state(policy: Any) -> tuple[Any, ...]:
-    """What an execution holds for: where every weight is, how often it was written, and the settings."""
+    """What an execution holds for: where every weight is, how often it was written, and the settings.
+
+    What is written through `.data` torch does not count; an optimiser's steps it does.
+    """
     tensors = chain(policy.parameters(), policy.buffers())
     weights = tuple((it.data_ptr(), 0 if it.is_inference() else it._version) for it in tensors)
     return weights, repr(policy.config)

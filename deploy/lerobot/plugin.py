@@ -43,12 +43,15 @@ def install() -> None:
         return
     for known in (PreTrainedPolicy, *_descendants(PreTrainedPolicy)):
         _wrap(known)
-    begins = PreTrainedPolicy.__init_subclass__.__func__  # type: ignore[attr-defined]
+    begins: Any = PreTrainedPolicy.__init_subclass__
+    if hasattr(begins, _MARK):
+        return
 
     def begin(cls: type, **kwargs: Any) -> None:
-        begins(cls, **kwargs)
+        begins.__func__(cls, **kwargs)
         _wrap(cls)
 
+    setattr(begin, _MARK, True)
     PreTrainedPolicy.__init_subclass__ = classmethod(begin)  # type: ignore[assignment]
 
 

@@ -90,3 +90,106 @@ def pusht_checkpoint(folder: Path, **changes) -> Path:
     }
     save(policy, *make_pre_post_processors(policy.config, dataset_stats=stats), folder)
     return folder
+
+
+ROBOT = '''
+"""A robot and its leader that lerobot finds by their names: five joints, and a camera of noise."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+
+import numpy as np
+from lerobot.robots import Robot, RobotConfig
+from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
+
+JOINTS = [f"joint_{i}.pos" for i in range(5)]
+
+
+@RobotConfig.register_subclass("five_joints")
+@dataclass
+class FiveJointsConfig(RobotConfig):
+    cameras_of: int = 0
+
+
+class FiveJoints(Robot):
+    config_class = FiveJointsConfig
+    name = "five_joints"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config, self._connected, self._at = config, False, [0.0] * 5
+        self._random = np.random.default_rng(0)
+        names = ("front", "wrist")[: config.cameras_of]
+        self.cameras = {name: SimpleNamespace(height=48, width=64) for name in names}
+
+    @cached_property
+    def observation_features(self):
+        return {**dict.fromkeys(JOINTS, float), **{name: (48, 64, 3) for name in self.cameras}}
+
+    @cached_property
+    def action_features(self):
+        return dict.fromkeys(JOINTS[: int(os.environ.get("ACTED", 5))], float)
+
+    is_connected = property(lambda self: self._connected)
+    is_calibrated = True
+
+    def connect(self, calibrate=True):
+        self._connected = True
+
+    def calibrate(self):
+        pass
+
+    configure = calibrate
+
+    def disconnect(self):
+        self._connected = False
+
+    def get_observation(self):
+        seen = {name: self._random.integers(0, 256, (48, 64, 3), np.uint8) for name in self.cameras}
+        return {**dict(zip(JOINTS, self._at)), **seen}
+
+    def send_action(self, action):
+        with open(os.environ["ACTED_INTO"], "a") as told:
+            told.write(json.dumps({name: float(value) for name, value in action.items()}) + chr(10))
+        return action
+
+
+@TeleoperatorConfig.register_subclass("five_joints_leader")
+@dataclass
+class FiveJointsLeaderConfig(TeleoperatorConfig):
+    pass
+
+
+class FiveJointsLeader(Teleoperator):
+    config_class = FiveJointsLeaderConfig
+    name = "five_joints_leader"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.config, self._connected = config, False
+
+    action_features = property(lambda self: dict.fromkeys(JOINTS, float))
+    feedback_features = property(lambda self: {})
+    is_connected = property(lambda self: self._connected)
+    is_calibrated = True
+
+    def connect(self, calibrate=True):
+        self._connected = True
+
+    def calibrate(self):
+        pass
+
+    configure = calibrate
+
+    def disconnect(self):
+        self._connected = False
+
+    def get_action(self):
+        return dict.fromkeys(JOINTS, 1.0)
+
+    def send_feedback(self, feedback):
+        pass
+'''
