@@ -272,10 +272,11 @@ def _made(variant: Variant, execution: Execution, data: CalibrationData) -> Exec
         return execution
     compiled = compile_execution(execution)
     try:
-        if compiled.is_opaque:
-            compile_graphs(compiled, next(data.ones()))
-        if isinstance(compiled, Decoding):
-            compile_graphs(compiled, data)
+        match compiled:
+            case Denoising(is_one_pass=True):
+                compile_graphs(compiled, next(data.ones()))
+            case Decoding():
+                compile_graphs(compiled, data)
     except TorchDynamoException as error:
         told = str(error).strip().splitlines()[0][:200]
         raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error

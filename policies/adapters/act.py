@@ -18,7 +18,7 @@ Left out on request, equal to 1e-5:
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import batched, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -149,7 +149,7 @@ class StagedACT(DenoisingForm):
                 f"pictures give {len(tokens)} tokens, those of config.json's sizes {len(positions)}, for "
                 "which positions were computed; give pictures of the policy's own size"
             )
-        for attend, think in batched(self.encoder, 2):
+        for attend, think in zip(self.encoder[::2], self.encoder[1::2], strict=True):
             tokens = through(run, attend, tokens, positions)
             tokens = through(run, think, tokens)
         return Context(self.network.encoder.norm(tokens), positions)
@@ -187,7 +187,8 @@ class StagedACT(DenoisingForm):
         memory, keys = condition
         config = self.policy.config
         h = memory.new_zeros(config.chunk_size, memory.shape[1], config.dim_model)
-        for attend, look, think in batched(self.blocks, 3):
+        layers = zip(self.blocks[::3], self.blocks[1::3], self.blocks[2::3], strict=True)
+        for attend, look, think in layers:
             h = through(run, attend, h)
             h = through(run, look, h, memory, keys)
             h = through(run, think, h)

@@ -122,15 +122,16 @@ def test_a_bad_setting_of_a_row_is_raised(flow):
 
 
 def test_an_opaque_policy_has_the_rows_that_fit_a_whole():
-    opaque = load_policy(saved("act")).staged
+    opaque = load_policy(saved("vqbet")).staged
     assert [row.name for row in variants_of(opaque)] == ["plain", "compile"]
     assert unfit(opaque) == {
-        "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'act' has none",
-        "step_schedule, guidance, hoist, block_cache, context_freeze, forecast": "works on denoising steps, "
-        "but policy 'act' has none that come apart",
-        "precision": "runs stages in fewer bits, but policy 'act' names none",
-        "dead_work": "leaves out work whose result nobody reads, but policy 'act' has none that is known",
-        "greedy_executed, jacobi, sjd, stand, token_recycling": "decodes action tokens, but policy 'act' "
+        "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'vqbet' has none",
+        "step_schedule, guidance, hoist, block_cache, context_freeze, forecast, frame_cache, "
+        "warm_start": "works on denoising steps, but policy 'vqbet' has none that come apart",
+        "vision_merge": "works inside a vision tower, but policy 'vqbet' has none that comes apart",
+        "convolutions, precision": "runs stages in fewer bits, but policy 'vqbet' names none",
+        "dead_work": "leaves out work whose result nobody reads, but policy 'vqbet' has none that is known",
+        "greedy_executed, jacobi, sjd, stand, token_recycling": "decodes action tokens, but policy 'vqbet' "
         "writes none",
     }
 
