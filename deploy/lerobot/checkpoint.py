@@ -31,7 +31,7 @@ _LEFT = {
 }
 """What is written anew, or is about how the base came about."""
 _BY_CLASS = ("groot", "evo1")
-"""Types whose processors lerobot 0.6.1 joins together by the class of their config (`policies/factory.py`)."""
+"""Types whose processors lerobot 0.6.1 joins together by their config's class (`policies/factory.py`)."""
 LINKED = ".safetensors"
 HARD, SYMBOLIC, COPIED = "hard links", "symbolic links", "copies"
 
@@ -49,7 +49,7 @@ def check_base(loaded: LoadedPolicy) -> None:
     kind = loaded.policy.config.type
     if kind in _BY_CLASS:
         raise UnsupportedPolicy(
-            f"lerobot joins the processors of {kind!r} together by their type, so a checkpoint of another type "
+            f"lerobot joins the processors of {kind!r} together by their type, so a checkpoint of another "
             "would lose them; leave its plan beside its own checkpoint: lerobot with our plug-in runs it so"
         )
     if not drops_in(loaded.staged):
