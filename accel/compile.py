@@ -25,7 +25,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Context, StagedPolicy, has_language
+from vivace.policies.staged import Context, StagedPolicy, denoises, has_language
 
 
 def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:
@@ -124,8 +124,8 @@ def _compiled(
 
 
 def _with_compiled_encode[Policy: StagedPolicy](policy: Policy, backend: str | Callable[..., Any]) -> Policy:
-    """Return a twin whose encode is compiled, if it has a language stage."""
+    """Return a twin whose encode is compiled, if it has a language stage or is half of the only pass."""
     twin: Any = copy.copy(policy)
-    if has_language(policy):
+    if has_language(policy) or not denoises(policy):
         twin.encode = _compiled(policy.encode, backend, is_whole=False)
     return twin

@@ -19,10 +19,10 @@ from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
 from vivace.policies.carry import NOTHING
 from vivace.policies.execution import Decoding, Denoising, Execution
-from vivace.policies.language.prefix import LayerView, PatchSelector
+from vivace.policies.language.prefix import LayerView, PatchSelector, Survivors
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Batch, Context, StagedPolicy
+from vivace.policies.staged import Batch, Context, StagedPolicy, has_language
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class _Counts:
 
         return replace(block, fn=fn)
 
+    def read(self) -> int:
+        """Return what was counted in the language stage since the last time."""
+        language = {block.id for block in self.policy.language.blocks} if has_language(self.policy) else ()
+        return sum(flops for name, flops in self.take().items() if name in language)
+
     def take(self) -> dict[str, int]:
         """Return what was counted since the last time: block id -> FLOPs."""
         found, self.blocks = self.blocks, {}
@@ -92,7 +97,7 @@ class _CountingSelector:
     def __init__(self, select: PatchSelector):
         self._select, self.flops = select, 0
 
-    def __call__(self, view: LayerView) -> Tensor | None:
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
         """Choose and count."""
         with FlopCounterMode(display=False) as counter:
             kept = self._select(view)
@@ -110,7 +115,7 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
             case Decoding():
                 with FlopCounterMode(display=False) as counter:
                     context = counts.policy.encode(batch, compute, selecting)
-                read = sum(counts.take().values()) + selecting.flops
+                read = counts.read() + selecting.flops
                 with FlopCounterMode(display=False) as passes:
                     noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
                     execution.decoder(execution.policy, context, noise, None, compute)
@@ -121,7 +126,7 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                 with FlopCounterMode(display=False) as counter:
                     for _ in range(cycle):
                         context, carry = execution.read(reading, batch, carry)
-                read = sum(counts.take().values()) + selecting.flops
+                read = counts.read() + selecting.flops
                 return replace(
                     _count_steps(execution, counts, batch, context),
                     encode=counter.get_total_flops() // cycle,

@@ -63,26 +63,31 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 
+_FEW = 2
+"""Made-up observations that random weights are shown at most: one is as good as another."""
+
+
 def _built(command: CommonOptions) -> LoadedPolicy:
     """Build the architecture that a command names in a checkpoint's place."""
     policy = command.policy
     if not command.BUILDS:
         raise BadSetting(
             f"policy.type={policy.type!r} builds a published architecture with random weights, which vivace "
-            "bench alone takes; give --policy.path"
+            "calibrate, export and bench take; give --policy.path"
         )
     given = {
         "policy.path": policy.path != PolicyOptions.path,
         "env": command.env.is_named,
         "data": command.data.is_named,
-        "accel.path": bool(command.accel.path),
         "rename_map": bool(command.rename_map),
     }
     if others := [f"--{name}" for name, is_given in given.items() if is_given]:
         raise BadSetting(
             f"{', '.join(others)} beside --policy.type={policy.type}: random weights have learned from no "
-            "world, data or plan; leave it out, or give a checkpoint alone"
+            "world or data; leave it out, or give a checkpoint alone"
         )
+    for name in ("samples", "judged_samples"):
+        setattr(command.accel, name, min(getattr(command.accel, name), _FEW))
     loaded = build_published(policy.type, policy.chosen(), policy.device, policy.dtype)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))

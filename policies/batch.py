@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vivace.policies.errors import UnsupportedPolicy
 
+_PATCHES, _SIZES = "pixel_values", "image_grid_thw"
+"""The patches of all observations' pictures, one behind the other, and of every picture its size in patches:
+time, height, width."""
 Batch = dict[str, Any]
 """lerobot keys -> values; the first one has a row for each observation."""
 _OUTCOMES = {ACTION, REWARD, DONE, TRUNCATED, INFO}
@@ -65,7 +68,24 @@ def take(batch: Batch, picks: Sequence[int]) -> Batch:
     rows = rows_of(batch)
     if list(picks) == list(range(rows)):
         return dict(batch)
-    return {key: _take(key, value, list(picks), rows) for key, value in batch.items()}
+    pictures = _pictures(batch, rows)
+    return {
+        key: torch.cat([pictures[key][i] for i in picks])
+        if key in pictures
+        else _take(key, value, list(picks), rows)
+        for key, value in batch.items()
+    }
+
+
+def _pictures(batch: Batch, rows: int) -> dict[str, Sequence[Tensor]]:
+    """What Qwen's processors make of pictures, one part an observation, if all have as many pictures."""
+    patches, sizes = batch.get(_PATCHES), batch.get(_SIZES)
+    if not isinstance(patches, Tensor) or not isinstance(sizes, Tensor) or len(sizes) % rows:
+        return {}
+    counts = sizes.prod(-1).view(rows, -1).sum(1).tolist()
+    if sum(counts) != len(patches):
+        return {}
+    return {_PATCHES: patches.split(counts), _SIZES: sizes.split(len(sizes) // rows)}
 
 
 def _take(key: str, value: Any, picks: list[int], rows: int) -> Any:

@@ -28,6 +28,7 @@ from vivace.policies.staged import (
     StagedPolicy,
     TokenPolicy,
     continues_itself,
+    denoises,
     writes_tokens,
 )
 from vivace.policies.stopwatch import Mark, ignore
@@ -105,6 +106,11 @@ class Denoising(_Reading):
     def is_opaque(self) -> bool:
         """Whether it is one piece, of which nothing can be counted or cached."""
         return not self.policy.blocks
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether it makes its chunk in one pass: nothing is denoised in steps that are known."""
+        return not denoises(self.policy)
 
     @property
     def carries(self) -> bool:
@@ -289,6 +295,7 @@ def _denoised(
     x, first = noise(shape, like), 0
     if carry:
         x, first = execution.begin(execution, x, carry), execution.first
+    x = policy.begin(x) if continues_itself(policy) else x
     follow = None if follow is None else _widened(follow, x.shape[-1])
     memory: Memory = ()
     cache = EMPTY
@@ -299,7 +306,7 @@ def _denoised(
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
         if first and step.index == first:
-            memory = presumed(step, x, out)
+            memory = presumed(execution.sampler, step, x, out)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
     x = x if follow is None else follow.hold(x)

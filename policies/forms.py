@@ -15,6 +15,7 @@ from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import Reads, StagedLlama
+from vivace.policies.language.qwen3_vl import StagedQwen3VL
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -78,7 +79,7 @@ class DenoisingForm(_OfLeRobot):
 class LanguageForm(_OfLeRobot):
     """What has a language stage: its layers, its weights, its blocks."""
 
-    language: StagedLlama
+    language: StagedLlama | StagedQwen3VL
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
@@ -107,6 +108,10 @@ class LanguageForm(_OfLeRobot):
         twin.language = self.language.with_layers(kept)
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin without the other language layers: keys and values of theirs nobody reads here."""
+        return self.with_layers(kept)
+
 
 def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
@@ -123,13 +128,22 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
     Raises:
         ObservationMismatch: they are of several sizes.
     """
-    sizes = {key: " x ".join(str(n) for n in batch[key].shape[-2:]) for key in cameras}
-    if len(set(sizes.values())) > 1:
-        raise ObservationMismatch(
-            f"the cameras' pictures are {', '.join(f'{key} {size}' for key, size in sizes.items())}; this "
-            "policy takes pictures of one size; resize them alike"
-        )
+    check_one_size({key: batch[key].shape[-2:] for key in cameras})
     return torch.stack([batch[key] for key in cameras], dim=-4)
+
+
+def check_one_size(sizes: Mapping[str, Sequence[int]], cause: Exception | None = None) -> None:
+    """Raise `ObservationMismatch` if the cameras' pictures are of several sizes.
+
+    Args:
+        sizes: camera -> height and width.
+        cause: what came of it already.
+    """
+    if len({tuple(size) for size in sizes.values()}) > 1:
+        told = ", ".join(f"{key} {' x '.join(map(str, size))}" for key, size in sizes.items())
+        raise ObservationMismatch(
+            f"the cameras' pictures are {told}; this policy takes pictures of one size; resize them alike"
+        ) from cause
 
 
 def told_of(blocks: Sequence[Block]) -> tuple[BlockInfo, ...]:

@@ -22,7 +22,7 @@ from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, read_device, read_dtype
 from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
-from vivace.policies.staged import StagedPolicy
+from vivace.policies.staged import StagedPolicy, is_prepared
 
 ADAPTERS = Registry(
     "policy type",
@@ -30,12 +30,14 @@ ADAPTERS = Registry(
     {
         "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
         "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
+        "act": "vivace.policies.adapters.act:StagedACT",
         "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
         "pi0": "vivace.policies.adapters.pi0:StagedPI0",
         "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "groot": "vivace.policies.adapters.groot:StagedGroot",
         "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
         "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
@@ -147,4 +149,4 @@ def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: An
     adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
     staged = adapter(policy, action_kinds)
     staged.spec = as_the_robot_has_them(staged.spec, policy.config, preprocess)
-    return staged
+    return staged.prepared_by(preprocess) if preprocess is not None and is_prepared(staged) else staged

@@ -30,6 +30,7 @@ from vivace.policies.execution import (
 )
 from vivace.policies.features import renames
 from vivace.policies.following import sample_episodes
+from vivace.policies.forms import check_one_size
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
@@ -98,8 +99,16 @@ class Session:
         Raises:
             ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
-        ready = [self.loaded.preprocess(moment) for moment in self._moments(observations)]
+        ready = [self._preprocessed(moment) for moment in self._moments(observations)]
         return assembled(ready, self._own, _rows(observations, self.spec))
+
+    def _preprocessed(self, moment: dict[str, Any]) -> dict[str, Any]:
+        """What the checkpoint's preprocessor makes of one moment."""
+        try:
+            return self.loaded.preprocess(moment)
+        except ValueError as error:  # what a step that stacks pictures ends in
+            check_one_size({key: it.shape[-2:] for key, it in moment.items() if is_image(key)}, error)
+            raise
 
     def _moments(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What the preprocessor is shown of every time step, oldest first."""
@@ -171,7 +180,7 @@ class Session:
         """
         probe = self._placement.move(torch.ones(1, self.spec.horizon, self.spec.action_dim))
         ones = {key: np.ones_like(value) for key, value in self.blank_observation().items()}
-        whole: dict[str, Any] = self.loaded.preprocess(self._moments(ones)[-1] | {ACTION: probe.clone()})
+        whole: dict[str, Any] = self._preprocessed(self._moments(ones)[-1] | {ACTION: probe.clone()})
         changed = whole[ACTION]
         is_widened = changed.shape != probe.shape
         if is_widened or not np.allclose(changed.cpu().numpy(), self._normalised(probe).cpu().numpy()):

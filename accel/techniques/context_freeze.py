@@ -66,7 +66,7 @@ class ContextFreeze(Technique):
     seam: ClassVar[Seam] = Seam.BLOCKS
     label: ClassVar[str] = "context frozen"
     colour: ClassVar[str] = "#3f7fbf"
-    needs: ClassVar[tuple[Need, ...]] = (Need.JOINT,)
+    needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.JOINT)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = ContextFreezeOptions
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -84,7 +84,8 @@ class ContextFreeze(Technique):
     @classmethod
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose the full steps; options are the fields of `ContextFreezeOptions`."""
-        Need.JOINT.require(execution.policy, cls.kind)
+        for need in cls.needs:
+            need.require(execution.policy, cls.kind)
         execution, chosen = denoising(execution, cls.kind), cls.read_options(options)
         n_steps = len(execution.sampler)
         count = max(1, n_steps // 5) if chosen.full_steps is None else chosen.full_steps
@@ -97,7 +98,7 @@ class ContextFreeze(Technique):
 
     def check(self, execution: Execution) -> None:
         """Raise `PlanMismatch` unless its steps are those of the execution."""
-        Need.JOINT.require(execution.policy, self.kind)
+        super().check(execution)
         execution, full = denoising(execution, self.kind), self.full
         if not full or full[0] != 0 or not is_ascending(full) or full[-1] >= self.n_steps:
             raise PlanMismatch(

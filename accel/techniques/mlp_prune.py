@@ -34,7 +34,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
-from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.language.prefix import LayerView
 from vivace.policies.plain_data import Between
 
 
@@ -83,7 +83,8 @@ class MlpPrune(Technique):
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
         chosen = cls.read_options(options)
-        Need.GATED.require(execution.policy, cls.kind)
+        for need in cls.needs:
+            need.require(execution.policy, cls.kind)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept: list[tuple[int, ...]] = []
@@ -107,7 +108,8 @@ class MlpPrune(Technique):
 
     def check(self, execution: Execution) -> None:
         """Raise if the policy has no gated MLPs in a language stage, or others."""
-        Need.GATED.require(execution.policy, self.kind)
+        for need in self.needs:
+            need.require(execution.policy, self.kind)
         layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(
@@ -211,7 +213,7 @@ def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     run, masks = _Inputs(), []
 
     def look(view: LayerView) -> None:
-        masks.append(token_mask(view.prefix.is_text, view.h.shape[1]))
+        masks.append(view.prefix.is_token(view.h.shape[1]))
 
     policy.encode(data.batch, run, look)
     layers = policy.language.model.layers

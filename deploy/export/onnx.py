@@ -9,6 +9,7 @@ runs a graph without any.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,11 @@ WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
 
 @fixed_shapes()
 def export_denoising(
-    writer: GraphWriter, executions: Mapping[str, Denoising], batch: Batch, noise: Noise
+    writer: GraphWriter,
+    executions: Mapping[str, Denoising],
+    batch: Batch,
+    noise: Noise,
+    fixed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Program]:
     """Export a denoising policy under several plans; graphs that are there already are taken as they are.
 
@@ -61,6 +66,7 @@ def export_denoising(
         executions: plan -> the policy and how it is run.
         batch: one normalised observation.
         noise: of one chunk.
+        fixed: what the policy is told besides, always.
 
     Raises:
         UnsupportedPolicy: it decides at run time what to compute.
@@ -68,14 +74,15 @@ def export_denoising(
     for execution in executions.values():
         check_steps(execution)
     timesteps = _timesteps(executions.values())
-    subjects = {name: _Subject.of(run, timesteps, batch, writer) for name, run in executions.items()}
+    whole = {**batch, **fixed}
+    subjects = {name: _Subject.of(run, timesteps, whole, writer) for name, run in executions.items()}
     wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
     programs = {}
     for name, subject in subjects.items():
         encode = writer.find(subject.encode)
         if encode is None:
             names = list(subject.context)
-            encode = writer.add(subject.encode, Encode(subject.execution, list(batch)), batch, names)
+            encode = writer.add(subject.encode, Encode(subject.execution, list(batch), fixed), batch, names)
         graphs = {kind: _step_graph(writer, subject, kind, wanted, noise) for kind in set(subject.kinds)}
         steps = tuple(
             ScheduledStep(
@@ -133,12 +140,13 @@ class _Subject:
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        leaves, tree = pytree.tree_flatten(
-            execution.policy.encode(batch, execution.language, execution.select)
-        )
+        with fixed_shapes():
+            leaves, tree = pytree.tree_flatten(
+                execution.policy.encode(batch, execution.language, execution.select)
+            )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
+        stages = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
         return cls(
             execution,
             steps,

@@ -20,7 +20,7 @@ from vivace.policies.plain_data import build
 from vivace.policies.shapes import fixed_shapes
 from vivace.policies.staged import Batch, has_language, writes_bins
 
-_SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES)
+_SEAMS = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES)
 
 
 @fixed_shapes()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,15 @@ class Traced(nn.Module):
 class Observing(Traced):
     """A module that is given normalised observations."""
 
-    def __init__(self, execution: Execution, keys: list[str]):
+    def __init__(self, execution: Execution, keys: list[str], fixed: Mapping[str, Tensor] | None = None):
         super().__init__(execution)
-        self.keys = keys
+        self.keys, self.fixed = keys, dict(fixed or {})
 
     def encoded(self, values: tuple[Tensor, ...]) -> Any:
         """What the policy makes of them."""
         run = self.execution
-        return run.policy.encode(dict(zip(self.keys, values, strict=True)), run.language, run.select)
+        batch = {**dict(zip(self.keys, values, strict=True)), **self.fixed}
+        return run.policy.encode(batch, run.language, run.select)
 
 
 class Encode(Observing):

@@ -57,9 +57,6 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.published.build import told as built_from
 from vivace.policies.sampling.noise import EpisodeNoise
 
-_FEW = 2
-"""Observations that a policy of random weights is shown."""
-
 
 @dataclass(kw_only=True)
 class BenchOptions:
@@ -101,13 +98,11 @@ class BenchCommand(CommonOptions):
         super().__post_init__()
         if not self.policy.type:
             return
-        if self.bench.n_episodes or self.bench.bundles:
+        if self.bench.n_episodes:
             raise BadSetting(
-                f"--policy.type={self.policy.type} has random weights: no success to judge by episodes, no "
-                "bundle to stand beside it; leave out bench.n_episodes and bench.bundles"
+                f"--policy.type={self.policy.type} has random weights: no success to judge by episodes; "
+                "leave out bench.n_episodes"
             )
-        self.accel.samples = min(self.accel.samples, _FEW)
-        self.accel.judged_samples = min(self.accel.judged_samples, _FEW)
 
 
 @restored_threads()

@@ -17,7 +17,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
-from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
 
@@ -29,6 +29,14 @@ class CalibrateCommand(CommonOptions):
     Example: vivace calibrate --policy.path=outputs/train/push --env.task=push-v3
     --accel.techniques='[hoist, block_cache]' --accel.block_cache.updates=10
     """
+
+    BUILDS = True
+
+    def __post_init__(self) -> None:
+        """A plan of random weights has no checkpoint to lie beside."""
+        super().__post_init__()
+        if self.policy.type and self.output_dir is None:
+            raise BadSetting(f"--policy.type={self.policy.type} is no folder; give --output_dir for its plan")
 
 
 def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:

@@ -221,6 +221,10 @@ class OpaquePolicy(DenoisingForm):
         twin._follow = follow
         return twin
 
+    def begin(self, x: Tensor) -> Tensor:
+        """Return the noise: what chunks continue is told to lerobot."""
+        return x
+
     @contextmanager
     def _continuing(self, row: int) -> Iterator[dict[str, Any]]:
         """What the policy is told of the chunk before one row, its real-time chunking set meanwhile.

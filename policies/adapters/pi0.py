@@ -93,6 +93,12 @@ class StagedPI0(LanguageForm, DenoisingForm):
         twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
         return twin if self._table is None else twin._hoisted(self.sampler)
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, for the expert."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
         """Read pictures and prompt once; what the language layers write down, and the state.
 

@@ -13,16 +13,15 @@ once a chunk; and once at all the time's part of what enters the expert,
 What nobody reads is left out by `without`: see `dead_work`.
 """
 
-import math
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding, pad_vector
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from vivace.policies.batch import Batch
@@ -30,19 +29,21 @@ from vivace.policies.block import Runner, compute, through
 from vivace.policies.errors import ObservationMismatch, PlanMismatch, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
-from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    PatchSelector,
+    Survivors,
+    keep_all,
+    survivors,
+    take_rows,
+)
 from vivace.policies.language.smolvlm import angles_at, staged_language
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
-from vivace.policies.shapes import are_fixed
 from vivace.policies.spec import ActionKind
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import earlier, expert_layers, into
-
-_SPECIAL = 3
-"""Tokens around a camera's patches, where there are some: two before, one behind."""
-_MARK = "_padding_mask"
-"""End of lerobot's name of which rows a camera counts in."""
+from vivace.policies.vla.smol_reader import SmolReader
 
 
 class Context(NamedTuple):
@@ -94,20 +95,18 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         self.policy: Any = policy.eval()
         self._core: Any = policy.model
         self._vlm: Any = self._core.vlm_with_expert
-        self.vision = StagedSiglip(self._vlm.get_vlm_model().vision_model)
+        self._reader = SmolReader(policy, self.placement)
+        self.n_patches = self._reader.n_patches
         self.language = staged_language(self._vlm)
         self._expert = expert_layers(policy)
-        self.blocks = tuple(block for layer in self._expert for block in layer.blocks)
-        core = "model.vlm_with_expert"
+        vlm = "model.vlm_with_expert"
         self.stages = {
-            "vision": (f"{core}.vlm.model.vision_model.encoder", f"{core}.vlm.model.connector"),
-            "language": (f"{core}.vlm.model.text_model.layers",),
-            "action": (f"{core}.lm_expert.layers",),
+            "vision": (f"{vlm}.vlm.model.vision_model.encoder", f"{vlm}.vlm.model.connector"),
+            "language": (f"{vlm}.vlm.model.text_model.layers",),
+            "action": (f"{vlm}.lm_expert.layers",),
         }
-        self.n_patches = _patches(config, self._vlm.get_vlm_model())
+        self.blocks = tuple(block for layer in self._expert for block in layer.blocks)
         self.sampler = self.resample("euler", config.num_steps)
-        move = self.placement.move
-        self._special = (move(self._core.global_image_start_token), move(self._core.image_end_token))
         self._head_dim = self._vlm.config.text_config.head_dim
         actions = torch.arange(config.chunk_size, device=self.placement.device)[None]
         self._restarted = angles_at(actions, self._head_dim)
@@ -143,6 +142,17 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             twin.language = twin.language.with_layers(tuple(range(n)))
         return twin
 
+    @property
+    def vision(self) -> StagedSiglip:
+        """The vision tower, run once a camera."""
+        return self._reader.vision
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its vision tower."""
+        twin = copy.copy(self)
+        twin._reader = self._reader.with_vision(vision)
+        return twin
+
     def with_layers(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs these language layers only, and the layers of the expert that read them."""
         twin = super().with_layers(kept)
@@ -157,13 +167,19 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
         twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, for the expert."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Keys and values of the language layers that the expert reads.
 
         Raises:
             ObservationMismatch: patches are to be dropped, and a camera is missing.
         """
-        h, prefix, there = self._read(batch)
+        h, prefix, there = self._reader(batch, self.left_out)
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
         masks = [there]
@@ -172,15 +188,17 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             layer = self.language.layers[len(keys)]
             keys[layer], values[layer] = layer_keys, layer_values
 
-        def selecting(view: LayerView) -> Tensor | None:
+        def selecting(view: LayerView) -> Tensor | Survivors | None:
             kept = select(view)
             if kept is not None:
+                chosen = survivors(kept)
                 if prefix.n_patches != self.n_patches:
                     raise ObservationMismatch(
                         f"patches are chosen among those of {len(self.n_patches)} cameras, the observation "
                         f"has {len(prefix.n_patches)}; give pictures of all of them"
                     )
-                masks.append(_kept(masks[-1], kept, masks[-1].shape[1] - prefix.is_text.shape[1]))
+                cut = _kept(there, chosen.patches, there.shape[1] - prefix.is_text.shape[1])
+                masks[:] = [there, cut] if chosen.early == "keep" else [cut]
             return kept
 
         self.language(h, prefix, run, selecting, keep)
@@ -192,81 +210,6 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             tuple(mask for mask in masks if mask.shape[1] in lengths),
             there.sum(1, keepdim=True),
         )
-
-    def _read(self, batch: Batch) -> tuple[Tensor, PrefixRows, Tensor]:
-        """What the language stage reads (B, S, D), what it is, and which rows are there (B, S)."""
-        cameras = self._cameras(batch)
-        n_present = sum(key in batch for key in self.policy.config.image_features)
-        counts = tuple(sum(rows.shape[1] for rows, _ in parts) for parts in cameras[:n_present])
-        tokens, is_text = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
-        if "prompt_padding" in self.left_out and not are_fixed():  # a wait for the device, once a chunk
-            n = 1 + max((i for i, is_read in enumerate(is_text.any(0).tolist()) if is_read), default=0)
-            tokens, is_text = tokens[:, :n], is_text[:, :n]
-        text = self._vlm.embed_language_tokens(tokens)
-        state = into(self._core.state_proj, self._state(batch))[:, None]
-        parts = [
-            *sum(cameras, []),
-            (text * math.sqrt(text.shape[-1]), is_text),
-            (state, is_text.new_ones(state.shape[:2])),
-        ]
-        h = torch.cat([rows for rows, _ in parts], dim=1)
-        there = torch.cat([mask for _, mask in parts], dim=1)
-        n = there.shape[1]
-        is_late = (
-            torch.arange(max(n, self._length), device=h.device) >= n - 1
-        )  # the state sees all, nobody it
-        h, there = (F.pad(h, (0, 0, 0, len(is_late) - n)), F.pad(there, (0, len(is_late) - n)))
-        sees = (is_late[None, :] <= is_late[:, None]) & (there[:, None, :] & there[:, :, None])
-        prefix = PrefixRows(counts, there[:, sum(counts) :], 0, Layout(there.cumsum(1) - 1, sees))
-        return h.to(self.language.model.layers[0].self_attn.q_proj.weight.dtype), prefix, there
-
-    @property
-    def _length(self) -> int:
-        """Rows that what is read is padded to."""
-        return 0 if "prompt_padding" in self.left_out else self._core.prefix_length
-
-    def _cameras(self, batch: Batch) -> list[list[tuple[Tensor, Tensor]]]:
-        """Rows of each camera, those that lerobot fills behind the others, and which of them are there."""
-        config = self.policy.config
-        images, masks = self.policy.prepare_images(batch)
-        present = [key for key in config.image_features if key in batch]
-        leaves_out = "empty_cameras" in self.left_out
-        dark = _dark(batch, present) if leaves_out and not are_fixed() else set()
-        cameras = []
-        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            is_missing = i >= len(present)
-            patches = []
-            if not (is_missing and leaves_out):
-                patches.append(self._patches(image, mask, is_read=is_missing or present[i] not in dark))
-            if config.add_image_special_tokens:  # they are there even where the camera is not
-                ends = [
-                    self._vlm.embed_language_tokens(ids)[None].expand(len(image), -1, -1)
-                    for ids in self._special
-                ]
-                first, last = ((rows, mask.new_ones(rows.shape[:2])) for rows in ends)
-                patches = [first, *patches, last]
-            cameras.append(patches)
-        return cameras
-
-    def _patches(self, image: Tensor, mask: Tensor, is_read: bool) -> tuple[Tensor, Tensor]:
-        """Patches (B, n, D) of one camera, zeros if nobody reads them, and whether they are there."""
-        vlm = self._vlm.get_vlm_model()
-        if not is_read:
-            width = vlm.text_model.config.hidden_size
-            n = _n_patches(vlm, *image.shape[2:])
-            return image.new_zeros(len(image), n, width), mask[:, None].expand(-1, n)
-        patches = vlm.connector(self.vision(image))
-        width = patches.shape[-1]
-        scale = torch.full((), width**0.5, dtype=patches.dtype, device=patches.device)
-        return patches * scale, mask[:, None].expand(-1, patches.shape[1])
-
-    def _state(self, batch: Batch) -> Tensor:
-        """State (B, max_state_dim), as lerobot's policy prepares it."""
-        state = batch[OBS_STATE]
-        state = state[:, -1] if state.ndim > 2 else state
-        if self.policy.config.adapt_to_pi_aloha:
-            state = self.policy._pi_aloha_decode_state(state.clone())
-        return pad_vector(state, self.policy.config.max_state_dim)
 
     def said(self, context: Any) -> Tensor:
         """Return the mean value (B, heads x d) of the last layer that the expert reads."""
@@ -312,14 +255,13 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
     def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
         """Predict the velocity (B, H, max_action_dim) at x of that shape."""
         time, attended = condition
-        n = self.spec.horizon
-        restarted = [angle[:, :n] for angle in self._restarted]
-        h = self._enter(x[:, :n], time).to(self._vlm.lm_expert.layers[0].self_attn.q_proj.weight.dtype)
+        n = x.shape[1]
+        h = self._enter(x, time).to(self._vlm.lm_expert.norm.weight.dtype)
         there = {mask.shape[3]: mask for mask in attended.there}
         beside = {mask.shape[3] - n: mask for mask in attended.beside}
         for j, it in enumerate(self._expert):
             keys, values = attended.keys[j], attended.values[j]
-            masks, angles = (there, restarted) if it.crosses else (beside, attended.angles)
+            masks, angles = (there, self._restarted) if it.crosses else (beside, attended.angles)
             attend, feed_forward = self.blocks[2 * j : 2 * j + 2]
             h = through(run, attend, h, keys, values, masks[keys.shape[2]], *angles)
             h = through(run, feed_forward, h)
@@ -396,28 +338,3 @@ def _kept(mask: Tensor, kept: Tensor, n_patches: int) -> Tensor:
     """Which rows are there (B, S'), of these patches (B, K) and all that follows the patches, of (B, S)."""
     chosen = take_rows(mask[:, :n_patches, None], kept)[..., 0]
     return torch.cat([chosen, mask[:, n_patches:]], dim=1)
-
-
-def _dark(batch: Batch, cameras: list[str]) -> set[str]:
-    """Cameras that are marked as padding in every row; asks the device once if any is marked at all."""
-    marked = [key for key in cameras if f"{key}{_MARK}" in batch]
-    if not marked:
-        return set()
-    has_any = torch.stack([batch[f"{key}{_MARK}"].bool() for key in marked]).any(1).tolist()
-    return {key for key, is_seen in zip(marked, has_any, strict=True) if not is_seen}
-
-
-def _patches(config: Any, vlm: Any) -> tuple[int, ...]:
-    """Patches of each camera that somebody has."""
-    n = len(config.image_features) - config.empty_cameras
-    sizes = [feature.shape[1:] for feature in config.image_features.values()][:n]
-    if config.resize_imgs_with_padding is not None:
-        sizes = [config.resize_imgs_with_padding] * n
-    around = _SPECIAL * config.add_image_special_tokens
-    return tuple(_n_patches(vlm, *size) + around for size in sizes)
-
-
-def _n_patches(vlm: Any, height: int, width: int) -> int:
-    """Patches that are left of a picture where they are merged."""
-    patch = vlm.vision_model.patch_size
-    return (height // patch) * (width // patch) // vlm.connector.scale_factor**2

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from lerobot.policies.xvla import action_hub
 from lerobot.policies.xvla.modeling_xvla import XVLAPolicy
-from lerobot.policies.xvla.soft_transformer import TransformerBlock, timestep_embedding
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK
+from lerobot.policies.xvla.soft_transformer import timestep_embedding
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
@@ -40,22 +40,30 @@ from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.vla.davit import grids, padded_stages, see
+from vivace.policies.vla.joint_layer import JointLayer
 
-LAST_LAYER = "last_layer"
+LAST_LAYER, WINDOWS = "last_layer", "window_padding"
 
 
 class Seen(NamedTuple):
-    """What is made of an observation, once a chunk."""
+    """What is made of views and instruction."""
 
     text: Tensor
     """First view and instruction as BART read them (B, S, D)."""
     views: Tensor
     """Tokens of the other views (B, V, D), zeros of those that are not there."""
+    places: Tensor
+    """Position embeddings of text and views (1 or B, S + V, W)."""
+
+
+class Observed(NamedTuple):
+    """What is made of an observation, once a chunk."""
+
+    seen: Seen
     proprio: Tensor
     domain: Tensor
     """Id of the robot's domain (B,)."""
-    places: Tensor
-    """Position embeddings of text and views (1 or B, S + V, W)."""
 
 
 class Given(NamedTuple):
@@ -98,7 +106,11 @@ class StagedXVLA(LanguageForm, DenoisingForm):
             "language": ("model.vlm.language_model.encoder.layers",),
             "action": ("model.transformer.blocks",),
         }
-        self.n_patches = (_n_tokens(config, model.vlm.vision_tower),)
+        self.tower: Any = model.vlm.vision_tower
+        size = config.resize_imgs_with_padding or next(iter(config.image_features.values())).shape[1:]
+        self._padded = padded_stages(self.tower, size)
+        rows, columns = grids(self.tower, size)[-1]
+        self.n_patches = (1 + rows * columns,)  # their mean is one of them
         self.left_out: tuple[str, ...] = ()
         """Parts of the work that `without` left out."""
         self._n_finished = self.space.postprocess(torch.zeros(1, 1, model.dim_action)).shape[-1]
@@ -120,7 +132,7 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         """Make the blocks of the head, the last layer without what nobody reads if that is left out."""
         n, modules = self.policy.config.chunk_size, list(self.head.blocks)
         cut = len(modules) - 1 if LAST_LAYER in self.left_out else None
-        layers = [_JointLayer(layer, n, is_cut=i == cut) for i, layer in enumerate(modules)]
+        layers = [JointLayer(layer, n, is_cut=i == cut) for i, layer in enumerate(modules)]
 
         def blocks(attend: str) -> tuple[Block, ...]:
             return tuple(
@@ -135,10 +147,16 @@ class StagedXVLA(LanguageForm, DenoisingForm):
     def dead_work(self) -> Mapping[str, str]:
         """Parts of its work that nobody reads."""
         config = self.policy.config
-        return {
+        found = {
             LAST_LAYER: f"of the last of {config.depth} joint layers only the {config.chunk_size} action "
             "tokens are decoded: of the context its keys and values are read, but no query, attention or MLP"
         }
+        if self._padded:
+            found[WINDOWS] = (
+                f"stages {', '.join(map(str, self._padded))} of DaViT pad the windows of their attention: "
+                "projections of padding are their bias, and what padding finds is cut off"
+            )
+        return found
 
     def without(self, parts: tuple[str, ...]) -> Self:
         """Return a twin that leaves these parts of its dead work out."""
@@ -154,23 +172,42 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         twin._keeping, twin._alone = (tuple(map(fn, blocks)) for blocks in (self._keeping, self._alone))
         return twin
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Read views, instruction and proprioception."""
-        seen = self.policy._build_model_inputs(cast(batch, self.placement.dtype))
-        ids, images = seen["input_ids"], seen["image_input"]
+        return self.perceive(batch, self.see(batch, run, select))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras: always."""
+        return True
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
+        """Read views and instruction."""
+        ids = batch[OBS_LANGUAGE_TOKENS]
+        images, _ = self.policy._prepare_images(cast(batch, self.placement.dtype))
         features = self._views(images, sum(key in batch for key in self.policy.config.image_features))
         h = torch.cat([features[:, 0], self.model.vlm.get_input_embeddings()(ids)], dim=1)
         is_text = batch.get(OBS_LANGUAGE_ATTENTION_MASK)
         is_text = torch.ones_like(ids, dtype=torch.bool) if is_text is None else is_text.bool()
         text, rows = self.language(h, PrefixRows(self.n_patches, is_text, n_before=0), run, select)
         views = features[:, 1:].flatten(1, 2)
-        places = self._places(h.shape[1], views.shape[1], rows)
-        return Seen(text, views, seen["proprio"], seen["domain_id"], places)
+        return Seen(text, views, self._places(h.shape[1], views.shape[1], rows))
+
+    def perceive(self, batch: Batch, seen: Seen) -> Any:
+        """What was seen, proprioception, and whose robot it is."""
+        whose = (len(seen.text), seen.text.device)
+        proprio = self.policy._prepare_state(cast(batch, self.placement.dtype), *whose)
+        return Observed(seen, proprio.to(seen.text.dtype), self.policy._get_domain_id(batch, *whose))
 
     def _views(self, images: Tensor, n: int) -> Tensor:
         """Features (B, views, tokens, D) of images (B, views, 3, H, W), the first n of them; zeros behind."""
-        found = self.model.vlm.get_image_features(images[:, :n].flatten(0, 1)).pooler_output
-        return F.pad(found.unflatten(0, (-1, n)), (0, 0, 0, 0, 0, images.shape[1] - n))
+        missing = images.shape[1] - n
+        images, vlm = images[:, :n].flatten(0, 1), self.model.vlm
+        if WINDOWS in self.left_out:
+            found = vlm.multi_modal_projector(see(self.tower, images))
+        else:
+            found = vlm.get_image_features(images).pooler_output
+        return F.pad(found.unflatten(0, (-1, n)), (0, 0, 0, 0, 0, missing))
 
     def _places(self, n_text: int, n_views: int, rows: Tensor | None) -> Tensor:
         """Position embeddings of text and views, of the text's rows that are left if some were dropped."""
@@ -188,17 +225,17 @@ class StagedXVLA(LanguageForm, DenoisingForm):
 
     def said(self, context: Any) -> Tensor:
         """Mean (B, D) of what BART says of its tokens, or of what the head is given of all context."""
-        return context[0].mean(1)
+        return (context.seen.text if isinstance(context, Observed) else context.context).mean(1)
 
     def condition(self, step: Step, context: Any) -> Any:
         """Context's tokens, proprioception and the time."""
         t = step.t.to(self.placement.dtype).expand(len(context.domain))
         time = timestep_embedding(t, self.head.dim_time)
-        return Given(self._context(context), context.proprio, time, context.domain)
+        return Given(self._context(context.seen, context.domain), context.proprio, time, context.domain)
 
-    def _context(self, seen: Seen) -> Tensor:
+    def _context(self, seen: Seen, domain: Tensor) -> Tensor:
         """Tokens of text, views and soft prompts (B, C, W)."""
-        head, domain = self.head, seen.domain
+        head = self.head
         whose = (domain,) if head.use_hetero_proj else ()
         tokens = [head.vlm_proj(seen.text, *whose), head.aux_visual_proj(seen.views, *whose)]
         found = torch.cat(tokens, dim=1) + seen.places
@@ -268,77 +305,6 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         return HoistedXVLA(self, sampler)
 
 
-def _n_tokens(config: Any, tower: Any) -> int:
-    """Tokens of a view: one of all its patches' mean, and the patches that the tower's strides leave."""
-    first = next(iter(config.image_features.values())).shape[1:]
-    sizes = list(config.resize_imgs_with_padding or first)
-    for embed in tower.convs:
-        conv = embed.conv
-        sizes = [
-            (n + 2 * p - k) // s + 1
-            for n, p, k, s in zip(sizes, conv.padding, conv.kernel_size, conv.stride, strict=True)
-        ]
-    return 1 + sizes[0] * sizes[1]
-
-
-class _JointLayer:
-    """One layer of the head, by what its rows look at.
-
-    Args:
-        layer: lerobot's module.
-        n: action tokens, the first rows.
-        is_cut: the other rows are not read behind this layer: nothing is added to them.
-    """
-
-    def __init__(self, layer: TransformerBlock, n: int, is_cut: bool):
-        self._layer: Any = layer
-        self._n, self._is_cut = n, is_cut
-
-    def attend(self, h: Tensor) -> Tensor:
-        """What all rows (B, N, W) find at all rows."""
-        return self.keeping(h)[0] if self._is_cut else self._layer.attn(self._layer.norm1(h))
-
-    def keeping(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and keys and values (B, C, 2 W) of the context."""
-        x, attention = self._layer.norm1(h), self._layer.attn
-        project, width = attention.qkv, h.shape[-1]
-        if not self._is_cut:
-            q, kv = project(x).split((width, 2 * width), dim=-1)
-            return _attended(attention, q, kv), kv[:, self._n :]
-        q = F.linear(x[:, : self._n], project.weight[:width], project.bias[:width])
-        kv = F.linear(x, project.weight[width:], project.bias[width:])
-        return self._padded(_attended(attention, q, kv), h), kv[:, self._n :]
-
-    def alone(self, h: Tensor, kept: Tensor) -> Tensor:
-        """What the action tokens (B, H, W) find at themselves and at what was kept of the context."""
-        attention, width = self._layer.attn, h.shape[-1]
-        q, kv = attention.qkv(self._layer.norm1(h)).split((width, 2 * width), dim=-1)
-        return _attended(attention, q, torch.cat([kv, kept], dim=1))
-
-    def mlp(self, h: Tensor) -> Tensor:
-        """What the MLP adds to all rows."""
-        return self._padded(self.alone_mlp(h[:, : self._n]), h) if self._is_cut else self.alone_mlp(h)
-
-    def alone_mlp(self, h: Tensor) -> Tensor:
-        """What the MLP adds to rows that are all read."""
-        return self._layer.mlp(self._layer.norm2(h))
-
-    def _padded(self, out: Tensor, h: Tensor) -> Tensor:
-        """Zeros for the rows that are not read, so that blocks of one stream give one shape."""
-        return F.pad(out, (0, 0, 0, h.shape[1] - self._n))
-
-
-def _attended(attention: Any, q: Tensor, kv: Tensor) -> Tensor:
-    """What rows q (B, N, W) find at keys and values (B, M, 2 W), as a block adds it (B, N, W)."""
-    heads = (
-        rows.unflatten(-1, (-1, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
-        for rows in (q, kv)
-    )
-    (q,), (k, v) = heads
-    out = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
-    return attention.proj(out.transpose(1, 2).flatten(2))
-
-
 class Prepared(NamedTuple):
     """What `HoistedXVLA` makes of an observation, once a chunk."""
 
@@ -372,18 +338,18 @@ class HoistedXVLA(StagedXVLA):
             time = timestep_embedding(t, n)  # (S, T)
             self._time = (time @ weight).transpose(0, 1).contiguous()  # (S, domains, W)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+    def perceive(self, batch: Batch, seen: Seen) -> Any:
         """All that x does not enter, and the weights of the robot's domain."""
-        seen = super().encode(batch, run, select)
-        encoder, decoder, domain = self.head.action_encoder, self.head.action_decoder, seen.domain
+        _, felt, domain = super().perceive(batch, seen)
+        encoder, decoder = self.head.action_encoder, self.head.action_decoder
         horizon, width = self.spec.latent_shape
         weight = encoder.fc(domain).view(-1, encoder.input_size, encoder.output_size)
-        proprio, _ = self.space.preprocess(seen.proprio, seen.proprio.new_zeros(len(domain), horizon, width))
+        proprio, _ = self.space.preprocess(felt, felt.new_zeros(len(domain), horizon, width))
         told = proprio.unsqueeze(1) @ weight[:, width : width + proprio.shape[-1]]
         bias = encoder.bias(domain).unsqueeze(1)
         return Prepared(
-            context=self._context(seen),
-            proprio=seen.proprio,
+            context=self._context(seen, domain),
+            proprio=felt,
             encoder=weight[:, :width],
             tokens=told + bias + self.head.pos_emb[:, :horizon],
             decoder=decoder.fc(domain).view(-1, decoder.input_size, decoder.output_size),

@@ -21,6 +21,8 @@ class StagedBart:
     """The layers of a `BartEncoder` as blocks; positions are learned and added before the first."""
 
     has_gated_mlps = False
+    first_drop = 0
+    drops_early = False
 
     def __init__(self, model: BartEncoder, layers: tuple[int, ...] | None = None):
         """Take an encoder apart.

@@ -21,7 +21,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.language.attention import FUSED, Attention, heads
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    Layout,
+    PatchSelector,
+    PrefixRows,
+    keep_all,
+    survivors,
+    take_rows,
+)
 
 OnLayer = Callable[[Tensor, Tensor], None]
 """Told the keys and values (B, heads, S, d) of each layer, in order."""
@@ -45,8 +53,13 @@ def forget(keys: Tensor, values: Tensor) -> None:
 class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
+    first_drop = 0
+    """Patches may go behind any layer."""
     reads: Reads = Reads.ALL
+    keys_only: frozenset[int] = frozenset()
+    """Layers, counted as they run, of which keys and values alone are computed."""
     has_gated_mlps = True
+    drops_early = True
 
     def __init__(
         self,
@@ -88,6 +101,12 @@ class StagedLlama:
         twin._layers = tuple(self._layers[i] for i in kept)
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs the branches of these layers only, ascending; keys and values of all."""
+        twin = copy.copy(self)
+        twin.keys_only = frozenset(range(len(self.layers))) - frozenset(kept)
+        return twin
+
     def reading(self, reads: Reads) -> Self:
         """Return a twin that computes no more of the last layer than is read; keys and values are always."""
         twin = copy.copy(self)
@@ -110,30 +129,42 @@ class StagedLlama:
             run: runs the blocks.
             select: asked after each layer which patches to keep. Survivors keep their positions. It is not
                 asked after a last layer of which not all is read, for nothing follows.
-            keep: told each layer's keys and values.
+            keep: told each layer's keys and values, at the end: patches that are dropped may take theirs with
+                them, or all layers may run anew without them (`prefix.Survivors`).
         """
+        embedded, written = h, []
         places, n_visual = self._places(h, prefix), prefix.n_visual
         for index, (project, attend, feed_forward) in enumerate(self._layers):
             before = h
             keys, values = run(project, h, *places.angles)  # type: ignore[misc]  # never skipped
-            keep(keys, values)
+            written.append((keys, values))
             is_cut = self.reads is not Reads.ALL and index == len(self.layers) - 1
             rows = places
             if is_cut:
                 if self.reads is Reads.NOTHING:
-                    return h[:, :0]
+                    h = h[:, :0]
+                    break
                 query = prefix.query(h.shape[1])
                 h, rows = take_rows(h, query), places.queries(query)
-            h = through(run, attend, h, *rows.angles, keys, values, *rows.told)
-            h = through(run, feed_forward, h)
+            if index not in self.keys_only:
+                h = through(run, attend, h, *rows.angles, keys, values, *rows.told)
+                h = through(run, feed_forward, h)
             if is_cut:
                 break
             kept = select(self._view(index, before, h, prefix, keys, places, n_visual))
             if kept is not None:
-                survivors = _rows(kept, prefix.n_before, n_visual, h.shape[1])
-                h, places = take_rows(h, survivors), places.only(survivors)
-                n_visual = kept.shape[1]
-        return normed(self.model.norm, h)
+                chosen = survivors(kept)
+                rows_left = _rows(chosen.patches, prefix.n_before, n_visual, h.shape[1])
+                n_visual = chosen.patches.shape[1]
+                if chosen.early == "again":
+                    shorter = _without(prefix, rows_left, n_visual)
+                    return self(take_rows(embedded, rows_left), shorter, run, keep_all, keep)
+                h, places = take_rows(h, rows_left), places.only(rows_left)
+                if chosen.early == "drop":
+                    written = [tuple(_take(each, rows_left) for each in pair) for pair in written]
+        for keys, values in written:
+            keep(keys, values)
+        return normed(self.model.norm, h) if h.shape[1] else h
 
     def query(self, hidden: Tensor, prefix: PrefixRows) -> Tensor:
         """Row (B, D) of the last text token, of what a call returned."""
@@ -297,6 +328,21 @@ def _text_to_patches(
         seen = (rows[:, None] >= rows)[None, None]
     hidden = ~seen[..., patches.stop :, :]
     return scores.float().masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()[..., patches]
+
+
+def _without(prefix: PrefixRows, rows: Tensor, n_visual: int) -> PrefixRows:
+    """What is left of a prefix of which some rows (B, S') stay, where they stood."""
+    layout = prefix.layout or Layout.causal(
+        int(prefix.n_before + prefix.n_visual + prefix.is_text.shape[1]), rows.device
+    )
+    positions = take_rows(layout.positions[..., None], rows)[..., 0]
+    seen = take_rows(take_rows(layout.seen, rows).mT, rows).mT
+    return replace(prefix, n_patches=(n_visual,), layout=Layout(positions, seen))
+
+
+def _take(heads: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, S') of keys or values (B, heads, S, d)."""
+    return heads.gather(2, rows[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
 
 
 def _rows(kept: Tensor, n_before: int, n_visual: int, length: int) -> Tensor:

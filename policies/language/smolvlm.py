@@ -27,7 +27,7 @@ def attention_of(vlm: Any) -> Attention:
             raise ValueError("lerobot's smolvla looks by a mask")
         rows = (it.transpose(1, 2) for it in (q, keys, values))
         out = vlm.eager_attention_forward(mask[:, 0], len(q), module.head_dim, *rows)
-        return out.to(module.o_proj.weight.dtype)
+        return out.to(q.dtype)
 
     return Attention(lambda seen: seen, look, rotated)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,17 +60,27 @@ class Sampler:
     def beginnings(self) -> tuple[int, ...]:
         """Indices of the steps at which a chunk may begin that needs none of those before.
 
-        Those that keep nothing of the steps before, or only what they said of the clean chunk (`presumed`);
-        not the later stages of a step of RK4.
+        Those that keep nothing of the steps before, or only what can be presumed (`presumed`); not the later
+        stages of a step of RK4.
         """
-        found = []
-        for index, step in enumerate(self.steps):
-            before = self.steps[index - 1].table if index else None
-            if step.table is not None and (
-                not step.table.memory or (before is not None and set(before.keep) == {"clean"})
-            ):
-                found.append(index)
-        return tuple(found)
+        return tuple(
+            index
+            for index, step in enumerate(self.steps)
+            if step.table is not None and (not step.table.memory or self.remembers(index) is not None)
+        )
+
+    def remembers(self, index: int) -> Literal["clean", "noise"] | None:
+        """What a step remembers of those before, if that can be presumed where they were not run.
+
+        The clean chunks they predicted, or the noise that the first of them began with.
+        """
+        tables = [step.table for step in self.steps[:index]]
+        kept = [table.keep for table in tables if table is not None]
+        if not kept or len(kept) < len(tables):
+            return None
+        if set(kept[-1]) == {"clean"}:
+            return "clean"
+        return "noise" if kept[0] == ("x",) and all(keep == ("m0",) for keep in kept[1:]) else None
 
     @property
     def n_draws(self) -> int:
@@ -86,13 +97,15 @@ class Sampler:
         )
 
 
-def presumed(step: Step, x: Tensor, out: Tensor) -> Memory:
+def presumed(sampler: Sampler, step: Step, x: Tensor, out: Tensor) -> Memory:
     """What the first step of a chunk remembers, where its sampler has earlier ones: that they said the same.
 
-    A multistep sampler then makes a step of first order, as at its own first one.
+    A multistep sampler then makes a step of first order, as at its own first one; one that goes back to the
+    noise it began with takes that which x holds.
 
     Args:
-        step: one of `Sampler.beginnings`.
+        sampler: whose step it is.
+        step: one of its `beginnings`.
         x: present sample (B, H, A).
         out: what the denoiser said of it.
     """
@@ -101,4 +114,6 @@ def presumed(step: Step, x: Tensor, out: Tensor) -> Memory:
         return ()
     clean = table.clean_x * x + table.clean_out * out
     clean = clean if table.clip is None else clean.clamp(-table.clip, table.clip)
+    if sampler.remembers(step.index) == "noise":
+        return ((x - table.alpha * clean) / table.sigma,)
     return (clean,) * len(table.memory)

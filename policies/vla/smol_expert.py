@@ -30,10 +30,10 @@ class SmolExpertLayer(ExpertLayer):
         """Return the language model's keys and values (B, heads, S, d) as it looks at them."""
         if not self.crosses:
             return keys, values
-        module = self._module.self_attn
-        flat = (rows.transpose(1, 2).flatten(2) for rows in (keys, values))
+        module, kind = self._module.self_attn, self._module.input_layernorm.weight.dtype
+        flat = (rows.transpose(1, 2).flatten(2).to(kind) for rows in (keys, values))
         k, v = (
-            heads(proj, rows.to(proj.weight.dtype), module.head_dim)
+            heads(proj, rows, module.head_dim)
             for proj, rows in zip((module.k_proj, module.v_proj), flat, strict=True)
         )
         return k, v

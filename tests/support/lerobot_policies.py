@@ -298,13 +298,13 @@ def _qwen(folder: Path, model: str) -> Path:
     tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer_folder(folder), padding_side="left")
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
-    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "dtype": "float32"}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
     vision |= {"out_hidden_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
     if model == "qwen3_vl":
-        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+        vision |= {"deepstack_visual_indexes": [1], "num_position_embeddings": 64}
     else:
         vision |= {"fullatt_block_indexes": [1], "window_size": 32}
     tokens = {f"{name.replace('pad', 'token')}_id": number for name, number in ids.items() if "pad" in name}
@@ -350,7 +350,8 @@ def _groot(folder: Path) -> dict[str, Any]:
     config = GR00TN17Config(
         model_name=str(_qwen(folder, "qwen3_vl")),
         backbone_embedding_dim=32,
-        select_layer=2,
+        select_layer=3,
+        image_target_size=[64, 64],
         hidden_size=32,
         input_embedding_dim=32,
         max_state_dim=8,

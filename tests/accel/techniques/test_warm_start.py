@@ -20,7 +20,9 @@ from vivace.policies.execution import Denoising, as_trained, sample, sample_afte
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.sampling.sampler import presumed
 from vivace.policies.sampling.samplers import make_flow_sampler
 from vivace.policies.session import Session
 from vivace.policies.tiny.policies import tiny_dp_transformer
@@ -151,6 +153,18 @@ def test_a_step_of_four_calls_is_begun_with_its_first():
     sampler = make_flow_sampler("rk4", 4)
     assert sampler.beginnings == (0, 4, 8, 12)
     assert [first_step(sampler, share) for share in (0.25, 0.3, 1.0)] == [12, 8, 0]
+
+
+def test_a_sampler_that_goes_back_to_its_noise_takes_that_of_the_chunk_it_begins_with():
+    """Begun late, a step of "renoise" with that noise is the straight step of "euler"."""
+    renoise, straight = (make_clean_flow_sampler(name, 5) for name in ("renoise", "euler"))
+    assert renoise.beginnings == (0, 1, 2, 3, 4)
+    x, out = torch.tensor([[[0.4, -1.0]]]), torch.tensor([[[0.1, 0.3]]])
+    for step, other in zip(renoise.steps[1:], straight.steps[1:], strict=True):
+        memory = presumed(renoise, step, x, out)
+        found, _ = step.advance(x, out, memory, None)
+        wanted, _ = other.advance(x, out, (), None)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_nothing_that_earlier_steps_computed_is_missed_in_silence(loaded):

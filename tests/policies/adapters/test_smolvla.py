@@ -15,6 +15,7 @@ from vivace.policies.adapters.smolvla import StagedSmolVLA
 from vivace.policies.dtype import cast_weights
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.execution import as_trained, sample
+from vivace.policies.language.prefix import Survivors
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 
@@ -253,6 +254,40 @@ def test_patches_that_are_dropped_leave_the_rest_where_it_was(small):
     assert [mask.shape[1] for mask in few.there] == [42, 14]
     assert torch.equal(few.there[1][0], torch.tensor([True] * 9 + [False] * 4 + [True]))
     assert torch.equal(few.position, plain.position)
+
+
+@torch.inference_mode()
+def test_early_keys_of_dropped_patches_stay_go_or_are_read_anew(small):
+    batch = with_time(observations(small.policy))
+    plain = small.encode(batch)
+    kept = torch.tensor([[0, 3, 5, 20], [1, 2, 9, 31]])
+    rows = torch.cat([kept, torch.arange(32, 42).expand(2, -1)], dim=1)[:, None, :, None]
+
+    def chosen(early, patches=kept):
+        return small.encode(batch, select=lambda view: Survivors(patches, early) if view.index == 1 else None)
+
+    dropped, again = chosen("drop"), chosen("again")
+    for context in (dropped, again):
+        assert {k.shape[2] for k in context.keys} == {14}
+        assert [mask.shape[1] for mask in context.there] == [14]
+        assert torch.equal(context.keys[0], plain.keys[0].gather(2, rows.expand(-1, 2, -1, 8)))
+    assert torch.equal(dropped.values[1], plain.values[1].gather(2, rows.expand(-1, 2, -1, 8)))
+    assert not torch.allclose(again.values[1], dropped.values[1], atol=1e-4), "read without the others"
+    everything = chosen("again", torch.arange(32).expand(2, -1))
+    assert all(torch.equal(a, b) for a, b in zip(everything.keys, plain.keys, strict=True))
+
+
+@torch.inference_mode()
+def test_a_language_layer_is_dropped_with_the_experts_or_without(small):
+    batch = with_time(observations(small.policy))
+    plain, pairs, branches = (
+        it.encode(batch) for it in (small, small.with_layers((0, 2, 3)), small.with_branches((0, 2, 3)))
+    )
+    assert len(pairs.keys) == 3
+    assert small.with_layers((0, 2, 3)).spec.block_ids[2:4] == ("action.2.attn", "action.2.mlp")
+    assert len(branches.keys) == 4
+    assert torch.equal(branches.keys[1], plain.keys[1])
+    assert torch.equal(branches.keys[2], pairs.keys[1])
 
 
 @pytest.mark.long

@@ -191,3 +191,17 @@ def test_half_precision_is_that_of_lerobot_but_for_what_x_is_held_in(folder, mon
     found, wanted = ours(StagedXVLA(policy), batch), theirs(policy, batch)
     assert found.dtype == torch.float32
     assert (found - wanted.float()).abs().mean() < 0.02
+
+
+def test_padding_of_windows_is_not_multiplied(folder):
+    """14 x 16 tokens in windows of 4 are padded to 16 x 16, 7 x 8 to 8 x 8."""
+    policy = build("xvla", folder, resize_imgs_with_padding=(56, 64))
+    staged, batch = StagedXVLA(policy), seen_by(policy)
+    assert list(staged.dead_work) == ["last_layer", "window_padding"]
+    assert list(StagedXVLA(build("xvla", folder)).dead_work) == ["last_layer"]
+    check(policy, batch)
+    exact = staged.without(("window_padding",))
+    before, after = (count_flops(as_trained(it), seen_by(policy, 1)) for it in (staged, exact))
+    per_view = sum(2 * 4 * width**2 * n for width, n in ((16, 2 * 16), (32, 1 * 8)))
+    assert before.encode - after.encode == 2 * per_view
+    assert (before.blocks, before.language) == (after.blocks, after.language)

@@ -176,4 +176,4 @@ def test_what_it_cannot_be_asked_is_refused_in_one_line(flags, why, capsys):
 
 def test_other_verbs_take_no_architecture(capsys):
     assert main(["eval", "--policy.type=act"]) == 2
-    assert "which vivace bench alone takes; give --policy.path" in capsys.readouterr().err
+    assert "which vivace calibrate, export and bench take; give" in capsys.readouterr().err
