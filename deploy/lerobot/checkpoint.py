@@ -30,6 +30,8 @@ _LEFT = {
     "training.pt",
 }
 """What is written anew, or is about how the base came about."""
+_BY_CLASS = ("groot", "evo1")
+"""Types whose processors lerobot 0.6.1 joins together by their config's class (`policies/factory.py`)."""
 LINKED = ".safetensors"
 HARD, SYMBOLIC, COPIED = "hard links", "symbolic links", "copies"
 
@@ -44,9 +46,15 @@ def check_target(target: Path) -> None:
 
 def check_base(loaded: LoadedPolicy) -> None:
     """Raise `UnsupportedPolicy` if a policy cannot be run under a plan by lerobot's own commands."""
+    kind = loaded.policy.config.type
+    if kind in _BY_CLASS:
+        raise UnsupportedPolicy(
+            f"lerobot joins the processors of {kind!r} together by their type, so a checkpoint of another "
+            "would lose them; leave its plan beside its own checkpoint: lerobot with our plug-in runs it so"
+        )
     if not drops_in(loaded.staged):
         raise UnsupportedPolicy(
-            f"policy {loaded.policy.config.type!r} does not come apart, so there is nothing to accelerate; "
+            f"policy {kind!r} does not come apart, so there is nothing to accelerate; "
             "lerobot runs it as it is"
         )
 

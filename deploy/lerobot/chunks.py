@@ -21,7 +21,7 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution, as_trained, sample, sample_after
 from vivace.policies.sampling.noise import GlobalNoise, Noise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
-from vivace.policies.staged import DropIn, continues_itself
+from vivace.policies.staged import DropIn, StagedPolicy, continues_itself
 
 Build = Callable[[Any], Execution]
 """lerobot's policy -> how its chunks are made."""
@@ -106,7 +106,8 @@ class Chunks:
                 actions = self._after(execution, window, draw, follow)
             case _:
                 actions = sample(execution, window, draw, follow=follow)
-        return form.returned(actions).clone()  # where lerobot is not in inference mode, neither is its chunk
+        chunk: Tensor = form.returned(actions)
+        return chunk.clone()  # where lerobot is not in inference mode, neither is its chunk
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -170,9 +171,9 @@ class _Given:
         return self._left.pop().to(like) if self._left else self._more(shape, like)
 
 
-def drops_in(staged: Any) -> bool:
+def drops_in(staged: StagedPolicy) -> bool:
     """Whether chunks of a staged policy can be made in the place of lerobot's own; not of an opaque one."""
-    return isinstance(staged, DropIn) and not as_trained(staged).is_opaque
+    return not as_trained(staged).is_opaque and isinstance(staged, DropIn)
 
 
 def check_own_layers(policy: Any) -> None:

@@ -50,8 +50,8 @@ class VivaceConfig(PreTrainedConfig):
             ) from error
         self.n_obs_steps = built.n_obs_steps
         self.n_action_steps = getattr(built, "n_action_steps", None)
-        self.input_features = self.input_features or built.input_features
-        self.output_features = self.output_features or built.output_features
+        for name in ("input_features", "output_features"):
+            setattr(self, name, getattr(self, name) or getattr(built, name))
         super().__post_init__()
         self.built = built
         for name in _SHARED:
@@ -73,17 +73,17 @@ class VivaceConfig(PreTrainedConfig):
         return getattr(built, name)
 
     @property
-    def observation_delta_indices(self) -> list[int] | None:
+    def observation_delta_indices(self) -> Any:
         """Observations of one window, relative to now."""
         return self.built.observation_delta_indices
 
     @property
-    def action_delta_indices(self) -> list[int] | None:
+    def action_delta_indices(self) -> Any:
         """Actions of one window, relative to now."""
         return self.built.action_delta_indices
 
     @property
-    def reward_delta_indices(self) -> list[int] | None:
+    def reward_delta_indices(self) -> Any:
         """Rewards of one window, relative to now."""
         return self.built.reward_delta_indices
 

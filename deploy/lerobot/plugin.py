@@ -56,7 +56,8 @@ def install() -> None:
 
 
 def _descendants(base: type) -> list[type]:
-    return [cls for child in base.__subclasses__() for cls in (child, *_descendants(child))]
+    children: list[type] = base.__subclasses__()
+    return [cls for child in children for cls in (child, *_descendants(child))]
 
 
 def _wrap(cls: type) -> None:

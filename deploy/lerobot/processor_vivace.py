@@ -13,4 +13,7 @@ def make_vivace_pre_post_processors(
     dataset_meta: Any = None,
 ) -> tuple[Any, Any]:
     """Build the base's pipelines, by lerobot's own code; arguments are lerobot's."""
-    return make_pre_post_processors(config.built, dataset_stats=dataset_stats, dataset_meta=dataset_meta)
+    made: tuple[Any, Any] = make_pre_post_processors(
+        config.built, dataset_stats=dataset_stats, dataset_meta=dataset_meta
+    )
+    return made

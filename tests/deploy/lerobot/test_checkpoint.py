@@ -4,6 +4,7 @@ import json
 import os
 from itertools import islice
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +131,13 @@ def test_what_does_not_come_apart_is_refused(tmp_path):
         UnsupportedPolicy, match="'gaussian_actor' does not come apart, so there is nothing to"
     ):
         write(opaque, AccelerationPlan(opaque.fingerprint), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["groot", "evo1"])
+def test_what_lerobot_knows_by_its_class_is_refused(kind):
+    known = SimpleNamespace(policy=SimpleNamespace(config=SimpleNamespace(type=kind)))
+    with pytest.raises(UnsupportedPolicy, match=f"joins the processors of '{kind}' together by their type"):
+        writing.check_base(known)
 
 
 def test_settings_of_the_command_line_reach_the_base(same):

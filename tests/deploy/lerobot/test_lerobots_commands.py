@@ -57,6 +57,30 @@ def evaluated(checkpoint, folder, plugins, **variables):
     return np.load(told), results["overall"], said
 
 
+LOADED = """
+import logging, sys, torch
+logging.basicConfig(level=logging.INFO)
+from lerobot.utils.import_utils import register_third_party_plugins
+register_third_party_plugins()
+from lerobot.policies.factory import get_policy_class
+policy = get_policy_class("diffusion").from_pretrained(sys.argv[1])
+seen = {"observation.state": torch.ones(1, 2), "observation.environment_state": torch.ones(1, 16)}
+print(policy.select_action(seen).shape)
+"""
+
+
+def test_lerobot_finds_the_plugin_by_its_name(base, tmp_path):
+    """The quick one: a process of lerobot's that imports the plug-in, loads a policy and runs it."""
+    name = "lerobot_policy_vivace"
+    there = write_plugin(tmp_path, name, (commands.PLUGIN / f"{name}.py").read_text())
+    said = ended_well(run("python", "-c", LOADED, base, plugins=(there,), cwd=tmp_path))
+    assert f"Imported third-party plugin: {name}" in said
+    assert (
+        "vivace: diffusion runs under exact work alone (hoist): on this observation its actions are" in said
+    )
+    assert "torch.Size([1, 2])" in said
+
+
 @pytest.mark.long
 def test_lerobot_eval_before_and_after(base, plugin, spy, tmp_path):
     """Acceptance 4: the identity plan bit for bit, exact work to rounding, and the plug-in switched off."""
