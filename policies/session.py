@@ -274,9 +274,10 @@ def check_begins(execution: Execution, preprocess: Any) -> None:
         execution: how they are made.
         preprocess: the checkpoint's pipeline.
     """
+    if not isinstance(execution, Denoising) or execution.begin is begin_with_noise:
+        return
     steps = [step for step in preprocess.steps if isinstance(step, RelativeActionsProcessorStep)]
-    is_warm = isinstance(execution, Denoising) and execution.begin is not begin_with_noise
-    if is_warm and any(step.enabled for step in steps):
+    if any(step.enabled for step in steps):
         raise UnsupportedPolicy(
             f"actions of policy {execution.policy.spec.type!r} are relative to the state they were predicted "
             "in, so no chunk can begin with an earlier one; leave warm_start out of the plan"

@@ -45,7 +45,7 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.session import Session
+from vivace.policies.session import Session, check_begins
 from vivace.policies.spec import ActionRange, Fingerprint, PolicySpec
 
 PLAIN_NAME = "plan"
@@ -146,7 +146,7 @@ def check_exportable(
                 check_whole(run, batch)
             case Denoising():
                 check_steps(run)
-                Session(loaded, run)  # refuses chunks that cannot begin with others
+                check_begins(run, loaded.preprocess)
     return runs, read_processors(loaded)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lerobot.processor import RelativeActionsProcessorStep
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.explain import explain, grid
@@ -24,7 +25,7 @@ from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import presumed
 from vivace.policies.sampling.samplers import make_flow_sampler
-from vivace.policies.session import Session
+from vivace.policies.session import Session, check_begins
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 STATE = "observation.state"
@@ -249,3 +250,12 @@ def test_a_policy_that_samples_by_itself_is_refused(loaded):
     steps = tuple(replace(step, table=None) for step in execution.sampler.steps)
     with pytest.raises(UnsupportedPolicy, match="warm_start needs a sampler whose steps are known"):
         first_step(replace(execution.sampler, steps=steps), 0.5)
+
+
+def test_chunks_of_actions_relative_to_an_older_state_are_no_beginning(loaded):
+    pipeline = type("Pipeline", (), {"steps": [RelativeActionsProcessorStep(enabled=True)]})()
+    check_begins(as_trained(loaded.staged), pipeline)
+    with pytest.raises(
+        UnsupportedPolicy, match="are relative to the state .* leave warm_start out of the plan"
+    ):
+        check_begins(planned(loaded, ("warm_start", {})), pipeline)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -10,9 +11,12 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from lerobot.policies.common.flow_matching import euler_integrate
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
+from vivace.policies.sampling.sampler import presumed
 from vivace.policies.sampling.samplers import SPACINGS, make_flow_sampler, make_sampler
+from vivace.policies.sampling.step_table import remembered
 
 
 def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -292,3 +296,20 @@ def test_an_unknown_process_is_refused_in_one_line():
         NoiseSchedule(prediction_type="noise")
     with pytest.raises(BadSetting, match="DDIMScheduler knows no beta_schedule='cosine'; choose linear"):
         make_sampler("ddim", 4, NoiseSchedule(beta_schedule="cosine"))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [make_sampler("dpmsolver++", 6, NoiseSchedule()), make_clean_flow_sampler("renoise", 5)],
+    ids=["what was predicted", "the noise"],
+)
+def test_what_a_late_step_remembers_is_the_same_without_torch(sampler):
+    x, out = torch.randn(1, 4, 2), torch.randn(1, 4, 2)
+    tables = [step.table for step in sampler.steps]
+    assert len(sampler.beginnings) == len(sampler)
+    for index in sampler.beginnings[1:]:
+        wanted = presumed(sampler, sampler.steps[index], x, out)
+        found = tables[index].presumed(remembered(tables[:index]), x.numpy(), out.numpy())
+        assert len(found) == len(wanted) == len(tables[index].memory)
+        for mine, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
