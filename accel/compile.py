@@ -25,7 +25,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Context, StagedPolicy, denoises, has_language
+from vivace.policies.staged import Context, denoises, has_language
 
 
 def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:
@@ -123,7 +123,7 @@ def _compiled(
     return torch.compile(own, fullgraph=is_whole, dynamic=sizes_vary, backend=backend, options=options)
 
 
-def _with_compiled_encode[Policy: StagedPolicy](policy: Policy, backend: str | Callable[..., Any]) -> Policy:
+def _with_compiled_encode[Policy: Any](policy: Policy, backend: str | Callable[..., Any]) -> Policy:
     """Return a twin whose encode is compiled, if it has a language stage or is half of the only pass."""
     twin: Any = copy.copy(policy)
     if has_language(policy) or not denoises(policy):

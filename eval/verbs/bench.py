@@ -235,7 +235,7 @@ def _lerobot_alone(loaded: LoadedPolicy) -> Built:
     """Run lerobot's own chunk of the same policy, where it comes apart; else that is what all rows run."""
     if loaded.as_trained.is_opaque:
         return Built((), {}, {})
-    alone = OpaquePolicy(loaded.policy)
+    alone: Any = OpaquePolicy(loaded.policy)
     alone.spec = replace(loaded.staged.spec, blocks=(), latent_dim=alone.spec.latent_dim)
     return Built((LEROBOT,), {LEROBOT.name: as_trained(alone)}, {})
 
@@ -326,6 +326,11 @@ def gflop(execution: Execution, one: Mapping[str, torch.Tensor]) -> float | None
     return None if execution.is_opaque else count_flops(execution, dict(one)).total / 1e9
 
 
+def _draws_inside(policy: Any, data: CalibrationData) -> bool:
+    """Whether a policy draws its noise itself, where nobody can give it another's."""
+    return isinstance(policy, OpaquePolicy) and not policy.takes_noise and policy.draws(data.one)
+
+
 def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationData) -> dict[str, Any]:
     """Mean and spread over observations: action error and, of a policy that writes tokens, passes.
 
@@ -334,7 +339,7 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
         and "settled", the mean pass at which each token of the chunk last changed.
     """
     match execution:
-        case Denoising(policy=OpaquePolicy() as alone) if not alone.takes_noise and alone.draws(data.one):
+        case Denoising() if _draws_inside(execution.policy, data):
             return {"action_error": None}  # drawn inside, so another chunk
         case Denoising(carries=True):  # its chunks come from others, and not from the same noise
             return {}

@@ -78,7 +78,7 @@ class StagedACT(DenoisingForm):
         if policy.config.image_features:
             self.stages["vision"] = ("model.backbone", "model.encoder_img_feat_input_proj")
 
-    def _take_apart(self, backbone: nn.Module | None) -> None:
+    def _take_apart(self, backbone: Any) -> None:
         """Make the blocks of cameras, encoder and decoder."""
         net, is_pre = self.network, self.policy.config.pre_norm
 

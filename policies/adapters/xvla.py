@@ -111,8 +111,6 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         self._padded = padded_stages(self.tower, size)
         rows, columns = grids(self.tower, size)[-1]
         self.n_patches = (1 + rows * columns,)  # their mean is one of them
-        self.left_out: tuple[str, ...] = ()
-        """Parts of the work that `without` left out."""
         self._n_finished = self.space.postprocess(torch.zeros(1, 1, model.dim_action)).shape[-1]
         self._build_blocks()
         action_dim = config.action_feature.shape[0]
@@ -162,7 +160,7 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         """Return a twin that leaves these parts of its dead work out."""
         check_own_blocks(self, self.spec, "leave out dead work")
         twin = copy.copy(self)
-        twin.left_out = parts
+        twin.left_out = frozenset(parts)
         twin._build_blocks()
         return twin
 

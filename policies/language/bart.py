@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers.models.bart.modeling_bart import BartEncoder, BartEncoderLayer
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    PatchSelector,
+    PrefixRows,
+    keep_all,
+    survivors,
+    take_rows,
+)
 
 
 class StagedBart:
@@ -82,11 +89,12 @@ class StagedBart:
 
             kept = select(LayerView(index, before, h, prefix, attention))
             if kept is not None:
-                text = torch.arange(n_visual, h.shape[1], device=h.device).expand(len(kept), -1)
-                stay = torch.cat([kept, text], dim=1)
+                patches = survivors(kept).patches
+                text = torch.arange(n_visual, h.shape[1], device=h.device).expand(len(patches), -1)
+                stay = torch.cat([patches, text], dim=1)
                 h = take_rows(h, stay)
                 rows = stay if rows is None else rows.gather(1, stay)
-                n_visual = kept.shape[1]
+                n_visual = patches.shape[1]
         return h, rows
 
 

@@ -162,7 +162,7 @@ class StagedLlama:
                     return self(take_rows(embedded, rows_left), shorter, run, keep_all, keep)
                 h, places = take_rows(h, rows_left), places.only(rows_left)
                 if chosen.early == "drop":
-                    written = [tuple(_take(each, rows_left) for each in pair) for pair in written]
+                    written = [(_take(k, rows_left), _take(v, rows_left)) for k, v in written]
         for keys, values in written:
             keep(keys, values)
         return normed(self.model.norm, h)

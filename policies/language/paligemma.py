@@ -12,7 +12,14 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.errors import ObservationMismatch
-from vivace.policies.language.prefix import LayerView, Layout, PatchSelector, PrefixRows, token_mask
+from vivace.policies.language.prefix import (
+    LayerView,
+    Layout,
+    PatchSelector,
+    PrefixRows,
+    Survivors,
+    token_mask,
+)
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
 
@@ -53,7 +60,7 @@ def of_all_cameras(select: PatchSelector, n_patches: tuple[int, ...]) -> PatchSe
         ObservationMismatch: when it is called so.
     """
 
-    def chosen(view: LayerView) -> Tensor | None:
+    def chosen(view: LayerView) -> Tensor | Survivors | None:
         kept = select(view)
         if kept is not None and view.prefix.n_patches != n_patches:
             raise ObservationMismatch(

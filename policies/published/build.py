@@ -108,7 +108,7 @@ def build_published(
         architecture.ready(pipelines[0], folder)
     staged = stage(policy, preprocess=pipelines[0])
     mark = fingerprint(policy, staged.spec.block_ids, pipelines)
-    return LoadedPolicy(Path(f"random-{kind}"), policy, staged, *pipelines, mark)
+    return LoadedPolicy(Path(f"random-{kind}"), policy, staged, pipelines[0], pipelines[1], mark)
 
 
 def told(kind: str, loaded: LoadedPolicy) -> str:

@@ -41,7 +41,8 @@ def _write(folder: Path) -> dict[str, Any]:
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     vlm = folder / "smolvlm2-500m"
-    SmolVLMConfig(
+    config: Any = SmolVLMConfig
+    config(
         text_config=_TEXT, vision_config=_VISION, scale_factor=4, image_token_id=49190, pad_token_id=2
     ).save_pretrained(vlm)
     tokenizer = stand_in(extra_special_tokens=SMOLVLM)

@@ -64,14 +64,15 @@ def instead_of_the_hub() -> Iterator[None]:
 
     lerobot's own factories of processors name some of them, which no setting changes.
     """
-    own = AutoTokenizer.__dict__["from_pretrained"]
+    factory: Any = AutoTokenizer
+    own = factory.__dict__["from_pretrained"]
 
     def local(tokenizer_class: type, name: Any, *args: Any, **kwargs: Any) -> Any:
         is_here = Path(name).is_dir()
         return own.__func__(tokenizer_class, name, *args, **kwargs) if is_here else stand_in()
 
-    AutoTokenizer.from_pretrained = classmethod(local)
+    factory.from_pretrained = classmethod(local)
     try:
         yield
     finally:
-        AutoTokenizer.from_pretrained = own
+        factory.from_pretrained = own

