@@ -80,7 +80,7 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         subplot_titles=("action error against the plain loop", "success") if judged else None,
     )
     for row in rows:
-        if row["action_error"] is None:
+        if row.get("action_error") is None:
             continue
         colour, x = row.get("colour", _OTHER), 1e3 * row["latency_s"]
         marker = {"color": colour, "size": 13 if row["name"] == "accelerated" else 9}
