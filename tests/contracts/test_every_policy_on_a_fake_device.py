@@ -14,7 +14,7 @@ import torch
 from fake_cuda import FakeCuda, on_fake_cuda
 from pipelines import Telling
 from policy_cases import DENOISER, POLICIES, TOKENS, observations
-from technique_cases import examples, fits
+from technique_cases import NUMBERS_DIFFER, TOGETHER, examples, fits
 from torch import Tensor
 
 from vivace.accel.apply import accelerate, calibrate
@@ -61,28 +61,10 @@ ENDS_BY_ITSELF = {"pi0_fast"}
 """Policies whose chunks end with a token, which greedy decoding looks for."""
 PADDED = {"pi0", "pi05", "pi0_fast"}
 """Policies whose prompts are padded."""
-NUMBERS_DIFFER = {
-    "block_cache-consecutive",
-    "block_cache-shared",
-    "block_cache-uniform",
-    "block_cache-deepcache",
-    "forecast-taylor0",
-    "forecast-taylor2",
-    "forecast-taylor3",
-    "forecast-taylor4",
-    "forecast-adams_bashforth",
-    "mlp_prune-cut",
-    "layer_skip-importance",
-    "patch_select-fastv",
-    "jacobi-exit",
-}
-"""Variants that run the same code as others."""
 TIMED = {"convolutions"}
 """Techniques whose calibration measures times."""
 BACKWARDS = ("dp_transformer", "diffusion-images", "multi_task_dit-flow", "cogact")
 """Policies whose chunks are also drawn towards others by a backward pass; one of a type."""
-TOGETHER = {"as trained", "fewer steps, cached", "language", "efficientvla", "guidance, cached", "ceed"}
-"""Variants that a second miniature of a type is run under."""
 VARIANTS = ["as trained", *(name for name in EVERYTHING if name not in NUMBERS_DIFFER)]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from policy_cases import KEYS, LANGUAGE, POLICIES, TOKENS, observations
-from technique_cases import examples, needs
+from policy_cases import DENOISER, KEYS, LANGUAGE, POLICIES, TOKENS, observations
+from technique_cases import daily, examples, needs
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
@@ -90,10 +90,11 @@ def test_a_policy_that_lacks_what_a_technique_works_on_refuses_by_name(subject, 
         calibrate(subject.staged, subject.mark, subject.data, [(kind, {})])
 
 
+DAILY = daily({name: has for name, (_, has) in POLICIES.items()})
 every_pair = pytest.mark.parametrize(
     ("subject", "plan"),
     [
-        (policy, name)
+        pytest.param(policy, name, marks=[] if (policy, name) in DAILY else pytest.mark.long)
         for policy, (_, has) in POLICIES.items()
         for name, wanted in EXAMPLES.items()
         if has.issuperset(needs(kind for kind, _ in wanted))
@@ -260,10 +261,23 @@ def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int
     return compiled, runs, in_encode
 
 
+CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})]
+COMPILED_DAILY = {"dp_transformer": ([], CACHED), "cogact": ([], CACHED), "smolvla": ([],)}
+"""Policy -> what is compiled of it every day; compiling takes many seconds."""
+
+
 @pytest.mark.parametrize(
-    "wanted", [[], [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})]], ids=len
+    ("subject", "wanted"),
+    [
+        pytest.param(
+            policy, wanted, marks=[] if wanted in COMPILED_DAILY.get(policy, ()) else pytest.mark.long
+        )
+        for policy, (_, has) in POLICIES.items()
+        for wanted in ([], CACHED)
+        if TOKENS not in has and (not wanted or DENOISER in has)
+    ],
+    indirect=["subject"],
 )
-@without(TOKENS)
 def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
     execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
     compiled, runs, in_encode = counted(execution, subject)

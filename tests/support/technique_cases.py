@@ -47,6 +47,25 @@ COMBINATIONS: dict[str, Wanted] = {
     ],
 }
 
+NUMBERS_DIFFER = {
+    "block_cache-consecutive",
+    "block_cache-shared",
+    "block_cache-uniform",
+    "block_cache-deepcache",
+    "forecast-taylor0",
+    "forecast-taylor2",
+    "forecast-taylor3",
+    "forecast-taylor4",
+    "forecast-adams_bashforth",
+    "mlp_prune-cut",
+    "layer_skip-importance",
+    "patch_select-fastv",
+    "jacobi-exit",
+}
+"""Variants that run the same code as others."""
+TOGETHER = {"as trained", "fewer steps, cached", "language", "efficientvla", "guidance, cached", "ceed"}
+"""Variants that a second miniature of a type is run under."""
+
 
 def examples() -> dict[str, Wanted]:
     """Name -> techniques: every example of every technique alone, and the combinations."""
@@ -66,3 +85,23 @@ def needs(kinds: Iterable[str]) -> set[Need]:
 def fits(has: set[Need], example: str) -> bool:
     """Whether a policy that has this can be run under an example."""
     return needs(kind for kind, _ in examples()[example]) <= has
+
+
+def daily(policies: Mapping[str, set[Need]]) -> set[tuple[str, str]]:
+    """(policy, example) of every day: what runs code that no other pair runs; the others belong to `long`.
+
+    Args:
+        policies: name -> what it has; "type-more" is another miniature of a type.
+    """
+    found: set[tuple[str, str]] = set()
+    first: dict[str, str] = {}
+    types: set[str] = set()
+    for policy, has in policies.items():
+        is_second, types = policy.split("-")[0] in types, types | {policy.split("-")[0]}
+        for example in examples():
+            if not fits(has, example):
+                continue
+            is_first = first.setdefault(example, policy) == policy
+            if is_first or (example not in NUMBERS_DIFFER and (example in TOGETHER or not is_second)):
+                found.add((policy, example))
+    return found
