@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.policies.batch import rows_of
-from vivace.policies.carry import LATENT, NOTHING, PAST
+from vivace.policies.carry import LATENT, NOTHING, PAST, Carry
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution, as_trained, sample, sample_after
 from vivace.policies.sampling.noise import GlobalNoise, Noise
@@ -38,6 +38,8 @@ class Chunks:
         build: makes the execution, whenever one is needed.
     """
 
+    _carry: Carry = NOTHING
+
     def __init__(self, policy: Any, method: str, build: Build):
         self.policy, self._build = policy, build
         owner, _, self._name = method.rpartition(".")
@@ -45,12 +47,13 @@ class Chunks:
         self.__wrapped__ = self.original  # so that its signature is lerobot's own, which lerobot looks at
         self._execution: Execution | None = None
         self._made_for: Any = None
-        self._carry, self._is_in_turn = NOTHING, False
+        self._is_in_turn = False
         setattr(self._owner, self._name, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy of the policy needs: it is taken apart anew."""
-        return {**vars(self), "_execution": None, "_made_for": None, "_carry": NOTHING}
+        kept = {name: value for name, value in vars(self).items() if name != "_carry"}
+        return {**kept, "_execution": None, "_made_for": None}
 
     def remove(self) -> None:
         """Let lerobot's own method make the chunks again."""

@@ -21,7 +21,7 @@ from vivace.policies.load import LoadedPolicy
 
 @dataclass(kw_only=True)
 class AccelerateCommand(CommonOptions):
-    """Make a checkpoint of type vivace that lerobot-eval, lerobot-rollout and vivace serve run under a plan.
+    """Make a checkpoint that lerobot-eval and lerobot-rollout run under a plan.
 
     The plan is the one that --accel.path names, else the one beside the checkpoint; without one only work is
     left out that nobody reads. Weights are linked, not copied. lerobot needs our plug-in, which is a

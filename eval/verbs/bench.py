@@ -303,7 +303,9 @@ def pareto_row(
     if execution.carries:
         found["follows"] = True
     if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
-        found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
+        own_noise = variant is LEROBOT and _draws_inside(execution.policy, data)
+        compared = {"action_error": None} if own_noise else _compared(execution, reference, data)
+        found |= {"gflop": gflop(execution, data.one)} | compared
     ratio = ratio_of_medians(times["plain"], times[variant.name])
     if LEROBOT.name in times:
         found["over_lerobot"] = ratio_of_medians(times[LEROBOT.name], times[variant.name]).ratio
@@ -339,8 +341,6 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
         and "settled", the mean pass at which each token of the chunk last changed.
     """
     match execution:
-        case Denoising() if _draws_inside(execution.policy, data):
-            return {"action_error": None}  # drawn inside, so another chunk
         case Denoising(carries=True):  # its chunks come from others, and not from the same noise
             return {}
         case Denoising():

@@ -10,7 +10,9 @@ from vivace.eval.terminal import console
 
 @dataclass(kw_only=True)
 class ServeCommand:
-    """Serve policies to lerobot's robot clients, which name the checkpoint, as with lerobot's own server.
+    """Serve policies to lerobot's robot clients, accelerated ones too.
+
+    They name the checkpoint, as with lerobot's own server.
 
     What comes over its wire is unpickled: whoever reaches the port can run code on this computer. So it
     listens on this computer alone unless --host says otherwise; let nobody else in, with a tunnel such as

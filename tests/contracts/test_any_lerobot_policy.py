@@ -55,7 +55,6 @@ MORE = {
 
 WORKS = "works"
 NO_RTC = "real-time chunking works on denoising steps, but policy '{}' has none of its own to correct; use"
-NO_PARTS = "policy '{}' is opaque: it has no blocks, steps or layers that come apart, so there is nothing to"
 DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once for ever; of opaque policies"
 OWN_WAY = (
     "policy '{}' has its actions widened or normalised by its processors in a way of its own, so no chunk"
@@ -68,14 +67,15 @@ SHORTLY = {
     NO_RTC: "no: has none",
     OWN_WAY: "no: own processors",
     OWN_STEPS: "no: own processors",
-    NO_PARTS: "no: no parts",
     DRAWS: "no: draws noise",
     SELECTS: "no: own queue",
     TOKENS: "no: own tokens",
 }
 """Line -> what the table says of it."""
-OWN_LOOP = {"calibrate": NO_PARTS, "export": SELECTS, "rtc": NO_RTC}
-DENOISES = {"calibrate": NO_PARTS, "export": DRAWS}
+OWN_LOOP = {"export": SELECTS, "rtc": NO_RTC}
+DENOISES = {"export": DRAWS}
+OPAQUE = ("vqbet", "tdmpc", "gaussian_actor", "eo1", "vla_jepa", "evo1")
+"""Types that do not come apart: calibrate saves a plan of nothing."""
 REFUSED = {
     "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
@@ -213,9 +213,11 @@ def table() -> str:
     head = ["type", "comes apart", "largest difference", *(it for it in VERBS if it != "explain")]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for kind in TYPES:
-        parts = "no, opaque" if wanted(kind, "calibrate") == NO_PARTS else "yes"
+        parts = "no, opaque" if kind in OPAQUE else "yes"
         largest = f"{DIFFERENCE[kind]:.0e}" if kind in DIFFERENCE else "0"
         cells = [SHORTLY[wanted(kind, column)] for column in head[3:]]
+        if kind in OPAQUE:
+            cells[head[3:].index("calibrate")] = "nothing to"
         lines.append("| " + " | ".join([f"`{kind}`", parts, largest, *cells]) + " |")
     return "\n".join(lines)
 

@@ -44,12 +44,6 @@ def with_(*wanted: Need) -> Any:
     return pytest.mark.parametrize("subject", names, indirect=True)
 
 
-def without(unwanted: Need) -> Any:
-    """Parametrise a test by the policies that lack this."""
-    names = [name for name, (_, has) in POLICIES.items() if unwanted not in has]
-    return pytest.mark.parametrize("subject", names, indirect=True)
-
-
 @dataclass(frozen=True)
 class Subject:
     """A policy, and what to run it on."""
@@ -163,7 +157,7 @@ def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
 
 
 @pytest.mark.parametrize("kind", ["block_cache", "forecast"])
-@without(TOKENS)
+@with_(DENOISER)
 def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
     options = {"method": "uniform", "updates": len(subject.staged.sampler)}
     plan = calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
@@ -171,7 +165,7 @@ def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
     assert torch.equal(run(as_trained(subject.staged), subject), run(execution, subject))
 
 
-@without(TOKENS)
+@with_(DENOISER)
 def test_hoisting_changes_rounding_only(subject):
     plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
     hoisted = run(accelerate(subject.staged, plan), subject)
@@ -202,7 +196,7 @@ def test_the_rows_of_a_table_are_told_apart_and_can_be_asked_for(subject):
             techniques()[kind].read_options(options)
 
 
-@without(TOKENS)
+@with_(DENOISER)
 def test_a_block_of_another_policy_is_named(subject):
     plan = calibrate(
         subject.staged, subject.mark, subject.data, [("block_cache", {"updates": 3, "bubbling": 0})]
@@ -214,7 +208,7 @@ def test_a_block_of_another_policy_is_named(subject):
 
 
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
-@without(TOKENS)
+@with_(DENOISER)
 def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
     wanted = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 5})]
     execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
@@ -305,7 +299,7 @@ def test_a_twin_runs_other_blocks_everywhere(subject):
     twin = subject.staged.with_blocks(told)
     assert torch.equal(run(as_trained(twin), subject), run(as_trained(subject.staged), subject))
     language = {block.id for block in subject.staged.language.blocks} if LANGUAGE in subject.has else set()
-    assert {name for name in ran if not name.startswith("context.")} == {*spec.block_ids, *language}
+    assert {name for name in ran if name.startswith(("action.", "language."))} == {*spec.block_ids, *language}
     steps = 0 if TOKENS in subject.has else len(subject.staged.sampler)
     assert {ran[name] for name in spec.block_ids} == {steps} - {0}
     if language:  # as often as each other: once a chunk, and once a pass over tokens
@@ -324,7 +318,7 @@ def test_a_twin_of_fewer_layers_keeps_the_other_blocks(subject):
     assert found == [f"language.{i}.{branch}" for i in (0, 2) for branch in ("kv", "attn", "mlp")]
 
 
-@without(TOKENS)
+@with_(DENOISER)
 def test_what_is_hoisted_refuses_the_steps_of_another_sampler(subject):
     hoisted = subject.staged.hoist(subject.staged.sampler)
     other = subject.staged.resample(subject.staged.sampler.name, len(subject.staged.sampler))
@@ -340,7 +334,7 @@ def test_blocks_that_were_replaced_are_not_lost_in_silence(subject):
     if LANGUAGE in subject.has:
         with pytest.raises(UnsupportedPolicy, match="exchange its weights before they are replaced"):
             twin.with_weights(subject.policy)
-    if TOKENS not in subject.has:
+    if DENOISER in subject.has:
         with pytest.raises(UnsupportedPolicy, match="hoist before they are replaced"):
             twin.hoist(twin.sampler)
 
@@ -349,6 +343,6 @@ def test_blocks_that_were_replaced_are_not_lost_in_silence(subject):
 def test_a_twin_executes_as_many_actions_as_it_was_told(subject):
     few = executing(subject.staged, 1)
     twins = [few.with_weights(subject.policy)] if LANGUAGE in subject.has else []
-    twins += [] if TOKENS in subject.has else [few.hoist(few.sampler)]
+    twins += [few.hoist(few.sampler)] if DENOISER in subject.has else []
     assert few.spec.n_action_steps == 1
     assert all(twin.spec == few.spec for twin in twins)

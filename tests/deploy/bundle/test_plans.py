@@ -26,6 +26,7 @@ from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.ladder import load_ladder
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
+from vivace.policies.carry import NOTHING
 from vivace.policies.errors import BadBundle, BadSetting, ParityError
 from vivace.policies.execution import sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
@@ -371,18 +372,20 @@ def test_what_a_sampler_magnifies_is_judged_by_torchs_own_rounding(
         return sample(execution, one.batch, EpisodeNoise(one.noise_keys)).numpy()
 
     for one in data.ones():
-        assert 0 < np.abs(exact(loaded, execution, one) - torchs(one)).max() < 1e-5, "float64 is near float32"
+        assert 0 < np.abs(exact(loaded, execution, one, NOTHING) - torchs(one)).max() < 1e-5, (
+            "float64 is near float32"
+        )
         nudged = sample(execution, one.batch, parity._Nudged(one, seed=0)).numpy()
         assert 0 < np.abs(nudged - torchs(one)).max() < 1e-5
     monkeypatch.setattr(parity, "_NUDGES", 0)
-    monkeypatch.setattr(parity, "sample_bundle", lambda policy, one: torchs(one) + 3e-5)
-    monkeypatch.setattr(parity, "_exact", lambda loaded, execution, one: torchs(one) + rounding)
+    monkeypatch.setattr(parity, "sample_bundle", lambda policy, one, carry: torchs(one) + 3e-5)
+    monkeypatch.setattr(parity, "_exact", lambda loaded, execution, one, carry: torchs(one) + rounding)
     receipt = parity.prove(OrtPolicy(bundle), loaded, execution, data, "fp32")
     assert receipt["chunk_error"] == pytest.approx(3e-5, rel=0.01)
     assert receipt["rounding_error"] == pytest.approx(rounding, rel=0.01)
     if is_right:
         return parity.check_parity("cached", receipt)
-    with pytest.raises(ParityError, match="under plan 'cached' .* by 3e-05 on 2 of 2 observations, 1e-05 is"):
+    with pytest.raises(ParityError, match="under plan 'cached' .* by 3e-05 on 2 of 2 chunks, 1e-05 is"):
         parity.check_parity("cached", receipt)
     lower = parity.prove(OrtPolicy(bundle), loaded, execution, data, "int8")
     return parity.check_parity("cached", lower)

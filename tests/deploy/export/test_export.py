@@ -31,6 +31,7 @@ from vivace.deploy.inference.ort_graph import Runtime, check_bf16
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import (
     BadBundle,
     BadSetting,
@@ -604,11 +605,7 @@ class _Doubled:
 
 def test_an_opaque_policy_is_refused(diffusion, tmp_path):
     loaded, _, data, _ = diffusion
-    opaque = type(
-        "Opaque",
-        (),
-        {"blocks": (), **{name: getattr(loaded.staged, name) for name in ("spec", "sampler", "placement")}},
-    )()
+    opaque = OpaquePolicy(loaded.policy)
     with pytest.raises(UnsupportedPolicy, match="opaque"):
         export(
             replace(loaded, staged=opaque), AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle"

@@ -562,7 +562,7 @@ def test_lerobots_tokenizer_travels_in_the_bundle(kind, tmp_path):
     tokenize = InstructionTokenizer(bundle)
     for text in (TASK, "Pick it", "go\n", " two  words "):
         data = padded(CalibrationData(Session(loaded, task=text).blank(), ((1, 0),)), settings).batch
-        found = tokenize(text)
+        found = tokenize(text, {})
         assert (found[MASK] == data[MASK].numpy()).all()
         assert (found[TOKENS] == data[TOKENS].numpy())[found[MASK]].all()
 

@@ -124,7 +124,7 @@ def test_unknown_block_and_damaged_plans(copy, capsys):
     (["--accel.sjd=1"], "--accel.sjd is a technique, calibrated by --accel.techniques=[sjd]; its options: "),
     (["--accel.mlp_prune.sparsity=1.5"], "mlp_prune sparsity=1.5, rank=0; needed: 0 <= sparsity < 1"),
     (["--accel.techniques=[token_select]"], "technique 'token_select' is called 'patch_select' now"),
-    (["--accel.techniques=[prune]"], "unknown technique 'prune'; known techniques: mlp_prune, layer_skip"),
+    (["--accel.techniques=[prune]"], "unknown technique 'prune'; known techniques: convolutions, mlp_prune"),
     (["--accel.techniques=[block_cache,forecast]"], "block_cache and forecast both work on the blocks seam"),
     (["--env.task=rech-v3"], "has no task 'rech-v3'; the nearest of its 58 tasks: reach-v3"),
     (["--env.type=gibson"], "environment type 'gibson' does not exist; the types: metaworld"),
