@@ -43,7 +43,13 @@ def test_compiled_equals_eager(is_cached):
 
 
 @pytest.mark.parametrize(
-    "decoder", [greedy, Jacobi(freeze=False), Jacobi()], ids=["greedy", "jacobi", "jacobi-frozen"]
+    "decoder",
+    [
+        greedy,
+        pytest.param(Jacobi(freeze=False), marks=pytest.mark.long),
+        pytest.param(Jacobi(), marks=pytest.mark.long),
+    ],
+    ids=["greedy", "jacobi", "jacobi-frozen"],
 )
 def test_compiled_passes_write_the_eager_tokens(decoder):
     execution = replace(

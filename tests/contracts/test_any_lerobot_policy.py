@@ -91,7 +91,7 @@ NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: refused."""
 AS_THEY_ARE = ("xvla",)
 """Types that do not normalise actions unless they are asked to."""
-EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05")
+EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05", "smolvla", "xvla")
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
 

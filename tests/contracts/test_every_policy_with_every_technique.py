@@ -280,7 +280,15 @@ def test_what_eager_code_computes_compiled_code_computes(subject, wanted):
     assert len(runs) - in_encode == (blocks or len(execution.sampler)), "one graph a block, or one a step"
 
 
-@with_(TOKENS)
+@pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param(name, marks=[] if name == "token_vla" else pytest.mark.long)
+        for name, (_, has) in POLICIES.items()
+        if TOKENS in has
+    ],
+    indirect=True,
+)
 def test_every_pass_over_tokens_is_compiled_code(subject):
     execution, noise = as_trained(subject.staged), EpisodeNoise(subject.data.noise_keys)
     compiled, runs, in_encode = counted(execution, subject)

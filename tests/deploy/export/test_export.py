@@ -553,6 +553,7 @@ def test_the_golden_chunk_is_torchs_too(subject, request):
         assert np.abs(golden.continued - golden.chunk).max() > 0.01
 
 
+@pytest.mark.long
 def test_a_bundle_is_signed_as_it_is_exported(diffusion, tmp_path):
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ed25519

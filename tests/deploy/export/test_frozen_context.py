@@ -27,6 +27,7 @@ def subject():
     return loaded, raw, CalibrationData(session.prepare(raw), ((5, 0),), raw=raw)
 
 
+@pytest.mark.long
 def test_a_bundle_freezes_the_context_as_torch_does(subject, tmp_path):
     loaded, raw, data = subject
     other = CalibrationData(data.batch, ((6, 0),))

@@ -82,6 +82,7 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, eva
     assert {"chunk", "fallback", "inference"} <= {event["name"] for event in events if event["ph"] == "X"}
 
 
+@pytest.mark.long
 def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[0.0]"]
     assert main([*command, "--loop.mode=async", "--eval.curve_modes=[sync,async,rtc]"]) == 0
@@ -98,6 +99,7 @@ def test_a_curve_has_a_line_for_each_mode(checkpoint, tmp_path, capsys):
     assert "eval.curve_modes names 'turbo'; the modes: sync, async, rtc" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_ladder_is_compared_with_the_plans_on_it(checkpoint, tmp_path, capsys):
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, "--eval.curve=[]",
                "--eval.timed_chunks=100", "--loop.ladder=[plain,accelerated]",
@@ -320,6 +322,7 @@ def test_collect_and_train_make_a_checkpoint_that_runs(tmp_path, capsys):
     )
 
 
+@pytest.mark.long
 def test_a_verb_without_a_renderer_still_evaluates(checkpoint, tmp_path, monkeypatch, capsys):
     def fail(self):
         raise RuntimeError("no EGL here")

@@ -34,6 +34,8 @@ VERBS = """
 import json, sys
 from vivace.eval.cli import main
 
+pytestmark = pytest.mark.long
+
 if __name__ == "__main__":  # processes that are begun from here read this file, too
     for arguments in json.loads(sys.argv[1]):
         if code := main(arguments):

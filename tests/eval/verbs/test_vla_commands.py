@@ -42,6 +42,7 @@ def test_eval_shows_what_was_kept(vla_checkpoint, tmp_path, capsys):
     assert "Layer importance" in page
 
 
+@pytest.mark.long
 def test_bench_has_the_ablation_and_its_baselines(vla_checkpoint, capsys):
     command = ["bench", f"--policy.path={vla_checkpoint}", *TASK, "--bench.repeats=1",
                "--bench.compile=false", "--output_dir=out"]  # fmt: skip

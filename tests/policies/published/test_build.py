@@ -131,6 +131,7 @@ def said(capsys, *flags: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+@pytest.mark.long
 def test_bench_times_it_and_says_that_its_weights_are_random(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     timing = [
