@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vivace.policies.checkpoint.find import WEIGHTS
 from vivace.policies.checkpoint.former import modern_copy
+from vivace.policies.checkpoint.inside import found_inside
 from vivace.policies.checkpoint.needs import not_installed, out_of_reach
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 
@@ -44,7 +45,12 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
     policy_class: Any
     try:
         policy_class = get_policy_class(config.type)
-        with redirect_stdout(sys.stderr), _nothing_to_download(config), modern_copy(folder, names) as where:
+        with (
+            redirect_stdout(sys.stderr),
+            found_inside(folder, config),
+            _nothing_to_download(config),
+            modern_copy(folder, names) as where,
+        ):
             policy = policy_class.from_pretrained(where, config=config, strict=True)
             if policy_class.from_pretrained.__func__ is not PreTrainedPolicy.from_pretrained.__func__:
                 _check_all_there(where / WEIGHTS, policy)
