@@ -6,10 +6,10 @@ from typing import Any
 
 from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
-from vivace.accel.registry import technique_class
+from vivace.accel.registry import exact_work, technique_class
 from vivace.accel.technique import CalibrationData, Technique
 from vivace.policies.batch import rows_of
-from vivace.policies.errors import CalibrationError
+from vivace.policies.errors import CalibrationError, UnsupportedPolicy
 from vivace.policies.execution import Execution, as_trained, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
@@ -74,6 +74,28 @@ def calibrate(
         techniques.append(technique)
     sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)  # refuses NaN and infinity
     return AccelerationPlan(fingerprint, tuple(techniques), {FITTED: sorted(data.seeds)})
+
+
+def exact_plan(policy: StagedPolicy, fingerprint: Fingerprint) -> AccelerationPlan:
+    """Return the plan that removes work at no error, and does nothing else; no observations are needed.
+
+    Args:
+        policy: a staged policy.
+        fingerprint: of the policy.
+
+    Returns:
+        A plan without techniques where there is nothing to leave out, or to compute once.
+    """
+    execution = as_trained(policy)
+    found: list[Technique] = []
+    for kind, options in exact_work(policy):
+        try:
+            technique = technique_class(kind).calibrate(execution, CalibrationData({}, ()), options)
+            execution = _apply(technique, execution)
+        except UnsupportedPolicy:  # it says of itself that with its settings there is none of it
+            continue
+        found.append(technique)
+    return AccelerationPlan(fingerprint, tuple(found))
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

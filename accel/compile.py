@@ -4,6 +4,8 @@ A policy that computes everything at every step is compiled whole (one graph for
 from observation to chunk, with graphs as large as its code allows. Under a
 static schedule each distinct step would be a graph of its own, which does not pay when every block has its
 own schedule (dozens of programs); then each block is compiled instead, and the schedule stays in Python.
+Where the context of a joint denoiser is frozen there are two or three graphs: of all tokens, keeping the
+context or not, and of the action tokens alone.
 The condition is computed outside the graph, so a step enters it as tensors only.
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.accel.freeze import freeze_of
 from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Decoding as DecodingTechnique
 from vivace.policies.adapters.opaque import OpaquePolicy
@@ -22,7 +25,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Decoding, Denoising, Execution, always_compute, call_denoiser
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Context, StagedPolicy, has_language
+from vivace.policies.staged import Context, StagedPolicy, denoises, has_language
 
 
 def compile_execution(execution: Execution, backend: str | Callable[..., Any] = "inductor") -> Execution:
@@ -47,6 +50,11 @@ def _compiled_denoising(execution: Denoising, backend: str | Callable[..., Any])
     policy = execution.policy
     if isinstance(policy, OpaquePolicy):
         return replace(execution, policy=policy.with_call(lambda fn: _compiled_call(fn, backend)))
+    if freeze_of(execution) is not None:
+        frozen: Any = copy.copy(policy)
+        for name in ("denoise", "denoise_keeping", "denoise_alone"):
+            setattr(frozen, name, _compiled(getattr(policy, name), backend))
+        return replace(execution, policy=_with_compiled_encode(frozen, backend))
     if execution.call is not call_denoiser:
         raise UnsupportedPolicy("a plan that estimates the unconditional branch linearly is not compiled")
     if schedule_of(execution) is not None:
@@ -116,8 +124,8 @@ def _compiled(
 
 
 def _with_compiled_encode[Policy: StagedPolicy](policy: Policy, backend: str | Callable[..., Any]) -> Policy:
-    """Return a twin whose encode is compiled, if it has a language stage."""
+    """Return a twin whose encode is compiled, if it has a language stage or is half of the only pass."""
     twin: Any = copy.copy(policy)
-    if has_language(policy):
+    if has_language(policy) or not denoises(policy):
         twin.encode = _compiled(policy.encode, backend, is_whole=False)
     return twin

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from vivace.accel.flops import Flops
+from vivace.accel.freeze import freeze_of
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.rows import Row, schedule_of
 from vivace.policies.execution import Decoding, Execution, always_compute
 
-FRESH, REUSED, FORECAST, DECIDED = "#", "·", "~", "?"
+FRESH, REUSED, FORECAST, DECIDED, LEFT_OUT, ALONE = "#", "·", "~", "?", " ", "a"
 _FEWEST = 10
 """Steps of a row of the grid, however narrow the terminal is."""
 
@@ -15,17 +16,22 @@ _FEWEST = 10
 def grid(execution: Execution) -> dict[str, str]:
     """Return block id -> one mark a step: # computed, · reused, ~ forecast, ? decided as it runs.
 
-    A policy that writes tokens has no such blocks.
+    Steps that a chunk leaves out which follows another are blank. Where the context of a joint denoiser is
+    frozen it is a: computed of the action tokens alone. A policy that writes tokens has no such blocks.
     """
     match execution:
         case Decoding():
             return {}
-    blocks, schedule = execution.policy.spec.block_ids, schedule_of(execution)
+    blocks, schedule, freeze = execution.policy.spec.block_ids, schedule_of(execution), freeze_of(execution)
+    left_out, n = LEFT_OUT * execution.first, len(execution.sampler) - execution.first
+    if freeze is not None:
+        marks = "".join(FRESH if is_full else ALONE for is_full in freeze.full[execution.first :])
+        return dict.fromkeys(blocks, left_out + marks)
     if schedule is None:
         mark = FRESH if execution.action is always_compute else DECIDED
-        return dict.fromkeys(blocks, mark * len(execution.sampler))
-    rows = [_marks(row) for row in schedule.rows]
-    return {name: "".join(row[name] for row in rows) for name in blocks}
+        return dict.fromkeys(blocks, left_out + mark * n)
+    rows = [_marks(row) for row in schedule.rows[execution.first :]]
+    return {name: left_out + "".join(row[name] for row in rows) for name in blocks}
 
 
 def _marks(row: Row) -> dict[str, str]:
@@ -54,6 +60,8 @@ def explain(
         lines.append(f"  {technique.kind:<14} {', '.join(told)}".rstrip())
     if not plan.techniques:
         lines.append("  no techniques: everything is computed at every step")
+    if execution.carries:
+        lines.append("  counted of chunks that follow another; the first of an episode takes all steps")
     lines += ["", _flops_table(baseline, accelerated), ""]
     schedule = schedule_of(execution)
     if schedule is not None:
@@ -61,6 +69,8 @@ def explain(
             f"{FRESH} computed   {REUSED} reused   {FORECAST} forecast   "
             f"({schedule.programs} distinct steps of {len(schedule.rows)})"
         )
+    if freeze_of(execution) is not None:
+        lines.append(f"{FRESH} computed   {ALONE} of the action tokens alone, the context frozen")
     return "\n".join(lines + _grid_lines(grid(execution), width))
 
 
@@ -117,6 +127,8 @@ def measured(plan: AccelerationPlan, dtype: str = "") -> str:
 
 def _measured(plan: AccelerationPlan) -> str:
     found = plan.measurements
+    if "follows" in found:
+        return "no action error: chunks follow others; success says what it is worth: vivace eval"
     if "judged_from" in found:
         low, high = found["action_error_spread"]
         return (

@@ -14,18 +14,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vivace.accel.freeze import freeze_of
 from vivace.accel.rows import schedule_of
 from vivace.policies.block import Block, compute
+from vivace.policies.carry import NOTHING
 from vivace.policies.execution import Decoding, Denoising, Execution
-from vivace.policies.language.prefix import LayerView, PatchSelector
+from vivace.policies.language.prefix import LayerView, PatchSelector, Survivors
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Step
-from vivace.policies.staged import Batch, Context, StagedPolicy
+from vivace.policies.staged import Batch, Context, StagedPolicy, has_language
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one chunk."""
+    """FLOPs of one chunk.
+
+    Where chunks make use of those before, of one that follows others (steady state), the mean of as many as
+    it takes until the work repeats.
+    """
 
     encode: int = 0
     """Once a chunk: cameras, state, language stage."""
@@ -74,6 +80,11 @@ class _Counts:
 
         return replace(block, fn=fn)
 
+    def read(self) -> int:
+        """Return what was counted in the language stage since the last time."""
+        language = {block.id for block in self.policy.language.blocks} if has_language(self.policy) else ()
+        return sum(flops for name, flops in self.take().items() if name in language)
+
     def take(self) -> dict[str, int]:
         """Return what was counted since the last time: block id -> FLOPs."""
         found, self.blocks = self.blocks, {}
@@ -86,7 +97,7 @@ class _CountingSelector:
     def __init__(self, select: PatchSelector):
         self._select, self.flops = select, 0
 
-    def __call__(self, view: LayerView) -> Tensor | None:
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
         """Choose and count."""
         with FlopCounterMode(display=False) as counter:
             kept = self._select(view)
@@ -100,20 +111,26 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         counts = _Counts(execution.policy)
         selecting = _CountingSelector(execution.select)
-        with FlopCounterMode(display=False) as counter:
-            context = counts.policy.encode(batch, compute, selecting)
-        read = sum(counts.take().values()) + selecting.flops
         match execution:
             case Decoding():
+                with FlopCounterMode(display=False) as counter:
+                    context = counts.policy.encode(batch, compute, selecting)
+                read = counts.read() + selecting.flops
                 with FlopCounterMode(display=False) as passes:
                     noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
                     execution.decoder(execution.policy, context, noise, None, compute)
                 return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
             case Denoising():
+                reading = replace(execution, policy=counts.policy, language=compute, select=selecting)
+                carry, cycle = NOTHING, execution.cycle
+                with FlopCounterMode(display=False) as counter:
+                    for _ in range(cycle):
+                        context, carry = execution.read(reading, batch, carry)
+                read = counts.read() + selecting.flops
                 return replace(
                     _count_steps(execution, counts, batch, context),
-                    encode=counter.get_total_flops(),
-                    language=read,
+                    encode=counter.get_total_flops() // cycle,
+                    language=read // cycle,
                 )
 
 
@@ -123,10 +140,16 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
     placement = policy.placement
     x = torch.zeros(rows, *policy.spec.latent_shape, dtype=placement.dtype, device=placement.device)
     known: dict[Any, _StepFlops] = {}  # steps differ in the shapes of their condition alone
-    steps = [_count_step(counts, step, context, x, known) for step in execution.sampler.steps]
+    run, freeze = execution.sampler.steps[execution.first :], freeze_of(execution)
+    steps = [
+        _count_step(
+            counts, step, context, x, known, freeze is not None and freeze.mode(step.index) == "alone"
+        )
+        for step in run
+    ]
     blocks: dict[str, int] = defaultdict(int)
     schedule = schedule_of(execution)
-    for step, found in zip(execution.sampler.steps, steps, strict=True):
+    for step, found in zip(run, steps, strict=True):
         for name, flops in found.blocks.items():
             if schedule is None or name in schedule.rows[step.index].fresh:
                 blocks[name] += flops
@@ -138,17 +161,19 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
 
 
 def _count_step(
-    counts: _Counts, step: Step, context: Context, x: Tensor, known: dict[Any, _StepFlops]
+    counts: _Counts, step: Step, context: Context, x: Tensor, known: dict[Any, _StepFlops], is_alone: bool
 ) -> _StepFlops:
-    """Count one step, every block computed."""
+    """Count one step, every block computed, or the action tokens alone of what runs its context with them."""
     policy: Any = counts.policy
     with FlopCounterMode(display=False) as counter:
         condition = policy.condition(step, context)
     shapes = tuple(tensor.shape for tensor in tree_leaves(condition))
-    key = (shapes, counter.get_total_flops())
+    key = (shapes, counter.get_total_flops(), is_alone)
     if key not in known:
+        kept = policy.denoise_keeping(x, condition)[1] if is_alone else ()
+        counts.take()
         with FlopCounterMode(display=False) as whole:
-            policy.denoise(x, condition)
+            policy.denoise_alone(x, condition, kept) if is_alone else policy.denoise(x, condition)
         blocks = counts.take()
         known[key] = _StepFlops(
             counter.get_total_flops(), blocks, whole.get_total_flops() - sum(blocks.values())

@@ -39,13 +39,14 @@ _COLOUR = "#0b8f7d"
 
 
 def published(rows: Mapping[str, Variant]) -> Iterator[Variant]:
-    """Yield the combinations whose rows are all there.
+    """Yield the combinations of which all is there.
 
     Args:
         rows: name -> row of the techniques that fit a policy.
     """
+    kinds = {kind for row in rows.values() for kind, _ in row.wanted}
     for one in _COMBINATIONS:
-        if not rows.keys() >= set(one.rows):
+        if not rows.keys() >= set(one.rows) or not kinds >= {kind for kind, _ in one.more}:
             continue
         parts = [rows[name].wanted for name in one.rows]
         wanted = (*one.more, *(request for part in parts for request in part))

@@ -107,6 +107,17 @@ class Rows:
         """Return the runner of one step."""
         return RowRunner(self.rows[index], cache)
 
+    def can_begin(self, first: int) -> bool:
+        """Whether no step from this one on uses what an earlier one computed."""
+        computed: dict[str, int] = {}
+        for row in self.rows[first:]:
+            used = {member: len(group.weights) for group in row.groups for member in group.members}
+            if any(computed.get(member, 0) < n for member, n in used.items()):
+                return False
+            for name in row.fresh:
+                computed[name] = computed.get(name, 0) + 1
+        return True
+
     @property
     def programs(self) -> int:
         """Distinct steps."""

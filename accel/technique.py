@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vivace.accel.variant import GREY, Choices, Variant
 from vivace.policies import execution as executions
@@ -21,10 +21,15 @@ from vivace.policies.staged import (
     LanguagePolicy,
     PolicyOfStages,
     TokenPolicy,
+    VisionPolicy,
+    denoises,
     has_dead_work,
     has_guidance,
     has_language,
+    has_sight,
     has_stages,
+    has_vision,
+    runs_jointly,
     writes_tokens,
 )
 
@@ -33,23 +38,25 @@ class Seam(IntEnum):
     """Where a technique attaches; plans apply them in this order, whatever order was asked for."""
 
     WEIGHTS = 0
-    LAYERS = 1
-    PATCHES = 2
-    STEPS = 3
-    GUIDANCE = 4
-    EXACT = 5
-    BLOCKS = 6
-    DECODE = 7
+    VISION = 1
+    LAYERS = 2
+    PATCHES = 3
+    STEPS = 4
+    GUIDANCE = 5
+    EXACT = 6
+    BLOCKS = 7
+    DECODE = 8
+    CARRY = 9
 
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
 
     @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
+        if self in (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
             return executions.Denoising, executions.Decoding
         return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
 
@@ -106,8 +113,13 @@ class Need(Enum):
     LANGUAGE = "works on a language stage", "has none"
     GUIDANCE = "works on classifier-free guidance", "is sampled without"
     TOKENS = "decodes action tokens", "writes none"
+    VISION = "works inside a vision tower", "has none that comes apart"
     STAGES = "runs stages in fewer bits", "names none"
+    CONVOLUTIONS = "rewrites convolutions over time", "has none"
+    JOINT = "works on a context that runs with the actions", "has none that does"
+    GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
+    SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -128,13 +140,31 @@ class Need(Enum):
         return UnsupportedPolicy(f"{kind} {self.lack(policy)}; leave it out of the plan")
 
 
+def time_convolutions(policy: Any) -> dict[str, nn.Conv1d]:
+    """Path in lerobot's object -> convolution over time that is called in a stage and could be a product."""
+    if not has_stages(policy):
+        return {}
+    found = {}
+    for path in (path for paths in policy.stages.values() for path in paths):
+        for below, layer in policy.policy.get_submodule(path).named_modules():
+            is_plain = type(layer) is nn.Conv1d and (layer.groups, layer.dilation) == (1, (1,))
+            if is_plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+                found[f"{path}.{below}".rstrip(".")] = layer
+    return found
+
+
 _HAS: dict[Need, Callable[[Any], bool]] = {
-    Need.DENOISER: lambda policy: bool(policy.blocks),
+    Need.DENOISER: lambda policy: bool(policy.blocks) and denoises(policy),
     Need.LANGUAGE: has_language,
     Need.GUIDANCE: has_guidance,
     Need.TOKENS: writes_tokens,
+    Need.VISION: has_vision,
     Need.STAGES: has_stages,
+    Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
+    Need.JOINT: runs_jointly,
+    Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
+    Need.SIGHT: has_sight,
 }
 
 
@@ -163,6 +193,8 @@ class Technique:
     """No decision depends on tensor values, so it can be captured as a graph."""
     saves_flops: ClassVar[bool] = True
     """Whether there is less to compute; else the same is computed faster."""
+    is_for_torch: ClassVar[bool] = False
+    """It says how torch computes the very same: a bundle is made without it."""
     is_default: ClassVar[bool] = False
     """Calibrated where nobody says which techniques are wanted, if the policy has what it needs."""
     Options: ClassVar[type] = NoOptions
@@ -252,6 +284,12 @@ def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
     """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
     Need.STAGES.require(execution.policy, kind)
     return cast(PolicyOfStages, execution.policy)
+
+
+def with_vision(execution: Execution, kind: str) -> VisionPolicy:
+    """Return the execution's policy if its vision tower comes apart; raises `UnsupportedPolicy` naming it."""
+    Need.VISION.require(execution.policy, kind)
+    return cast(VisionPolicy, execution.policy)
 
 
 def with_dead_work(execution: Execution, kind: str) -> DeadWorkPolicy:

@@ -30,6 +30,8 @@ VERBS = {
     "train": "Train a policy on demonstrations; an interrupted run in output_dir continues.",
     "distill": "Teach a token VLA to settle in few passes; an interrupted run in output_dir continues.",
     "export": "Export a policy under its plan as ONNX graphs that run without torch; parity is proven first.",
+    "accelerate": "Make a checkpoint that lerobot-eval and lerobot-rollout run under a plan.",
+    "serve": "Serve policies to lerobot's robot clients, accelerated ones too.",
     "check": "Check a bundle: digests, signature, versions, sizes, files, graphs, and its golden chunk.",
     "run": "Drive a robot, or a simulation, in wall-clock time with an exported policy.",
     "convert": "Convert a CogACT run folder, an OpenVLA or a Diffusion Policy checkpoint to lerobot's, once.",
@@ -108,9 +110,7 @@ def _tell(line: str, stream: TextIO) -> None:
 def _parse(verb: str, arguments: list[str]) -> Any:
     config_class = _load(f"{_HOME}.{verb}:{verb.title()}Command")
     arguments = _discover(arguments)
-    first = getattr(config_class, "POSITIONAL", "")
-    if first and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{first}={arguments[0]}", *arguments[1:]]
+    arguments = _named(arguments, getattr(config_class, "POSITIONAL", ()))
     draccus = _load("draccus")
     said = io.StringIO()  # argparse prints its usage, all flags of it, before the line that matters
     try:
@@ -132,6 +132,13 @@ def _parse(verb: str, arguments: list[str]) -> Any:
             raise
         message = _last_line(said.getvalue()).partition("error: ")[2]
         raise BadSetting(f"{message}; vivace {verb} --help lists the flags") from error
+
+
+def _named(arguments: list[str], names: Sequence[str]) -> list[str]:
+    """Give the first arguments, as far as they are no flags, the names of flags that may be left out."""
+    n = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    bare = [f"--{name}={value}" for name, value in zip(names, arguments[:n], strict=False)]
+    return [*bare, *arguments[len(bare) :]]
 
 
 def _discover(arguments: list[str]) -> list[str]:

@@ -26,8 +26,20 @@ class PolicyOptions:
     dtype: str = ""
     """What it computes in: float32, bfloat16, float16; as its weights are stored when not given."""
     type: str = ""
-    """explain: an architecture in its published size instead of a checkpoint, from shapes alone: cogact;
-    smollm2: how redundant the layers of a pretrained language model are."""
+    """bench: a published architecture at its true size, with random weights, instead of a checkpoint:
+    smolvla, pi0, pi05, groot, xvla, act, diffusion; fields of lerobot's config are flags then, and
+    --policy.cameras. explain: an architecture in its published size, from shapes alone: cogact; smollm2: how
+    redundant the layers of a pretrained language model are."""
+
+    @property
+    def named(self) -> str:
+        """The checkpoint, or what is built instead of one."""
+        return f"{self.type}, random weights" if self.type else self.path
+
+    def chosen(self) -> dict[str, Any]:
+        """Settings of a published architecture, as the command line has them."""
+        own = {known.name for known in fields(PolicyOptions)}
+        return {name: value for name, value in vars(self).items() if name not in own}
 
 
 @dataclass(kw_only=True)
@@ -182,6 +194,8 @@ class CommonOptions:
 
     RUNS_LOOP = False
     """Whether the control loop executes chunks; else only how many of their actions count is of concern."""
+    BUILDS = False
+    """Whether it takes --policy.type, a published architecture of random weights, instead of a checkpoint."""
     RENAMED = {
         "policy.n_action_steps": "loop.n_action_steps",
     }
@@ -199,14 +213,15 @@ class CommonOptions:
     def complete(cls, given: Mapping[str, Any]) -> type["CommonOptions"]:
         """Return this command with what depends on what is installed and asked for.
 
-        That is `--accel.<kind>.<option>` for every option of every technique there is, and `--env.<option>`
-        for those of the type of world.
+        That is `--accel.<kind>.<option>` for every option of every technique there is, `--env.<option>` for
+        those of the type of world, and `--policy.<field>` for those of a published architecture.
 
         Args:
             given: dotted name -> value of what the user gave.
 
         Raises:
-            BadSetting: an option was given without its technique, as all once were.
+            BadSetting: an option was given without its technique, as all once were, or there is no such
+                architecture.
             UnknownEnvironment: there is no such type of world.
         """
         from vivace.accel.registry import techniques
@@ -217,7 +232,17 @@ class CommonOptions:
         accel = _extended(AccelOptions, groups)
         own = getattr(world_type(given.get("env.type") or DEFAULT_TYPE), "Options", None)
         env = EnvOptions if own is None else _with_fields(EnvOptions, own)
-        return _extended(cls, [("accel", accel), ("env", env)])
+        return _extended(cls, [("accel", accel), ("env", env), ("policy", cls._policy(given))])
+
+    @classmethod
+    def _policy(cls, given: Mapping[str, Any]) -> type[PolicyOptions]:
+        """Options of the policy: with those of the architecture that is to be built, if one is."""
+        kind = given.get("policy.type")
+        if not kind or not cls.BUILDS:
+            return PolicyOptions
+        from vivace.policies.published.build import options
+
+        return _with_fields(PolicyOptions, options(kind))
 
 
 def _extended(settings: type[_T], groups: Sequence[tuple[str, type]]) -> type[_T]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
-from vivace.eval.options import CommonOptions
+from vivace.eval.options import CommonOptions, PolicyOptions
 from vivace.eval.terminal import console
 from vivace.policies.action_kinds import kinds_of_names, read_kinds
 from vivace.policies.errors import BadSetting, VivaceError
@@ -16,6 +16,7 @@ from vivace.policies.execution import Execution, executing
 from vivace.policies.load import LoadedPolicy, load_policy, resolve
 from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import read_json
+from vivace.policies.published.build import build_published
 from vivace.policies.session import Session
 from vivace.policies.spec import ActionKind, PolicySpec
 
@@ -31,8 +32,11 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         action_kinds: how its actions are to be understood instead, by name.
 
     Raises:
-        BadSetting: its actions have another number of dimensions than the environment's.
+        BadSetting: its actions have another number of dimensions than the environment's, or what is named is
+            an architecture and the command takes none.
     """
+    if command.policy.type:
+        return _built(command)
     settle_world(command)
     known = told(command)[0]
     kinds = _kinds(known, command)
@@ -57,6 +61,36 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
             style="yellow",
         )
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
+
+
+_FEW = 2
+"""Made-up observations that random weights are shown at most: one is as good as another."""
+
+
+def _built(command: CommonOptions) -> LoadedPolicy:
+    """Build the architecture that a command names in a checkpoint's place."""
+    policy = command.policy
+    if not command.BUILDS:
+        raise BadSetting(
+            f"policy.type={policy.type!r} builds a published architecture with random weights, which vivace "
+            "calibrate, export and bench take; give --policy.path"
+        )
+    given = {
+        "policy.path": policy.path != PolicyOptions.path,
+        "env": command.env.is_named,
+        "data": command.data.is_named,
+        "rename_map": bool(command.rename_map),
+    }
+    if others := [f"--{name}" for name, is_given in given.items() if is_given]:
+        raise BadSetting(
+            f"{', '.join(others)} beside --policy.type={policy.type}: random weights have learned from no "
+            "world or data; leave it out, or give a checkpoint alone"
+        )
+    for name in ("samples", "judged_samples"):
+        setattr(command.accel, name, min(getattr(command.accel, name), _FEW))
+    loaded = build_published(policy.type, policy.chosen(), policy.device, policy.dtype)
+    command.env.control_hz = control_hz(command, loaded.staged.spec)
+    return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
 
 
 def settle_world(command: CommonOptions) -> None:

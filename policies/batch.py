@@ -5,16 +5,22 @@ newest observation: tokens, ids of a robot or a domain, texts, one a row, and wh
 own processor makes, which may have rows of its own, such as patches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from lerobot.utils.constants import ACTION, DONE, INFO, REWARD, TRUNCATED
 from torch import Tensor
 
 from vivace.policies.errors import UnsupportedPolicy
 
+_PATCHES, _SIZES = "pixel_values", "image_grid_thw"
+"""The patches of all observations' pictures, one behind the other, and of every picture its size in patches:
+time, height, width."""
 Batch = dict[str, Any]
 """lerobot keys -> values; the first one has a row for each observation."""
+_OUTCOMES = {ACTION, REWARD, DONE, TRUNCATED, INFO}
+"""What lerobot's pipelines return besides, of moments that were lived through already."""
 
 
 def rows_of(batch: Batch) -> int:
@@ -26,6 +32,26 @@ def has_rows(value: Any, rows: int) -> bool:
     """Whether a value has one entry for each of so many observations."""
     is_sized = (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple)
     return is_sized and len(value) == rows
+
+
+def assembled(moments: Sequence[Mapping[str, Any]], own: Collection[str], rows: int) -> Batch:
+    """One batch of what lerobot's preprocessor returned of every time step.
+
+    Args:
+        moments: of each time step (B, ...), oldest first.
+        own: the policy's names of its observations.
+        rows: how many observations there are (B).
+    """
+    newest = moments[-1]
+    seen = {key: torch.stack([moment[key] for moment in moments], dim=1) for key in own if key in newest}
+    rest = told_besides(newest, seen)
+    ordered = sorted(rest, key=lambda key: (not has_rows(rest[key], rows), key))
+    return seen | {key: rest[key] for key in ordered}
+
+
+def told_besides(moment: Mapping[str, Any], own: Collection[str]) -> Batch:
+    """What lerobot's preprocessor returned that is neither one of these observations nor an outcome."""
+    return {key: value for key, value in moment.items() if key not in own and key not in _OUTCOMES}
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
@@ -42,7 +68,24 @@ def take(batch: Batch, picks: Sequence[int]) -> Batch:
     rows = rows_of(batch)
     if list(picks) == list(range(rows)):
         return dict(batch)
-    return {key: _take(key, value, list(picks), rows) for key, value in batch.items()}
+    pictures = _pictures(batch, rows)
+    return {
+        key: torch.cat([pictures[key][i] for i in picks])
+        if key in pictures
+        else _take(key, value, list(picks), rows)
+        for key, value in batch.items()
+    }
+
+
+def _pictures(batch: Batch, rows: int) -> dict[str, Sequence[Tensor]]:
+    """What Qwen's processors make of pictures, one part an observation, if all have as many pictures."""
+    patches, sizes = batch.get(_PATCHES), batch.get(_SIZES)
+    if not isinstance(patches, Tensor) or not isinstance(sizes, Tensor) or len(sizes) % rows:
+        return {}
+    counts = sizes.prod(-1).view(rows, -1).sum(1).tolist()
+    if sum(counts) != len(patches):
+        return {}
+    return {_PATCHES: patches.split(counts), _SIZES: sizes.split(len(sizes) // rows)}
 
 
 def _take(key: str, value: Any, picks: list[int], rows: int) -> Any:

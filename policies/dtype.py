@@ -5,6 +5,8 @@ coefficients and the actions stay float32: a step adds a small correction to x, 
 would round away, and the sampler's work is nothing beside the denoiser's.
 """
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,6 +35,26 @@ def cast_weights(policy: nn.Module, dtype: torch.dtype) -> None:
     for name, buffer in frequencies.items():
         owner, _, leaf = name.rpartition(".")
         policy.get_submodule(owner)._buffers[leaf] = buffer
+
+
+def cast_once[Policy: nn.Module](policy: Policy, dtype: torch.dtype, others: Iterable[Tensor] = ()) -> Policy:
+    """Copy a policy whose matrices are what autocast would make of them at every use.
+
+    All other tensors are shared. A matrix that is a table of embeddings too stays: that is read as it is.
+
+    Args:
+        policy: what is run under autocast.
+        dtype: of autocast.
+        others: further parameters that enter products of matrices alone.
+    """
+    layers = [it for it in policy.modules() if isinstance(it, nn.Linear | nn.Conv3d)]
+    matrices = [*others, *(tensor for layer in layers for tensor in layer.parameters(recurse=False))]
+    tables = {id(it.weight) for it in policy.modules() if isinstance(it, nn.Embedding)}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*policy.parameters(), *policy.buffers())}
+    for tensor in matrices:
+        if id(tensor) not in tables:
+            memo[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    return copy.deepcopy(policy, memo)
 
 
 def cast(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map_only
 
 from vivace.policies.batch import check_even
 from vivace.policies.block import EMPTY, Cache, Runner, compute
+from vivace.policies.carry import LATENT, NOTHING, Carry
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import ChunkNoise, Noise
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
-from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.sampler import Memory, Sampler, Step, presumed
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import check_actions
 from vivace.policies.staged import (
@@ -27,6 +28,7 @@ from vivace.policies.staged import (
     StagedPolicy,
     TokenPolicy,
     continues_itself,
+    denoises,
     writes_tokens,
 )
 from vivace.policies.stopwatch import Mark, ignore
@@ -53,6 +55,24 @@ def call_denoiser(
     return out, run.cache
 
 
+Reader = Callable[["Denoising", Batch, Carry], tuple[Context, Carry]]
+"""(execution, batch, what the chunks before left) -> the context, what reading leaves to the next ones."""
+
+
+def read_afresh(execution: "Denoising", batch: Batch, carry: Carry) -> tuple[Context, Carry]:
+    """Encode the observations; nothing of it is left."""
+    return execution.policy.encode(batch, execution.language, execution.select), NOTHING
+
+
+Beginning = Callable[["Denoising", Tensor, Carry], Tensor]
+"""(execution, noise, what the chunks before left) -> x at the step at which a chunk begins that follows."""
+
+
+def begin_with_noise(execution: "Denoising", noise: Tensor, carry: Carry) -> Tensor:
+    """Begin with noise alone."""
+    return noise
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
     """What both executions share: how observations are read, and under which plan.
@@ -74,11 +94,28 @@ class Denoising(_Reading):
     sampler: Sampler
     action: ActionRunner = always_compute
     call: DenoiserCall = call_denoiser
+    read: Reader = read_afresh
+    begin: Beginning = begin_with_noise
+    first: int = 0
+    """Step at which a chunk begins that follows another, one of the sampler's `beginnings`, or their number;
+    all others begin with noise at step 0."""
+    cycle: int = 1
+    """Chunks of an episode after which the work repeats: a chunk costs the mean of so many."""
 
     @property
     def is_opaque(self) -> bool:
         """Whether it is one piece, of which nothing can be counted or cached."""
         return not self.policy.blocks
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether it makes its chunk in one pass: nothing is denoised in steps that are known."""
+        return not denoises(self.policy)
+
+    @property
+    def carries(self) -> bool:
+        """Whether a chunk of it may make use of what the one before left."""
+        return self.read is not read_afresh or self.begin is not begin_with_noise
 
     @property
     def told(self) -> dict[str, str | int]:
@@ -96,6 +133,11 @@ class Decoding(_Reading):
     @property
     def is_opaque(self) -> bool:
         """Its passes over tokens are always known."""
+        return False
+
+    @property
+    def carries(self) -> bool:
+        """What a chunk before meant comes in as a draft."""
         return False
 
     @property
@@ -162,6 +204,8 @@ def sample(
 ) -> Tensor:
     """Sample chunks of normalised actions (B, H, A) for a batch of observations (B, To, ...).
 
+    They are the first ones of their episodes; `sample_after` samples those that come after others.
+
     Args:
         execution: the policy, and how to run it.
         batch: normalised observations.
@@ -174,19 +218,51 @@ def sample(
         NonFiniteActions: an action is NaN or infinite.
         UnsupportedPolicy: chunks of this policy cannot continue others.
     """
+    match execution:
+        case Denoising():
+            return sample_after(execution, batch, noise, NOTHING, follow, mark)[0]
+    check_even(batch)
+    if follow is not None:
+        check_continuing(execution, follow.settings)
+    with torch.inference_mode():
+        tokens = decode(execution, batch, noise, draft, mark).tokens
+        actions = execution.policy.detokenize(tokens)
+    check_actions(actions.float().cpu(), execution.policy.spec.type)
+    return actions
+
+
+def sample_after(
+    execution: Denoising,
+    batch: Batch,
+    noise: Noise,
+    carry: Carry,
+    follow: Continuation | None = None,
+    mark: Mark = ignore,
+) -> tuple[Tensor, Carry]:
+    """Sample chunks that come after others, of which they may make use; nothing is changed in place.
+
+    Args:
+        execution: the policy, and how to run it.
+        batch: normalised observations.
+        noise: where random numbers come from.
+        carry: what the chunks before left, a row each, and how many of their actions are past (`PAST`);
+            `NOTHING` of the first chunks of their episodes.
+        follow: as of `sample`.
+        mark: as of `sample`.
+
+    Returns:
+        Chunks of normalised actions (B, H, A), and what they leave to the next ones.
+    """
     if not execution.is_opaque:
         check_even(batch)
     if follow is not None:
         check_continuing(execution, follow.settings)
-    with torch.inference_mode() if follow is None else torch.no_grad():  # corrections may ask for gradients
-        match execution:
-            case Decoding():
-                tokens = decode(execution, batch, noise, draft, mark).tokens
-                actions = execution.policy.detokenize(tokens)
-            case Denoising():
-                actions = _denoised(execution, batch, noise, follow, mark)
+    # Corrections may ask for gradients, and what was made in inference mode can never have any.
+    is_inference = follow is None and not execution.carries
+    with torch.inference_mode() if is_inference else torch.no_grad():
+        actions, left = _denoised(execution, batch, noise, carry, follow, mark)
     check_actions(actions.float().cpu(), execution.policy.spec.type)
-    return actions
+    return actions, left
 
 
 def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:
@@ -206,38 +282,40 @@ def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:
 
 
 def _denoised(
-    execution: Denoising, batch: Batch, noise: Noise, follow: Continuation | None, mark: Mark
-) -> Tensor:
+    execution: Denoising, batch: Batch, noise: Noise, carry: Carry, follow: Continuation | None, mark: Mark
+) -> tuple[Tensor, Carry]:
     if follow is not None and continues_itself(execution.policy):
         execution, follow = replace(execution, policy=execution.policy.continued(follow)), None
     policy = execution.policy
-    context = policy.encode(batch, execution.language, execution.select)
+    context, left = execution.read(execution, batch, carry)
     mark("encode")
     shape = (len(next(iter(batch.values()))), *policy.spec.latent_shape)
     like, dtype = policy.placement.like, policy.placement.dtype
     noise = ChunkNoise(noise, execution.sampler.n_draws, shape, like)
-    x = noise(shape, like)
+    x, first = noise(shape, like), 0
+    if carry:
+        x, first = execution.begin(execution, x, carry), execution.first
+    x = policy.begin(x) if continues_itself(policy) else x
     follow = None if follow is None else _widened(follow, x.shape[-1])
-    memory: tuple[Tensor, ...] = ()
+    memory: Memory = ()
     cache = EMPTY
-    for step in execution.sampler.steps:
+    for step in execution.sampler.steps[first:]:
         if follow is None:
             out, cache = execution.call(execution, step, x.to(dtype), context, cache)
             out = out.to(x.dtype)
         else:
             out, cache = _follow(execution, step, x, context, cache, follow)
+        if first and step.index == first:
+            memory = presumed(execution.sampler, step, x, out)
         x, memory = step.advance(x, out, memory, noise)
     mark("denoise")
-    return policy.finish(x if follow is None else follow.hold(x), context)
+    x = x if follow is None else follow.hold(x)
+    return policy.finish(x, context), {**left, LATENT: x}
 
 
 def _widened(follow: Continuation, width: int) -> Continuation:
-    """What chunks continue, as wide as what is denoised: where an action has no number, nothing is known."""
-    missing = width - follow.actions.shape[-1]
-    if not missing:
-        return follow
-    weights = follow.weights.expand_as(follow.actions)
-    return replace(follow, actions=F.pad(follow.actions, (0, missing)), weights=F.pad(weights, (0, missing)))
+    """What chunks continue, as wide as what is denoised: numbers that a robot lacks are 0, as in training."""
+    return replace(follow, actions=F.pad(follow.actions, (0, width - follow.actions.shape[-1])))
 
 
 def _follow(

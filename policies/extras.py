@@ -2,10 +2,14 @@
 
 import sys
 
+from vivace.policies.errors import in_one_line
+
 EXTRAS = {
     **dict.fromkeys(("numpy", "onnxruntime", "typing_extensions"), ""),
     **dict.fromkeys(("draccus", "rich", "yaml"), "run"),
-    **dict.fromkeys(("torch", "torchvision", "lerobot", "safetensors", "timm", "tokenizers"), "torch"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "lerobot", "safetensors", "timm", "tokenizers", "psutil"), "torch"
+    ),
     **dict.fromkeys(("transformers", "diffusers", "peft", "huggingface_hub", "httpx"), "torch"),
     **dict.fromkeys(("gymnasium", "metaworld", "mujoco"), "sim"),
     **dict.fromkeys(("plotly", "scipy", "imageio", "imageio_ffmpeg"), "measure"),
@@ -24,7 +28,7 @@ def how_to_install(error: ImportError) -> str:
     """Say in a line what an import that failed needs; empty if it is our own mistake."""
     package = (error.name or "").partition(".")[0]
     if not package:
-        text = " ".join(str(error).split())  # lerobot's own say what to install
+        text = in_one_line(error)  # lerobot's own say what to install
         return text if "install" in text else ""
     if package == "vivace":
         return ""

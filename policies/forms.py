@@ -7,20 +7,22 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
-from vivace.policies.batch import Batch
+from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
+from vivace.policies.language.qwen3_vl import StagedQwen3VL
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 
 
-class _Placed(HasBlocks):
-    """What is somewhere, and computes in something."""
+class _OfLeRobot(HasBlocks):
+    """What is taken apart of a policy of lerobot's, and so is somewhere, and computes in something."""
 
     policy: Any
     spec: PolicySpec
@@ -29,11 +31,23 @@ class _Placed(HasBlocks):
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
-        _check_own_blocks(self, self.spec, "exchange its weights")
+        check_own_blocks(self, self.spec, "exchange its weights")
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
         return twin
+
+    chunk_method = "predict_action_chunk"
+    """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: observations get a time axis (B, 1, ...)."""
+        own = [key for key in self.policy.config.input_features if key in given]
+        return assembled([given], own, len(given[own[0]]))
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """The whole chunk."""
+        return actions
 
     @cached_property
     def placement(self) -> Placement:
@@ -41,10 +55,8 @@ class _Placed(HasBlocks):
         return Placement.of(self.policy)
 
 
-class DenoisingForm(_Placed):
+class DenoisingForm(_OfLeRobot):
     """What denoises."""
-
-    spec: PolicySpec
 
     def hoist(self, sampler: Sampler) -> Any:
         """Return a twin that computes once what depends on the timestep or the observation alone.
@@ -52,7 +64,7 @@ class DenoisingForm(_Placed):
         Raises:
             UnsupportedPolicy: it cannot be hoisted, or its blocks were replaced before it was.
         """
-        _check_own_blocks(self, self.spec, "hoist")
+        check_own_blocks(self, self.spec, "hoist")
         return self._hoisted(sampler)
 
     def _hoisted(self, sampler: Sampler) -> Any:
@@ -64,14 +76,25 @@ class DenoisingForm(_Placed):
         return x if x.shape[-1] == self.spec.action_dim else x[..., : self.spec.action_dim]
 
 
-class LanguageForm(_Placed):
+class LanguageForm(_OfLeRobot):
     """What has a language stage: its layers, its weights, its blocks."""
 
-    spec: PolicySpec
-    language: StagedLlama
+    language: StagedLlama | StagedQwen3VL
     n_patches: tuple[int, ...]
     """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
+    last_read: Reads
+    """What is read of the language stage's last layer: all that `without("last_layer")` computes of it."""
+    left_out: frozenset[str] = frozenset()
+    """Parts of its work that nobody reads and that are not done."""
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves out these parts of `dead_work`."""
+        twin = copy.copy(self)
+        twin.left_out = self.left_out | frozenset(parts)
+        if "last_layer" in parts:
+            twin.language = self.language.reading(self.last_read)
+        return twin
 
     def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block, the language stage's too."""
@@ -85,8 +108,12 @@ class LanguageForm(_Placed):
         twin.language = self.language.with_layers(kept)
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin without the other language layers: keys and values of theirs nobody reads here."""
+        return self.with_layers(kept)
 
-def _check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
+
+def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:
     """Refuse what makes a policy's own blocks anew: those that stand for them would be lost in silence."""
     if form.is_replaced:
         raise UnsupportedPolicy(
@@ -101,13 +128,35 @@ def stacked(batch: Batch, cameras: Sequence[str]) -> Tensor:
     Raises:
         ObservationMismatch: they are of several sizes.
     """
-    sizes = {key: " x ".join(str(n) for n in batch[key].shape[-2:]) for key in cameras}
-    if len(set(sizes.values())) > 1:
-        raise ObservationMismatch(
-            f"the cameras' pictures are {', '.join(f'{key} {size}' for key, size in sizes.items())}; this "
-            "policy takes pictures of one size; resize them alike"
-        )
+    check_one_size({key: batch[key].shape[-2:] for key in cameras})
     return torch.stack([batch[key] for key in cameras], dim=-4)
+
+
+def check_one_size(sizes: Mapping[str, Sequence[int]], cause: Exception | None = None) -> None:
+    """Raise `ObservationMismatch` if the cameras' pictures are of several sizes.
+
+    Args:
+        sizes: camera -> height and width.
+        cause: what came of it already.
+    """
+    if len({tuple(size) for size in sizes.values()}) > 1:
+        told = ", ".join(f"{key} {' x '.join(map(str, size))}" for key, size in sizes.items())
+        raise ObservationMismatch(
+            f"the cameras' pictures are {told}; this policy takes pictures of one size; resize them alike"
+        ) from cause
+
+
+def told_of(blocks: Sequence[Block]) -> tuple[BlockInfo, ...]:
+    """What a spec says of blocks."""
+    return tuple(BlockInfo(block.id, block.additive) for block in blocks)
+
+
+def unstacked(given: Batch, config: Any) -> Batch:
+    """Undo `stacked`: what those policies have queued, each camera's (B, To, 3, H, W) under its own name."""
+    cameras = list(config.image_features)
+    pictures = given[OBS_IMAGES].unbind(-4) if cameras else ()
+    seen = {key: given[key] for key in config.input_features if key in given}
+    return seen | dict(zip(cameras, pictures, strict=True)) | told_besides(given, {*seen, OBS_IMAGES})
 
 
 def policy_spec(
@@ -121,12 +170,12 @@ def policy_spec(
     return PolicySpec(
         type=config.type,
         action_dim=action_dim,
-        horizon=config.horizon,
+        horizon=len(config.action_delta_indices),
         n_obs_steps=config.n_obs_steps,
         n_action_steps=config.n_action_steps,
         observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
         action_kinds=kinds_of_config(config, action_kinds, action_dim),
-        blocks=tuple(BlockInfo(block.id, block.additive) for block in blocks),
+        blocks=told_of(blocks),
         control_hz=getattr(config, "control_hz", None),
         latent_dim=latent_dim,
     )

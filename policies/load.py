@@ -22,7 +22,7 @@ from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, read_device, read_dtype
 from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
-from vivace.policies.staged import StagedPolicy
+from vivace.policies.staged import StagedPolicy, is_prepared
 
 ADAPTERS = Registry(
     "policy type",
@@ -30,10 +30,16 @@ ADAPTERS = Registry(
     {
         "dp_transformer": "vivace.policies.families.dp_transformer.staged:StagedDPTransformer",
         "diffusion": "vivace.policies.adapters.diffusion:StagedDiffusion",
+        "act": "vivace.policies.adapters.act:StagedACT",
         "multi_task_dit": "vivace.policies.adapters.multi_task_dit:StagedMultiTaskDiT",
         "cogact": "vivace.policies.families.cogact.staged:StagedCogACT",
         "token_vla": "vivace.policies.families.token_vla.staged:StagedTokenVLA",
+        "pi0": "vivace.policies.adapters.pi0:StagedPI0",
+        "pi05": "vivace.policies.adapters.pi05:StagedPI05",
         "pi0_fast": "vivace.policies.adapters.pi0_fast:StagedPI0Fast",
+        "groot": "vivace.policies.adapters.groot:StagedGroot",
+        "smolvla": "vivace.policies.adapters.smolvla:StagedSmolVLA",
+        "xvla": "vivace.policies.adapters.xvla:StagedXVLA",
     },
 )
 """lerobot policy type -> its adapter, whose module also registers a policy that lerobot lacks."""
@@ -71,6 +77,7 @@ def load_policy(
     action_kinds: tuple[ActionKind, ...] = (),
     dtype: str = "",
     rename_map: Mapping[str, str] | None = None,
+    config: Any = None,
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint.
 
@@ -83,6 +90,8 @@ def load_policy(
             is that of the weights before they are cast, so a plan fits the policy at any dtype.
         rename_map: names of observations as the robot or the dataset has them -> the policy's, as lerobot's
             `--rename_map`; as the checkpoint's processors say when not given.
+        config: lerobot's, of the policy, where its settings are not to be those of config.json; it says the
+            device.
 
     Raises:
         BadSetting: the machine lacks the device, the dtype is unknown or too small for the weights, or
@@ -91,10 +100,10 @@ def load_policy(
             normalised would not be.
         UnsupportedPolicy: its type is known not to act here as it does in lerobot, or not known to.
     """
-    read_device(device)
+    read_device(device if config is None else config.device)
     wanted = read_dtype(dtype) if dtype else None
     folder = resolve(path)
-    config = read_config(folder, device, ADAPTERS)
+    config = read_config(folder, device, ADAPTERS) if config is None else config
     if ADAPTERS.find(config.type) is None:
         check_alone(config)  # before gigabytes are read
     check_renaming(rename_map or {}, config)
@@ -117,6 +126,18 @@ def load_policy(
     return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
 
 
+def fingerprint_of(folder: Path, policy: Any) -> Fingerprint:
+    """Return the fingerprint of a policy that lerobot has loaded of a folder, as of `load_policy`.
+
+    Raises:
+        PolicyNotFound: its processors are missing or cannot be built.
+        UnsupportedPolicy: as of `load_policy`.
+    """
+    features = {**policy.config.input_features, **policy.config.output_features}
+    pipelines = load_processors(folder, policy.config, statistics_in_weights(folder, features))
+    return fingerprint(policy, stage(policy).spec.block_ids, pipelines)
+
+
 def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: Any = None) -> StagedPolicy:
     """Take a lerobot policy apart with the adapter of its type; without one it is one opaque block.
 
@@ -128,4 +149,4 @@ def stage(policy: Any, action_kinds: tuple[ActionKind, ...] = (), preprocess: An
     adapter: Any = ADAPTERS.find(policy.config.type) or OpaquePolicy
     staged = adapter(policy, action_kinds)
     staged.spec = as_the_robot_has_them(staged.spec, policy.config, preprocess)
-    return staged
+    return staged.prepared_by(preprocess) if preprocess is not None and is_prepared(staged) else staged

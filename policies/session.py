@@ -12,14 +12,25 @@ from lerobot.processor import (
     create_transition,
     to_relative_actions,
 )
-from lerobot.utils.constants import ACTION, DONE, INFO, REWARD, TRUNCATED
+from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from vivace.policies.arrays import batch_layout, enter_observations, enter_previous, is_image
-from vivace.policies.batch import Batch, has_rows, join
+from vivace.policies.batch import Batch, assembled, join
+from vivace.policies.carry import Slot, followed, slots_of
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.execution import Decoding, Execution, as_trained, check_continuing, sample
+from vivace.policies.execution import (
+    Decoding,
+    Denoising,
+    Execution,
+    as_trained,
+    begin_with_noise,
+    check_continuing,
+    sample,
+)
 from vivace.policies.features import renames
+from vivace.policies.following import sample_episodes
+from vivace.policies.forms import check_one_size
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking, continuation
@@ -27,8 +38,6 @@ from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
 from vivace.policies.staged import TokenPolicy
 from vivace.policies.stopwatch import Mark, ignore
 
-_OUTCOMES = {ACTION, REWARD, DONE, TRUNCATED, INFO}
-"""What lerobot's pipelines return besides, of moments that were lived through already."""
 _MARKS = ("_is_pad", "_padding_mask")
 """Ends of lerobot's names of what is no observation but padding, (B, ...)."""
 
@@ -73,6 +82,9 @@ class Session:
         self._own = [names.get(key, key) for key in self.spec.observation_shapes]
         """The policy's own names of its observations."""
         self._white = torch.tensor(255.0, device=self._placement.device)
+        self._slot = Slot()
+        """What the last chunk left, where one episode is run at a time."""
+        self._check_begins()
         if chunking is not None:
             check_continuing(self.execution, chunking)
             self._check_normalises()
@@ -87,8 +99,16 @@ class Session:
         Raises:
             ObservationMismatch: a key is missing, a shape differs, a value is not finite, or there is no row.
         """
-        ready = [self.loaded.preprocess(moment) for moment in self._moments(observations)]
-        return self._assembled(ready, _rows(observations, self.spec))
+        ready = [self._preprocessed(moment) for moment in self._moments(observations)]
+        return assembled(ready, self._own, _rows(observations, self.spec))
+
+    def _preprocessed(self, moment: dict[str, Any]) -> dict[str, Any]:
+        """What the checkpoint's preprocessor makes of one moment."""
+        try:
+            return self.loaded.preprocess(moment)
+        except ValueError as error:  # what a step that stacks pictures ends in
+            check_one_size({key: it.shape[-2:] for key, it in moment.items() if is_image(key)}, error)
+            raise
 
     def _moments(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What the preprocessor is shown of every time step, oldest first."""
@@ -104,15 +124,6 @@ class Session:
         return [
             {key: value[:, t] for key, value in frames.items()} | told for t in range(self.spec.n_obs_steps)
         ]
-
-    def _assembled(self, ready: Sequence[dict[str, Any]], rows: int) -> Batch:
-        """One batch of what the preprocessor returned of every time step."""
-        newest = {key: value for key, value in ready[-1].items() if key not in _OUTCOMES}
-        seen = {
-            key: torch.stack([moment[key] for moment in ready], dim=1) for key in self._own if key in newest
-        }
-        rest = sorted(newest.keys() - seen.keys(), key=lambda key: (not has_rows(newest[key], rows), key))
-        return seen | {key: newest[key] for key in rest}
 
     def inputs(self, observations: Mapping[str, Any]) -> Inputs:
         """Return what `sample` takes of observations and of the chunks before, as of `predict`."""
@@ -150,6 +161,17 @@ class Session:
                 actions = step(create_transition(action=actions))[TransitionKey.ACTION]
         return actions
 
+    def _check_begins(self) -> None:
+        """Raise `UnsupportedPolicy` if chunks begin with others that mean something else by now."""
+        pipeline: Any = self.loaded.preprocess
+        steps = [step for step in pipeline.steps if isinstance(step, RelativeActionsProcessorStep)]
+        is_warm = isinstance(self.execution, Denoising) and self.execution.begin is not begin_with_noise
+        if is_warm and any(step.enabled for step in steps):
+            raise UnsupportedPolicy(
+                f"actions of policy {self.spec.type!r} are relative to the state they were predicted in, so "
+                "no chunk can begin with an earlier one; leave warm_start out of the plan"
+            )
+
     def _check_normalises(self) -> None:
         """Raise `UnsupportedPolicy` if the preprocessor brings actions to the policy's in a way of its own.
 
@@ -158,7 +180,7 @@ class Session:
         """
         probe = self._placement.move(torch.ones(1, self.spec.horizon, self.spec.action_dim))
         ones = {key: np.ones_like(value) for key, value in self.blank_observation().items()}
-        whole: dict[str, Any] = self.loaded.preprocess(self._moments(ones)[-1] | {ACTION: probe.clone()})
+        whole: dict[str, Any] = self._preprocessed(self._moments(ones)[-1] | {ACTION: probe.clone()})
         changed = whole[ACTION]
         is_widened = changed.shape != probe.shape
         if is_widened or not np.allclose(changed.cpu().numpy(), self._normalised(probe).cpu().numpy()):
@@ -219,7 +241,6 @@ class Session:
         Args:
             observations: key -> (B, To, ...), newest last; under "action.previous" what the chunks before
                 mean for now and later (B, n, A), NaN where nothing is known, which may be left out; under
-                "action.delay" the ticks (B,) until the chunks will be there.
             noise_keys: one key per row naming its noise stream, e.g. (episode seed, tick).
             mark: told when each stage is over.
 
@@ -239,7 +260,12 @@ class Session:
             )
         batch, draft, follow = self.inputs(observations)
         mark("prepare")
-        actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
+        if self.execution.carries:
+            slots = slots_of(observations, self._slot, rows)
+            follows = followed(observations, noise_keys)
+            actions = sample_episodes(self.execution, batch, noise_keys, slots, follows, follow, mark)
+        else:
+            actions = sample(self.execution, batch, EpisodeNoise(noise_keys), draft, follow, mark)
         actions = self.loaded.postprocess(actions[:, self.spec.first_action :])
         if actions.shape[-1] != self.spec.action_dim:
             raise UnsupportedPolicy(

@@ -86,6 +86,8 @@ class PolicySpec:
     """What the actions were that it learned from; None: not known, as of a policy that was not exported."""
     latent_dim: Count | None = field(default=None, metadata=SELDOM)
     """Numbers of an action as it is denoised, where they are more than the robot's; None: they are those."""
+    latent_horizon: Count | None = field(default=None, metadata=SELDOM)
+    """Actions that are denoised at once, where they are more than a chunk has; None: they are those."""
     temporal_ensemble: Annotated[float, Between(-100, 100)] | None = field(default=None, metadata=SELDOM)
     """What is executed is the mean of what all chunks so far mean for it, older ones weighing exp(this) times
     as much as the next newer; None: the newest chunk alone counts."""
@@ -99,11 +101,16 @@ class PolicySpec:
                 f"latent_dim={self.latent_dim}, but actions have {self.action_dim} numbers; needed are as "
                 "many, or more"
             )
+        if self.latent_horizon is not None and self.latent_horizon < self.horizon:
+            raise BadSetting(
+                f"latent_horizon={self.latent_horizon}, but a chunk has {self.horizon} actions; needed are "
+                "as many, or more"
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Shape of what is denoised: actions predicted at once, and numbers of each."""
-        return self.horizon, self.latent_dim or self.action_dim
+        """Shape of what is denoised: actions at once, and numbers of each."""
+        return self.latent_horizon or self.horizon, self.latent_dim or self.action_dim
 
     @property
     def first_action(self) -> int:

@@ -17,6 +17,7 @@ from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeCh
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import PolicySpec
+from vivace.policies.vla.siglip import StagedSiglip
 
 Context = Any
 """What `encode` makes of an observation; known to the policy alone, a tree of tensors."""
@@ -69,12 +70,22 @@ class DenoisingPolicy(Protocol):
 
 
 class LanguageStage(Protocol):
-    """A language model taken apart into layers; see `policies.language.llama`."""
+    """A language model taken apart into layers; see `policies.language.llama` and `qwen3_vl`."""
 
     model: Any
     """transformers' own object."""
     layers: tuple[int, ...]
     """Indices of its layers that run, ascending."""
+    drops_early: bool
+    """Patches that are dropped may take their keys and values of the layers before with them."""
+    has_gated_mlps: bool
+    """Whether a layer's MLP is a Llama's: down(act(gate(x)) * up(x))."""
+    blocks: tuple[Block, ...]
+    """Theirs, in the order they run."""
+
+    @property
+    def first_drop(self) -> int:
+        """The first of the layers that run behind which patches may go."""
 
 
 @runtime_checkable
@@ -102,6 +113,9 @@ class LanguagePolicy(Protocol):
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs these of its language layers only."""
+
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, if they are read."""
 
     def with_weights(self, policy: Any) -> Self:
         """Return the staged form of a twin with other weights."""
@@ -182,6 +196,24 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class SeeingPolicy(DenoisingPolicy, Protocol):
+    """A policy whose context comes apart: what is seen, which is slow to read, and what is felt now.
+
+    `encode` is `perceive` of what `see` reads. What is felt, such as the state, is all in `perceive`.
+    """
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras at all."""
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+        """Read cameras and instruction; a tree of tensors (B, ...)."""
+
+    def perceive(self, batch: Batch, seen: Any) -> Context:
+        """Make the context of what was seen, now or before, and of what is felt now."""
+
+
+@runtime_checkable
 class ContinuingPolicy(DenoisingPolicy, Protocol):
     """A policy whose chunks continue others by means of its own, such as lerobot's real-time chunking."""
 
@@ -190,6 +222,32 @@ class ContinuingPolicy(DenoisingPolicy, Protocol):
 
     def continued(self, follow: Continuation) -> Self:
         """Return a twin whose chunks continue these."""
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Return what is denoised first (B, *latent_shape), of the noise x: x itself unless it continues."""
+
+
+@runtime_checkable
+class PreparedPolicy(Protocol):
+    """A policy of which only its checkpoint's preprocessor knows how many patches its pictures become."""
+
+    def prepared_by(self, preprocess: Any) -> Self:
+        """Return a twin that asks this preprocessor, once it matters."""
+
+
+@runtime_checkable
+class VisionPolicy(Protocol):
+    """A policy, of either form, whose vision tower comes apart into layers."""
+
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def vision(self) -> StagedSiglip:
+        """The tower, run once a camera."""
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its tower."""
 
 
 @runtime_checkable
@@ -209,11 +267,48 @@ class PolicyOfStages(Protocol):
 
 
 @runtime_checkable
+class DropIn(Protocol):
+    """A staged policy that can make chunks in the place of a method of lerobot's own object."""
+
+    chunk_method: str
+    """Dotted name of the method of lerobot's policy that all its chunks come from."""
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes, (B, To, ...), of what that method is given.
+
+        Raises:
+            UnsupportedPolicy: it is given what `encode` cannot be.
+        """
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """What that method returns (B, n, A) of chunks (B, H, A)."""
+
+
+@runtime_checkable
+class JointPolicy(DenoisingPolicy, Protocol):
+    """A policy whose denoiser runs action tokens and context through one stack, where each looks at all.
+
+    What the action tokens look at in the context, its keys and values in every layer, may be kept from a step
+    and stand for the context at later ones.
+    """
+
+    def denoise_keeping(
+        self, x: Tensor, condition: Condition, run: Runner = compute
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As `denoise`, bit for bit; and keys and values (B, C, n) of the context, one tensor a layer."""
+
+    def denoise_alone(
+        self, x: Tensor, condition: Condition, kept: tuple[Tensor, ...], run: Runner = compute
+    ) -> Tensor:
+        """As `denoise`, by the action tokens alone, which look at each other and at what was kept."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
     Parts have the same name in every policy: last_layer, prompt_padding, empty_cameras, language_head,
-    other_context, constants.
+    other_context, constants, attention_weights.
     """
 
     policy: Any
@@ -229,6 +324,11 @@ class DeadWorkPolicy(Protocol):
 
 StagedPolicy = DenoisingPolicy | TokenPolicy
 """A policy of either kind."""
+
+
+def denoises(policy: DenoisingPolicy) -> bool:
+    """Whether a policy denoises in steps that are known; else its chunk is one pass, or its own work."""
+    return any(step.table is not None for step in policy.sampler.steps)
 
 
 def writes_tokens(policy: object) -> TypeIs[TokenPolicy]:
@@ -251,9 +351,29 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
     return isinstance(policy, GuidedPolicy) and policy.has_guidance
 
 
+def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
+    """Whether a policy's denoiser runs its context with the action tokens."""
+    return isinstance(policy, JointPolicy)
+
+
+def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
+    """Whether what a policy sees can be read apart from what it feels."""
+    return isinstance(policy, SeeingPolicy) and policy.sees
+
+
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:
     """Whether chunks of a policy continue others by means of its own, if they do."""
     return isinstance(policy, ContinuingPolicy)
+
+
+def has_vision(policy: object) -> TypeIs[VisionPolicy]:
+    """Whether a policy's vision tower comes apart."""
+    return isinstance(policy, VisionPolicy)
+
+
+def is_prepared(policy: object) -> TypeIs[PreparedPolicy]:
+    """Whether a policy is to be told its preprocessor."""
+    return isinstance(policy, PreparedPolicy)
 
 
 def has_stages(policy: object) -> TypeIs[PolicyOfStages]:

@@ -205,6 +205,11 @@ class Linear:
     def __init__(self, coefficients: Any) -> None:
         self.coefficients = coefficients
 
+    def can_begin(self, first: int) -> bool:
+        """Whether no step from this one on is estimated from predictions of earlier ones."""
+        rows = self.coefficients[first:]
+        return all((len(row) - 1) // 2 <= since for since, row in enumerate(rows))
+
     @staticmethod
     def history(pairs: Sequence[tuple[Tensor, Tensor]]) -> Cache:
         """Return the cache that holds earlier predictions, with a condition and without, newest first."""

@@ -19,7 +19,7 @@ from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_as
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
-from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.language.prefix import LayerView, Survivors
 from vivace.policies.staged import Batch
 
 
@@ -32,6 +32,10 @@ class LayerSkipOptions:
     rule: str = "importance"
     """importance: lowest I(l), as in the paper; greedy: scored anew after every drop; uniform: spread evenly,
     whatever the input (unified layer skipping, arXiv 2404.06954)."""
+
+    keeps_keys: bool = False
+    """Keys and values of a dropped layer are projected all the same, for an action expert that reads them;
+    else the layer of the expert that reads them is dropped too."""
 
     def __post_init__(self) -> None:
         """The rule must be known."""
@@ -60,6 +64,7 @@ class LayerSkip(Technique):
         "importance": {"n_dropped": 1},
         "greedy": {"n_dropped": 2, "rule": "greedy"},
         "uniform": {"n_dropped": 2, "rule": "uniform"},
+        "keys kept": {"n_dropped": 1, "keeps_keys": True},
     }
     former_flags: ClassVar[Mapping[str, str]] = {"layer_rule": "rule"}
 
@@ -99,7 +104,9 @@ class LayerSkip(Technique):
 
     def apply(self, execution: Execution) -> Execution:
         """Run the kept layers."""
-        twin: Any = with_language(execution, self.kind).with_layers(self.kept)
+        policy = with_language(execution, self.kind)
+        keeps_keys = self.options.get("keeps_keys", False)
+        twin: Any = policy.with_branches(self.kept) if keeps_keys else policy.with_layers(self.kept)
         return replace(execution, policy=twin)
 
     def pictured(self) -> dict[str, Any]:
@@ -134,9 +141,9 @@ def layer_importance(execution: Execution, batch: Batch) -> list[float]:
     policy = execution.policy
     scores: list[float] = []
 
-    def look(view: LayerView) -> Tensor | None:
+    def look(view: LayerView) -> Tensor | Survivors | None:
         likeness = F.cosine_similarity(view.before.float(), view.h.float(), dim=-1)  # (B, S)
-        is_token = token_mask(view.prefix.is_text, likeness.shape[1])
+        is_token = view.prefix.is_token(likeness.shape[1])
         share = (likeness * is_token).sum(1) / is_token.sum(1)
         scores.append(1.0 - float(share.mean()))
         return execution.select(view)

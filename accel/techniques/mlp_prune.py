@@ -34,7 +34,7 @@ from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.llama import normed
-from vivace.policies.language.prefix import LayerView, token_mask
+from vivace.policies.language.prefix import LayerView
 from vivace.policies.plain_data import Between
 
 
@@ -64,7 +64,7 @@ class MlpPrune(Technique):
     seam: ClassVar[Seam] = Seam.WEIGHTS
     label: ClassVar[str] = "MLP channels cut"
     colour: ClassVar[str] = "#0b8f7d"
-    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
+    needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE, Need.GATED)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = MlpPruneOptions
     hidden: ClassVar[tuple[str, ...]] = ("kept",)
@@ -83,6 +83,8 @@ class MlpPrune(Technique):
     def calibrate(cls, execution: Execution, data: CalibrationData, options: Mapping[str, Any]) -> Self:
         """Choose channels by activation; options are the fields of `MlpPruneOptions`."""
         chosen = cls.read_options(options)
+        for need in cls.needs:
+            need.require(execution.policy, cls.kind)
         layers = with_language(execution, cls.kind).language.model.layers
         inputs = _mlp_inputs(execution, data)
         kept: list[tuple[int, ...]] = []
@@ -105,7 +107,9 @@ class MlpPrune(Technique):
         return cls(kept=tuple(kept), options=asdict(chosen), tensors=tensors)
 
     def check(self, execution: Execution) -> None:
-        """Raise if the policy has no language stage, or another shape."""
+        """Raise if the policy has no gated MLPs in a language stage, or others."""
+        for need in self.needs:
+            need.require(execution.policy, self.kind)
         layers = with_language(execution, self.kind).language.model.layers
         widths = [layer.mlp.down_proj.in_features for layer in layers]
         fits = len(self.kept) == len(layers) and all(
@@ -209,7 +213,7 @@ def _mlp_inputs(execution: Execution, data: CalibrationData) -> list[Tensor]:
     run, masks = _Inputs(), []
 
     def look(view: LayerView) -> None:
-        masks.append(token_mask(view.prefix.is_text, view.h.shape[1]))
+        masks.append(view.prefix.is_token(view.h.shape[1]))
 
     policy.encode(data.batch, run, look)
     layers = policy.language.model.layers

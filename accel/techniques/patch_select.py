@@ -23,7 +23,7 @@ from vivace.accel.technique import Need, Seam, Technique, with_language
 from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
-from vivace.policies.language.prefix import LayerView, take_rows
+from vivace.policies.language.prefix import EARLY, LayerView, Survivors, take_rows
 from vivace.policies.plain_data import Between
 
 METHODS = ("efficientvla", "fastv", "random", "uniform")
@@ -50,11 +50,19 @@ class PatchSelectOptions:
     """Rows of the attention: all text tokens, or the cognition query alone."""
     per_camera: bool = False
     """Keep as many patches of each camera; otherwise cameras compete."""
+    early: str = "keep"
+    """What becomes of dropped patches in the layers before, which an action expert reads too. keep: their
+    keys and values stay; drop: those go too; again: all layers run anew without them, positions as they were
+    (GemFilter, arXiv 2409.17422)."""
     seed: int = 0
     """Of the random choice, which is the same for every observation."""
 
     def __post_init__(self) -> None:
         """Choices must be known and counts fit each other."""
+        if self.early not in EARLY:
+            raise BadSetting(
+                f"patch_select early={self.early!r} is unknown; choose one of {', '.join(EARLY)}"
+            )
         if self.method not in METHODS or self.source not in SOURCES:
             raise BadSetting(
                 f"patch_select method {self.method!r}, source {self.source!r}; methods: "
@@ -98,10 +106,17 @@ class PatchSelect(PatchSelectOptions, Technique):
                 f"patch_select keeps {self.k_final} patches, the policy has {' + '.join(map(str, counts))}; "
                 "choose k_final no larger, and with per_camera a multiple of the number of cameras"
             )
-        if not 0 <= self.layer < len(policy.language.layers):
+        if self.early != "keep" and not policy.language.drops_early:
             raise PlanMismatch(
-                f"patch_select works after layer {self.layer}, the language model runs "
-                f"{len(policy.language.layers)}; choose 0..{len(policy.language.layers) - 1}"
+                f"patch_select early={self.early!r} is about keys and values of earlier layers, which nobody "
+                f"reads of policy {policy.spec.type!r}; leave it at 'keep'"
+            )
+        first, n = policy.language.first_drop, len(policy.language.layers)
+        if not first <= self.layer < n:
+            joined = f", and adds to its patches up to layer {first}" if first else ""
+            raise PlanMismatch(
+                f"patch_select works after layer {self.layer}, the language model runs {n}{joined}; choose "
+                f"{first}..{n - 1}"
             )
 
     def apply(self, execution: Execution) -> Execution:
@@ -109,16 +124,18 @@ class PatchSelect(PatchSelectOptions, Technique):
         if self.method not in UNSEEING:
             return replace(execution, select=self.select)
         rows = self._unseeing(with_language(execution, self.kind).n_patches)
-        return replace(execution, select=_Same(self.layer, rows.to(execution.policy.placement.device)))
+        same = _Same(self.layer, rows.to(execution.policy.placement.device), self.early)
+        return replace(execution, select=same)
 
-    def select(self, view: LayerView) -> Tensor | None:
+    def select(self, view: LayerView) -> Tensor | Survivors | None:
         """Return the kept patches (B, k_final), ascending, after the chosen layer."""
         if view.index != self.layer:
             return None
         if self.method in UNSEEING:
-            return _Same(self.layer, self._unseeing(view.prefix.n_patches).to(view.h.device))(view)
+            rows = self._unseeing(view.prefix.n_patches).to(view.h.device)
+            return _Same(self.layer, rows, self.early)(view)
         relevance = self.relevance(view)
-        patches = view.h[:, view.prefix.patches]
+        patches = view.prefix.patches_of(view.h)
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
         kept, first = [], 0
         for n in counts:
@@ -126,20 +143,20 @@ class PatchSelect(PatchSelectOptions, Technique):
             choice = self._choose(relevance[:, part], patches[:, part], self.k_final // len(counts))
             kept.append(first + choice)
             first += n
-        return torch.cat(kept, dim=1)
+        return _left(torch.cat(kept, dim=1), self.early)
 
     @classmethod
     def variants(cls, staged: Any, options: PatchSelectOptions) -> Iterator[Variant]:
         """Yield the paper's share, 56 of 256, and simpler choices; half where tokens are written."""
-        n = sum(staged.n_patches)
+        n, layer = sum(staged.n_patches), max(1, staged.language.first_drop)
         if Need.TOKENS.is_met(staged):
             k = max(5, n // 2)
-            yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+            yield Variant("tokens", f"{k} of {n} patches", (_keep(k, layer),), cls.colour, is_short=True)
             return
         k = max(5, round(n * 56 / 256))
-        yield Variant("tokens", f"{k} of {n} patches", (_keep(k),), cls.colour, is_short=True)
+        yield Variant("tokens", f"{k} of {n} patches", (_keep(k, layer),), cls.colour, is_short=True)
         for method, label in (("fastv", "FastV"), ("random", "random")):
-            wanted = (_keep(k, method=method),)
+            wanted = (_keep(k, layer, method=method),)
             yield Variant(method, f"{label}, {k} patches", wanted, "#b3589a", is_short=method == "fastv")
 
     @classmethod
@@ -148,7 +165,7 @@ class PatchSelect(PatchSelectOptions, Technique):
         return {
             "k_final": range(cls.k_key, sum(staged.n_patches) + 1),
             "method": METHODS,
-            "layer": range(len(staged.language.layers)),
+            "layer": range(staged.language.first_drop, len(staged.language.layers)),
             "alpha": Between(0.0, 1.0),
         }
 
@@ -187,8 +204,13 @@ class PatchSelect(PatchSelectOptions, Technique):
         return torch.cat([first, diverse], dim=1).sort(dim=1).values
 
 
-def _keep(k_final: int, **options: Any) -> Request:
-    return PatchSelect.kind, {"k_final": k_final, **options}
+def _left(patches: Tensor, early: str) -> Tensor | Survivors:
+    """What a selector says of the patches that stay."""
+    return patches if early == "keep" else Survivors(patches, early)
+
+
+def _keep(k_final: int, layer: int, **options: Any) -> Request:
+    return PatchSelect.kind, {"k_final": k_final, "layer": layer, **options}
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +220,10 @@ class _Same:
     layer: int
     rows: Tensor
     """(K,) ascending"""
+    early: str = "keep"
 
-    def __call__(self, view: LayerView) -> Tensor | None:
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
         """Return them (B, K)."""
-        return self.rows.expand(view.h.shape[0], -1) if view.index == self.layer else None
+        if view.index != self.layer:
+            return None
+        return _left(self.rows.expand(view.h.shape[0], -1), self.early)

@@ -149,15 +149,12 @@ class Narrow(nn.Module):
         self._dtype = dtype
         self._plain = (layer,)  # a tuple, since its weights are not this module's
 
-    @property
-    def weight(self) -> Tensor:
-        """The plain layer's: inputs are wanted in its dtype, and tables are made of it."""
-        return self._plain[0].weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The plain layer's."""
-        return self._plain[0].bias  # type: ignore[return-value]
+    def __getattr__(self, name: str) -> Any:
+        """What is read of the layer, not called, is the plain one's: its sizes, weights for tables."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_plain"][0], name)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, in the dtype of x."""

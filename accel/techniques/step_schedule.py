@@ -22,6 +22,7 @@ from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoi
 from vivace.accel.variant import Choices, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution, sample
+from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.sampling.samplers import OWN, SPACINGS
@@ -36,9 +37,12 @@ _DIFFUSION = ("ddim", "dpmsolver++")
 _CALLS = {"rk4": 4}
 """Sampler -> calls of the denoiser a step, where it is not one."""
 _ROWS = (2, 4, 8, 16, 32)
-_SHORT = {"ddim": (2, 4, 5, 16), "dpmsolver++": (4, 16), "euler": (2, 4), "rk4": (2,)}
+_SHORT = {"ddim": (2, 4, 5, 16), "dpmsolver++": (4, 16), "euler": (2, 4), "rk4": (2,), "renoise": (2, 4)}
 """Steps of the rows of tables, and of those in short ones."""
-_COLOURS = {"ddim": "#d9822b", "euler": "#d9822b", "dpmsolver++": "#c0392b", "rk4": "#c0392b"}
+_COLOURS = {
+    **dict.fromkeys(("ddim", "euler", "renoise"), "#d9822b"),
+    **dict.fromkeys(("dpmsolver++", "rk4"), "#c0392b"),
+}
 _PREFERRED = ("trailing", "linspace", "leading")
 _MARGIN = 1.5
 """Chunks are as near as the nearest if their distance is not larger by more than this factor."""
@@ -49,7 +53,8 @@ class StepScheduleOptions:
     """Which sampler, how many steps, and where."""
 
     sampler: str = AUTO
-    """ddpm, ddim, dpmsolver++; euler, rk4 for flow matching; auto: ddim or euler."""
+    """ddpm, ddim, dpmsolver++; euler, rk4 for flow matching; renoise, euler where clean actions of a flow are
+    predicted; auto: the first but for ddpm."""
     n_steps: int = 16
     """Steps of the sampler."""
     spacing: str = AUTO
@@ -80,7 +85,7 @@ class StepSchedule(Technique):
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"five steps": {"n_steps": 5}}
 
     sampler: str = "ddim"
-    """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching."""
+    """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching; "renoise" for its clean actions."""
     n_steps: int = 16
     spacing: str = OWN
     """leading, trailing, linspace; own: the policy's own way, as of plans from before there was a choice."""
@@ -148,7 +153,8 @@ class StepSchedule(Technique):
 
 def samplers_of(staged: Any) -> tuple[str, ...]:
     """Return the samplers with which a policy can take fewer steps, the simplest first."""
-    return FLOWS if staged.sampler.name in FLOWS else _DIFFUSION
+    families = (FLOWS, CLEAN_FLOWS)  # both have an euler, with which no policy of clean actions begins
+    return next((names for names in families if staged.sampler.name in names), _DIFFUSION)
 
 
 def fewer(staged: Any, sampler: str, steps: Sequence[int]) -> list[int]:

@@ -58,6 +58,9 @@ class PromptSettings:
     """Text with {instruction} in it."""
     bos: Annotated[int, Between(0, 2**31)] = 0
     suffix: Tokens = ()
+    verbatim: bool = field(default=False, metadata=SELDOM)
+    """The instruction is written as it is given, and the tokenizer itself adds what comes before and behind;
+    else it is put in lower case, behind `bos` and before `suffix`."""
 
 
 @dataclass(frozen=True, kw_only=True)

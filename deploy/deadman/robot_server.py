@@ -39,7 +39,7 @@ from vivace.deploy.loop.robot import Closes, Ends, HasSecondWay, Judges, able, t
 from vivace.deploy.system.realtime import RealtimeSettings, realtime
 from vivace.deploy.telemetry.output_relay import OutputRelay
 from vivace.policies.backports import StrEnum
-from vivace.policies.errors import RobotFailed
+from vivace.policies.errors import RobotFailed, in_one_line
 from vivace.policies.spec import ActionKind
 
 SIGNALS = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2")
@@ -135,7 +135,7 @@ def receive(pipe: Connection) -> Any:
 
 def described(error: BaseException) -> tuple[str, str]:
     """(class, text) of an exception, which the other process need not be able to import."""
-    return type(error).__name__, " ".join(str(error).split())[:2000]
+    return type(error).__name__, in_one_line(error, 2000)
 
 
 class BrokenOff(BaseException):

@@ -22,8 +22,8 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
 from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.processors import Processing, array, read_processors
-from vivace.deploy.export.prompts import prompts, with_tokenizer
+from vivace.deploy.export.processors import Processing, array, fixed, read_processors
+from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
 from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
@@ -92,7 +92,8 @@ def export(
     check_precision(precision)
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
-    named = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else dict(plans)
+    given = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else plans
+    named = {name: _carried(plan) for name, plan in given.items()}
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
@@ -106,6 +107,7 @@ def export(
                 known = _action_range(loaded, next(iter(runs.values())), data)
             spec = replace(spec, action_range=known)
             bundle = _begun(loaded, processing, spec, unfinished, instructions)
+        data = padded(data, bundle.prompt)
         with torch.no_grad():
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
@@ -132,6 +134,7 @@ def check_exportable(
     """
     _check_dtype(loaded)
     check_names(plans)
+    plans = {name: _carried(plan) for name, plan in plans.items()}
     for plan in plans.values():
         _check_techniques(plan)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
@@ -139,7 +142,7 @@ def check_exportable(
         match run:
             case Decoding():
                 check_tokens(run)
-            case Denoising(is_opaque=True):
+            case Denoising(is_one_pass=True):
                 check_whole(run, batch)
             case Denoising():
                 check_steps(run)
@@ -166,7 +169,7 @@ def _begun(
         actions=processing.actions,
         ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
         prompts=texts,
-        prompt=with_tokenizer(loaded, settings, folder),
+        prompt=with_tokenizer(loaded, settings, instructions, folder),
         renamed=processing.renamed,
         relative=processing.relative,
     )
@@ -268,13 +271,15 @@ def _with_plans(
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
-    one, stepwise = tensors(data.one), {n: run for n, run in _denoising(runs).items() if not run.is_opaque}
-    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]))
+    told = fixed(loaded)
+    one = {key: value for key, value in tensors(data.one).items() if key not in told}
+    stepwise = {n: run for n, run in _denoising(runs).items() if not run.is_one_pass}
+    made = export_denoising(writer, stepwise, one, EpisodeNoise(data.noise_keys[:1]), told)
     for name, run in runs.items():
         match run:
             case Decoding():
                 made[name] = export_tokens(writer, run, one)
-            case Denoising(is_opaque=True):
+            case Denoising(is_one_pass=True):
                 made[name] = export_whole(writer, run, one)
     goldens = {name: golden for name, golden in bundle.goldens.items() if name not in made}
     bundle = replace(bundle, graphs=tuple(writer.graphs), plans={**bundle.plans, **made}, goldens=goldens)
@@ -321,6 +326,11 @@ def _with_golden(
 
 def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
+
+
+def _carried(plan: AccelerationPlan) -> AccelerationPlan:
+    """What a bundle can have of a plan: not how torch is to compute the same."""
+    return replace(plan, techniques=tuple(one for one in plan.techniques if not one.is_for_torch))
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

@@ -21,6 +21,7 @@ from vivace.deploy.export.branches import Branch, add_branches
 from vivace.deploy.export.precision import reduced
 from vivace.deploy.inference.ort_graph import type_of
 from vivace.policies.backports import Self
+from vivace.policies.shapes import fixed_shapes
 
 OPSET = 20
 _ALIGNMENT = 4096
@@ -98,7 +99,7 @@ class GraphWriter:
         name = f"{origin.part}-{len(self.graphs):03d}"
         self.on_graph(name)
         given = tuple(inputs.values())
-        with torch.no_grad():
+        with torch.no_grad(), fixed_shapes():
             program: Any = torch.onnx.export(
                 module.eval(),
                 given,

@@ -7,17 +7,20 @@ runs a graph without any.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from vivace.accel.freeze import KEPT, Mode, freeze_of
 from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Seam
 from vivace.accel.techniques.guidance import Linear
+from vivace.accel.techniques.hoist import Hoist
 from vivace.deploy.bundle.form import Graph
 from vivace.deploy.bundle.program import (
     CONTEXT,
@@ -32,14 +35,15 @@ from vivace.deploy.bundle.program import (
 )
 from vivace.deploy.export.branches import Branch
 from vivace.deploy.export.graph_writer import GraphWriter
-from vivace.deploy.export.traced import Encode, Finish, Traced, made_of
-from vivace.policies.block import EMPTY, Block, Cache
+from vivace.deploy.export.traced import Asked, Encode, Finish, Keep, Traced, made_of
+from vivace.policies.block import EMPTY, Cache
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import Denoising, always_compute, call_denoiser
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.step_table import StepTable
-from vivace.policies.staged import Batch, guided_steps
+from vivace.policies.shapes import fixed_shapes
+from vivace.policies.staged import Batch, JointPolicy, guided_steps
 
 _MOST_ROWS = 128
 """Policies of no more training timesteps have all of them in their tables, so that any steps find theirs."""
@@ -47,8 +51,13 @@ WITH, WITHOUT, NOW = "guidance.with", "guidance.without", "guidance.now"
 """What is kept of predictions, where those without a condition are estimated from earlier ones."""
 
 
+@fixed_shapes()
 def export_denoising(
-    writer: GraphWriter, executions: Mapping[str, Denoising], batch: Batch, noise: Noise
+    writer: GraphWriter,
+    executions: Mapping[str, Denoising],
+    batch: Batch,
+    noise: Noise,
+    fixed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Program]:
     """Export a denoising policy under several plans; graphs that are there already are taken as they are.
 
@@ -57,6 +66,7 @@ def export_denoising(
         executions: plan -> the policy and how it is run.
         batch: one normalised observation.
         noise: of one chunk.
+        fixed: what the policy is told besides, always.
 
     Raises:
         UnsupportedPolicy: it decides at run time what to compute.
@@ -64,18 +74,24 @@ def export_denoising(
     for execution in executions.values():
         check_steps(execution)
     timesteps = _timesteps(executions.values())
-    subjects = {name: _Subject.of(run, timesteps, batch, writer) for name, run in executions.items()}
+    whole = {**batch, **fixed}
+    subjects = {name: _Subject.of(run, timesteps, whole, writer) for name, run in executions.items()}
     wanted = [(subject, kind) for subject in subjects.values() for kind in subject.kinds]
     programs = {}
     for name, subject in subjects.items():
         encode = writer.find(subject.encode)
         if encode is None:
             names = list(subject.context)
-            encode = writer.add(subject.encode, Encode(subject.execution, list(batch)), batch, names)
+            encode = writer.add(subject.encode, Encode(subject.execution, list(batch), fixed), batch, names)
         graphs = {kind: _step_graph(writer, subject, kind, wanted, noise) for kind in set(subject.kinds)}
         steps = tuple(
-            ScheduledStep(graphs[kind], step.table, subject.row(writer.graphs[graphs[kind]], step), weights)
-            for step, kind, weights in zip(subject.steps, subject.kinds, subject.weights, strict=True)
+            ScheduledStep(
+                graphs[kind],
+                step.table,
+                subject.row(writer.graphs[graphs[kind]], step),
+                subject.told(step.index),
+            )
+            for step, kind in zip(subject.steps, subject.kinds, strict=True)
         )
         programs[name] = Program(encode, steps, _finish(writer, subject, noise))
     return programs
@@ -93,6 +109,8 @@ class _Kind:
     """Every block is computed at every step of the plan."""
     is_weighed: bool
     """The plan forecasts."""
+    mode: Mode = "whole"
+    """Of a plan that freezes the context: whether it runs, and is kept."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +136,17 @@ class _Subject:
         cls, execution: Denoising, timesteps: Mapping[float, Tensor], batch: Batch, writer: GraphWriter
     ) -> "_Subject":
         policy, steps = execution.policy, execution.sampler.steps
-        hoists = any(technique.seam == Seam.EXACT for technique in execution.plan.techniques)
+        hoists = any(technique.kind == Hoist.kind for technique in execution.plan.techniques)
         if hoists:
             tables = [Step(i, t, _stay) for i, t in enumerate(timesteps.values())]
             execution = replace(execution, policy=policy.hoist(Sampler("tables", tuple(tables))))
-        leaves, tree = pytree.tree_flatten(
-            execution.policy.encode(batch, execution.language, execution.select)
-        )
+        with fixed_shapes():
+            leaves, tree = pytree.tree_flatten(
+                execution.policy.encode(batch, execution.language, execution.select)
+            )
         context = {f"{CONTEXT}.{i}": leaf for i, leaf in enumerate(leaves)}
         shapes = [list(leaf.shape) for leaf in leaves]
-        stages = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
+        stages = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT)
         return cls(
             execution,
             steps,
@@ -146,15 +165,34 @@ class _Subject:
         blocks = [block for weights in self.weights for block in self.reused(weights)]
         is_weighed = any(w != (1.0,) for weights in self.weights for w in self.reused(weights).values())
         windows = [len(weights.get(WITH, ())) for weights in self.weights if NOW in weights]
+        freeze = freeze_of(self.execution)
         return tuple(
             _Kind(
                 is_guided=index >= len(guided) or guided[index],
                 window=max(windows) if NOW in weights else -1,
                 is_plain=not blocks,
                 is_weighed=is_weighed,
+                mode="whole" if freeze is None else freeze.mode(index),
             )
             for index, weights in enumerate(self.weights)
         )
+
+    @cached_property
+    def frozen(self) -> dict[str, Tensor]:
+        """Name -> example of what is kept of the context, layer by layer; none if nothing is frozen."""
+        if freeze_of(self.execution) is None:
+            return {}
+        policy, example = cast(JointPolicy, self.execution.policy), next(iter(self.context.values()))
+        x = example.new_zeros(1, *policy.spec.latent_shape, dtype=torch.float32)
+        step = Asked(0, self.steps[0].t, _stay, where=torch.zeros((), dtype=torch.long, device=x.device))
+        context = pytree.tree_unflatten(list(self.context.values()), self.context_tree)
+        _, kept = policy.denoise_keeping(x, policy.condition(step, context))
+        return {f"{KEPT}.{i}": it.contiguous() for i, it in enumerate(kept)}
+
+    def told(self, index: int) -> dict[str, tuple[float, ...]]:
+        """Weights of a step, those of what was kept of the context among them."""
+        kept = self.frozen if self.kinds[index].mode == "alone" else ()
+        return self.weights[index] | dict.fromkeys(kept, (1.0,))
 
     @staticmethod
     def reused(weights: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
@@ -186,7 +224,9 @@ def check_steps(execution: Denoising) -> None:
     if any(step.table is None for step in execution.sampler.steps):
         raise UnsupportedPolicy(f"sampler {execution.sampler.name!r} cannot be written as a table")
     knows_blocks = execution.action is always_compute or schedule_of(execution) is not None
-    knows_calls = execution.call is call_denoiser or _linear(execution) is not None
+    knows_calls = (
+        execution.call is call_denoiser or _linear(execution) is not None or freeze_of(execution) is not None
+    )
     if not (knows_blocks and knows_calls):
         raise UnsupportedPolicy("the plan decides at run time what to compute, which a graph cannot")
 
@@ -244,7 +284,8 @@ def _step_graph(
     at = next(i for i, other in enumerate(subject.kinds) if other == kind)
     needed = {_timestep(s) for s, k in zip(subject.steps, subject.kinds, strict=True) if k == kind}
     is_linear = _linear(subject.execution) is not None
-    digest = made_of(subject.execution, (), subject.digest, kind.is_guided, kind.window, is_linear)
+    frozen = [kind.mode] if kind.mode != "whole" else []
+    digest = made_of(subject.execution, (), subject.digest, kind.is_guided, kind.window, is_linear, *frozen)
     origin = Origin("step", digest, tuple(sorted(needed)) if subject.timesteps else ())
     own, kept = subject.branches(kind), subject.kept
     found = writer.find(origin, lambda graph: _serves(graph, kept, own))
@@ -254,7 +295,7 @@ def _step_graph(
     branches = _merged([other.branches(kind) for other in alike.values()])
     keeps = set().union(*(other.kept for other in alike.values()))
     blocks = [block.id for block in subject.execution.policy.blocks if block.id in keeps]
-    module = _Step(subject, subject.steps[at], blocks, kind.window)
+    module = _Step(subject, subject.steps[at], blocks, kind)
     policy, example = subject.execution.policy, next(iter(subject.context.values()))
     x = noise((1, *policy.spec.latent_shape), example.float())
     row = subject.timesteps.index(_timestep(subject.steps[at])) if subject.timesteps else 0
@@ -303,54 +344,30 @@ def _finish(writer: GraphWriter, subject: _Subject, noise: Noise) -> int | None:
     return writer.add(origin, module, {"x": x, **subject.context}, ["actions"])
 
 
-@dataclass(frozen=True)
-class _Asked(Step):
-    """A step whose row in tables is an input of the graph."""
-
-    where: Tensor = field(kw_only=True)
-
-    def of(self, table: Tensor, sampler: Sampler) -> Tensor:
-        """Look it up by the input."""
-        return table.index_select(0, self.where.view(1)).squeeze(0)
-
-    def is_of(self, sampler: Sampler) -> bool:
-        """Whoever calls the graph gives the row of its own timestep."""
-        return True
-
-
-class _Keep:
-    """Compute every block, and keep what some of them give."""
-
-    cache = EMPTY
-
-    def __init__(self, blocks: Sequence[str]) -> None:
-        self._blocks = blocks
-        self.kept: dict[str, Tensor] = {}
-
-    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
-        """Compute."""
-        out = block.fn(h, *cond)
-        if block.id in self._blocks:
-            self.kept[block.id] = out
-        return out
-
-
 class _Step(Traced):
     """x, t, row, context -> the denoiser's answer, and what blocks gave.
 
     Where predictions without a condition are estimated, weights and earlier predictions come in behind the
-    context, and the present pair of predictions goes out.
+    context, and the present pair of predictions goes out. Where the context is frozen, what was kept of it
+    comes in there.
     """
 
-    def __init__(self, subject: _Subject, step: Step, blocks: Sequence[str], window: int):
+    def __init__(self, subject: _Subject, step: Step, blocks: Sequence[str], kind: _Kind):
         super().__init__(subject.execution)
         self._step, self._tree, self._n_context = step, subject.context_tree, len(subject.context)
-        self._blocks, self._window = list(blocks), window
+        self._blocks, self._window, self._mode = list(blocks), kind.window, kind.mode
         self._run, self._is_linear = subject.execution, _linear(subject.execution) is not None
-        self.keeps = [*blocks, *([WITH, WITHOUT] if self._is_linear else [])]
+        self._frozen = subject.frozen
+        self.keeps = [
+            *blocks,
+            *([WITH, WITHOUT] if self._is_linear else []),
+            *(self._frozen if kind.mode == "keeping" else []),
+        ]
 
     def history(self, like: Tensor) -> dict[str, Tensor]:
-        """Examples of weights and of earlier predictions."""
+        """Examples of weights and of earlier predictions, or of what was kept of the context."""
+        if self._mode == "alone":
+            return {cached(name, 1)[0]: it for name, it in self._frozen.items()}
         if self._window < 0:
             return {}
         n = self._window
@@ -362,15 +379,17 @@ class _Step(Traced):
     def forward(self, x: Tensor, t: Tensor, at: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Call the denoiser."""
         context = pytree.tree_unflatten(list(leaves[: self._n_context]), self._tree)
-        step = _Asked(self._step.index, t.to(self._step.t.dtype), self._step.advance, where=at)
-        run = _Keep(self._blocks)
+        step = Asked(self._step.index, t.to(self._step.t.dtype), self._step.advance, where=at)
+        run = Keep(self._blocks)
         execution = replace(self._run, action=lambda index, cache: run)
         if self._is_linear:
             execution, cache = self._estimating(execution, leaves[self._n_context :])
             out, after = execution.call(execution, step, x, context, cache)
             return out, *(run.kept[block] for block in self._blocks), *Linear.newest(after)
-        out, _ = execution.call(execution, step, x, context, EMPTY)
-        return out, *(run.kept[block] for block in self._blocks)
+        kept = {KEPT: leaves[self._n_context :]} if self._mode == "alone" else EMPTY
+        out, after = execution.call(execution, step, x, context, kept)
+        frozen = after[KEPT] if self._mode == "keeping" else ()
+        return out, *(run.kept[block] for block in self._blocks), *frozen
 
     def _estimating(self, execution: Denoising, given: tuple[Tensor, ...]) -> tuple[Denoising, Cache]:
         n = self._window

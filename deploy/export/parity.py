@@ -12,6 +12,7 @@ from torch import Tensor
 from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.export.lerobot_path import plausible, sampled, selected
+from vivace.deploy.export.processors import fixed
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.batch import tensors
 from vivace.policies.dtype import cast
@@ -101,6 +102,7 @@ def prove_processors(policy: OrtPolicy, loaded: LoadedPolicy, data: CalibrationD
     window = {key: np.stack([value] * policy.spec.n_obs_steps)[None] for key, value in seen.items()}
     move = loaded.placement.move
     batch = {key: move(torch.from_numpy(value)) for key, value in policy.prepare(window).items()}
+    batch |= fixed(loaded)
     found = policy.restored(sampled(loaded, batch).cpu().numpy(), window)[0]
     wanted = selected(loaded, seen, policy.task)
     unit = bundle.actions.span / bundle.actions.gain

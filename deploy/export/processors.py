@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from lerobot.configs.types import FeatureType, NormalizationMode
+from lerobot.policies.xvla.processor_xvla import (
+    XVLAAddDomainIdProcessorStep,
+    XVLAImageNetNormalizeProcessorStep,
+    XVLAImageToFloatProcessorStep,
+)
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
     AddBatchDimensionProcessorStep,
@@ -22,6 +28,7 @@ from lerobot.processor import (
     TokenizerProcessorStep,
     UnnormalizerProcessorStep,
 )
+from lerobot.utils.constants import IMAGENET_STATS
 from torch import Tensor
 
 from vivace.deploy.bundle.normalization import Normalization, Relative
@@ -29,7 +36,7 @@ from vivace.policies.arrays import is_image
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.spec import STATE
+from vivace.policies.spec import IMAGES, STATE
 
 _MODES: dict[str, tuple[str, str, float, float]] = {
     "MEAN_STD": ("mean", "std", 1.0, 0.0),
@@ -47,6 +54,9 @@ _BEFORE: tuple[type, ...] = (
     NewLineTaskProcessorStep,
     NormalizerProcessorStep,
     RelativeActionsProcessorStep,
+    XVLAAddDomainIdProcessorStep,
+    XVLAImageNetNormalizeProcessorStep,
+    XVLAImageToFloatProcessorStep,
     *READS_TEXT,
 )
 """Steps before the policy that can be carried over."""
@@ -91,11 +101,19 @@ def read_processors(loaded: LoadedPolicy) -> Processing:
         kind = _kind(loaded, key, own)
         wanted = (shape[0], 1, 1) if is_image(key) else tuple(shape)
         found = [_of_observation(step, name, kind, wanted) for step, name in zip(before, called, strict=True)]
+        _check_pictures(before, found, key)
         observations[key] = _only(found, key, wanted)
     actions = [_of_actions(step, (spec.action_dim,), is_back=True) for step in behind]
     _check_both_ways(before, behind, spec.action_dim)
     brought_back = _only(actions, "action", (spec.action_dim,))
     return Processing(renamed or None, observations, brought_back, _relative(loaded, before, behind))
+
+
+def fixed(loaded: LoadedPolicy) -> dict[str, Tensor]:
+    """What a checkpoint's processors tell the policy whatever is observed: key -> (1,)."""
+    pipeline: Any = loaded.preprocess
+    ids = [int(step.domain_id) for step in pipeline.steps if type(step) is XVLAAddDomainIdProcessorStep]
+    return {"domain_id": loaded.placement.move(torch.tensor(ids[-1:]))} if ids else {}
 
 
 def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
@@ -124,6 +142,16 @@ def _steps(pipeline: Any, known: tuple[type, ...]) -> tuple[Any, ...]:
     return tuple(pipeline.steps)
 
 
+def _check_pictures(steps: Sequence[Any], found: Sequence[Normalization | None], key: str) -> None:
+    """Raise `UnsupportedPolicy` if pictures are normalised before xvla looks how large they are."""
+    places = [i for i, step in enumerate(steps) if type(step) is XVLAImageToFloatProcessorStep]
+    if is_image(key) and any(one is not None for i in places for one in found[:i]):
+        _refuse(
+            f"{key!r} is normalised before XVLAImageToFloatProcessorStep, which divides by 255 what is above "
+            "1; put that step first"
+        )
+
+
 def _called(steps: Sequence[Any], key: str) -> list[str]:
     """What every step calls an observation of the robot's, and behind the last one the policy does."""
     found = [key]
@@ -149,7 +177,11 @@ def _kind(loaded: LoadedPolicy, key: str, own: str) -> FeatureType:
 
 
 def _of_observation(step: Any, key: str, kind: FeatureType, shape: tuple[int, ...]) -> Normalization | None:
-    """What a step does to an observation; None: it passes it on as it is."""
+    """What a step does to an observation; None: it passes it on as it is, as xvla's pictures in [0, 1]."""
+    if isinstance(step, XVLAImageNetNormalizeProcessorStep):
+        reads = key.startswith(IMAGES) if step.image_keys is None else key in step.image_keys
+        mean, std = (np.array(IMAGENET_STATS[n], np.float32).reshape(-1, 1, 1) for n in ("mean", "std"))
+        return Normalization(mean, std, 1.0, 0.0) if reads else None
     if not isinstance(step, NormalizerProcessorStep):
         return None
     if step.normalize_observation_keys is not None and key not in step.normalize_observation_keys:

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from lerobot.processor import NewLineTaskProcessorStep, TokenizerProcessorStep
+from tokenizers import Tokenizer
+from torch import Tensor
 
-from vivace.deploy.bundle.form import MASK, TOKENS, PromptSettings
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.bundle.form import INSTRUCTION, MASK, TOKENS, PromptSettings
 from vivace.deploy.export.processors import READS_TEXT
+from vivace.deploy.inference.tokenize import written
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
@@ -26,9 +33,12 @@ def prompts(
 
     An instruction is called by its text; in lower case if the policy's own prompt puts it so.
 
+    A bundle pads every instruction to the longest that the policy reads, where the checkpoint pads to the
+    longest of a batch; that the policy does not notice, `parity.prove_processors` proves.
+
     Raises:
         BadSetting: it reads one, and none is given.
-        UnsupportedPolicy: it pads on the left, or to the longest of a batch.
+        UnsupportedPolicy: it pads on the left.
     """
     step = _step(loaded)
     if step is None:
@@ -36,33 +46,85 @@ def prompts(
     if not instructions:
         raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
     found = {text: _tokens(loaded, text) for text in (*instructions, _ANY)}
-    length = len(found[_ANY][0])
+    length = _longest(step) or len(found[_ANY][0])
     pads = [int(ids[~mask][0]) for ids, mask in found.values() if not mask.all()]
-    settings = PromptSettings(length=length, pad=pads[0] if pads else 0)
+    settings = PromptSettings(length=length, pad=pads[0] if pads else _pad(step))
     for text, (ids, mask) in found.items():
         n = int(mask.sum())
-        is_padded = len(ids) == length and mask[:n].all() and (ids[n:] == settings.pad).all()
-        if not is_padded or not n:
+        is_whole = len(ids) == length or (_longest(step) and len(ids) <= length)
+        if not (is_whole and n and mask[:n].all() and (ids[n:] == settings.pad).all()):
             raise UnsupportedPolicy(
-                f"the tokenizer of this policy makes {len(ids)} ids of {text!r} and {length} of {_ANY!r}, or "
-                "does not pad behind the text; a bundle needs padding='max_length' and padding_side='right'"
+                f"the tokenizer of this policy makes {len(ids)} ids of {text!r} and {len(found[_ANY][0])} of "
+                f"{_ANY!r}, or does not pad behind the text; a bundle needs padding_side='right' and "
+                "padding='max_length' or 'longest'"
             )
     is_ours = type(step) is PromptStep
     named = {text.strip().lower() if is_ours else text: found[text] for text in instructions}
     return {text: tuple(ids[mask].tolist()) for text, (ids, mask) in named.items()}, settings
 
 
+def padded(data: CalibrationData, settings: PromptSettings | None) -> CalibrationData:
+    """Return observations whose prompts are as long as a bundle's, padded behind."""
+    if settings is None or TOKENS not in data.batch:
+        return data
+
+    def longer(value: Any, pad: Any) -> Tensor:
+        rows = value if isinstance(value, list) else [value]
+        return torch.cat([F.pad(row, (0, settings.length - row.shape[1]), value=pad) for row in rows])
+
+    tokens, mask = longer(data.batch[TOKENS], settings.pad), longer(data.batch[MASK], 0)
+    return replace(data, batch={**data.batch, TOKENS: tokens, MASK: mask})
+
+
 def with_tokenizer(
-    loaded: LoadedPolicy, settings: PromptSettings | None, folder: Path
+    loaded: LoadedPolicy, settings: PromptSettings | None, texts: Sequence[str], folder: Path
 ) -> PromptSettings | None:
-    """Write the tokenizer that travels inside a checkpoint, for instructions that come later."""
+    """Write the checkpoint's tokenizer, for instructions that come later.
+
+    Args:
+        loaded: the checkpoint.
+        settings: how its prompts are padded; None: it reads none.
+        texts: instructions; a tokenizer that is not lerobot's of these alone is not written.
+        folder: of the bundle.
+    """
     step = _step(loaded)
-    if settings is None or type(step) is not PromptStep:
+    if settings is None:
+        return None
+    if type(step) is PromptStep:
+        (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
+        return replace(
+            settings, tokenizer=TOKENIZER, template=step.template, bos=step.bos, suffix=tuple(step.suffix)
+        )
+    backend = getattr(step.input_tokenizer, "backend_tokenizer", None)
+    if backend is None:  # it is not made of data
         return settings
-    (folder / TOKENIZER).write_text(step.tokenizer.to_str(), encoding="utf-8")
-    return replace(
-        settings, tokenizer=TOKENIZER, template=step.template, bos=step.bos, suffix=tuple(step.suffix)
-    )
+    tokenizer, template = Tokenizer.from_str(backend.to_str()), _template(loaded)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    for text in (*texts, _ANY):
+        ids, mask = _tokens(loaded, text)
+        if tokenizer.encode(written(template, text)).ids != ids[mask].tolist():
+            return settings
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    return replace(settings, tokenizer=TOKENIZER, template=template, verbatim=True)
+
+
+def _template(loaded: LoadedPolicy) -> str:
+    """How lerobot's steps before the tokenizer write an instruction."""
+    pipeline: Any = loaded.preprocess
+    ends_line = any(isinstance(step, NewLineTaskProcessorStep) for step in pipeline.steps)
+    return f"{INSTRUCTION}\n" if ends_line else INSTRUCTION
+
+
+def _longest(step: Any) -> int:
+    """Tokens of the longest instruction, of a step that pads to the longest of a batch; else 0."""
+    is_longest = isinstance(step, TokenizerProcessorStep) and step.padding in ("longest", True)
+    return step.max_length if is_longest else 0
+
+
+def _pad(step: Any) -> int:
+    """Id that nothing was padded with so far."""
+    return int(step.input_tokenizer.pad_token_id or 0) if isinstance(step, TokenizerProcessorStep) else 0
 
 
 def _step(loaded: LoadedPolicy) -> Any:

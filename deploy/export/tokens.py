@@ -17,11 +17,13 @@ from vivace.policies.execution import Decoding
 from vivace.policies.language.decoding import chain
 from vivace.policies.language.past import Past
 from vivace.policies.plain_data import build
+from vivace.policies.shapes import fixed_shapes
 from vivace.policies.staged import Batch, has_language, writes_bins
 
-_SEAMS = (Seam.WEIGHTS, Seam.LAYERS, Seam.PATCHES)
+_SEAMS = (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES)
 
 
+@fixed_shapes()
 def export_tokens(writer: GraphWriter, execution: Decoding, batch: Batch) -> Program:
     """Export a token policy under a plan; graphs that were made of the same are taken as they are.
 

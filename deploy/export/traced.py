@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vivace.accel.technique import Seam
+from vivace.policies.block import EMPTY, Block
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import plain
+from vivace.policies.sampling.sampler import Sampler, Step
 
 
 class Traced(nn.Module):
@@ -25,14 +28,15 @@ class Traced(nn.Module):
 class Observing(Traced):
     """A module that is given normalised observations."""
 
-    def __init__(self, execution: Execution, keys: list[str]):
+    def __init__(self, execution: Execution, keys: list[str], fixed: Mapping[str, Tensor] | None = None):
         super().__init__(execution)
-        self.keys = keys
+        self.keys, self.fixed = keys, dict(fixed or {})
 
     def encoded(self, values: tuple[Tensor, ...]) -> Any:
         """What the policy makes of them."""
         run = self.execution
-        return run.policy.encode(dict(zip(self.keys, values, strict=True)), run.language, run.select)
+        batch = {**dict(zip(self.keys, values, strict=True)), **self.fixed}
+        return run.policy.encode(batch, run.language, run.select)
 
 
 class Encode(Observing):
@@ -54,6 +58,38 @@ class Finish(Traced):
         """Finish."""
         context = pytree.tree_unflatten(list(leaves), self.context_tree)
         return (self.policy.finish(x, context),)
+
+
+@dataclass(frozen=True)
+class Asked(Step):
+    """A step whose row in tables is an input of the graph."""
+
+    where: Tensor = field(kw_only=True)
+
+    def of(self, table: Tensor, sampler: Sampler) -> Tensor:
+        """Look it up by the input."""
+        return table.index_select(0, self.where.view(1)).squeeze(0)
+
+    def is_of(self, sampler: Sampler) -> bool:
+        """Whoever calls the graph gives the row of its own timestep."""
+        return True
+
+
+class Keep:
+    """Compute every block, and keep what some of them give."""
+
+    cache = EMPTY
+
+    def __init__(self, blocks: Sequence[str]) -> None:
+        self._blocks = blocks
+        self.kept: dict[str, Tensor] = {}
+
+    def __call__(self, block: Block, h: Tensor, *cond: Tensor) -> Tensor:
+        """Compute."""
+        out = block.fn(h, *cond)
+        if block.id in self._blocks:
+            self.kept[block.id] = out
+        return out
 
 
 def made_of(execution: Execution, seams: Sequence[Seam], *others: Any) -> str:

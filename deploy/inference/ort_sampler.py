@@ -67,13 +67,9 @@ class Denoiser:
 
 
 def _widened(follow: Continuation, width: int) -> Continuation:
-    """What chunks continue, as wide as what is denoised: where an action has no number, nothing is known."""
+    """What chunks continue, as wide as what is denoised: numbers that a robot lacks are 0, as in training."""
     missing = width - follow.actions.shape[-1]
-    if not missing:
-        return follow
-    weights = np.broadcast_to(follow.weights, follow.actions.shape)
-    beside = ((0, 0), (0, 0), (0, missing))
-    return replace(follow, actions=np.pad(follow.actions, beside), weights=np.pad(weights, beside))
+    return replace(follow, actions=np.pad(follow.actions, ((0, 0), (0, 0), (0, missing))))
 
 
 class Writer:

@@ -36,7 +36,8 @@ class InstructionTokenizer:
         return self._tokens
 
     def _padded(self, task: str, settings: PromptSettings) -> dict[str, np.ndarray]:
-        known = task.strip().lower() if settings.tokenizer else task  # ours does not tell cases apart
+        is_lowered = settings.tokenizer and not settings.verbatim  # ours does not tell cases apart
+        known = task.strip().lower() if is_lowered else task
         ids = self._bundle.prompts.get(known) or self._encode(task, settings)
         length = settings.length
         if len(ids) > length:
@@ -65,6 +66,15 @@ class InstructionTokenizer:
                 f"this bundle holds the instructions {known} only; export it with {shown(task)} too"
             )
         tokenizer = Tokenizer.from_file(str(self._bundle.path(settings.tokenizer)))
+        if settings.verbatim:
+            return tuple(tokenizer.encode(written(settings.template, task)).ids)
         text = settings.template.replace(INSTRUCTION, task.strip().lower())
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return (settings.bos, *ids, *settings.suffix)
+
+
+def written(template: str, instruction: str) -> str:
+    """Write an instruction into a template as it is; a line that it ends itself is not ended twice."""
+    if template.endswith("\n"):
+        instruction = instruction.removesuffix("\n")
+    return template.replace(INSTRUCTION, instruction)

@@ -65,6 +65,8 @@ class LatencyBudget:
         """Control period [s]."""
         self.misses = 0
         """Deadlines missed so far."""
+        self.was_late = False
+        """Whether the chunk that arrived last missed its deadline."""
         self._recent: deque[float] = deque(maxlen=window)
         self._loads: deque[float] = deque(maxlen=window)
         """How much longer than their plan's p99 the last chunks took."""
@@ -73,6 +75,7 @@ class LatencyBudget:
         self._patience, self._fitted = patience, 0
         self._chosen: int | None = None
         self._due_tick: int | None = None
+        self._has_missed = False
 
     @property
     def expected_ticks(self) -> int:
@@ -115,17 +118,17 @@ class LatencyBudget:
 
     def ask(self, due_tick: int) -> None:
         """Note that a chunk is asked for, and when it is due."""
-        self._due_tick = due_tick
+        self._due_tick, self._has_missed = due_tick, False
 
     def wait(self, tick: int) -> None:
         """Note that `tick` acts and the chunk asked for is not there; counts its miss once."""
         if self._due_tick is not None and tick >= self._due_tick:
             self.misses += 1
-            self._due_tick = None
+            self._due_tick, self._has_missed = None, True
 
     def arrive(self, latency_s: float) -> None:
         """Note that the chunk is there, `latency_s` after it was asked for."""
-        self._due_tick = None
+        self._due_tick, self.was_late = None, self._has_missed
         self._recent.append(latency_s)
         if self._chosen is not None:
             self._loads.append(latency_s / self.ladder[self._chosen].p99_s)

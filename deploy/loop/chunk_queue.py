@@ -73,6 +73,8 @@ class ChunkQueue:
         self._n_popped = 0
         self._chunk: Chunk | None = None
         self._previous: Chunk | None = None
+        self._is_followed = False
+        """Whether the chunk was in time, and nothing of it was refused."""
         self._start = self._previous_start = 0
         """Tick of action 0; of a chunk that has not begun, before what the robot stands is added."""
         self._has_begun = False
@@ -92,8 +94,14 @@ class ChunkQueue:
         """Tick of the observation behind the current chunk, None before the first chunk."""
         return None if self._chunk is None else self._chunk.tick
 
-    def push(self, chunk: Chunk, tick: int) -> bool:
+    def push(self, chunk: Chunk, tick: int, *, was_late: bool = False) -> bool:
         """Switch to a chunk that is there at `tick`.
+
+        Args:
+            chunk: the chunk.
+            tick: now.
+            was_late: it missed its deadline. No chunk follows it then, unless the robot stood meanwhile, so
+                that it still begins with its first action.
 
         Returns:
             False if the current chunk is as new, or what it was computed from was cleared: it is ignored.
@@ -113,7 +121,9 @@ class ChunkQueue:
         self._start = chunk.tick if self.drop_late else tick
         self._stood = [stand for stand in self._stood if stand[1] > chunk.tick]
         self.accepted += 1
-        self.dropped += min(tick - self._first(tick), len(chunk.actions))
+        late = tick - self._first(tick)
+        self.dropped += min(late, len(chunk.actions))
+        self._is_followed = not (was_late and late)
         return True
 
     def stand(self, tick: int) -> None:
@@ -156,6 +166,20 @@ class ChunkQueue:
             return None
         actions = self._chunk.actions[tick - self._first(tick) :]
         return actions if len(actions) else None
+
+    def refuse(self) -> None:
+        """Note that an action of the current chunk was refused; no chunk follows it."""
+        self._is_followed = False
+
+    def followed(self, tick: int) -> tuple[int, int] | None:
+        """What a chunk asked for at `tick` follows; None if the current one was late, refused, or is used up.
+
+        Returns:
+            The tick at which the current chunk was observed, and how many of its actions are past.
+        """
+        if self._chunk is None or not self._is_followed or self.ahead(tick) is None:
+            return None
+        return self._chunk.tick, tick - self._first(tick)
 
     def pop(self, tick: int) -> Queued | None:
         """Return the action for `tick`, None if there is none.

@@ -177,7 +177,9 @@ class ControlLoop:
             held = fallback_action(self._last, kinds, self._fallback_ticks, self._settings.ramp_ticks)
             action = self.guard.limit(held)
             self._stands = is_standstill(action, self._told, kinds)
-            if self._stands and queued is None:
+            if queued is not None:
+                self.queue.refuse()
+            elif self._stands:
                 self.queue.stand(tick)
         else:
             self._last, self._fallback_ticks, self._stands = action, 0, False
@@ -238,10 +240,8 @@ class ControlLoop:
         observation = self._robot.observe()
         if self._watchdog is not None:
             self._watchdog.look(observation, self._clock.now())
-        if not self._history:  # padded by repetition, as Diffusion Policy does
-            self._history.extend([observation] * self._spec.n_obs_steps)
-        else:
-            self._history.append(observation)
+        n = 1 if self._history else self._spec.n_obs_steps  # padded by repetition, as Diffusion Policy does
+        self._history.extend([observation] * n)
 
     def _accept(self) -> None:
         chunk = self._worker.poll(self._clock.now())
@@ -256,7 +256,7 @@ class ControlLoop:
         if len(shape) != 2 or shape[1] != self._spec.action_dim:
             self._fail(BadSetting(f"a chunk has shape {shape}; (actions, {self._spec.action_dim}) is needed"))
             return
-        self._has_accepted = self.queue.push(chunk, self.tick_count) or self._has_accepted
+        self._has_accepted |= self.queue.push(chunk, self.tick_count, was_late=self.budget.was_late)
 
     def _fail(self, error: VivaceError | None = None) -> None:
         """Count an inference that gave no chunk; where nobody judges it, what we know of it is raised."""
@@ -319,6 +319,7 @@ class ControlLoop:
             task=self._history[-1].task,
             delay_ticks=self.budget.expected_ticks,
             deadline_s=self._asked_s + left_s if self._settings.anytime and fresh else None,
+            followed=self.queue.followed(self.tick_count),
         )
 
 
@@ -391,9 +392,8 @@ def _check_sizes(
         )
     if posture is not None and not np.isfinite(posture).all():
         raise BadSetting(f"posture={list(posture)} holds NaN or infinity")
-    sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim}
-    if posture is not None:
-        sizes["posture"] = len(posture)
+    n_posture = None if posture is None else len(posture)
+    sizes = {"action_kinds": len(spec.action_kinds), "limits": guard.limits.action_dim, "posture": n_posture}
     for name, size in sizes.items():
         if size not in (None, spec.action_dim):
             raise BadSetting(f"{name} has {size} dimensions, the policy's actions have {spec.action_dim}")

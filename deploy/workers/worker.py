@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from vivace.policies.carry import FOLLOWED, SLOTS, Slot
 from vivace.policies.errors import BadSetting, NonFiniteActions
 from vivace.policies.spec import DELAY, PREVIOUS, Chunk
 
@@ -35,6 +36,9 @@ class Request:
     """Ticks until the chunk will be there, as far as one can tell."""
     deadline_s: float | None = None
     """When it must be there [s]; an inference that can be cut short returns what it has by then."""
+    followed: tuple[int, int] | None = None
+    """Tick of the observation that the chunk was made from which is being executed, and how many of its
+    actions are past; None: there is none to follow, as at the beginning of an episode."""
 
 
 class Worker(Protocol):
@@ -55,7 +59,7 @@ class Worker(Protocol):
         """Return the chunk in flight if it is there at `now` [s]; at most once."""
 
 
-Predict = Callable[[dict[str, np.ndarray], list[tuple[int, int]]], np.ndarray]
+Predict = Callable[[dict[str, Any], list[tuple[int, int]]], np.ndarray]
 """(key -> (B, To, ...), noise keys (B)) -> actions (B, n, A) in the robot's units."""
 
 
@@ -96,7 +100,8 @@ class BatchedInference:
     def _flush(self, waiting: "Mapping[SimulatedWorker, Request]", plan: str | None) -> None:
         requests = list(waiting.values())
         try:
-            actions = np.asarray(self._predict[plan](stacked(requests), [r.noise_key for r in requests]))
+            batch = stacked(requests) | {SLOTS: [worker.slot for worker in waiting]}
+            actions = np.asarray(self._predict[plan](batch, [r.noise_key for r in requests]))
         except NonFiniteActions as error:
             if len(requests) > 1:  # one row must not cost the others their chunks
                 for worker, request in waiting.items():
@@ -113,14 +118,16 @@ class BatchedInference:
             worker.receive(chunk.copy())
 
 
-def stacked(requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Observations {key: (B, To, ...)} of some requests, and what the chunks before mean, NaN behind."""
+def stacked(requests: Sequence[Request]) -> dict[str, Any]:
+    """Observations {key: (B, To, ...)} of some requests, and what is known of the chunks before."""
     batch = {key: np.stack([r.observations[key] for r in requests]) for key in requests[0].observations}
+    if any(r.followed is not None for r in requests):
+        batch[FOLLOWED] = np.array([r.followed or (-1, 0) for r in requests])
     known = [r.previous for r in requests if r.previous is not None]
     if not known:
         return batch
     longest = max(map(len, known))
-    previous = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)
+    previous = np.full((len(requests), longest, known[0].shape[1]), np.nan, np.float32)  # NaN behind
     for row, request in zip(previous, requests, strict=True):
         if request.previous is not None:
             row[: len(request.previous)] = request.previous
@@ -143,6 +150,8 @@ class SimulatedWorker:
         """(tick, latency [s]) of every request so far."""
         self.errors: list[str] = []
         """What inferences failed of; they gave no chunk."""
+        self.slot = Slot()
+        """What the episode's newest chunk left to the next."""
         self.restarts = 0
         """It has no process to replace."""
 

@@ -41,16 +41,7 @@ def collect(settings: CollectSettings, on_episode: OnEpisode | None = None) -> D
 
 
 def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None = None) -> None:
-    """Demonstrate a task and store it as a LeRobotDataset, whole or not at all.
-
-    Args:
-        settings: what to demonstrate.
-        path: folder to make; nothing is written there before everything is done.
-        on_episode: progress.
-
-    Raises:
-        BadSetting: `path` exists already.
-    """
+    """Demonstrate a task, as of `envs.demonstrations`."""
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset  # loads torch
 

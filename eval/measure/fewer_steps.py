@@ -17,6 +17,7 @@ from vivace.eval.measure.timing import shared
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 
 Ratio = Callable[[Execution, int], float]
 """(execution, rounds) -> median latency over the accelerated run's, timed side by side in so many rounds."""
@@ -52,7 +53,7 @@ class Rival:
 def samplers(execution: Denoising) -> dict[str, str]:
     """Row -> sampler a policy is compared with: of a flow Euler, of diffusion the two best known."""
     found = samplers_of(execution.policy)
-    return dict(zip(_COLOURS, found[:1] if found == FLOWS else found, strict=False))
+    return dict(zip(_COLOURS, found[:1] if found in (FLOWS, CLEAN_FLOWS) else found, strict=False))
 
 
 def find_rival(

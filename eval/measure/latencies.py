@@ -1,12 +1,14 @@
 """Latencies of several runs on this machine, measured together and kept for the next time.
 
 What is timed is a chunk as the control loop asks for one: from observations in the robot's units to actions
-in them, with the chunk before that it continues.
+in them, with the chunk before that it continues. Where chunks make use of those before, it is one that
+follows another (steady state); the first of an episode, and those after a late one, take longer.
 
 Keeping latencies makes an evaluation repeatable: with the same seed, machine, policy, plan and code a second
 run meets the same ones. `--latency.refresh=true` measures again.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +24,7 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
+from vivace.policies.carry import FOLLOWED, SLOTS, Slot
 from vivace.policies.execution import Execution, sample
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -60,13 +63,18 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
     device = next(iter(data.batch.values())).device
     synchronise = synchroniser(device)
     watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
-    timed = {name: partial(_next, run, cycle(data.ones()), watches.get(name)) for name, run in runs.items()}
+    timed = {name: _timed(run, data, watches.get(name)) for name, run in runs.items()}
     with progress() as bars:
         bar = bars.add_task("measuring latencies, interleaved", total=1 + rounds.most)
         times = interleaved(
             timed, rounds, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
         )
     stages = {name: _medians(watch.chunks[-len(times[name]) :]) for name, watch in watches.items()}
+    for name, run in runs.items():
+        n = _cycle(run)
+        if n > 1:  # as many chunks were timed at once
+            times[name] = [time_s / n for time_s in times[name]]
+            stages[name] = {stage: time_s / n for stage, time_s in stages[name].items()}
     return Measured(times, stages)
 
 
@@ -84,13 +92,42 @@ def asked(one: CalibrationData) -> dict[str, Any]:
     return found if PREVIOUS not in found else {DELAY: np.zeros(len(one.noise_keys), np.int64)} | found
 
 
-def _next(run: Chunk, observations: Iterator[CalibrationData], watch: StageWatch | None) -> None:
-    one = next(observations)
-    if not isinstance(run, Session):
-        run(one)
-    elif watch is not None:
+def _timed(run: Chunk, data: CalibrationData, watch: StageWatch | None) -> Callable[[], None]:
+    """Return what is timed of a run: a chunk, or those of a cycle, of one observation after the other."""
+    if not isinstance(run, Session) or watch is None:
+        return partial(_next, run, cycle(data.ones()))
+    following = cycle([_following(run, one) for one in data.ones()])
+
+    def chunks() -> None:
         watch.start()
-        run.predict(asked(one), one.noise_keys, watch)
+        for observations, key in next(following):
+            slots = [copy.copy(slot) for slot in observations.get(SLOTS, [])]  # each time as it was then
+            run.predict(observations | ({SLOTS: slots} if slots else {}), [key], watch)
+
+    return chunks
+
+
+def _next(run: Any, observations: Iterator[CalibrationData]) -> None:
+    run(next(observations))
+
+
+def _cycle(run: Chunk) -> int:
+    return run.execution.cycle if isinstance(run, Session) and run.execution.carries else 1
+
+
+def _following(session: Session, one: CalibrationData) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+    """What is asked of a session that has the chunks before, and the noise's key; one a chunk of a cycle."""
+    if not session.execution.carries:
+        return [(asked(one), one.noise_keys[0])]
+    slot, (episode, *_) = Slot(), one.noise_keys[0]
+    found = []
+    session.predict(asked(one) | {SLOTS: [slot]}, [(episode, 0)])
+    for n in range(_cycle(session)):
+        follows = np.array([[n, session.spec.n_action_steps]])
+        ask = asked(one) | {SLOTS: [copy.copy(slot)], FOLLOWED: follows}
+        found.append((ask, (episode, n + 1)))
+        session.predict(ask | {SLOTS: [slot]}, [(episode, n + 1)])
+    return found
 
 
 def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:

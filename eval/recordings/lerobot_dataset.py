@@ -9,7 +9,7 @@ import numpy as np
 
 from vivace.eval.recordings.recording import check_known, check_shape, episode_mark
 from vivace.policies.arrays import is_image
-from vivace.policies.errors import BadSetting, VivaceError
+from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 if TYPE_CHECKING:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -157,11 +157,10 @@ def _one_line(repo: str) -> Iterator[None]:
     except VivaceError:
         raise
     except Exception as error:  # lerobot, its Hub client, arrow and video decoders raise many kinds
-        said = " ".join(str(error).split())
         where = "is damaged or of another format (lerobot's v3.0 is read)"
         if not Path(repo).is_dir():
             where = "is no folder here, and could not be had from the Hub (HF_HUB_OFFLINE=1 keeps off it)"
-        raise BadSetting(f"dataset {repo} {where}: {type(error).__name__}: {said[:300]}") from error
+        raise BadSetting(f"dataset {repo} {where}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
 def _names(given: Any) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from vivace.eval.terminal import FoldingTable
 
 _TITLE = (
     "chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error and "
-    "passes: mean (10th to 90th percentile) over observations that no plan was fitted to"
+    "passes: mean (10th to 90th percentile) over observations that no plan was fitted to; steady state: of a "
+    "chunk that follows another"
 )
 
 
@@ -22,11 +23,15 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
     judged = any("n" in row for row in rows)
     writes = any("tokens_per_s" in row for row in rows)
     names = ["plan", "ms", "ratio", "95 %", "action error", "GFLOP"]
+    stands_beside = any("over_lerobot" in row for row in rows)
+    names += ["over lerobot"] if stands_beside else []
     names += ["passes", "tokens/s"] if writes else []
     names += ["success", "95 % interval", "- plain"] if judged else []
     cells = []
     for row in rows:
         line = _measured_cells(row)
+        if stands_beside:
+            line.append(f"{row['over_lerobot']:.2f}" if "over_lerobot" in row else "")
         line += _token_cells(row) if writes else []
         line += _judged_cells(row) if judged else []
         cells.append(line)
@@ -38,7 +43,9 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
 def spread_text(row: Mapping[str, Any], name: str, digits: int) -> str:
     """Mean of a row's quantity and, where it is known, from the 10th to the 90th percentile."""
     if row.get(name) is None:
-        return "as eager"
+        if row.get("follows"):
+            return "none: chunks follow others"
+        return "own noise" if row["name"] == "lerobot" else "as eager"
     if f"{name}_spread" not in row:
         return f"{row[name]:.{digits}f}"
     low, high = row[f"{name}_spread"]

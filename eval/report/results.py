@@ -30,7 +30,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "machine": machine(loaded.placement),
         "seed": command.seed,
         "policy": {
-            "path": str(command.policy.path),
+            "path": command.policy.named,
             "type": spec.type,
             "parameters": sum(p.numel() for p in loaded.policy.parameters()),
             **loaded.as_trained.told,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vivace.eval.simulation.rollout import RolloutSettings, rollout
 from vivace.policies.arrays import is_image
-from vivace.policies.language.prefix import LayerView
+from vivace.policies.language.prefix import LayerView, Survivors, survivors
 from vivace.policies.session import Session
 
 _DIM = 0.25
@@ -23,10 +23,10 @@ def kept_patches(session: Session, observations: Mapping[str, np.ndarray]) -> Te
     found: list[Tensor] = []
     execution: Any = session.execution
 
-    def select(view: LayerView) -> Tensor | None:
+    def select(view: LayerView) -> Tensor | Survivors | None:
         kept = execution.select(view)
         if kept is not None:
-            found.append(kept)
+            found.append(survivors(kept).patches)
         return kept
 
     with torch.inference_mode():

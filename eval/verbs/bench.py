@@ -1,11 +1,14 @@
 """`vivace bench`: the claim and its baselines, timed interleaved in one process at batch 1.
 
+`--policy.type` builds a published architecture at its true size, with random weights, instead of a
+checkpoint: what it costs can be timed, lerobot's own chunk beside it, and nothing is said of success.
+
 With `--bench.n_episodes` every plan also runs the same episodes in a frozen world, so many of every task, so
 that a Pareto table of latency against success comes out of one command.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ from vivace.eval.measure.layer_curve import policy_curve
 from vivace.eval.measure.statistics import ratio_of_medians, spread_of
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds
-from vivace.eval.measure.variants import ACCELERATED, SAVED, labelled, unfit, variants_of
+from vivace.eval.measure.variants import ACCELERATED, LEROBOT, SAVED, labelled, unfit, variants_of
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
@@ -41,6 +44,7 @@ from vivace.eval.report.stage_table import stage_table
 from vivace.eval.requirements import are_met, read_requirements
 from vivace.eval.subject import load, load_plan, session
 from vivace.eval.terminal import console
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import (
     BadSetting,
     CalibrationError,
@@ -48,8 +52,9 @@ from vivace.policies.errors import (
     PlanMismatch,
     UnsupportedPolicy,
 )
-from vivace.policies.execution import Decoding, Denoising, Execution, decode, executing
+from vivace.policies.execution import Decoding, Denoising, Execution, as_trained, decode, executing
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.published.build import told as built_from
 from vivace.policies.sampling.noise import EpisodeNoise
 
 
@@ -81,10 +86,23 @@ class BenchOptions:
 class BenchCommand(CommonOptions):
     """Time plans interleaved in one process, batch 1; judge them by success too.
 
-    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.block_cache.updates=10
+    Example: vivace bench --policy.path=zoo/reach --env.task=reach-v3 --accel.block_cache.updates=10, or
+    vivace bench --policy.type=smolvla --policy.dtype=bfloat16 --bench.only=[hoist] --bench.repeats=5
     """
 
+    BUILDS = True
     bench: BenchOptions = field(default_factory=BenchOptions)
+
+    def __post_init__(self) -> None:
+        """Of random weights there is nothing to judge, and one observation is as good as another."""
+        super().__post_init__()
+        if not self.policy.type:
+            return
+        if self.bench.n_episodes:
+            raise BadSetting(
+                f"--policy.type={self.policy.type} has random weights: no success to judge by episodes; "
+                "leave out bench.n_episodes"
+            )
 
 
 @restored_threads()
@@ -112,6 +130,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     check_apart(seeds, data.seeds)
     if saved:
         built = built.joined(_saved(loaded, saved, kept, fitted))
+    if command.policy.type:
+        built = built.joined(_lerobot_alone(loaded))
     others = {run.name: run for run in exported}
     sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
     measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
@@ -134,18 +154,23 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         "observations": {"fitted": counts(fitted), "judged": counts(data)},
         "left_out": built.left_out,
     }
-    if Need.LANGUAGE.is_met(loaded.staged):
+    if Need.LANGUAGE.is_met(loaded.staged) and not command.policy.type:
         results["layer_curve"] = {
             rule: policy_curve(built.executions["plain"], data, rule) for rule in ("importance", "uniform")
         }
+    source = data.source
+    if command.policy.type:
+        results["built"] = built_from(command.policy.type, loaded)
+        source = f"{source}; {results['built']}"
     write_results(folder, results)
-    Console().print(table(rows, built.left_out, data.source))
+    Console().print(table(rows, built.left_out, source))
     Console().print(stage_table(rows))
     if exported:
         Console().print(bundle_table(rows))
-    told = ("latency_s", "ratio", "action_error", "success", "confirmed")
+    told = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "confirmed")
     summary = {row["name"]: {key: row[key] for key in told if key in row} for row in rows}
     report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
+    report |= {"built": results["built"]} if "built" in results else {}
     return report, are_met(requirements, summary)
 
 
@@ -204,6 +229,15 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
             continue
         made.append(labelled(variant, plan))
     return Built(tuple(made), executions, left_out)
+
+
+def _lerobot_alone(loaded: LoadedPolicy) -> Built:
+    """Run lerobot's own chunk of the same policy, where it comes apart; else that is what all rows run."""
+    if loaded.as_trained.is_opaque:
+        return Built((), {}, {})
+    alone = OpaquePolicy(loaded.policy)
+    alone.spec = replace(loaded.staged.spec, blocks=(), latent_dim=alone.spec.latent_dim)
+    return Built((LEROBOT,), {LEROBOT.name: as_trained(alone)}, {})
 
 
 def _choose_threads(
@@ -265,9 +299,13 @@ def pareto_row(
         data: observations to compare actions on.
     """
     found: dict[str, Any] = {"action_error": None, "gflop": None}
+    if execution.carries:
+        found["follows"] = True
     if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
         found = {"gflop": gflop(execution, data.one)} | _compared(execution, reference, data)
     ratio = ratio_of_medians(times["plain"], times[variant.name])
+    if LEROBOT.name in times:
+        found["over_lerobot"] = ratio_of_medians(times[LEROBOT.name], times[variant.name]).ratio
     match execution:
         case Decoding():
             found |= _token_speed(execution, times[variant.name])
@@ -295,6 +333,10 @@ def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationDa
         and "settled", the mean pass at which each token of the chunk last changed.
     """
     match execution:
+        case Denoising(policy=OpaquePolicy() as alone) if not alone.takes_noise and alone.draws(data.one):
+            return {"action_error": None}  # drawn inside, so another chunk
+        case Denoising(carries=True):  # its chunks come from others, and not from the same noise
+            return {}
         case Denoising():
             return spread_of("action_error", action_errors(execution, reference, data))
     found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)

@@ -17,7 +17,7 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
-from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
 
@@ -30,11 +30,28 @@ class CalibrateCommand(CommonOptions):
     --accel.techniques='[hoist, block_cache]' --accel.block_cache.updates=10
     """
 
+    BUILDS = True
 
-def _nothing(
-    command: CalibrateCommand, loaded: LoadedPolicy, wanted: list[Any]
-) -> tuple[dict[str, Any], bool]:
-    """Save the plan of a policy that does not come apart: no techniques, and the policy bit for bit."""
+    def __post_init__(self) -> None:
+        """A plan of random weights has no checkpoint to lie beside."""
+        super().__post_init__()
+        if self.policy.type and self.output_dir is None:
+            raise BadSetting(f"--policy.type={self.policy.type} is no folder; give --output_dir for its plan")
+
+
+def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
+    """Make the plan and save it, beside the checkpoint or where it is wanted."""
+    loaded = load(command)
+    plan = make_plan(command, loaded)
+    target = loaded.path
+    if command.output_dir is not None:
+        target = output_folder("calibrate", command.output_dir, command.job_name)
+    plan.save(target)
+    return {"plan": str(target / FILE_NAME), **plan.measurements}, True
+
+
+def _nothing(loaded: LoadedPolicy, wanted: list[Any]) -> AccelerationPlan:
+    """Return the plan of a policy that does not come apart: no techniques, and the policy bit for bit."""
     told = (
         f"policy {loaded.staged.spec.type!r} is opaque: it has no blocks, steps or layers that come apart, "
         "so there is nothing to calibrate; "
@@ -47,24 +64,18 @@ def _nothing(
         highlight=False,
     )
     measurements = {**machine(loaded.placement), "action_error": 0.0}
-    return _saved(command, loaded, AccelerationPlan(loaded.fingerprint, (), measurements)), True
+    return AccelerationPlan(loaded.fingerprint, (), measurements)
 
 
-def _saved(command: CalibrateCommand, loaded: LoadedPolicy, plan: AccelerationPlan) -> dict[str, Any]:
-    """Save a plan beside the checkpoint, or where it is wanted; return what to say of it."""
-    target = loaded.path
-    if command.output_dir is not None:
-        target = output_folder("calibrate", command.output_dir, command.job_name)
-    plan.save(target)
-    return {"plan": str(target / FILE_NAME), **plan.measurements}
+def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
+    """Calibrate, measure action error and FLOPs on observations of other episodes, and tell; save nothing.
 
-
-def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
-    """Calibrate, measure action error and FLOPs on observations of other episodes, save the plan."""
-    loaded = load(command)
+    Raises:
+        UnsupportedPolicy: the policy has no parts, or lacks what a technique works on.
+    """
     wanted = command.accel.wanted(loaded.staged)
     if loaded.as_trained.is_opaque:
-        return _nothing(command, loaded, wanted)
+        return _nothing(loaded, wanted)
     data = observe(command, loaded)
     with console.status("calibrating"):
         plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
@@ -72,13 +83,16 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
     baseline = as_trained(loaded.staged)
     judged = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(fitted_seeds(plan), judged.seeds)
-    with console.status("comparing actions"):
-        errors = action_errors(execution, sample_all(baseline, judged), judged)
+    compared: dict[str, Any] = {"follows": True}  # no two chunks come from the same noise
+    if not execution.carries:
+        with console.status("comparing actions"):
+            errors = action_errors(execution, sample_all(baseline, judged), judged)
+        compared = spread_of("action_error", errors)
     flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
     measurements = {
         **plan.measurements,
         **machine(loaded.placement),
-        **spread_of("action_error", errors),
+        **compared,
         "flop_ratio": flops[1].total / flops[0].total,
         "env": command.env.named if command.env.is_named else "",
         "observations": len(data.noise_keys),
@@ -87,7 +101,6 @@ def run(command: CalibrateCommand) -> tuple[dict[str, Any], bool]:
         "judged_from": judged.source,
     }
     plan = replace(plan, measurements=measurements)
-    report = _saved(command, loaded, plan)
     console.print(explain(plan, execution, *flops, console.width), highlight=False)
     console.print(measured(plan), highlight=False)
-    return report, True
+    return plan

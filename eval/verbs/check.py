@@ -19,7 +19,7 @@ class CheckCommand:
     Example: vivace check outputs/bundles/reach --public_key=public.pem
     """
 
-    POSITIONAL: ClassVar[str] = "bundle"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("bundle",)
 
     bundle: str = ""
     """Folder that vivace export wrote; may be given without --bundle=."""

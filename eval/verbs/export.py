@@ -56,6 +56,7 @@ class ExportCommand(CommonOptions):
     --accel.path=outputs/plans/faster --export.into=outputs/bundles/reach
     """
 
+    BUILDS = True
     export: ExportOptions = field(default_factory=ExportOptions)
 
 

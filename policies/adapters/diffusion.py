@@ -18,12 +18,12 @@ from lerobot.policies.diffusion.modeling_diffusion import (
     DiffusionConditionalResidualBlock1d,
     DiffusionPolicy,
 )
-from lerobot.utils.constants import OBS_IMAGES
+from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -38,6 +38,8 @@ class StagedDiffusion(DenoisingForm):
     Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
     block's output but not skip the block.
     """
+
+    chunk_method = "diffusion.generate_actions"
 
     def __init__(self, policy: DiffusionPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
@@ -71,11 +73,42 @@ class StagedDiffusion(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Observation features (B, D) of all observation steps and cameras."""
+        return self.perceive(batch, self.see(batch))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras."""
+        return bool(self.policy.config.image_features)
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
+        """Features of all cameras (B, To, n): what lerobot puts between the state and the environment's."""
         batch = cast(batch, self.placement.dtype)
-        cameras = list(self.policy.config.image_features)
-        if cameras:
-            batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
-        return self.policy.diffusion._prepare_global_conditioning(batch)
+        state, cameras = batch[OBS_STATE], list(self.policy.config.image_features)
+        if not cameras:
+            return state[..., :0]
+        environment = self.policy.config.env_state_feature
+        n_behind = environment.shape[0] if environment else 0
+        images = {OBS_IMAGES: stacked(batch, cameras)}
+        features = self.policy.diffusion._prepare_global_conditioning(batch | images)
+        features = features.unflatten(1, state.shape[1:2] + (-1,))
+        return features[..., state.shape[-1] : features.shape[-1] - n_behind]
+
+    def perceive(self, batch: Batch, seen: Tensor) -> Tensor:
+        """Observation features (B, D) of all observation steps and cameras."""
+        batch = cast(batch, self.placement.dtype)
+        parts = [batch[OBS_STATE], seen]
+        if self.policy.config.env_state_feature:
+            parts.append(batch[OBS_ENV_STATE])
+        return torch.cat(parts, dim=-1).flatten(1)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Timestep embedding and observation (B, E + D), the same for every residual block."""
@@ -147,9 +180,9 @@ class HoistedDiffusion(StagedDiffusion):
 
         return Block(block_id, modulate, additive=False)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
+    def perceive(self, batch: Batch, seen: Tensor) -> Tensor:
         """Observation's part of the FiLM vectors of all residual blocks (B, F)."""
-        return F.linear(F.mish(super().encode(batch)), self._weight, self._bias)
+        return F.linear(F.mish(super().perceive(batch, seen)), self._weight, self._bias)
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """FiLM vector (B, C), or scale and bias (B, 2C), of every residual block."""

@@ -18,12 +18,12 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
     TransformerBlock,
     modulate,
 )
-from lerobot.utils.constants import OBS_IMAGES
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked
+from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -38,6 +38,8 @@ class StagedMultiTaskDiT(DenoisingForm):
     Besides state and cameras it reads the instruction: `observation.language.tokens` and
     `observation.language.attention_mask` (B, L), which the checkpoint's preprocessor makes of "task".
     """
+
+    chunk_method = "_generate_actions"
 
     def __init__(self, policy: MultiTaskDiTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
@@ -62,11 +64,35 @@ class StagedMultiTaskDiT(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
+        return self.perceive(batch, self.see(batch))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras."""
+        return bool(self.policy.config.image_features)
+
+    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
+        """Features of cameras and instruction (B, To, n): what lerobot puts behind the state."""
         batch = cast(batch, self.placement.dtype)
-        cameras = list(self.policy.config.image_features)
+        state, cameras = batch[OBS_STATE], list(self.policy.config.image_features)
         if cameras:
             batch = batch | {OBS_IMAGES: stacked(batch, cameras)}
-        return self.policy.observation_encoder.encode(batch)
+        features = self.policy.observation_encoder.encode(batch)
+        return features.unflatten(1, state.shape[1:2] + (-1,))[..., state.shape[-1] :]
+
+    def perceive(self, batch: Batch, seen: Tensor) -> Tensor:
+        """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
+        state = cast(batch, self.placement.dtype)[OBS_STATE]
+        return torch.cat([state, seen], dim=-1).flatten(1)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the queued observations, each camera under its own name."""
+        return unstacked(given, self.policy.config)
+
+    def returned(self, actions: Tensor) -> Tensor:
+        """Actions to execute (B, n_action_steps, A), from the newest observation on."""
+        first = self.spec.first_action
+        return actions[:, first : first + self.spec.n_action_steps]
 
     def condition(self, step: Step, context: Tensor) -> tuple[Tensor, ...]:
         """Modulation (B, 3n) of every block: shift, scale and gate."""
@@ -129,9 +155,9 @@ class HoistedMultiTaskDiT(StagedMultiTaskDiT):
                 [F.linear(embedding, linear.weight[:, : self._n_time]) for linear in self._linears], dim=-1
             )  # (S, L * 6n)
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
+    def perceive(self, batch: Batch, seen: Tensor) -> Tensor:
         """Observation's part of the modulation of all layers (B, L * 6n)."""
-        features = F.silu(super().encode(batch))
+        features = F.silu(super().perceive(batch, seen))
         return torch.cat(
             [F.linear(features, linear.weight[:, self._n_time :], linear.bias) for linear in self._linears],
             dim=-1,

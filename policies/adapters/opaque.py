@@ -75,6 +75,8 @@ class OpaquePolicy(DenoisingForm):
     blocks = ()
     selects: bool
     """It is asked by its own `select_action`, not by `predict_action_chunk`."""
+    takes_noise: bool
+    """It is given its starting noise, so that its chunk is lerobot's own of that noise."""
 
     def __init__(self, policy: Any, action_kinds: tuple[ActionKind, ...] = ()):
         config = policy.config
@@ -89,7 +91,7 @@ class OpaquePolicy(DenoisingForm):
                 "it does not keep itself; only policies of one observation run as an opaque block"
             )
         self._call: Callable[..., Tensor] = policy.predict_action_chunk
-        self._takes_noise = not self.selects and _takes(policy, "noise")
+        self.takes_noise = not self.selects and _takes(policy, "noise")
         self._follow: Continuation | None = None
         executed = _executed(policy)
         length = executed if self.selects else len(config.action_delta_indices)
@@ -106,7 +108,7 @@ class OpaquePolicy(DenoisingForm):
             observation_shapes={key: tuple(f.shape) for key, f in config.input_features.items()},
             action_kinds=kinds_of_config(config, action_kinds, action_dim),
             blocks=(),
-            latent_dim=getattr(config, "max_action_dim", None) if self._takes_noise else None,
+            latent_dim=getattr(config, "max_action_dim", None) if self.takes_noise else None,
         )
 
     @cached_property
@@ -154,7 +156,7 @@ class OpaquePolicy(DenoisingForm):
         self.policy.reset()
         one = cast(one, self.placement.dtype)
         one = {key: value.clone() if isinstance(value, Tensor) else value for key, value in one.items()}
-        options = {"noise": noise} if self._takes_noise else {}
+        options = {"noise": noise} if self.takes_noise else {}
         if self.selects:
             return self._whole(_selected(self.policy, one, self.spec))
         with self._continuing(row) as more:
@@ -181,7 +183,7 @@ class OpaquePolicy(DenoisingForm):
         with _seeded(torch.zeros(1)):
             before = torch.random.get_rng_state()
             self.chunk(one)
-            return self._takes_noise or not torch.equal(before, torch.random.get_rng_state())
+            return self.takes_noise or not torch.equal(before, torch.random.get_rng_state())
 
     def with_call(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Self:
         """Return a twin whose `predict_action_chunk` is another function, such as the compiled one.
@@ -218,6 +220,10 @@ class OpaquePolicy(DenoisingForm):
         twin = copy.copy(self)
         twin._follow = follow
         return twin
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Return the noise: what chunks continue is told to lerobot."""
+        return x
 
     @contextmanager
     def _continuing(self, row: int) -> Iterator[dict[str, Any]]:

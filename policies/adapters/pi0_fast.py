@@ -4,6 +4,7 @@ Patches and text see each other, action tokens see both and those before them. C
 they end with "|". Decoded greedily the tokens are those of lerobot's own loop.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,18 +14,18 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import Layout, PatchSelector, PrefixRows, keep_all, token_mask
+from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
-
-_MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
 
 class StagedPI0Fast(LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
+    last_read = Reads.QUERY
     period = 1
     """FAST tokens have no fixed places."""
 
@@ -33,13 +34,8 @@ class StagedPI0Fast(LanguageForm):
         self.policy = policy.eval()
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
-        vision = self._core.config.vision_config
-        self.n_patches = ((vision.image_size // vision.patch_size) ** 2,) * len(config.image_features)
-        core = "model.paligemma_with_expert.paligemma.model"
-        self.stages = {
-            "vision": (f"{core}.vision_tower.vision_model.encoder", f"{core}.multi_modal_projector"),
-            "language": (f"{core}.language_model.layers",),
-        }
+        self.n_patches = patches_of(policy)
+        self.stages = STAGES
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
         self.end_token = tokenizer.convert_tokens_to_ids("|")
@@ -58,34 +54,29 @@ class StagedPI0Fast(LanguageForm):
             blocks=(),
         )
 
+    @property
+    def dead_work(self) -> Mapping[str, str]:
+        """What lerobot computes and nobody reads."""
+        last = "of what leaves the last language layer the row of the prompt's last token is read alone"
+        return {"last_layer": last, **dead_work(self.policy.config)}
+
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prefix:
         """Read images and text once; their keys and values are kept."""
-        model = self.policy.model
-        cameras = self.policy.config.image_features
-        seen = {key: batch[key] for key in cameras if key in batch}  # others are filled, and masked
-        present = {key: value[:, 0] if value.ndim == 5 else value for key, value in seen.items()}
-        images, has_image = self.policy._preprocess_images(present)
-        bos = torch.full_like(batch[_TOKENS][:, :1], self._bos)
-        ids = torch.cat([batch[_TOKENS], bos], dim=1)
-        is_text = torch.cat([batch[_MASK].bool(), torch.ones_like(bos, dtype=torch.bool)], dim=1)
-        h, is_there, sees, _, _ = model.embed_prefix_fast(images, has_image, ids, is_text)
-        itself = torch.eye(h.shape[1], dtype=torch.bool, device=h.device)
-        layout = Layout(is_there.cumsum(1) - 1, sees | itself)  # padding sees itself: nobody sees padding
+        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
+        bos = torch.full_like(tokens[:, :1], self._bos)
+        ids = torch.cat([tokens, bos], dim=1)
+        is_text = torch.cat([is_text, torch.ones_like(bos, dtype=torch.bool)], dim=1)
+        h, prefix = embedded(self.policy, batch, ids, is_text, "empty_cameras" not in self.left_out)
+        select = of_all_cameras(select, self.n_patches)
         rows: list[tuple[Tensor, Tensor]] = []
-        hidden = self.language(
-            self._typed(h),
-            PrefixRows(self.n_patches, is_text, 0, layout),
-            run,
-            select,
-            lambda keys, values: rows.append((keys, values)),
-        )
+        hidden = self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         past = Past.of(
             [keys for keys, _ in rows],
             [values for _, values in rows],
-            [_readable(is_there, is_text, keys.shape[2]) for keys, _ in rows],
-            is_there.sum(1),
+            [token_mask(prefix.is_text, keys.shape[2]) for keys, _ in rows],
+            token_mask(prefix.is_text, h.shape[1]).sum(1),
         )
-        return Prefix(past, self._core.lm_head(hidden[:, -1]), ids, is_text)
+        return Prefix(past, self._core.lm_head(self.language.query(hidden, prefix)), ids, is_text)
 
     def said(self, context: Prefix) -> Tensor:
         """Return the logits of the first token (B, V)."""
@@ -111,8 +102,3 @@ class StagedPI0Fast(LanguageForm):
         return self.policy.detokenize_actions(
             tokens, action_horizon=self.spec.horizon, action_dim=self.spec.action_dim
         )
-
-
-def _readable(is_there: Tensor, is_text: Tensor, length: int) -> Tensor:
-    """Which rows of a layer may be looked at (B, length): all cameras' if no patch was dropped."""
-    return is_there if length == is_there.shape[1] else token_mask(is_text, length)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import draccus
 from lerobot.configs import PreTrainedConfig
 
 from vivace.policies.checkpoint.manifest import read_manifest
@@ -10,9 +11,14 @@ from vivace.policies.checkpoint.plugins import register_plugins
 from vivace.policies.errors import PolicyNotFound, in_one_line
 from vivace.policies.registry import Registry
 
+ACCELERATED = "vivace"
+"""Type of a checkpoint that runs another one's policy, its base, under a plan; see `deploy.lerobot`."""
+BASE = "base"
+"""Where its config.json keeps the base's."""
+
 
 def read_config(folder: Path, device: str, types: Registry) -> PreTrainedConfig:
-    """Read config.json.
+    """Read config.json; of an accelerated checkpoint that of its base, whose files lie beside it too.
 
     Args:
         folder: of the checkpoint.
@@ -24,7 +30,7 @@ def read_config(folder: Path, device: str, types: Registry) -> PreTrainedConfig:
             is unknown.
     """
     file = folder / "config.json"
-    data = read_manifest(file)
+    data = base_settings(read_manifest(file))
     kind = data.get("type")
     import lerobot.policies  # noqa: F401  registers lerobot's own types
 
@@ -35,11 +41,24 @@ def read_config(folder: Path, device: str, types: Registry) -> PreTrainedConfig:
     if not isinstance(kind, str) or kind not in known:
         raise PolicyNotFound(f"{file} {_foreign(data, sorted({*known, *types.names()}))}")
     try:
-        config = PreTrainedConfig.from_pretrained(folder)
+        config = decode(data)
     except Exception as error:  # draccus raises many kinds for a foreign field or value
         raise PolicyNotFound(f"{file} is not a config of lerobot 0.6: {in_one_line(error)}") from error
     config.device = device
     return config
+
+
+def base_settings(data: dict[str, Any]) -> dict[str, Any]:
+    """What describes the policy itself in the settings of config.json."""
+    base = data.get(BASE) if data.get("type") == ACCELERATED else None
+    return base if isinstance(base, dict) else data
+
+
+def decode(settings: dict[str, Any]) -> Any:
+    """Build the config of a known policy type from the settings of config.json, as lerobot does."""
+    kind = PreTrainedConfig.get_choice_class(settings["type"])
+    with draccus.config_type("json"):
+        return draccus.decode(kind, {name: value for name, value in settings.items() if name != "type"})
 
 
 def _foreign(data: dict[str, Any], known: list[str]) -> str:

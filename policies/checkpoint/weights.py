@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ _REFUSALS = (
 """What lerobot's classes raise where a policy cannot be built."""
 
 
+_IS_LOADING: ContextVar[bool] = ContextVar("is_loading", default=False)
+
+
+def is_loading() -> bool:
+    """Whether it is `load_weights` that asks lerobot's class for a policy at this moment."""
+    return _IS_LOADING.get()
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    token = _IS_LOADING.set(True)
+    try:
+        yield
+    finally:
+        _IS_LOADING.reset(token)
+
+
 def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
     """Build the policy that a config describes, with the weights of a folder, on the config's device.
 
@@ -48,6 +66,7 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
         with (
             redirect_stdout(sys.stderr),
             found_inside(folder, config),
+            _loading(),
             _nothing_to_download(config),
             modern_copy(folder, names) as where,
         ):

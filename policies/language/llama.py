@@ -3,23 +3,46 @@
 A layer is three blocks: `language.i.kv` projects keys and values (not a branch: its output is handed on, not
 added), `language.i.attn` and `language.i.mlp` are the residual branches. Keys and values are outside the
 attention branch, so that whoever reuses or skips the branch leaves no hole in what later tokens look at.
+
+Models of this form differ in how they look at keys (`Attention`), in the angles of their rotary positions,
+and in what is read of the last layer's stream: all rows, the query's alone, or none (`Reads`).
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, rotate_half
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.language.attention import FUSED, Attention, heads
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import LayerView, PatchSelector, PrefixRows, keep_all, take_rows
+from vivace.policies.language.prefix import (
+    LayerView,
+    Layout,
+    PatchSelector,
+    PrefixRows,
+    keep_all,
+    survivors,
+    take_rows,
+)
 
 OnLayer = Callable[[Tensor, Tensor], None]
 """Told the keys and values (B, heads, S, d) of each layer, in order."""
+Angles = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(rotary positions (B, S), what they are cast like) -> cosines and sines (B, S, d)."""
+
+
+class Reads(Enum):
+    """What is read of the stream that leaves the last layer."""
+
+    ALL = "every row"
+    QUERY = "the row of the last text token"
+    NOTHING = "no row: of the last layer keys and values are enough"
 
 
 def forget(keys: Tensor, values: Tensor) -> None:
@@ -30,17 +53,35 @@ def forget(keys: Tensor, values: Tensor) -> None:
 class StagedLlama:
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
-    def __init__(self, model: LlamaModel, layers: tuple[int, ...] | None = None):
+    first_drop = 0
+    """Patches may go behind any layer."""
+    reads: Reads = Reads.ALL
+    keys_only: frozenset[int] = frozenset()
+    """Layers, counted as they run, of which keys and values alone are computed."""
+    has_gated_mlps = True
+    drops_early = True
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        layers: tuple[int, ...] | None = None,
+        attention: Attention = FUSED,
+        angles: Angles | None = None,
+    ):
         """Take a model apart.
 
         Args:
             model: transformers' model; its modules are used, not copied.
             layers: indices of the layers to run, ascending; all when None.
+            attention: how rows look at keys.
+            angles: of rotary positions; the model's own when None.
         """
         self.model: Any = model
+        self.attention = attention
+        self.angles: Angles = angles or (lambda positions, like: model.rotary_emb(like, positions))
         modules: list[Any] = list(model.layers)
         self.layers = tuple(range(len(modules))) if layers is None else layers
-        self._layers = tuple(_layer_blocks(i, modules[i]) for i in self.layers)
+        self._layers = tuple(_layer_blocks(i, modules[i], attention) for i in self.layers)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -60,6 +101,18 @@ class StagedLlama:
         twin._layers = tuple(self._layers[i] for i in kept)
         return twin
 
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs the branches of these layers only, ascending; keys and values of all."""
+        twin = copy.copy(self)
+        twin.keys_only = frozenset(range(len(self.layers))) - frozenset(kept)
+        return twin
+
+    def reading(self, reads: Reads) -> Self:
+        """Return a twin that computes no more of the last layer than is read; keys and values are always."""
+        twin = copy.copy(self)
+        twin.reads = reads
+        return twin
+
     def __call__(
         self,
         h: Tensor,
@@ -74,43 +127,75 @@ class StagedLlama:
             h: embeddings (B, S, D) of BOS, patches and text.
             prefix: what they are.
             run: runs the blocks.
-            select: asked after each layer which patches to keep. Survivors keep their positions.
-            keep: told each layer's keys and values.
+            select: asked after each layer which patches to keep. Survivors keep their positions. It is not
+                asked after a last layer of which not all is read, for nothing follows.
+            keep: told each layer's keys and values, at the end: patches that are dropped may take theirs with
+                them, or all layers may run anew without them (`prefix.Survivors`).
         """
+        embedded, written = h, []
+        places, n_visual = self._places(h, prefix), prefix.n_visual
+        for index, (project, attend, feed_forward) in enumerate(self._layers):
+            before = h
+            keys, values = run(project, h, *places.angles)  # type: ignore[misc]  # never skipped
+            written.append((keys, values))
+            is_cut = self.reads is not Reads.ALL and index == len(self.layers) - 1
+            rows = places
+            if is_cut:
+                if self.reads is Reads.NOTHING:
+                    h = h[:, :0]
+                    break
+                query = prefix.query(h.shape[1])
+                h, rows = take_rows(h, query), places.queries(query)
+            if index not in self.keys_only:
+                h = through(run, attend, h, *rows.angles, keys, values, *rows.told)
+                h = through(run, feed_forward, h)
+            if is_cut:
+                break
+            kept = select(self._view(index, before, h, prefix, keys, places, n_visual))
+            if kept is not None:
+                chosen = survivors(kept)
+                rows_left = _rows(chosen.patches, prefix.n_before, n_visual, h.shape[1])
+                n_visual = chosen.patches.shape[1]
+                if chosen.early == "again":
+                    shorter = _without(prefix, rows_left, n_visual)
+                    return self(take_rows(embedded, rows_left), shorter, run, keep_all, keep)
+                h, places = take_rows(h, rows_left), places.only(rows_left)
+                if chosen.early == "drop":
+                    written = [tuple(_take(each, rows_left) for each in pair) for pair in written]
+        for keys, values in written:
+            keep(keys, values)
+        return normed(self.model.norm, h) if h.shape[1] else h
+
+    def query(self, hidden: Tensor, prefix: PrefixRows) -> Tensor:
+        """Row (B, D) of the last text token, of what a call returned."""
+        if self.reads is Reads.QUERY:
+            return hidden[:, 0]
+        return take_rows(hidden, prefix.query(hidden.shape[1]))[:, 0]
+
+    def _places(self, h: Tensor, prefix: PrefixRows) -> "_Places":
         layout = prefix.layout
         positions = torch.arange(h.shape[1], device=h.device)[None] if layout is None else layout.positions
         cos, sin = self.angles(positions.expand(h.shape[0], -1), h)
-        seen = None if layout is None else layout.seen[:, None]
-        n_visual = prefix.n_visual
-        for index, (layer, (project, attend, feed_forward)) in enumerate(
-            zip(self.layers, self._layers, strict=True)
-        ):
-            before, angles, mask = h, (cos, sin), seen
-            keys, values = run(project, h, cos, sin)  # type: ignore[misc]  # never skipped
-            keep(keys, values)
-            h = through(run, attend, h, cos, sin, keys, values, *(() if seen is None else (seen,)))
-            h = through(run, feed_forward, h)
+        return _Places(cos, sin, self.attention).seeing(None if layout is None else layout.seen[:, None])
 
-            def attention(
-                layer: int = layer,
-                before: Tensor = before,
-                keys: Tensor = keys,
-                angles: tuple[Tensor, Tensor] = angles,
-                mask: Tensor | None = mask,
-                n: int = n_visual,
-            ) -> Tensor:
-                patches = slice(prefix.n_before, prefix.n_before + n)
-                return _text_to_patches(self.model.layers[layer], before, keys, *angles, mask, patches)
+    def _view(
+        self,
+        index: int,
+        before: Tensor,
+        h: Tensor,
+        prefix: PrefixRows,
+        keys: Tensor,
+        places: "_Places",
+        n_visual: int,
+    ) -> LayerView:
+        layer = self.model.layers[self.layers[index]]
 
-            kept = select(LayerView(index, before, h, prefix, attention))
-            if kept is not None:
-                rows = _rows(kept, prefix.n_before, n_visual, h.shape[1])
-                h, cos, sin = (take_rows(x, rows) for x in (h, cos, sin))
-                if seen is not None:
-                    square = take_rows(take_rows(seen[:, 0], rows).mT, rows).mT
-                    seen = square[:, None]
-                n_visual = kept.shape[1]
-        return normed(self.model.norm, h)
+        def attention() -> Tensor:
+            patches = slice(prefix.n_before, prefix.n_before + n_visual)
+            rows = before[:, patches.stop :], *(angle[:, patches.stop :] for angle in places.angles)
+            return _text_to_patches(layer, self.attention, rows, keys, places.seen, patches)
+
+        return LayerView(index, before, h, prefix, attention)
 
     def extend(
         self, h: Tensor, past: Past, tree: Tensor, depth: Tensor, run: Runner = compute
@@ -134,13 +219,54 @@ class StagedLlama:
             keys, values = past.write(index, keys, values)
             keys_seen.append(keys)
             values_seen.append(values)
-            h = through(run, attend, h, cos, sin, keys, values, past.mask(index, tree))
+            mask = self.attention.mask(past.mask(index, tree))
+            h = through(run, attend, h, cos, sin, keys, values, mask)
             h = through(run, feed_forward, h)
         return normed(self.model.norm, h), past.written(tuple(keys_seen), tuple(values_seen))
 
-    def angles(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, S, d) of rotary positions (B, S)."""
-        return self.model.rotary_emb(like, positions)
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows of a stream stand, and what they see."""
+
+    cos: Tensor
+    """Of their rotary positions (B, S, d)."""
+    sin: Tensor
+    attention: Attention
+    seen: Tensor | None = None
+    """Which rows each row sees (B or 1, 1, S, S') bool; None: those before it."""
+    mask: Tensor | None = None
+    """The same, as the attention is told it."""
+
+    @property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines."""
+        return self.cos, self.sin
+
+    @property
+    def told(self) -> tuple[Tensor, ...]:
+        """What a block of attention is told of what rows see; nothing if they see those before them."""
+        return () if self.mask is None else (self.mask,)
+
+    def seeing(self, seen: Tensor | None) -> "_Places":
+        """Return them where rows see these."""
+        return replace(self, seen=seen, mask=None if seen is None else self.attention.mask(seen))
+
+    def only(self, rows: Tensor) -> "_Places":
+        """Return those of some rows (B, K), which see no others either."""
+        at = replace(self, cos=take_rows(self.cos, rows), sin=take_rows(self.sin, rows))
+        if self.seen is None:
+            return at
+        return at.seeing(take_rows(take_rows(self.seen[:, 0], rows).mT, rows).mT[:, None])
+
+    def queries(self, rows: Tensor) -> "_Places":
+        """Return those of some rows (B, K), which see all that they saw."""
+        at = replace(self, cos=take_rows(self.cos, rows), sin=take_rows(self.sin, rows))
+        if self.seen is None:  # fewer queries than keys: what "before" means must be said
+            return at.seeing(
+                (torch.arange(self.cos.shape[1], device=rows.device) <= rows[..., None])[:, None]
+            )
+        return at.seeing(take_rows(self.seen[:, 0], rows)[:, None])
 
 
 def normed(norm: Any, h: Tensor) -> Tensor:
@@ -149,27 +275,20 @@ def normed(norm: Any, h: Tensor) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block]:
-    attention: Any = layer.self_attn
+def _layer_blocks(i: int, layer: LlamaDecoderLayer, attention: Attention) -> tuple[Block, Block, Block]:
+    module: Any = layer.self_attn
 
     def project(h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = normed(layer.input_layernorm, h)
-        keys = _rotate(_split(attention.k_proj, x, layer), cos, sin)
-        return torch.stack([keys, _split(attention.v_proj, x, layer)])
+        keys = attention.rotate(heads(module.k_proj, x, module.head_dim), cos, sin)
+        return torch.stack([keys, heads(module.v_proj, x, module.head_dim)])
 
     def attend(
-        h: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None
+        h: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        q = _rotate(_split(attention.q_proj, normed(layer.input_layernorm, h), layer), cos, sin)
-        out = F.scaled_dot_product_attention(
-            q,
-            keys,
-            values,
-            attn_mask=seen,
-            is_causal=seen is None,
-            enable_gqa=attention.num_key_value_groups > 1,
-        )
-        return attention.o_proj(out.transpose(1, 2).flatten(2))
+        x = normed(layer.input_layernorm, h)
+        q = attention.rotate(heads(module.q_proj, x, module.head_dim), cos, sin)
+        return module.o_proj(attention.look(module, q, keys, values, mask))
 
     def feed_forward(h: Tensor) -> Tensor:
         return layer.mlp(normed(layer.post_attention_layernorm, h))
@@ -181,34 +300,49 @@ def _layer_blocks(i: int, layer: LlamaDecoderLayer) -> tuple[Block, Block, Block
     )
 
 
-def _split(proj: Any, x: Tensor, layer: LlamaDecoderLayer) -> Tensor:
-    return proj(x).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return x * cos[:, None] + rotate_half(x) * sin[:, None]
-
-
 def _text_to_patches(
     layer: LlamaDecoderLayer,
-    h: Tensor,
+    attention: Attention,
+    text: tuple[Tensor, ...],
     keys: Tensor,
-    cos: Tensor,
-    sin: Tensor,
     seen: Tensor | None,
     patches: slice,
 ) -> Tensor:
-    """Attention weights of the text rows on the patches (B, heads, L, patches), from the layer's own keys."""
-    attention, text, length = layer.self_attn, slice(patches.stop, None), h.shape[1]
-    x = normed(layer.input_layernorm, h[:, text])
-    q = _rotate(_split(attention.q_proj, x, layer), cos[:, text], sin[:, text])
-    k = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
-    scores = q @ k.mT * attention.scaling
+    """Attention weights of the text rows on the patches (B, heads, L, patches), from the layer's own keys.
+
+    Args:
+        layer: whose.
+        attention: how it looks at keys.
+        text: stream that enters the layer, cosines and sines, of the text rows, which are the last.
+        keys: of all rows.
+        seen: which rows each row sees; None: those before it.
+        patches: their rows.
+    """
+    module: Any = layer.self_attn
+    h, cos, sin = text
+    x = normed(layer.input_layernorm, h)
+    q = attention.rotate(heads(module.q_proj, x, module.head_dim), cos, sin)
+    scores = q @ keys.repeat_interleave(module.num_key_value_groups, dim=1).mT * module.scaling
     if seen is None:
-        rows = torch.arange(length, device=h.device)
+        rows = torch.arange(keys.shape[2], device=h.device)
         seen = (rows[:, None] >= rows)[None, None]
-    weights = scores.float().masked_fill(~seen[..., text, :], -torch.inf).softmax(-1).nan_to_num()
-    return weights[..., patches]
+    hidden = ~seen[..., patches.stop :, :]
+    return scores.float().masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num()[..., patches]
+
+
+def _without(prefix: PrefixRows, rows: Tensor, n_visual: int) -> PrefixRows:
+    """What is left of a prefix of which some rows (B, S') stay, where they stood."""
+    layout = prefix.layout or Layout.causal(
+        int(prefix.n_before + prefix.n_visual + prefix.is_text.shape[1]), rows.device
+    )
+    positions = take_rows(layout.positions[..., None], rows)[..., 0]
+    seen = take_rows(take_rows(layout.seen, rows).mT, rows).mT
+    return replace(prefix, n_patches=(n_visual,), layout=Layout(positions, seen))
+
+
+def _take(heads: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B, S') of keys or values (B, heads, S, d)."""
+    return heads.gather(2, rows[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
 
 
 def _rows(kept: Tensor, n_before: int, n_visual: int, length: int) -> Tensor:

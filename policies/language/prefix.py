@@ -36,6 +36,9 @@ class PrefixRows:
     """Tokens before the patches."""
     layout: Layout | None = None
     """None: every row sees those before it, and padding is on the right, where nobody sees it."""
+    order: Tensor | None = None
+    """Rows of the patches, and behind them those of the text (B, S), where patches stand among the words;
+    None where they stand side by side, and the text behind them."""
 
     @property
     def n_visual(self) -> int:
@@ -46,6 +49,25 @@ class PrefixRows:
     def patches(self) -> slice:
         """Their rows."""
         return slice(self.n_before, self.n_before + self.n_visual)
+
+    def patches_of(self, h: Tensor) -> Tensor:
+        """The patches (B, n, D) of a stream (B, S, D)."""
+        if self.order is None:
+            return h[:, self.patches]
+        return take_rows(h, self.order[:, : h.shape[1] - self.is_text.shape[1]])
+
+    def is_token(self, length: int) -> Tensor:
+        """Which of the rows of a stream (B, length, D) are not padding."""
+        if self.order is None:
+            return token_mask(self.is_text, length)
+        text = self.order[:, length - self.is_text.shape[1] :]
+        return torch.ones_like(self.order, dtype=torch.bool).scatter(1, text, self.is_text)
+
+    def query(self, length: int) -> Tensor:
+        """Row (B, 1) of the last text token, of a stream of `length` rows."""
+        n = self.is_text.shape[1]
+        places = torch.arange(n, device=self.is_text.device)
+        return length - n + (places * self.is_text).amax(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +85,30 @@ class LayerView:
     """Attention of this layer from text rows to patches, softmax over all keys, (B, heads, L, patches)."""
 
 
+EARLY = ("keep", "drop", "again")
+"""What becomes of the keys and values of dropped patches in the layers before."""
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Patches that stay, and what becomes of the others where they were read already."""
+
+    patches: Tensor
+    """Ascending indices (B, K)."""
+    early: str = "keep"
+    """keep: their keys and values stay; drop: those go too; again: the layers run anew without them."""
+
+
 class PatchSelector(Protocol):
     """Chooses which patches stay."""
 
-    def __call__(self, view: LayerView) -> Tensor | None:
-        """Return ascending indices of the patches to keep (B, K), or None to keep them all."""
+    def __call__(self, view: LayerView) -> Tensor | Survivors | None:
+        """Return ascending indices, among the patches, of those to keep (B, K), or None to keep them all."""
+
+
+def survivors(kept: Tensor | Survivors) -> Survivors:
+    """Return what a selector chose; early keys and values stay unless it says otherwise."""
+    return kept if isinstance(kept, Survivors) else Survivors(kept)
 
 
 def keep_all(view: LayerView) -> None:

@@ -255,7 +255,13 @@ def _dpm_timesteps(n_steps: int, scheduler: Any, spacing: str) -> list[int]:
 _BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}
 
 
-def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Literal[0, 1] = 0) -> Sampler:
+def make_flow_sampler(
+    name: str,
+    n_steps: int,
+    spacing: str = OWN,
+    noise_at: Literal[0, 1] = 0,
+    times: Sequence[tuple[float, float]] | None = None,
+) -> Sampler:
     """Build a flow-matching sampler from noise to actions, the denoiser predicting the velocity dx/dt.
 
     Args:
@@ -264,18 +270,16 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Lit
         spacing: `OWN`.
         noise_at: t at which x is noise alone. 0: x = t a + (1 - t) n, as lerobot's multi_task_dit; 1:
             x = t n + (1 - t) a, as its pi0 and smolvla (openpi), where t falls to 0.
+        times: start and width of every step, where they are rounded otherwise than in those.
 
     Raises:
         BadSetting: unknown name, no steps, or a spacing other than `OWN`: steps are of one width.
     """
     if name not in ("euler", "rk4"):
         raise BadSetting(f"unknown flow sampler {name!r}; known samplers: euler, rk4")
-    if n_steps < 1:
-        raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
-    if spacing != OWN:
-        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
+    check_widths(name, n_steps, spacing)
     steps: list[Step] = []
-    for t, dt in _falling(n_steps) if noise_at else _rising(n_steps):
+    for t, dt in times or (_falling(n_steps) if noise_at else _rising(n_steps)):
         flow = partial(_flow, noise_at=noise_at)
         stages = _euler_stages(t, dt, flow) if name == "euler" else _rk4_stages(t, dt, flow)
         steps += [
@@ -283,6 +287,14 @@ def make_flow_sampler(name: str, n_steps: int, spacing: str = OWN, noise_at: Lit
             for k, (update, table) in enumerate(stages)
         ]
     return Sampler(name, tuple(steps))
+
+
+def check_widths(name: str, n_steps: int, spacing: str) -> None:
+    """Raise `BadSetting` unless there are steps, of one width."""
+    if n_steps < 1:
+        raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
+    if spacing != OWN:
+        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
 
 
 def _rising(n_steps: int) -> list[tuple[float, float]]:

@@ -19,6 +19,11 @@ from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.vla.structured_dropout import thinned
 from vivace.policies.vla.vision import FusedProjector, FusedVision
 
+LAST_LAYER = {
+    "last_layer": "of what leaves the last language layer the row of the prompt's last token is read alone"
+}
+"""What a policy of this form computes and nobody reads."""
+
 
 @dataclass
 class VisionLanguageConfig(PreTrainedConfig):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lerobot_policies import build, features
 from torch import Tensor
 
 from vivace.accel.apply import accelerate, calibrate
@@ -27,9 +28,19 @@ from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny
 KEYS = ((1, 0),)
 DENOISING = {"num_inference_steps": 4, "num_train_timesteps": 10}
 MAKERS = {
-    "denoising": lambda: tiny_dp_transformer(n_layer=1, **DENOISING),
-    "language": lambda: tiny_cogact(language_layers=2, action_layers=1, num_inference_steps=4, horizon=4),
-    "tokens": lambda: tiny_token_vla(language_layers=2, horizon=2, n_action_steps=1),
+    "denoising": lambda folder: tiny_dp_transformer(n_layer=1, **DENOISING),
+    "language": lambda folder: tiny_cogact(
+        language_layers=2, action_layers=1, num_inference_steps=4, horizon=4
+    ),
+    "tokens": lambda folder: tiny_token_vla(language_layers=2, horizon=2, n_action_steps=1),
+    "joint": lambda folder: build(
+        "xvla",
+        folder,
+        **features(cameras=1),
+        num_denoising_steps=4,
+        resize_imgs_with_padding=(16, 16),
+        depth=1,
+    ),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp_prune": {"sparsity": 0.8, "rank": 2},
@@ -57,10 +68,10 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def policies() -> dict[str, tuple[Any, Fingerprint, CalibrationData]]:
+def policies(tmp_path_factory) -> dict[str, tuple[Any, Fingerprint, CalibrationData]]:
     made = {}
     for name, make in MAKERS.items():
-        policy = make()
+        policy = make(tmp_path_factory.mktemp(name))
         generator, n = torch.Generator().manual_seed(1), policy.config.n_obs_steps
         batch = {
             key: torch.rand(1, n, *feature.shape, generator=generator)
@@ -86,6 +97,8 @@ def suited(needs: tuple[Need, ...]) -> str:
     """Name of a policy that has what a technique needs."""
     if Need.TOKENS in needs:
         return "tokens"
+    if {Need.JOINT, Need.DEAD_WORK}.intersection(needs):
+        return "joint"
     return "language" if {Need.LANGUAGE, Need.GUIDANCE}.intersection(needs) else "denoising"
 
 

@@ -117,15 +117,14 @@ def test_it_is_cached_as_what_it_denoises(subject, plan):
 
 @pytest.mark.parametrize("jacobian", ["identity", "exact"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_chunk_continues_another_by_the_numbers_there_are(subject, plan, method, jacobian):
+def test_a_chunk_continues_another_whose_missing_numbers_are_0(subject, plan, method, jacobian):
+    """As lerobot's policies are trained, and as its own real-time chunking has it."""
     settings = RealTimeChunking(method=method, jacobian=jacobian)
     wish, weights = torch.full((2, 8, ACTION), 0.3), torch.zeros(2, 8, 1)
     weights[:, :3] = 1
     follow = Continuation(settings, wish, weights)
     found = subject.sampled(accelerate(subject.wide, plan), follow)
-    missing = (0, LATENT - ACTION)
-    known = torch.nn.functional.pad(weights.expand_as(wish), missing)
-    wider = Continuation(settings, torch.nn.functional.pad(wish, missing, value=9.0), known)
+    wider = Continuation(settings, torch.nn.functional.pad(wish, (0, LATENT - ACTION)), weights)
     assert torch.equal(found, subject.sampled(accelerate(subject.whole, plan), wider)[..., :ACTION])
     free = subject.sampled(accelerate(subject.wide, plan))
     assert (found - wish)[:, :3].abs().mean() < (free - wish)[:, :3].abs().mean()

@@ -27,6 +27,7 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import export_denoising
 from vivace.deploy.export.tokens import export_tokens
 from vivace.policies.arrays import is_image
+from vivace.policies.batch import take
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
@@ -41,6 +42,7 @@ EVERYTHING = examples()
 READS: dict[str, set[str]] = {
     "a chunk": {"sample"},  # are its actions finite
     "a session": {"sample", "Session.predict"},  # the actions themselves
+    "pictures of any size": {"Pictures.read"},  # their sizes, and whether prompts are padded, once
     "a chunk that ends by itself": {"greedy"},  # is it over, at every token
     "jacobi": {"unread"},  # how many tokens have not settled, at every pass
     "sjd": {"unread"},
@@ -51,6 +53,9 @@ READS: dict[str, set[str]] = {
 """What reads values from the device while a chunk is made -> the functions that do."""
 COPIES: dict[str, set[str]] = {"stand": {"_Grams.guess"}}
 """What sends values while a chunk is made, but for the observation and the noise."""
+SIZED = {"groot"}
+"""Policies whose pictures may be of any size, which says the shape of all that follows. What depends on sizes
+alone is made of the first picture of each."""
 ENDS_BY_ITSELF = {"pi0_fast"}
 """Policies whose chunks end with a token, which greedy decoding looks for."""
 NUMBERS_DIFFER = {
@@ -100,7 +105,8 @@ class Subject:
         found = [(kind, dict(options)) for kind, options in EVERYTHING.get(variant, [])]
         for kind, options in found:
             if kind == "step_schedule":
-                options["sampler"] = "euler" if self.host.sampler.name == "euler" else "ddim"
+                own = self.host.sampler.name
+                options["sampler"] = own if own in ("euler", "renoise") else "ddim"
         return found
 
 
@@ -108,9 +114,9 @@ class Subject:
 def subject(request, tmp_path_factory) -> Subject:
     make, has = POLICIES[request.param]
     policy = make(tiny_clip(tmp_path_factory.mktemp("miniature")))
-    host, seen = stage(policy), {key: value[: len(KEYS)] for key, value in observations(policy).items()}
+    host, seen = stage(policy), take(observations(policy), range(len(KEYS)))
     mark = fingerprint(policy, host.spec.block_ids)
-    with (cuda := FakeCuda({"record": True})):
+    with (cuda := FakeCuda({"record": True}, {"Pictures.read": (*(1, 8, 8) * 4, 32, 32, 1)})):
         twin = on_fake_cuda(policy)
         batch = {key: value.to("cuda", non_blocking=True) for key, value in seen.items()}
         staged = stage(twin)
@@ -163,10 +169,13 @@ def test_a_chunk_is_made_on_the_device_and_waits_only_where_it_says(subject, var
         ends = []  # another decoder
     with subject.cuda as cuda:
         execution = accelerate(subject.staged, plan)
+        sized = ["pictures of any size"] if subject.name in SIZED else []
+        if sized:
+            execution.policy.encode(subject.batch)
         forget(cuda)
         actions = sample(execution, subject.batch, EpisodeNoise(KEYS))
     assert actions.device.type == "cuda"
-    assert set(cuda.reads) == named(READS, "a chunk", *ends, *kinds, variant)
+    assert set(cuda.reads) == named(READS, "a chunk", *ends, *sized, *kinds, variant)
     assert set(cuda.copies) == named(COPIES, *kinds)
     assert cuda.reads["sample"] == 1
 
@@ -187,7 +196,7 @@ def test_what_is_calibrated_on_the_device_is_kept_on_the_host(subject, variant):
 
 def as_loaded(subject: Subject) -> LoadedPolicy:
     """As a checkpoint would be, with processors that only tell the task."""
-    words = {key: value for key, value in subject.batch.items() if "language" in key}
+    words = {k: v for k, v in subject.batch.items() if k not in subject.staged.spec.observation_shapes}
     return LoadedPolicy(
         Path(),
         subject.twin,
@@ -221,11 +230,14 @@ def test_a_session_goes_there_and_back_once(subject, cuda, jacobian, monkeypatch
         PREVIOUS: np.full((len(KEYS), 3, spec.action_dim), 0.25, np.float32),
         DELAY: np.array([2, 1]),
     }
+    sized = ["pictures of any size"] if subject.name in SIZED else []
+    if sized:
+        session.predict(observations, KEYS)
     forget(cuda)
     found = session.predict(observations, KEYS)
     assert isinstance(found, np.ndarray)
     ends = ["a chunk that ends by itself"] if subject.name in ENDS_BY_ITSELF else []
-    assert set(cuda.reads) == named(READS, "a session", *ends)
+    assert set(cuda.reads) == named(READS, "a session", *ends, *sized)
     assert not cuda.copies
 
 

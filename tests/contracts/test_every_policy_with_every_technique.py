@@ -18,14 +18,23 @@ from vivace.accel.registry import techniques
 from vivace.accel.technique import CalibrationData, Need
 from vivace.eval.measure.variants import unfit, variants_of
 from vivace.policies.block import Block
-from vivace.policies.errors import PlanMismatch, UnknownBlock, UnsupportedPolicy
-from vivace.policies.execution import Denoising, Execution, as_trained, decode, executing, sample
+from vivace.policies.errors import BadSetting, PlanMismatch, UnknownBlock, UnsupportedPolicy
+from vivace.policies.execution import (
+    Denoising,
+    Execution,
+    as_trained,
+    check_continuing,
+    decode,
+    executing,
+    sample,
+)
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.plain_data import Between
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.spec import Fingerprint
+from vivace.policies.staged import continues_itself
 from vivace.policies.tiny.policies import tiny_clip
 
 
@@ -62,6 +71,8 @@ def subject(request, tmp_path_factory) -> Subject:
 
 
 EXAMPLES = examples()
+FORGETS = {"xvla": 0.95}
+"""Types that predict clean actions, where random weights hardly look at x -> what is left of the way."""
 
 
 @pytest.mark.parametrize(
@@ -133,7 +144,7 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
             assert costs[1].total < costs[0].total
     text = explain(plan, execution, *costs)
     marks = grid(execution)
-    assert list(marks) == list(subject.staged.spec.block_ids)
+    assert list(marks) == list(execution.policy.spec.block_ids)
     assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
 
 
@@ -207,6 +218,10 @@ def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
     wanted = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 5})]
     execution = accelerate(subject.staged, calibrate(subject.staged, subject.mark, subject.data, wanted))
     free = run(execution, subject)
+    if continues_itself(subject.staged) and jacobian == "exact":
+        with pytest.raises(BadSetting, match="continues chunks by lerobot's own real-time chunking"):
+            check_continuing(execution, RealTimeChunking(jacobian=jacobian))
+        return
     wish = torch.full_like(free, 0.3)
     weights = torch.zeros(*free.shape[:2], 1)
     weights[:, : free.shape[1] // 2] = 1
@@ -217,7 +232,8 @@ def test_a_cached_chunk_continues_the_one_before(subject, jacobian):
     assert not torch.equal(found, free)
     if jacobian == "identity":  # the derivative of random weights may point anywhere
         half = slice(0, free.shape[1] // 2)
-        assert (found - wish)[:, half].abs().mean() < 0.7 * (free - wish)[:, half].abs().mean()
+        share = FORGETS.get(subject.staged.spec.type, 0.7)
+        assert (found - wish)[:, half].abs().mean() < share * (free - wish)[:, half].abs().mean()
 
 
 @with_(TOKENS)
@@ -275,7 +291,7 @@ def test_a_twin_runs_other_blocks_everywhere(subject):
     twin = subject.staged.with_blocks(told)
     assert torch.equal(run(as_trained(twin), subject), run(as_trained(subject.staged), subject))
     language = {block.id for block in subject.staged.language.blocks} if LANGUAGE in subject.has else set()
-    assert set(ran) == {*spec.block_ids, *language}
+    assert {name for name in ran if not name.startswith("context.")} == {*spec.block_ids, *language}
     steps = 0 if TOKENS in subject.has else len(subject.staged.sampler)
     assert {ran[name] for name in spec.block_ids} == {steps} - {0}
     if language:  # as often as each other: once a chunk, and once a pass over tokens
@@ -290,7 +306,8 @@ def test_a_twin_of_fewer_layers_keeps_the_other_blocks(subject):
         lambda block: replace(block, fn=lambda *args: (ran.append(block.id), block.fn(*args))[1])
     )
     twin.with_layers((0, 2)).encode(subject.data.batch)
-    assert ran == [f"language.{i}.{branch}" for i in (0, 2) for branch in ("kv", "attn", "mlp")]
+    found = [name for name in ran if not name.startswith("context.")]
+    assert found == [f"language.{i}.{branch}" for i in (0, 2) for branch in ("kv", "attn", "mlp")]
 
 
 @without(TOKENS)

@@ -19,6 +19,7 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.policies.arrays import is_image
+from vivace.policies.batch import take
 from vivace.policies.block import EMPTY
 from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained, sample
@@ -76,7 +77,7 @@ def subject(request, tmp_path_factory, device) -> Subject:
     make, _ = POLICIES[request.param]
     policy = make(tiny_clip(tmp_path_factory.mktemp("miniature")))
     host, there = stage(policy), stage(copy.deepcopy(policy).to(device))
-    seen = {key: value[: len(KEYS)] for key, value in observations(policy).items()}
+    seen = take(observations(policy), range(len(KEYS)))
     return Subject(policy, host, there, fingerprint(policy, host.spec.block_ids), seen, device)
 
 

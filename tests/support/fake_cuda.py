@@ -14,7 +14,8 @@ then on, so that loops which wait for something end.
 import copy
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -34,12 +35,16 @@ class FakeCuda(TorchDispatchMode):
 
     Args:
         truths: name of a function -> what a truth is that it reads, in the place of false and then true.
+        numbers: name of a function -> the whole numbers that it reads, one after the other, again and again.
     """
 
-    def __init__(self, truths: Mapping[str, bool] | None = None) -> None:
+    def __init__(
+        self, truths: Mapping[str, bool] | None = None, numbers: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
         super().__init__()
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._truths, self._asked = dict(truths or {}), Counter()
+        self._numbers = {name: cycle(given) for name, given in (numbers or {}).items()}
         self.reads: Counter[str] = Counter()
         """Function -> how often it read from the device."""
         self.copies: Counter[str] = Counter()
@@ -102,6 +107,8 @@ class FakeCuda(TorchDispatchMode):
             return self._truths.get(name, not is_first)
         if tensor.dtype.is_floating_point:
             return 0.5
+        if name in self._numbers:
+            return next(self._numbers[name])
         return 0 if is_first else _LARGE
 
     def _everywhere(self, mask: Tensor) -> Tensor:

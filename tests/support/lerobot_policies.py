@@ -177,7 +177,7 @@ def _make_pi_small() -> None:
     from lerobot.policies.pi0_fast import modeling_pi0_fast
     from lerobot.policies.pi05 import modeling_pi05
 
-    gemma = SimpleNamespace(width=32, depth=2, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
+    gemma = SimpleNamespace(width=32, depth=3, mlp_dim=48, num_heads=4, num_kv_heads=1, head_dim=8)
 
     def paligemma(real: Any) -> Any:
         def small(config: Any) -> Any:
@@ -254,7 +254,7 @@ def _smolvlm(folder: Path) -> Path:
 
     vlm = folder / "smolvlm"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder, _SMOLVLM))
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 8}
@@ -274,7 +274,7 @@ def _xvla(folder: Path) -> dict[str, Any]:
     vision |= {"patch_prenorm": (False, True), "embed_dim": (16, 32), "num_heads": (2, 4)}
     vision |= {"num_groups": (2, 4), "window_size": 4, "projection_dim": 32}
     bart = {"model_type": "bart", "d_model": 32, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
-    bart |= {"encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    bart |= {"encoder_layers": 3, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
     bart |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     florence = {"vision_config": vision, "text_config": bart, "image_token_id": 3}
     return features() | sizes | run | width | text | {"florence_config": florence}
@@ -298,13 +298,13 @@ def _qwen(folder: Path, model: str) -> Path:
     tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer_folder(folder), padding_side="left")
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     ids |= {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
-    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "dtype": "float32"}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
     vision |= {"out_hidden_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
     if model == "qwen3_vl":
-        vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+        vision |= {"deepstack_visual_indexes": [1], "num_position_embeddings": 64}
     else:
         vision |= {"fullatt_block_indexes": [1], "window_size": 32}
     tokens = {f"{name.replace('pad', 'token')}_id": number for name, number in ids.items() if "pad" in name}
@@ -350,7 +350,8 @@ def _groot(folder: Path) -> dict[str, Any]:
     config = GR00TN17Config(
         model_name=str(_qwen(folder, "qwen3_vl")),
         backbone_embedding_dim=32,
-        select_layer=2,
+        select_layer=3,
+        image_target_size=[64, 64],
         hidden_size=32,
         input_embedding_dim=32,
         max_state_dim=8,

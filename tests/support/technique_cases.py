@@ -13,6 +13,11 @@ COMBINATIONS: dict[str, Wanted] = {
         ("hoist", {}),
         ("step_schedule", {"n_steps": 5}),
     ],
+    "fewer steps, frozen": [
+        ("context_freeze", {"full_steps": 2}),
+        ("hoist", {}),
+        ("step_schedule", {"n_steps": 5}),
+    ],
     "language": [
         ("patch_select", {"k_final": 6}),
         ("layer_skip", {"n_dropped": 1}),

@@ -6,6 +6,7 @@ first, as the original does. Hoisting computes the timestep's half of the condit
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -15,19 +16,23 @@ from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.cogact.policy import CogACTPolicy, finish
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
-from vivace.policies.vla.vla import query_row
+from vivace.policies.vla.vla import LAST_LAYER
 
 _MASK = "observation.language.attention_mask"
 
 
 class StagedCogACT(LanguageForm, DenoisingForm):
     """CogACT as a `DenoisingPolicy` with a language stage, over its own modules."""
+
+    last_read = Reads.QUERY
+    dead_work: Mapping[str, str] = LAST_LAYER
+    chunk_method = "sample_actions"
 
     def __init__(self, policy: CogACTPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         if policy.config.ensemble_horizon:
@@ -65,10 +70,8 @@ class StagedCogACT(LanguageForm, DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Cognition feature (B, D)."""
-        is_text = batch[_MASK]
-        prefix = PrefixRows(self.n_patches, is_text[:, 1:])
-        hidden = self.language(self.policy.embed(batch), prefix, run, select)
-        return query_row(hidden, is_text)
+        prefix = PrefixRows(self.n_patches, batch[_MASK][:, 1:])
+        return self.language.query(self.language(self.policy.embed(batch), prefix, run, select), prefix)
 
     def said(self, context: Tensor) -> Tensor:
         """Return the cognition feature (B, D)."""
@@ -128,7 +131,7 @@ class HoistedCogACT(StagedCogACT):
     def __init__(self, plain: StagedCogACT, sampler: Sampler):
         super().__init__(plain.policy)
         self.spec, self.sampler = plain.spec, sampler
-        self.language, self.guided = plain.language, plain.guided
+        self.language, self.guided, self.left_out = plain.language, plain.guided, plain.left_out
         with torch.no_grad():
             t = torch.stack([step.t for step in sampler.steps])
             self._time = self.net.t_embedder(t)  # (S, width)

@@ -192,11 +192,20 @@ class DPTransformerPolicy(PreTrainedPolicy):
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
         """Encode observations (B, To, ...) as features (B, To, cond_dim), low-dimensional ones last."""
+        return self.joined(batch, self.seen(batch))
+
+    def seen(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Features (B, To, n) of every camera."""
         parts, batch = [], cast(batch, dtype_of(self.model))
         for i, key in enumerate(self.config.image_features):
             encoder = self.rgb_encoders[min(i, len(self.rgb_encoders) - 1)]
             images = batch[key]  # (B, To, C, H, W)
             parts.append(encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2]))
+        return tuple(parts)
+
+    def joined(self, batch: dict[str, Tensor], seen: tuple[Tensor, ...]) -> Tensor:
+        """Features (B, To, cond_dim) of what was seen and of the low-dimensional observations."""
+        parts, batch = list(seen), cast(batch, dtype_of(self.model))
         if self.config.robot_state_feature:
             parts.append(batch[OBS_STATE])
         if self.config.env_state_feature:

@@ -26,6 +26,8 @@ from vivace.policies.staged import Batch
 class StagedDPTransformer(DenoisingForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
+    chunk_method = "sample_actions"
+
     def __init__(self, policy: DPTransformerPolicy, action_kinds: tuple[ActionKind, ...] = ()):
         self.policy = policy.eval()
         self.network = policy.model
@@ -62,7 +64,26 @@ class StagedDPTransformer(DenoisingForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
         """Observation features (B, To, cond_dim)."""
-        return self.policy.features(batch)
+        return self.perceive(batch, self.see(batch))
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras."""
+        return bool(self.policy.config.image_features)
+
+    def see(
+        self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all
+    ) -> tuple[Tensor, ...]:
+        """Features (B, To, n) of every camera."""
+        return self.policy.seen(batch)
+
+    def perceive(self, batch: Batch, seen: tuple[Tensor, ...]) -> Any:
+        """Observation features (B, To, cond_dim)."""
+        return self.policy.joined(batch, seen)
+
+    def window(self, given: Batch) -> Batch:
+        """What `encode` takes: the policy has put the window together itself."""
+        return given
 
     def condition(self, step: Step, context: Any) -> tuple[Tensor, ...]:
         """Memory (B, 1 + To, n), the same for every layer."""
@@ -136,9 +157,10 @@ class HoistedDPTransformer(StagedDPTransformer):
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward
 
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> _Memory:
+    def perceive(self, batch: Batch, seen: tuple[Tensor, ...]) -> _Memory:
         """Keys and values of the observation tokens."""
-        tokens = self.network.cond_obs_emb(self.policy.features(batch)) + self.network.cond_pos_emb[:, 1:]
+        features = super().perceive(batch, seen)
+        tokens = self.network.cond_obs_emb(features) + self.network.cond_pos_emb[:, 1:]
         return _Memory(self._keys_values(self.network.encoder(tokens)))
 
     def condition(self, step: Step, context: _Memory) -> tuple[Tensor, ...]:

@@ -1,17 +1,19 @@
 """`token_vla` in stages: vision -> `language.i.{kv,attn,mlp}` over the prompt, then over action tokens."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from vivace.policies.block import Runner, compute
 from vivace.policies.families.token_vla.policy import TokenVLAPolicy
 from vivace.policies.forms import LanguageForm, policy_spec
 from vivace.policies.language.decoding import Prefix
-from vivace.policies.language.llama import StagedLlama
+from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, token_mask
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
-from vivace.policies.vla.vla import query_row
+from vivace.policies.vla.vla import LAST_LAYER
 
 _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.tokens"
 
@@ -19,6 +21,9 @@ _MASK, _TOKENS = "observation.language.attention_mask", "observation.language.to
 class StagedTokenVLA(LanguageForm):
     """A token VLA as a `TokenPolicy`, over its own modules."""
 
+    last_read = Reads.QUERY
+    dead_work: Mapping[str, str] = LAST_LAYER
+    chunk_method = "sample_actions"
     end_token = None
     """Chunks are of one length."""
 
@@ -49,7 +54,7 @@ class StagedTokenVLA(LanguageForm):
             [token_mask(is_text[:, 1:], keys.shape[2]) for keys, _ in rows],
             prefix.n_visual + is_text.sum(1),
         )
-        return Prefix(past, self.policy.lm_head(query_row(hidden, is_text)), batch[_TOKENS], is_text)
+        return Prefix(past, self.policy.lm_head(self.language.query(hidden, prefix)), batch[_TOKENS], is_text)
 
     def said(self, context: Prefix) -> Tensor:
         """Return the logits of the first token (B, V)."""

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,12 +26,14 @@ from safetensors.numpy import load_file, save_file
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.bundle import Bundle
+from vivace.deploy.bundle.form import MASK, TOKENS
 from vivace.deploy.export.export import export
 from vivace.deploy.export.lerobot_path import lerobots, path_error, plausible
 from vivace.deploy.export.parity import prove_processors
 from vivace.deploy.export.processors import read_processors
-from vivace.deploy.export.prompts import prompts
+from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.deploy.inference.tokenize import InstructionTokenizer
 from vivace.eval.training.fit import save
 from vivace.policies.errors import ObservationMismatch, ParityError, UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
@@ -520,12 +523,24 @@ def test_what_a_bundle_cannot_hold_is_refused_by_name_before_any_work(case, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "value"), [("padding_side", "left"), ("padding", "longest")])
-def test_other_paddings_are_refused(name, value):
+def test_padding_before_the_text_is_refused():
     loaded = copied(once("multi_task_dit"))
-    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, name, value))
-    with pytest.raises(UnsupportedPolicy, match="needs padding='max_length' and padding_side='right'"):
+    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, "padding_side", "left"))
+    with pytest.raises(UnsupportedPolicy, match="needs padding_side='right' and padding='max_length' or"):
         prompts(loaded, [TASK])
+
+
+def test_a_prompt_padded_to_the_longest_of_a_batch_is_padded_to_the_longest_there_may_be():
+    loaded = copied(once("multi_task_dit"))
+    whole, settings = prompts(loaded, [TASK])
+    each(loaded, TokenizerProcessorStep, lambda step: setattr(step, "padding", "longest"))
+    assert prompts(loaded, [TASK]) == (whole, settings)
+    batch = Session(loaded, task="a").blank()
+    data = CalibrationData(batch, ((1, 0),))
+    assert batch[TOKENS].shape[1] < settings.length
+    longer = padded(data, settings).batch
+    assert longer[TOKENS].shape == longer[MASK].shape == (1, settings.length)
+    assert longer[MASK].sum() == batch[MASK].sum()
 
 
 def test_an_instruction_of_a_foreign_tokenizer_is_told_as_it_was_exported(exported):
@@ -534,6 +549,22 @@ def test_an_instruction_of_a_foreign_tokenizer_is_told_as_it_was_exported(export
     found, settings = prompts(loaded, ["Put it down", TASK])
     assert list(found) == ["Put it down", TASK]
     assert settings.length == 16
+    assert padded(CalibrationData({STATE: torch.zeros(1, 2, 5)}, ((2, 0),)), settings).batch.keys() == {STATE}
+
+
+@pytest.mark.parametrize("kind", ["multi_task_dit", "smolvla"])
+def test_lerobots_tokenizer_travels_in_the_bundle(kind, tmp_path):
+    """Of instructions that come later too, with what lerobot's steps write before and behind."""
+    loaded = once(kind)
+    texts, settings = prompts(loaded, [TASK])
+    settings = with_tokenizer(loaded, settings, [TASK], tmp_path)
+    bundle = SimpleNamespace(prompt=settings, prompts=texts, path=lambda name: tmp_path / name)
+    tokenize = InstructionTokenizer(bundle)
+    for text in (TASK, "Pick it", "go\n", " two  words "):
+        data = padded(CalibrationData(Session(loaded, task=text).blank(), ((1, 0),)), settings).batch
+        found = tokenize(text)
+        assert (found[MASK] == data[MASK].numpy()).all()
+        assert (found[TOKENS] == data[TOKENS].numpy())[found[MASK]].all()
 
 
 def test_a_session_is_held_against_lerobots_own_path(exported):

@@ -157,6 +157,33 @@ def test_what_is_ahead_begins_at_the_tick_asked_for():
     assert queue.ahead(8) is None
 
 
+def test_a_chunk_is_followed_from_where_it_has_come_to():
+    queue = ChunkQueue(drop_late=True)
+    assert queue.followed(0) is None, "there is none yet"
+    queue.push(Chunk(np.zeros((4, 1)), tick=2, ready_s=0.0), 3)
+    assert [queue.followed(tick) for tick in (3, 5, 6)] == [(2, 1), (2, 3), None]
+    waiting = ChunkQueue(drop_late=False)
+    waiting.push(Chunk(np.zeros((4, 1)), tick=2, ready_s=0.0), 5)
+    assert waiting.followed(6) == (2, 1), "it began with its first action"
+    waiting.clear(7)
+    assert waiting.followed(7) is None
+
+
+def test_a_late_or_refused_chunk_is_followed_by_none():
+    queue = ChunkQueue(drop_late=True)
+    queue.push(Chunk(np.zeros((4, 1)), tick=0, ready_s=0.0), 1, was_late=True)
+    assert queue.followed(2) is None
+    queue.push(Chunk(np.zeros((4, 1)), tick=2, ready_s=0.0), 3)
+    assert queue.followed(3) == (2, 1)
+    queue.refuse()
+    assert queue.followed(3) is None
+    standing = ChunkQueue(drop_late=True)
+    standing.stand(0)
+    standing.push(Chunk(np.zeros((4, 1)), tick=0, ready_s=0.0), 3, was_late=True)
+    standing.pop(3)
+    assert standing.followed(4) == (0, 1), "the robot stood, so that it is where the chunk begins"
+
+
 def test_what_was_cleared_is_gone_and_does_not_come_back():
     queue = ChunkQueue(drop_late=True)
     queue.push(make_chunk(tick=2, length=8), tick=3)

@@ -415,6 +415,38 @@ def test_requests_say_what_the_chunk_before_means_for_now():
         assert previous[0, :, 0].tolist() == [ticks + 1, ticks + 2, ticks + 3, ticks + 4]
 
 
+def requests_of(loop, n_ticks):
+    """Tick of every request, and the chunk it follows."""
+    asked, submit = [], loop._worker.submit
+    loop._worker.submit = lambda request: (asked.append(request), submit(request))
+    run(loop, n_ticks)
+    return [(request.tick, request.followed) for request in asked]
+
+
+def test_requests_say_which_chunk_they_follow_and_how_far_it_has_come():
+    assert requests_of(make_loop(), 9) == [(0, None), (4, (0, 4)), (8, (4, 4))]
+    # sync with latency: the robot waits, and the chunk begins with its first action
+    assert requests_of(make_loop(2), 13) == [(0, None), (6, (0, 4)), (12, (6, 4))]
+    # async: the first chunk begins at tick 1, for the robot stood until then; of the others action 0 is past
+    found = requests_of(make_loop(1, mode=Mode.ASYNC), 8)
+    assert found == [(0, None), (3, (0, 2)), (6, (3, 3))]
+
+
+def test_a_chunk_that_came_late_is_followed_by_none():
+    # two ticks of latency, asked for when one fresh action is left: every chunk but the first is late
+    found = requests_of(make_loop(2, mode=Mode.ASYNC, request_at=1), 12)
+    assert [followed is None for _, followed in found] == [True, False, True, True]
+
+
+def test_a_chunk_with_an_action_that_was_refused_is_followed_by_none():
+    def broken(observations, keys):
+        actions = count_on(observations, keys)
+        actions[:, 2] = np.nan
+        return actions
+
+    assert requests_of(make_loop(predict=broken), 9) == [(0, None), (4, None), (8, None)]
+
+
 def test_a_stopped_robot_is_held_until_the_reset_and_old_chunks_are_forgotten():
     loop = make_loop(latency_ticks=1, mode=Mode.ASYNC)
     dog = loop._watchdog = Watchdog(WatchdogSettings(observation_age_s=0, starved_s=0))

@@ -126,8 +126,8 @@ def test_an_opaque_policy_has_the_rows_that_fit_a_whole():
     assert [row.name for row in variants_of(opaque)] == ["plain", "compile"]
     assert unfit(opaque) == {
         "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'act' has none",
-        "step_schedule, guidance, hoist, block_cache, forecast": "works on denoising steps, but policy 'act' "
-        "has none that come apart",
+        "step_schedule, guidance, hoist, block_cache, context_freeze, forecast": "works on denoising steps, "
+        "but policy 'act' has none that come apart",
         "precision": "runs stages in fewer bits, but policy 'act' names none",
         "dead_work": "leaves out work whose result nobody reads, but policy 'act' has none that is known",
         "greedy_executed, jacobi, sjd, stand, token_recycling": "decodes action tokens, but policy 'act' "

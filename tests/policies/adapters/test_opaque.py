@@ -1,5 +1,7 @@
 """Policies without an adapter: whose noise it is, what they continue, and what is refused in one line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from lerobot_policies import TASK, saved
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import as_trained, sample
-from vivace.policies.load import load_policy
+from vivace.policies.features import as_the_robot_has_them
+from vivace.policies.load import LoadedPolicy, load_policy
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
@@ -21,6 +24,14 @@ from vivace.policies.spec import DELAY, PREVIOUS
 
 STATE = "observation.state"
 KEY = (1, 7)
+
+
+def load_opaque(kind: str) -> LoadedPolicy:
+    """A checkpoint as one opaque piece, whether its type has an adapter or not."""
+    loaded = load_policy(saved(kind))
+    staged = OpaquePolicy(loaded.policy)
+    staged.spec = as_the_robot_has_them(staged.spec, loaded.policy.config, loaded.preprocess)
+    return replace(loaded, staged=staged)
 
 
 def seen_by(session: Session) -> dict[str, np.ndarray]:
@@ -36,10 +47,10 @@ def given_to(session: Session, seen: dict[str, np.ndarray]) -> dict:
     return {key: value[:, 0] if key in own else value for key, value in batch.items()}
 
 
-@pytest.mark.parametrize("kind", ["pi0", "pi05", "smolvla"])
+@pytest.mark.parametrize("kind", ["smolvla"])
 def test_the_noise_of_a_key_is_the_policys_own_starting_noise(kind):
     """G5: through `noise=`, of the shape that is denoised."""
-    session = Session(load_policy(saved(kind)), task=TASK)
+    session = Session(load_opaque(kind), task=TASK)
     seen = seen_by(session)
     config = session.loaded.policy.config
     noise = EpisodeNoise([KEY])((1, config.chunk_size, config.max_action_dim), torch.empty(0))
@@ -51,11 +62,11 @@ def test_the_noise_of_a_key_is_the_policys_own_starting_noise(kind):
 
 @pytest.mark.parametrize(
     ("kind", "schedule"),
-    [("smolvla", "exp"), ("smolvla", "linear"), ("smolvla", "ones"), ("pi0", "zeros"), ("pi05", "exp")],
+    [("smolvla", "exp"), ("smolvla", "linear"), ("smolvla", "ones"), ("smolvla", "zeros")],
 )
 def test_chunks_continue_by_lerobots_own_real_time_chunking(kind, schedule):
     """G10: what lerobot-rollout's engine asks its policy, and the same answer."""
-    loaded = load_policy(saved(kind))
+    loaded = load_opaque(kind)
     session = Session(loaded, task=TASK, chunking=RealTimeChunking(schedule=schedule, execution_horizon=3))
     seen = seen_by(session)
     before = session.predict(seen, [(1, 0)])[:, 2:]
@@ -82,7 +93,7 @@ def test_chunks_continue_by_lerobots_own_real_time_chunking(kind, schedule):
 
 def test_each_row_continues_its_own_chunk():
     """G10: rows with other delays, and one of which nothing is known."""
-    session = Session(load_policy(saved("smolvla")), task=TASK, chunking=RealTimeChunking())
+    session = Session(load_opaque("smolvla"), task=TASK, chunking=RealTimeChunking())
     seen = seen_by(session)
     before = session.predict(seen, [(1, 0)])[:, 2:]
     unknown = np.full_like(before, np.nan)
@@ -102,7 +113,7 @@ def test_each_row_continues_its_own_chunk():
 @pytest.mark.parametrize("asked", [{"method": "inpaint"}, {"jacobian": "exact"}])
 def test_what_lerobots_real_time_chunking_lacks_is_refused(asked):
     """G10: nothing is done in another way than was asked for."""
-    loaded = load_policy(saved("smolvla"))
+    loaded = load_opaque("smolvla")
     with pytest.raises(BadSetting, match="lerobot's own real-time chunking, which is method=guidance"):
         Session(loaded, chunking=RealTimeChunking(**asked))
 

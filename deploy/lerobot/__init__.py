@@ -1,0 +1,1 @@
+"""A drop-in for lerobot: its own commands run our policies and accelerated ones; with torch."""

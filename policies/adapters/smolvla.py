@@ -1,0 +1,325 @@
+"""lerobot's `smolvla` in stages: SigLIP -> `language.i.{kv,attn,mlp}` -> per step `action.i.{attn,mlp}`.
+
+SmolVLM reads images, instruction and state once a chunk; of it an expert of as many layers, or fewer, reads
+the keys and values of each of its layers. A layer of the expert looks at them beside those of the actions
+up to each (self-attention), or at them alone, projected once more by its own matrices (cross-attention).
+`StagedSmolVLA` runs lerobot's own modules and is bit-equal to its chunk in float32.
+
+`HoistedSmolVLA` computes once what x does not enter: keys and values of the cross layers, masks and angles
+once a chunk; and once at all the time's part of what enters the expert,
+
+    W_in [W_a x + b_a, t] + b_in  =  (W_1 W_a) x  +  (W_1 b_a + W_2 t + b_in),   W_in = [W_1, W_2]
+
+What nobody reads is left out by `without`: see `dead_work`.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from torch import Tensor
+
+from vivace.policies.batch import Batch
+from vivace.policies.block import Runner, compute, through
+from vivace.policies.errors import ObservationMismatch, PlanMismatch
+from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
+from vivace.policies.language.llama import Reads
+from vivace.policies.language.prefix import (
+    LayerView,
+    PatchSelector,
+    Survivors,
+    keep_all,
+    survivors,
+    take_rows,
+)
+from vivace.policies.language.smolvlm import angles_at, staged_language
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.spec import ActionKind
+from vivace.policies.vla.siglip import StagedSiglip
+from vivace.policies.vla.smol_expert import earlier, expert_layers, into
+from vivace.policies.vla.smol_reader import SmolReader
+
+
+class Context(NamedTuple):
+    """What the language stage leaves to the expert; S_l rows, fewer behind a layer that drops patches."""
+
+    keys: tuple[Tensor, ...]
+    """Of each language layer that the expert reads, (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Which rows are not padding, (B, S_l) bool; one for each S_l there is."""
+    position: Tensor
+    """Of the first action (B, 1)."""
+
+
+class Attended(NamedTuple):
+    """What the layers of the expert look at."""
+
+    keys: tuple[Tensor, ...]
+    """Of each of them, (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Rows that every action sees, (B, 1, 1, S_l) bool; of layers that cross."""
+    beside: tuple[Tensor, ...]
+    """Rows, and actions, that each action sees, (B, 1, n, S_l + n) bool; of layers that do not."""
+    angles: tuple[Tensor, ...]
+    """Cosines and sines (B, n, d / 2) of the actions' positions; of layers that do not."""
+
+
+Condition = tuple[Tensor, Attended]
+"""What time adds, (B, W), and what the layers look at."""
+
+
+class StagedSmolVLA(LanguageForm, DenoisingForm):
+    """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
+
+    With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
+    of cameras that an observation lacks count as padding of the text.
+
+    Raises:
+        UnsupportedPolicy: lerobot cannot run it either.
+    """
+
+    last_read = Reads.NOTHING
+
+    def __init__(self, policy: SmolVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
+        config = policy.config
+        self.policy: Any = policy.eval()
+        self._core: Any = policy.model
+        self._vlm: Any = self._core.vlm_with_expert
+        self._reader = SmolReader(policy, self.placement)
+        self.n_patches = self._reader.n_patches
+        self.language = staged_language(self._vlm)
+        self._expert = expert_layers(policy)
+        vlm = "model.vlm_with_expert"
+        self.stages = {
+            "vision": (f"{vlm}.vlm.model.vision_model.encoder", f"{vlm}.vlm.model.connector"),
+            "language": (f"{vlm}.vlm.model.text_model.layers",),
+            "action": (f"{vlm}.lm_expert.layers",),
+        }
+        self.blocks = tuple(block for layer in self._expert for block in layer.blocks)
+        self.sampler = self.resample("euler", config.num_steps)
+        self._head_dim = self._vlm.config.text_config.head_dim
+        actions = torch.arange(config.chunk_size, device=self.placement.device)[None]
+        self._restarted = angles_at(actions, self._head_dim)
+        """Angles of positions as layers that cross count them, from the first action on."""
+        spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)
+        self.spec = replace(spec, n_obs_steps=1)  # it looks at no other, whatever its config says
+
+    @property
+    def dead_work(self) -> Mapping[str, str]:
+        """Part of its work that nobody reads -> why."""
+        config = self.policy.config
+        found = {
+            "last_layer": f"of language layer {self._expert[-1].reads} the expert reads keys and values "
+            "alone: its attention and MLP, and whatever is behind it, go unread"
+        }
+        if config.pad_language_to == "max_length" or config.prefix_length > 0:
+            found["prompt_padding"] = (
+                f"what is read is padded (pad_language_to={config.pad_language_to}, "
+                f"prefix_length={config.prefix_length}): no row looks at padding, and no position counts it"
+            )
+        if config.empty_cameras:
+            found["empty_cameras"] = (
+                f"pictures of {config.empty_cameras} cameras that nobody has are filled with -1, read, and "
+                "masked"
+            )
+        return found
+
+    def without(self, parts: tuple[str, ...]) -> Self:
+        """Return a twin that leaves out these parts of `dead_work`."""
+        twin = super().without(parts)
+        if "last_layer" in parts:
+            n = 1 + self.language.layers.index(self._expert[-1].reads)
+            twin.language = twin.language.with_layers(tuple(range(n)))
+        return twin
+
+    @property
+    def vision(self) -> StagedSiglip:
+        """The vision tower, run once a camera."""
+        return self._reader.vision
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its vision tower."""
+        twin = copy.copy(self)
+        twin._reader = self._reader.with_vision(vision)
+        return twin
+
+    def with_layers(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin that runs these language layers only, and the layers of the expert that read them."""
+        twin = super().with_layers(kept)
+        stay = [j for j, it in enumerate(self._expert) if it.reads in twin.language.layers]
+        if not stay:
+            raise PlanMismatch(
+                f"of the language layers that stay, {list(twin.language.layers)}, the expert reads none; "
+                f"keep one of {[it.reads for it in self._expert]}"
+            )
+        twin._expert = tuple(self._expert[j] for j in stay)
+        twin.blocks = tuple(block for j in stay for block in self.blocks[2 * j : 2 * j + 2])
+        twin.spec = replace(self.spec, blocks=told_of(twin.blocks))
+        return twin
+
+    def with_branches(self, kept: tuple[int, ...]) -> Self:
+        """Return a twin in which of the other language layers keys and values are left, for the expert."""
+        twin = copy.copy(self)
+        twin.language = self.language.with_branches(kept)
+        return twin
+
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+        """Keys and values of the language layers that the expert reads.
+
+        Raises:
+            ObservationMismatch: patches are to be dropped, and a camera is missing.
+        """
+        h, prefix, there = self._reader(batch, self.left_out)
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+        masks = [there]
+
+        def keep(layer_keys: Tensor, layer_values: Tensor) -> None:
+            layer = self.language.layers[len(keys)]
+            keys[layer], values[layer] = layer_keys, layer_values
+
+        def selecting(view: LayerView) -> Tensor | Survivors | None:
+            kept = select(view)
+            if kept is not None:
+                chosen = survivors(kept)
+                if prefix.n_patches != self.n_patches:
+                    raise ObservationMismatch(
+                        f"patches are chosen among those of {len(self.n_patches)} cameras, the observation "
+                        f"has {len(prefix.n_patches)}; give pictures of all of them"
+                    )
+                cut = _kept(there, chosen.patches, there.shape[1] - prefix.is_text.shape[1])
+                masks[:] = [there, cut] if chosen.early == "keep" else [cut]
+            return kept
+
+        self.language(h, prefix, run, selecting, keep)
+        read = [it.reads for it in self._expert]
+        lengths = {keys[layer].shape[2] for layer in read}
+        return Context(
+            tuple(keys[layer] for layer in read),
+            tuple(values[layer] for layer in read),
+            tuple(mask for mask in masks if mask.shape[1] in lengths),
+            there.sum(1, keepdim=True),
+        )
+
+    def said(self, context: Any) -> Tensor:
+        """Return the mean value (B, heads x d) of the last layer that the expert reads."""
+        return context.values[-1].mean(2).flatten(1)
+
+    def condition(self, step: Step, context: Context) -> Condition:
+        """Embedding of the time (B, W), and what every layer of the expert looks at."""
+        config, device = self.policy.config, step.t.device
+        sines = create_sinusoidal_pos_embedding(
+            step.t.expand(len(context.position)),
+            self._vlm.expert_hidden_size,
+            config.min_period,
+            config.max_period,
+            device=device,
+        )
+        return sines.to(self._core.action_in_proj.weight.dtype), self._attended(context)
+
+    def _attended(self, context: Context) -> Attended:
+        """Project keys and values as the layers of the expert take them; make masks and angles."""
+        n = self.spec.horizon
+        pairs = [it.given(k, v) for it, k, v in zip(self._expert, context.keys, context.values, strict=True)]
+        crossed, joined = (
+            {k.shape[2] for it, k in zip(self._expert, context.keys, strict=True) if it.crosses is crosses}
+            for crosses in (True, False)
+        )
+        beside = tuple(
+            torch.cat([mask[:, None].expand(-1, n, -1), earlier(n, mask).expand(len(mask), -1, -1)], dim=2)
+            for mask in context.there
+            if mask.shape[1] in joined
+        )
+        angles: tuple[Tensor, ...] = ()
+        if joined:
+            at = context.position + torch.arange(n, device=context.position.device)
+            angles = angles_at(at, self._head_dim)
+        return Attended(
+            tuple(k for k, _ in pairs),
+            tuple(v for _, v in pairs),
+            tuple(mask[:, None, None] for mask in context.there if mask.shape[1] in crossed),
+            tuple(mask[:, None] for mask in beside),
+            angles,
+        )
+
+    def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
+        """Predict the velocity (B, H, max_action_dim) at x of that shape."""
+        time, attended = condition
+        n = x.shape[1]
+        h = self._enter(x, time).to(self._vlm.lm_expert.norm.weight.dtype)
+        there = {mask.shape[3]: mask for mask in attended.there}
+        beside = {mask.shape[3] - n: mask for mask in attended.beside}
+        for j, it in enumerate(self._expert):
+            keys, values = attended.keys[j], attended.values[j]
+            masks, angles = (there, self._restarted) if it.crosses else (beside, attended.angles)
+            attend, feed_forward = self.blocks[2 * j : 2 * j + 2]
+            h = through(run, attend, h, keys, values, masks[keys.shape[2]], *angles)
+            h = through(run, feed_forward, h)
+        return into(self._core.action_out_proj, self._vlm.lm_expert.norm(h))
+
+    def _enter(self, x: Tensor, time: Tensor) -> Tensor:
+        """What the expert reads (B, H, W) of noisy actions and the time."""
+        actions = into(self._core.action_in_proj, x)
+        both = torch.cat([actions, time[:, None].expand_as(actions)], dim=2)
+        return self._core.action_time_mlp_out(F.silu(self._core.action_time_mlp_in(both)))
+
+    def finish(self, x: Tensor, context: Any) -> Tensor:
+        """Cut x to the robot's actions (B, H, A), in the robot's own angles if they were another's."""
+        actions = super().finish(x, context)
+        if self.policy.config.adapt_to_pi_aloha:
+            actions = self.policy._pi_aloha_encode_actions(actions.clone())
+        return actions
+
+    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+        """Build another sampler of the same flow, from t = 1 to 0; raises `BadSetting`."""
+        return make_flow_sampler(name, n_steps, spacing, noise_at=1).on(self.placement.device)
+
+    def _hoisted(self, sampler: Sampler) -> "HoistedSmolVLA":
+        """Return a twin that projects the context once a chunk and has the time's part as a table."""
+        return HoistedSmolVLA(self, sampler)
+
+
+class HoistedSmolVLA(StagedSmolVLA):
+    """The same policy with everything that x does not enter computed once."""
+
+    def __init__(self, plain: StagedSmolVLA, sampler: Sampler):
+        vars(self).update(vars(plain))
+        self.sampler = sampler
+        core, width = self._core, self._vlm.expert_hidden_size
+        with torch.no_grad():
+            times = torch.stack([step.t for step in sampler.steps])
+            config = self.policy.config
+            sines = create_sinusoidal_pos_embedding(
+                times, width, config.min_period, config.max_period, device=times.device
+            )
+            weight = core.action_time_mlp_in.weight.float()
+            before = core.action_in_proj
+            bias = core.action_time_mlp_in.bias + weight[:, :width] @ before.bias.float()
+            kind = before.weight.dtype
+            self._weight = (weight[:, :width] @ before.weight.float()).to(kind)  # (W, max_action_dim)
+            self._time = (sines.to(kind).float() @ weight[:, width:].T + bias).to(kind)  # (S, W)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Attended:
+        """What every layer of the expert looks at."""
+        return self._attended(super().encode(batch, run, select))
+
+    def condition(self, step: Step, context: Attended) -> Condition:  # type: ignore[override]
+        """What the time adds (W,), and what every layer of the expert looks at."""
+        return step.of(self._time, self.sampler), context
+
+    def _enter(self, x: Tensor, time: Tensor) -> Tensor:
+        return self._core.action_time_mlp_out(F.silu(F.linear(x.to(self._weight.dtype), self._weight) + time))
+
+
+def _kept(mask: Tensor, kept: Tensor, n_patches: int) -> Tensor:
+    """Which rows are there (B, S'), of these patches (B, K) and all that follows the patches, of (B, S)."""
+    chosen = take_rows(mask[:, :n_patches, None], kept)[..., 0]
+    return torch.cat([chosen, mask[:, n_patches:]], dim=1)

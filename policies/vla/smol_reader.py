@@ -1,0 +1,151 @@
+"""What lerobot's smolvla reads before it acts: pictures by SigLIP, then the instruction, and the state last.
+
+Patches and text see each other, the state sees them, they do not see it. Nobody sees padding, nor pictures
+of cameras that an observation lacks or marks as padding: lerobot fills them, reads them and masks them.
+"""
+
+import copy
+import math
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from torch import Tensor
+
+from vivace.policies.batch import Batch
+from vivace.policies.errors import ObservationMismatch
+from vivace.policies.language.prefix import Layout, PrefixRows
+from vivace.policies.placement import Placement
+from vivace.policies.shapes import are_fixed
+from vivace.policies.vla.siglip import StagedSiglip
+from vivace.policies.vla.smol_expert import into
+
+_SPECIAL = 3
+"""Tokens around a camera's patches, where there are some: two before, one behind."""
+_MARK = "_padding_mask"
+"""End of lerobot's name of which rows a camera counts in."""
+
+
+class SmolReader:
+    """Embeds observations for the language stage of lerobot's smolvla.
+
+    Args:
+        policy: lerobot's.
+        placement: where it computes.
+    """
+
+    def __init__(self, policy: Any, placement: Placement):
+        self._policy, self._core, self._vlm = policy, policy.model, policy.model.vlm_with_expert
+        self.vision = StagedSiglip(self._vlm.get_vlm_model().vision_model)
+        self.n_patches = _patches(policy.config, self._vlm.get_vlm_model())
+        ids = (self._core.global_image_start_token, self._core.image_end_token)
+        self._special = tuple(placement.move(each) for each in ids)
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its tower."""
+        twin = copy.copy(self)
+        twin.vision = vision
+        return twin
+
+    def __call__(self, batch: Batch, left_out: frozenset[str]) -> tuple[Tensor, PrefixRows, Tensor]:
+        """What the language stage reads (B, S, D), what it is, and which rows are there (B, S).
+
+        Raises:
+            ObservationMismatch: there is no picture.
+        """
+        cameras = self._cameras(batch, "empty_cameras" in left_out)
+        n_present = sum(key in batch for key in self._policy.config.image_features)
+        counts = tuple(sum(rows.shape[1] for rows, _ in parts) for parts in cameras[:n_present])
+        tokens, is_text = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
+        if "prompt_padding" in left_out and not are_fixed():  # a wait for the device, once a chunk
+            n = 1 + max((i for i, is_read in enumerate(is_text.any(0).tolist()) if is_read), default=0)
+            tokens, is_text = tokens[:, :n], is_text[:, :n]
+        text = self._vlm.embed_language_tokens(tokens)
+        state = into(self._core.state_proj, self._state(batch))[:, None]
+        parts = [
+            *sum(cameras, []),
+            (text * math.sqrt(text.shape[-1]), is_text),
+            (state, is_text.new_ones(state.shape[:2])),
+        ]
+        h = torch.cat([rows for rows, _ in parts], dim=1)
+        there = torch.cat([mask for _, mask in parts], dim=1)
+        n, length = there.shape[1], 0 if "prompt_padding" in left_out else self._core.prefix_length
+        is_late = torch.arange(max(n, length), device=h.device) >= n - 1  # the state sees all, nobody it
+        h, there = (F.pad(h, (0, 0, 0, len(is_late) - n)), F.pad(there, (0, len(is_late) - n)))
+        sees = (is_late[None, :] <= is_late[:, None]) & (there[:, None, :] & there[:, :, None])
+        prefix = PrefixRows(counts, there[:, sum(counts) :], 0, Layout(there.cumsum(1) - 1, sees))
+        return h.to(self._vlm.get_vlm_model().text_model.norm.weight.dtype), prefix, there
+
+    def _cameras(self, batch: Batch, leaves_out: bool) -> list[list[tuple[Tensor, Tensor]]]:
+        """Rows of each camera, those that lerobot fills behind the others, and which of them are there."""
+        config = self._policy.config
+        present = [key for key in config.image_features if key in batch]
+        if not present:
+            raise ObservationMismatch(
+                f"the observation has no picture; policy {config.type!r} needs one at least of "
+                f"{', '.join(config.image_features)}"
+            )
+        images, masks = self._policy.prepare_images(batch)
+        dark = _dark(batch, present) if leaves_out and not are_fixed() else set()
+        cameras = []
+        for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            is_missing = i >= len(present)
+            patches = []
+            if not (is_missing and leaves_out):
+                patches.append(self._patches(image, mask, is_read=is_missing or present[i] not in dark))
+            if config.add_image_special_tokens:  # they are there even where the camera is not
+                ends = [
+                    self._vlm.embed_language_tokens(ids)[None].expand(len(image), -1, -1)
+                    for ids in self._special
+                ]
+                first, last = ((rows, mask.new_ones(rows.shape[:2])) for rows in ends)
+                patches = [first, *patches, last]
+            cameras.append(patches)
+        return cameras
+
+    def _patches(self, image: Tensor, mask: Tensor, is_read: bool) -> tuple[Tensor, Tensor]:
+        """Patches (B, n, D) of one camera, zeros if nobody reads them, and whether they are there."""
+        vlm = self._vlm.get_vlm_model()
+        if not is_read:
+            width = vlm.text_model.config.hidden_size
+            n = _n_patches(vlm, *image.shape[2:])
+            return image.new_zeros(len(image), n, width), mask[:, None].expand(-1, n)
+        patches = vlm.connector(self.vision(image))
+        width = patches.shape[-1]
+        scale = torch.full((), width**0.5, dtype=patches.dtype, device=patches.device)
+        return patches * scale, mask[:, None].expand(-1, patches.shape[1])
+
+    def _state(self, batch: Batch) -> Tensor:
+        """State (B, max_state_dim), as lerobot's policy prepares it."""
+        state = batch[OBS_STATE]
+        state = state[:, -1] if state.ndim > 2 else state
+        if self._policy.config.adapt_to_pi_aloha:
+            state = self._policy._pi_aloha_decode_state(state.clone())
+        return pad_vector(state, self._policy.config.max_state_dim)
+
+
+def _dark(batch: Batch, cameras: list[str]) -> set[str]:
+    """Cameras that are marked as padding in every row; asks the device once if any is marked at all."""
+    marked = [key for key in cameras if f"{key}{_MARK}" in batch]
+    if not marked:
+        return set()
+    has_any = torch.stack([batch[f"{key}{_MARK}"].bool() for key in marked]).any(1).tolist()
+    return {key for key, is_seen in zip(marked, has_any, strict=True) if not is_seen}
+
+
+def _patches(config: Any, vlm: Any) -> tuple[int, ...]:
+    """Patches of each camera that somebody has."""
+    n = len(config.image_features) - config.empty_cameras
+    sizes = [feature.shape[1:] for feature in config.image_features.values()][:n]
+    if config.resize_imgs_with_padding is not None:
+        sizes = [config.resize_imgs_with_padding] * n
+    around = _SPECIAL * config.add_image_special_tokens
+    return tuple(_n_patches(vlm, *size) + around for size in sizes)
+
+
+def _n_patches(vlm: Any, height: int, width: int) -> int:
+    """Patches that are left of a picture where they are merged."""
+    patch = vlm.vision_model.patch_size
+    return (height // patch) * (width // patch) // vlm.connector.scale_factor**2

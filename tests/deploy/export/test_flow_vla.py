@@ -1,0 +1,46 @@
+"""A staged flow VLA as a bundle: from raw observations to actions in the robot's units, as in torch."""
+
+import numpy as np
+import pytest
+from lerobot_itself import moments
+from lerobot_policies import TASK, saved
+
+from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.technique import CalibrationData
+from vivace.deploy.export.export import export
+from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.policies.load import load_policy
+from vivace.policies.session import Session
+
+PLANS = {
+    "as trained": [],
+    "exact, cached": [("dead_work", {}), ("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})],
+    "patches": [
+        ("vision_merge", {}),
+        ("patch_select", {"k_final": 8, "layer": 0, "early": "again"}),
+        ("step_schedule", {"sampler": "euler", "n_steps": 2}),
+        ("hoist", {}),
+    ],
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("wanted", PLANS.values(), ids=PLANS)
+def test_it_acts_as_in_torch_whatever_it_is_told(wanted, tmp_path):
+    """Prompts are as long as they may be there; lerobot pads to the longest of a batch."""
+    loaded = load_policy(saved("smolvla", empty_cameras=1, pad_language_to="longest"))
+    session = Session(loaded, task=TASK)
+    raw = {key: value[:, None] for key, value in moments(session.spec)[0].items()}
+    data = CalibrationData(session.prepare(raw), ((5, 0),), raw=raw)
+    fitted = CalibrationData(data.batch, ((1, 0),))
+    plan = calibrate(loaded.staged, loaded.fingerprint, fitted, wanted)
+    bundle = export(loaded, plan, data, tmp_path / "bundle", [TASK])
+    assert {graph.origin.part for graph in bundle.graphs} == {"encode", "step", "finish"}
+    assert bundle.prompt.length == loaded.policy.config.tokenizer_max_length
+    assert bundle.receipt["chunk_error"] <= 1e-5
+    session = Session(loaded, accelerate(loaded.staged, plan))
+    policy = OrtPolicy(bundle)
+    for task in (TASK, "Pick it up and put it into the box"):
+        session.task = policy.task = task
+        found, wanted_chunk = (it.predict(raw, [(3, 0)]) for it in (policy, session))
+        np.testing.assert_allclose(found, wanted_chunk, rtol=0, atol=1e-4)
