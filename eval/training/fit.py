@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,19 @@ def dp_transformer_recipe(demonstrations: Demonstrations, command: TrainCommand)
     )
 
 
-def save(policy: PreTrainedPolicy, pre: Any, post: Any, folder: Path, half: bool = False) -> None:
-    """Write config, weights and processors to `folder`, all of them or none."""
+def save(
+    policy: PreTrainedPolicy,
+    pre: Any,
+    post: Any,
+    folder: Path,
+    half: bool = False,
+    inside: Mapping[str, Path] | None = None,
+) -> None:
+    """Write config, weights, processors and copies of the folders `inside` to `folder`, all or nothing."""
     with replacing(folder) as unfinished:
         policy.save_pretrained(unfinished)
+        for name, place in (inside or {}).items():
+            shutil.copytree(place, unfinished / name)
         if half:
             weights = unfinished / "model.safetensors"
             save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
@@ -88,7 +99,8 @@ def fit(recipe: Recipe, settings: TrainSettings, output_dir: Path, half: bool) -
                     log.write(json.dumps(line) + "\n")
             if done % (5 * settings.save_every) == 0 or done == settings.steps:
                 target = output_dir / "pretrained_model"
-                save(recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess, target, half)
+                made = recipe.policy_of(averaged), recipe.preprocess, recipe.postprocess
+                save(*made, target, half, recipe.folders)
     return {
         "policy": str(output_dir / "pretrained_model"),
         "steps": settings.steps,

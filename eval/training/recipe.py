@@ -1,7 +1,8 @@
 """What training needs to know of one kind of policy."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,8 @@ class Recipe:
     windows: Batches
     preprocess: Any
     postprocess: Any
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Name in the checkpoint -> folder that is copied there."""
 
 
 def begun[Policy](path: str, kind: type[Policy]) -> tuple[Policy, Any, Any]:

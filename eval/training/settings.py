@@ -128,6 +128,47 @@ class TokenVLAOptions(VLAOptions):
         return super().acting(vocabulary) | {"vocabulary_end": vocabulary}
 
 
+@ArchitectureOptions.register_subclass("smolvla")
+@dataclass(kw_only=True)
+class SmolVLAOptions(ArchitectureOptions):
+    """Size of a miniature of lerobot's SmolVLA."""
+
+    image_size: int = 128
+    """Edge of the images it sees [px]."""
+    patch_size: int = 16
+    """Edge of a patch [px]."""
+    vision_layers: int = 4
+    """Blocks of the vision tower."""
+    vision_width: int = 128
+    """Width of the vision tower."""
+    vision_heads: int = 2
+    """Attention heads of the vision tower."""
+    vision_mlp: int = 478
+    """Width of its MLPs."""
+    scale_factor: int = 1
+    """Edge of a square of patches that the connector makes one token of."""
+    language_layers: int = 8
+    """Layers of the language model, and of the expert."""
+    language_width: int = 192
+    """Width of the language model."""
+    language_heads: int = 3
+    """Attention heads of the language model, and of the expert."""
+    language_mlp: int = 384
+    """Width of its MLPs."""
+    expert_width: float = 0.75
+    """Width of the expert, as a share of the language model's."""
+    state_size: int = 4
+    """Numbers of the state that it is shown, from the first; it is blind to the others."""
+    horizon: int = 16
+    """Actions of a chunk (H)."""
+    n_action_steps: int = 8
+    """Actions of a chunk that are executed."""
+    num_steps: int = 10
+    """Steps from noise to actions, when it acts."""
+    noises: int = 4
+    """Noises that a demonstrated moment is learned with at once."""
+
+
 @dataclass(kw_only=True)
 class LearningOptions:
     """What training from demonstrations needs, whatever is learned."""

@@ -13,9 +13,11 @@ from vivace.eval.training.recipe import Recipe
 from vivace.eval.training.settings import (
     CogACTOptions,
     DPTransformerOptions,
+    SmolVLAOptions,
     TokenVLAOptions,
     TrainCommand,
 )
+from vivace.eval.training.smolvla_recipe import smolvla_recipe
 from vivace.eval.training.threads import settle_threads
 from vivace.eval.training.vla_recipe import vla_recipe
 
@@ -23,6 +25,7 @@ RECIPES: dict[type, tuple[Callable[[Demonstrations, TrainCommand], Recipe], bool
     DPTransformerOptions: (dp_transformer_recipe, False),
     CogACTOptions: (vla_recipe, True),
     TokenVLAOptions: (vla_recipe, True),
+    SmolVLAOptions: (smolvla_recipe, True),
 }
 """Options -> (recipe, whether it looks at images)."""
 

@@ -9,6 +9,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import ProcessorStepRegistry, RenameObservationsProcessorStep
 from safetensors import SafetensorError
 
+from vivace.policies.checkpoint.inside import paths
 from vivace.policies.checkpoint.manifest import processor_steps
 from vivace.policies.checkpoint.needs import out_of_reach
 from vivace.policies.errors import PolicyNotFound, in_one_line
@@ -46,8 +47,10 @@ def load_processors(
         if lacking:
             pipelines = make_pre_post_processors(config, dataset_stats=dict(statistics))
         else:
-            told = _overrides(steps[0], config.device)
+            inside = _inside(folder, steps[0])
+            told = _overrides(steps[0], config.device) | inside
             pipelines = make_pre_post_processors(config, str(folder), preprocessor_overrides=told)
+            _name_as_written(steps[0], pipelines[0], inside)
     except ImportError as error:
         raise PolicyNotFound(f"{folder}: {_not_installed(steps, error)}") from error
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError) as error:
@@ -78,6 +81,19 @@ def _overrides(steps: list[dict[str, Any]], device: Any) -> dict[str, dict[str, 
     wanted = {"device_processor": {"device": device}}
     there = {step.get("registry_name") for step in steps}
     return {name: settings for name, settings in wanted.items() if name in there}
+
+
+def _inside(folder: Path, steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings of the preprocessor's steps that name folders of the checkpoint, as paths."""
+    found = {str(step.get("registry_name")): paths(folder, step.get("config") or {}) for step in steps}
+    return {name: settings for name, settings in found.items() if settings}
+
+
+def _name_as_written(written: list[dict[str, Any]], preprocess: Any, inside: Mapping[str, Any]) -> None:
+    """Let the steps that were built of folders of the checkpoint name them as its files do."""
+    for step, made in zip(written, preprocess.steps, strict=True):
+        for setting in inside.get(str(step.get("registry_name")), ()):
+            setattr(made, setting, step["config"][setting])
 
 
 def _cannot_be_made(pipelines: tuple[list[dict[str, Any]], ...], error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vivace.policies.checkpoint.find import WEIGHTS
 from vivace.policies.checkpoint.former import modern_copy
+from vivace.policies.checkpoint.inside import found_inside
 from vivace.policies.checkpoint.needs import not_installed, out_of_reach
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 
@@ -64,6 +65,7 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
         policy_class = get_policy_class(config.type)
         with (
             redirect_stdout(sys.stderr),
+            found_inside(folder, config),
             _loading(),
             _nothing_to_download(config),
             modern_copy(folder, names) as where,
