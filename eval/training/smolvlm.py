@@ -75,7 +75,8 @@ def write_smolvlm(folder: Path, options: SmolVLAOptions, tokenizer: Tokenizer, t
         "patch_size": options.patch_size,
         "hidden_act": "gelu",
     }
-    SmolVLMConfig(
+    config: Any = SmolVLMConfig
+    config(
         text_config=text,
         vision_config=vision,
         scale_factor=options.scale_factor,
