@@ -2,8 +2,16 @@
 
 import os
 import signal
+import sys
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads() -> None:
+    """Every test begins with the threads that the suite was begun with, whatever the one before chose."""
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bundle-mutations",
         type=int,
-        default=150,
+        default=80,
         help="damaged bundles that are loaded; ten thousand take some minutes",
     )
     parser.addoption(

@@ -102,9 +102,8 @@ def export(
         if into:
             bundle = _copied(loaded, spec, folder, unfinished, key)
         else:
-            known = None
-            if processing.relative is None:  # statistics of offsets say nothing of targets
-                known = _action_range(loaded, next(iter(runs.values())), data)
+            is_known = processing.relative is None  # statistics of offsets say nothing of targets
+            known = _action_range(loaded, next(iter(runs.values())), data) if is_known else None
             spec = replace(spec, action_range=known)
             bundle = _begun(loaded, processing, spec, unfinished, instructions)
         data = padded(data, bundle.prompt)
@@ -112,7 +111,6 @@ def export(
             bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
         for name, plan in named.items():
             plan.save(bundle.record(name))
-        for name in named:
             check_parity(name, bundle.plans[name].receipt)
         _finish(_with_golden(bundle, loaded, runs, data, precision), key)
     return Bundle.load(folder)

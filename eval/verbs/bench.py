@@ -9,6 +9,7 @@ that a Pareto table of latency against success comes out of one command.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,11 +143,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     for row in rows:
         row["stages_s"] = measured.stages_s.get(row["name"], {})
     if command.bench.n_episodes:
-        eager = {one.name: one.n_action_steps for one in built.variants if not one.is_compiled}
-        judge = Judge(command, loaded, built.executions, eager, folder)
-        judged = [row for row in rows if row["name"] in eager]
-        judge.judge(judged)
-        judge.confirm(judged)
+        _judge(command, loaded, built, rows, folder)
     results = circumstances("bench", command, loaded) | {
         "pareto": rows,
         "latencies_s": times,
@@ -163,15 +160,28 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         results["built"] = built_from(command.policy.type, loaded)
         source = f"{source}; {results['built']}"
     write_results(folder, results)
-    Console().print(table(rows, built.left_out, source))
-    Console().print(stage_table(rows))
-    if exported:
-        Console().print(bundle_table(rows))
-    told = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "confirmed")
-    summary = {row["name"]: {key: row[key] for key in told if key in row} for row in rows}
+    tables = [table(rows, built.left_out, source), stage_table(rows)]
+    for one in [*tables, bundle_table(rows)] if exported else tables:
+        Console().print(one)
+    summary = {row["name"]: {key: row[key] for key in _TOLD if key in row} for row in rows}
     report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
     report |= {"built": results["built"]} if "built" in results else {}
     return report, are_met(requirements, summary)
+
+
+_TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "confirmed")
+"""What the last line says of a row."""
+
+
+def _judge(
+    command: BenchCommand, loaded: LoadedPolicy, built: "Built", rows: list[dict[str, Any]], folder: Path
+) -> None:
+    """Judge rows by success, and the chosen ones on fresh seeds; what was found is put into them."""
+    eager = {one.name: one.n_action_steps for one in built.variants if not one.is_compiled}
+    judge = Judge(command, loaded, built.executions, eager, folder)
+    judged = [row for row in rows if row["name"] in eager]
+    judge.judge(judged)
+    judge.confirm(judged)
 
 
 def counts(data: CalibrationData) -> dict[str, Any]:

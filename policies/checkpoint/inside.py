@@ -17,14 +17,16 @@ HERE = "./"
 
 
 def paths(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Setting -> path, of those settings that name a folder of the checkpoint.
+    """Setting -> path, of those settings that name a folder of the checkpoint: they end with name or path.
+
+    Others may look so and be none of it, such as where a training run was to be written.
 
     Raises:
         PolicyNotFound: it is not there, or not inside.
     """
     found = {}
     for setting, name in settings.items():
-        if isinstance(name, str) and name.startswith(HERE):
+        if isinstance(name, str) and name.startswith(HERE) and setting.endswith(("name", "path")):
             place = (folder / name).resolve()
             if not place.is_dir() or not place.is_relative_to(folder.resolve()):
                 raise PolicyNotFound(

@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "is_cached", [pytest.param(False, marks=pytest.mark.long, id="whole"), pytest.param(True, id="blocks")]
 )

@@ -143,6 +143,7 @@ def test_what_a_chunk_continues_is_normalised_as_the_preprocessor_does_it(kind):
     assert (kind in AS_THEY_ARE) == torch.equal(found, torch.from_numpy(before))
 
 
+@pytest.mark.long
 def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
     """B5: ACT with two cameras and a state, run by ONNX Runtime as by torch; what it cannot, it says."""
     assert outcome("act", "export") == WORKS

@@ -382,6 +382,7 @@ class Parade(gymnasium.Env):
         return self.left.pop(0), 0.0, False, len(self.left) == 0, {"is_success": False}
 
 
+@pytest.mark.long
 def test_temporal_ensembling_is_kept(tmp_path):
     """B1: ACT's loop, a bundle's too, asks every tick and executes the mean of what chunks mean for it."""
     checkpoint = saved("act", temporal_ensemble_coeff=0.1, n_action_steps=1)

@@ -139,6 +139,7 @@ def test_a_plan_of_the_same_blocks_needs_no_graph_of_its_own(policy, bundle, tmp
         acts_as_torch(f"{folder}#{name}", loaded, made)
 
 
+@pytest.mark.long
 def test_what_a_bundle_lacks_is_added_and_its_tensors_are_kept_once(policy, tmp_path):
     loaded, data, plan = policy
     folder = tmp_path / "more"
@@ -151,6 +152,7 @@ def test_what_a_bundle_lacks_is_added_and_its_tensors_are_kept_once(policy, tmp_
     acts_as_torch(f"{folder}#cached", loaded, plan(PLANS["cached"]))
 
 
+@pytest.mark.long
 def test_added_plans_have_golden_chunks_and_those_that_were_there_keep_theirs(policy, tmp_path):
     loaded, data, plan = policy
     folder = tmp_path / "more"

@@ -70,6 +70,7 @@ def bundle(policy, tmp_path_factory) -> Bundle:
     return export(loaded, plans, data, tmp_path_factory.mktemp("bundles") / "dp")
 
 
+@pytest.mark.long
 def test_what_is_not_run_for_every_chunk_is_a_graph_of_its_own(bundle):
     assert [graph.origin.part for graph in bundle.graphs] == ["encode", "step", "see", "perceive"]
     see, perceive = bundle.graphs[2:]

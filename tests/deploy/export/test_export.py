@@ -249,6 +249,7 @@ def test_a_chunk_that_must_be_there_at_once_is_cut_short(subject, request):
     assert not np.array_equal(cut, whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.long), "int8"])
 def test_a_bundle_of_lower_precision_says_how_far_off_it_is(vla, precision, tmp_path):
     loaded, plan, data, folder = vla

@@ -12,6 +12,7 @@ def costs():
     return {row.name: row for row in vla_costs(StagedCogACT(full_size()))}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "millions", "gflops"),
     [("vision", 802.3, 405.5), ("language", 6738.9, 3726.6), ("action", 89.0, 57.96)],

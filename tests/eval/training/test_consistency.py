@@ -76,6 +76,7 @@ def improve(policy, loss, steps):
     return policy.eval()
 
 
+@pytest.mark.long
 def test_a_student_settles_sooner_on_the_same_answer(batch):
     torch.manual_seed(0)
     actions = torch.rand(4, 4, 3) * 2 - 1

@@ -15,6 +15,7 @@ def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
+@pytest.mark.long
 def test_everything_that_is_shipped_passes(capsys):
     assert main(["doctor"]) == 0
     checks = last_line(capsys)["checks"]

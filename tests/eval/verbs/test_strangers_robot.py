@@ -16,6 +16,7 @@ from vivace.deploy.bundle.bundle import Bundle
 from vivace.eval.cli import main
 from vivace.eval.machine import cores
 
+pytestmark = pytest.mark.long
 ABSENT = '''
 """Python finds no simulator here."""
 import importlib.machinery
@@ -33,8 +34,6 @@ importlib.machinery.PathFinder.find_spec = staticmethod(find_spec)
 VERBS = """
 import json, sys
 from vivace.eval.cli import main
-
-pytestmark = pytest.mark.long
 
 if __name__ == "__main__":  # processes that are begun from here read this file, too
     for arguments in json.loads(sys.argv[1]):

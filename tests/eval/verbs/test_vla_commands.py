@@ -54,6 +54,7 @@ def test_bench_has_the_ablation_and_its_baselines(vla_checkpoint, capsys):
     assert plans["all"]["action_error"] > 0
 
 
+@pytest.mark.long
 def test_bench_judges_several_tasks_in_one_table(vla_checkpoint, tmp_path, capsys):
     tasks = ["drawer-open-halfway", "drawer-close-halfway"]
     command = ["bench", f"--policy.path={vla_checkpoint}", *TASK, "--env.task=" + ",".join(tasks),

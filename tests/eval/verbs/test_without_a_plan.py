@@ -73,6 +73,7 @@ def test_what_only_a_plan_could_reach_is_refused_before_anything_is_measured(tmp
     assert "no plan at nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_bench_times_the_whole_policy_compiled(tmp_path, monkeypatch):
     """G6: one that is no graph, or does not compile, is left out by name."""
     monkeypatch.setattr(bench, "compile_execution", partial(compile_execution, backend="eager"))
