@@ -106,9 +106,21 @@ def build_published(
         features = {**config.input_features, **config.output_features}
         pipelines = make_pre_post_processors(config, dataset_stats=plain_statistics(features))
         architecture.ready(pipelines[0], folder)
+        for one in (config, *pipelines[0].steps, *pipelines[1].steps):
+            _forget(folder, one)
     staged = stage(policy, preprocess=pipelines[0])
     mark = fingerprint(policy, staged.spec.block_ids, pipelines)
     return LoadedPolicy(Path(f"random-{kind}"), policy, staged, pipelines[0], pipelines[1], mark)
+
+
+def _forget(folder: Path, settings: Any) -> None:
+    """Let settings that name a folder which is there for now name it as it would be named every time.
+
+    A fingerprint holds them, and a plan is to fit what is built of the same numbers again.
+    """
+    for name, value in vars(settings).items():
+        if isinstance(value, str) and value.startswith(str(folder)):
+            setattr(settings, name, f"published{value.removeprefix(str(folder))}")
 
 
 def told(kind: str, loaded: LoadedPolicy) -> str:

@@ -178,3 +178,11 @@ def test_what_it_cannot_be_asked_is_refused_in_one_line(flags, why, capsys):
 def test_other_verbs_take_no_architecture(capsys):
     assert main(["eval", "--policy.type=act"]) == 2
     assert "which vivace calibrate, export and bench take; give" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_what_is_built_twice_is_the_same_policy_to_a_plan():
+    """Though tokenizer and config lay in another temporary folder."""
+    first, second = (build_published("smolvla", {"num_vlm_layers": 2}) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert first.policy.config.vlm_model_name.startswith("published/")
