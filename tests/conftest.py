@@ -18,8 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutations",
         type=int,
-        default=200,
+        default=100,
         help="mutated inputs of each kind; ten thousand take some minutes",
+    )
+    parser.addoption(
+        "--plan-mutations",
+        type=int,
+        default=2000,
+        help="damaged plans that are read and run; ten thousand take two minutes",
     )
     parser.addoption(
         "--regen-golden",
@@ -35,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak-ticks",
         type=int,
-        default=20_000,
+        default=10_000,
         help="length of the soak in virtual time; a million takes a few minutes",
     )
     parser.addoption(
@@ -47,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--limits-mutations",
         type=int,
-        default=1000,
+        default=500,
         help="damaged limits files and URDFs that are read, of each; ten thousand take a minute",
     )
     parser.addoption(

@@ -234,12 +234,12 @@ def outcomes(subject: Subject, n: int, seed: str) -> dict[str, int]:
 
 
 @every_kind
-def test_ten_thousand_mutated_plans_are_refused_or_valid(request, subject):
-    n = -(-10_000 // len(techniques()))
+def test_mutated_plans_are_refused_or_valid(request, subject):
+    n = -(-request.config.getoption("--plan-mutations") // len(techniques()))
     counts = outcomes(subject, n, request.node.callspec.params["subject"])
     assert sum(counts.values()) == n
     assert counts["refused"] > n // 3
-    assert counts["other"] > 0
+    assert counts["other"] > 0 or n < 500  # of few settings few others are valid
 
 
 def edited(name: str, value: Any) -> Any:
