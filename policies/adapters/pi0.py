@@ -26,8 +26,8 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told
 from vivace.policies.language.attention import EAGER
 from vivace.policies.language.expert import ExpertLayer, Kept, masks_of, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
-from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, patches_of, prompt
+from vivace.policies.language.prefix import PatchSelector, keep_all, of_all_cameras, token_mask
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler

@@ -15,9 +15,9 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.forms import LanguageForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import STAGES, dead_work, embedded, of_all_cameras, patches_of, prompt
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, patches_of, prompt
 from vivace.policies.language.past import Past
-from vivace.policies.language.prefix import PatchSelector, keep_all, token_mask
+from vivace.policies.language.prefix import PatchSelector, keep_all, of_all_cameras, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
 

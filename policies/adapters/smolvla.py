@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
-from vivace.policies.errors import ObservationMismatch, PlanMismatch, UnsupportedPolicy
+from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import (
@@ -34,6 +34,7 @@ from vivace.policies.language.prefix import (
     PatchSelector,
     Survivors,
     keep_all,
+    of_all_cameras,
     survivors,
     take_rows,
 )
@@ -188,15 +189,12 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             layer = self.language.layers[len(keys)]
             keys[layer], values[layer] = layer_keys, layer_values
 
+        select = of_all_cameras(select, self.n_patches)
+
         def selecting(view: LayerView) -> Tensor | Survivors | None:
             kept = select(view)
             if kept is not None:
                 chosen = survivors(kept)
-                if prefix.n_patches != self.n_patches:
-                    raise ObservationMismatch(
-                        f"patches are chosen among those of {len(self.n_patches)} cameras, the observation "
-                        f"has {len(prefix.n_patches)}; give pictures of all of them"
-                    )
                 cut = _kept(there, chosen.patches, there.shape[1] - prefix.is_text.shape[1])
                 masks[:] = [there, cut] if chosen.early == "keep" else [cut]
             return kept

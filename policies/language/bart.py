@@ -4,9 +4,7 @@ As in `llama`, a layer is three blocks, `language.i.kv`, `language.i.attn` and `
 normalises behind its branches: the sum of the stream and a branch, also where the branch is left out.
 """
 
-import copy
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from torch import Tensor
 from transformers.models.bart.modeling_bart import BartEncoder, BartEncoderLayer
 
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.language.layers import Layers
 from vivace.policies.language.prefix import (
     LayerView,
     PatchSelector,
@@ -24,7 +23,7 @@ from vivace.policies.language.prefix import (
 )
 
 
-class StagedBart:
+class StagedBart(Layers):
     """The layers of a `BartEncoder` as blocks; positions are learned and added before the first."""
 
     has_gated_mlps = False
@@ -42,24 +41,6 @@ class StagedBart:
         modules: list[Any] = list(model.layers)
         self.layers = tuple(range(len(modules))) if layers is None else layers
         self._layers = tuple(_layer_blocks(i, modules[i]) for i in self.layers)
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Every block, in the order they run."""
-        return tuple(block for layer in self._layers for block in layer)
-
-    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
-        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
-        twin = copy.copy(self)
-        twin._layers = tuple((fn(kv), fn(attn), fn(mlp)) for kv, attn, mlp in self._layers)
-        return twin
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these layers only, ascending indices of those that run here."""
-        twin = copy.copy(self)
-        twin.layers = tuple(self.layers[i] for i in kept)
-        twin._layers = tuple(self._layers[i] for i in kept)
-        return twin
 
     def __call__(
         self, h: Tensor, prefix: PrefixRows, run: Runner = compute, select: PatchSelector = keep_all

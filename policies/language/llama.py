@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.language.attention import FUSED, Attention, heads
+from vivace.policies.language.layers import Layers
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import (
     LayerView,
@@ -50,7 +51,7 @@ def forget(keys: Tensor, values: Tensor) -> None:
     return
 
 
-class StagedLlama:
+class StagedLlama(Layers):
     """The layers of a `LlamaModel`, or of another model of its form such as Gemma, as blocks."""
 
     first_drop = 0
@@ -82,24 +83,6 @@ class StagedLlama:
         modules: list[Any] = list(model.layers)
         self.layers = tuple(range(len(modules))) if layers is None else layers
         self._layers = tuple(_layer_blocks(i, modules[i], attention) for i in self.layers)
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Every block, in the order they run."""
-        return tuple(block for layer in self._layers for block in layer)
-
-    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
-        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
-        twin = copy.copy(self)
-        twin._layers = tuple((fn(kv), fn(attn), fn(mlp)) for kv, attn, mlp in self._layers)
-        return twin
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these layers only, ascending indices of those that run here."""
-        twin = copy.copy(self)
-        twin.layers = tuple(self.layers[i] for i in kept)
-        twin._layers = tuple(self._layers[i] for i in kept)
-        return twin
 
     def with_branches(self, kept: tuple[int, ...]) -> Self:
         """Return a twin that runs the branches of these layers only, ascending; keys and values of all."""

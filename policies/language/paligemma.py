@@ -13,11 +13,8 @@ from torch import Tensor
 from vivace.policies.batch import Batch
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.language.prefix import (
-    LayerView,
     Layout,
-    PatchSelector,
     PrefixRows,
-    Survivors,
     token_mask,
 )
 from vivace.policies.placement import Placement
@@ -47,29 +44,6 @@ def patches_of(policy: Any) -> tuple[int, ...]:
     config, vision = policy.config, policy.model.paligemma_with_expert.paligemma.config.vision_config
     n_cameras = len(config.image_features) - config.empty_cameras
     return ((vision.image_size // vision.patch_size) ** 2,) * n_cameras
-
-
-def of_all_cameras(select: PatchSelector, n_patches: tuple[int, ...]) -> PatchSelector:
-    """Return a selector that refuses to drop patches of an observation that lacks a camera.
-
-    Args:
-        select: it chooses among patches that it may have been told of before.
-        n_patches: of each camera that somebody has.
-
-    Raises:
-        ObservationMismatch: when it is called so.
-    """
-
-    def chosen(view: LayerView) -> Tensor | Survivors | None:
-        kept = select(view)
-        if kept is not None and view.prefix.n_patches != n_patches:
-            raise ObservationMismatch(
-                f"patches are chosen among those of {len(n_patches)} cameras, the observation has "
-                f"{len(view.prefix.n_patches)}; give pictures of all of them"
-            )
-        return kept
-
-    return chosen
 
 
 def prompt(batch: Batch, placement: Placement, is_trimmed: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vivace.policies.errors import ObservationMismatch
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -114,6 +116,29 @@ def survivors(kept: Tensor | Survivors) -> Survivors:
 def keep_all(view: LayerView) -> None:
     """Keep every patch."""
     return
+
+
+def of_all_cameras(select: PatchSelector, n_patches: tuple[int, ...]) -> PatchSelector:
+    """Return a selector that refuses to drop patches of an observation that lacks a camera.
+
+    Args:
+        select: it chooses among patches that it may have been told of before.
+        n_patches: of each camera that somebody has.
+
+    Raises:
+        ObservationMismatch: when it is called so.
+    """
+
+    def chosen(view: LayerView) -> Tensor | Survivors | None:
+        kept = select(view)
+        if kept is not None and view.prefix.n_patches != n_patches:
+            raise ObservationMismatch(
+                f"patches are chosen among those of {len(n_patches)} cameras, the observation has "
+                f"{len(view.prefix.n_patches)}; give pictures of all of them"
+            )
+        return kept
+
+    return chosen
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ and rotary positions have three parts, time, row and column (`positions`); what 
 patch may go before the last of them was added.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.language.layers import Layers
 from vivace.policies.language.prefix import (
     LayerView,
     PatchSelector,
@@ -33,7 +33,7 @@ from vivace.policies.language.prefix import (
 )
 
 
-class StagedQwen3VL:
+class StagedQwen3VL(Layers):
     """The layers of a `Qwen3VLTextModel` as blocks."""
 
     has_gated_mlps = True
@@ -52,24 +52,6 @@ class StagedQwen3VL:
         self._n_joined = min(n_joined, len(modules))
         self.layers = tuple(range(len(modules)))
         self._layers = tuple(_layer_blocks(i, module) for i, module in enumerate(modules))
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Every block, in the order they run."""
-        return tuple(block for layer in self._layers for block in layer)
-
-    def with_blocks(self, fn: Callable[[Block], Block]) -> Self:
-        """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
-        twin = copy.copy(self)
-        twin._layers = tuple((fn(kv), fn(attn), fn(mlp)) for kv, attn, mlp in self._layers)
-        return twin
-
-    def with_layers(self, kept: tuple[int, ...]) -> Self:
-        """Return a twin that runs these layers only, ascending indices of those that run here."""
-        twin = copy.copy(self)
-        twin.layers = tuple(self.layers[i] for i in kept)
-        twin._layers = tuple(self._layers[i] for i in kept)
-        return twin
 
     @property
     def first_drop(self) -> int:
