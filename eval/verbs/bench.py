@@ -7,30 +7,26 @@ With `--bench.n_episodes` every plan also runs the same episodes in a frozen wor
 that a Pareto table of latency against success comes out of one command.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from torch._dynamo.exc import TorchDynamoException
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.compile import compile_execution
-from vivace.accel.flops import count_flops
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
-from vivace.accel.technique import CalibrationData, Need, decoding_of
+from vivace.accel.technique import CalibrationData, Need
 from vivace.accel.variant import Variant
-from vivace.deploy.telemetry.histogram import percentile
-from vivace.eval.measure.action_error import action_errors, row_errors, sample_all
+from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.bundle_rows import BundleRun
 from vivace.eval.measure.judge import Judge, check_judging
 from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.layer_curve import policy_curve
-from vivace.eval.measure.statistics import ratio_of_medians, spread_of
+from vivace.eval.measure.pareto import pareto_row
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds
 from vivace.eval.measure.variants import ACCELERATED, LEROBOT, SAVED, labelled, unfit, variants_of
@@ -53,10 +49,9 @@ from vivace.policies.errors import (
     PlanMismatch,
     UnsupportedPolicy,
 )
-from vivace.policies.execution import Decoding, Denoising, Execution, as_trained, decode, executing
+from vivace.policies.execution import Decoding, Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.published.build import told as built_from
-from vivace.policies.sampling.noise import EpisodeNoise
 
 
 @dataclass(kw_only=True)
@@ -291,90 +286,6 @@ def _made(variant: Variant, execution: Execution, data: CalibrationData) -> Exec
         told = str(error).strip().splitlines()[0][:200]
         raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error
     return compiled
-
-
-def pareto_row(
-    variant: Variant,
-    execution: Execution,
-    times: Mapping[str, Sequence[float]],
-    reference: torch.Tensor,
-    data: CalibrationData,
-) -> dict[str, Any]:
-    """Latency, ratio to the plain loop, action error and FLOPs of one plan.
-
-    Args:
-        variant: the plan.
-        execution: the policy under it.
-        times: name -> latencies [s], of the same rounds; "plain" is what the others are compared with.
-        reference: normalised actions (B, H, A) of the plain loop on `data`, with the same noise.
-        data: observations to compare actions on.
-    """
-    found: dict[str, Any] = {"action_error": None, "gflop": None}
-    if execution.carries:
-        found["follows"] = True
-    if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
-        own_noise = variant is LEROBOT and _draws_inside(execution.policy, data)
-        compared = {"action_error": None} if own_noise else _compared(execution, reference, data)
-        found |= {"gflop": gflop(execution, data.one)} | compared
-    ratio = ratio_of_medians(times["plain"], times[variant.name])
-    if LEROBOT.name in times:
-        found["over_lerobot"] = ratio_of_medians(times[LEROBOT.name], times[variant.name]).ratio
-    match execution:
-        case Decoding():
-            found |= _token_speed(execution, times[variant.name])
-    return found | {
-        "name": variant.name,
-        "label": variant.label,
-        "colour": variant.colour,
-        "latency_s": float(np.median(times[variant.name])),
-        "latency_spread": [percentile(times[variant.name], p) for p in (10, 90)],
-        "ratio": ratio.ratio,
-        "ratio_interval": list(ratio.interval),
-    }
-
-
-def gflop(execution: Execution, one: Mapping[str, torch.Tensor]) -> float | None:
-    """Work of one chunk [GFLOP]; None for an opaque policy, whose loop cannot be counted."""
-    return None if execution.is_opaque else count_flops(execution, dict(one)).total / 1e9
-
-
-def _draws_inside(policy: Any, data: CalibrationData) -> bool:
-    """Whether a policy draws its noise itself, where nobody can give it another's."""
-    return isinstance(policy, OpaquePolicy) and not policy.takes_noise and policy.draws(data.one)
-
-
-def _compared(execution: Execution, reference: torch.Tensor, data: CalibrationData) -> dict[str, Any]:
-    """Mean and spread over observations: action error and, of a policy that writes tokens, passes.
-
-    Returns:
-        "action_error" and "action_error_spread"; "passes", "passes_spread", "passes_of" every observation,
-        and "settled", the mean pass at which each token of the chunk last changed.
-    """
-    match execution:
-        case Denoising(carries=True):  # its chunks come from others, and not from the same noise
-            return {}
-        case Denoising():
-            return spread_of("action_error", action_errors(execution, reference, data))
-    found = decode(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
-    actions = execution.policy.detokenize(found.tokens)
-    return {
-        **spread_of("action_error", row_errors(actions, reference)),
-        **spread_of("passes", found.passes.tolist()),
-        "passes_of": found.passes.tolist(),
-        "settled": found.settled.float().mean(0).tolist(),
-    }
-
-
-def _token_speed(execution: Decoding, times: Sequence[float]) -> dict[str, Any]:
-    """Tokens a second over the whole chunk, reading the prompt included, and the slowest chunks [s]."""
-    policy = execution.policy
-    decoding = decoding_of(execution)
-    n = decoding.n_written(policy) if decoding else policy.n_tokens
-    return {
-        "tokens_per_s": n / float(np.median(times)),
-        "latency_p95_s": percentile(times, 95),
-        "latency_max_s": max(times),
-    }
 
 
 def _variants(command: BenchCommand, loaded: LoadedPolicy) -> list[Variant]:

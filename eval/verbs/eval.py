@@ -24,6 +24,7 @@ from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
 from vivace.eval.measure.latencies import Measured, measured_latencies
+from vivace.eval.measure.pareto import gflop, pareto_row
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds, shared
 from vivace.eval.measure.trials import Trial, Trials, rollout_settings
@@ -40,7 +41,7 @@ from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.latency_model import LatencyModel, MeasuredLatency, NoLatency
 from vivace.eval.subject import check_world, find_plan, load, session
 from vivace.eval.terminal import console
-from vivace.eval.verbs.bench import BenchOptions, Built, build, counts, gflop, pareto_row
+from vivace.eval.verbs.bench import BenchOptions, Built, build, counts
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Decoding, Execution, as_trained
 from vivace.policies.load import LoadedPolicy
