@@ -1,5 +1,6 @@
 """Options of the whole suite, and the signals that it needs."""
 
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,15 @@ def _as_many_threads() -> None:
     """Every test begins with the threads that the suite was begun with, whatever the one before chose."""
     if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_open() -> None:
+    """A library that was first imported inside a test keeps that test's captured stderr, closed by now."""
+    for logger in (logging.root, *logging.Logger.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+                handler.stream = sys.__stderr__
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
