@@ -8,8 +8,8 @@ share b on every seed has after n of them
 
 which is a test supermartingale where the claim holds: W_0 = 1, and on average it does not grow. The mean of
 W_n(b) over a grid of b, which needs no guess of how far apart two are, is one as well; for m = 0 it is the
-mixture sequential probability ratio test on the discordant pairs. By Ville's inequality it ever exceeds c with a
-chance of at most 1/c, so one may look after every batch and stop at will.
+mixture sequential probability ratio test on the discordant pairs. By Ville's inequality it ever exceeds c
+with a chance of at most 1/c, so one may look after every batch and stop at will.
 
 Many candidates: the mean of several e-processes is an e-process. Candidate i is dropped when the mean over
 its K - 1 rivals of the evidence that they are better (m = 0) exceeds 2/error. Of the best candidate all those
@@ -22,9 +22,9 @@ that is worse by `margin` or more.
 Deviations: the leader of the moment is never dropped, which can only make the error smaller; evidence between
 one that was dropped and the rest stays as it was then, which keeps it a supermartingale.
 
-Source: test martingales by betting, Waudby-Smith and Ramdas, JRSS B 86 (2024) 1-27, arXiv 2010.09686, section 4;
-the mixture, Robbins, Ann. Math. Stat. 41 (1970) 1397-1409; the mean of e-values, Vovk and Wang, Ann. Stat. 49
-(2021) 1736-1754.
+Source: test martingales by betting, Waudby-Smith and Ramdas, JRSS B 86 (2024) 1-27, arXiv 2010.09686,
+section 4; the mixture, Robbins, Ann. Math. Stat. 41 (1970) 1397-1409; the mean of e-values, Vovk and Wang,
+Ann. Stat. 49 (2021) 1736-1754.
 """
 
 from collections import defaultdict
@@ -147,7 +147,6 @@ def race(
     for what, found in (("candidates", keys), ("episodes", seeds)):
         if not found or len(set(found)) < len(found):
             raise BadSetting(f"a race of the {what} {list(found)}; at least one is needed, and none twice")
-    stored = known or {}
     found_so_far = Race(tuple(keys))
     if len(keys) == 1:
         found_so_far.ending = Ending.ALONE
@@ -158,24 +157,38 @@ def race(
             found_so_far.ending = Ending.TIME
             break
         batch = seeds[first : first + rules.seeds_at_once]
-        _play(found_so_far, batch, play, stored)
+        play_missing(found_so_far.alive, batch, play, known or {}, found_so_far.outcomes)
         _look(found_so_far, rules)
         on_batch(found_so_far)
     found_so_far.ending = found_so_far.ending or Ending.SEEDS
     return found_so_far
 
 
-def _play(race: Race, batch: Sequence[int], play: Play, stored: Mapping[str, Mapping[int, bool]]) -> None:
-    """Let those alive meet a batch; what is stored is not played, and those that miss the same play together."""
+def play_missing(
+    keys: Sequence[str],
+    seeds: Sequence[int],
+    play: Play,
+    known: Mapping[str, Mapping[int, bool]],
+    outcomes: dict[str, dict[int, bool]],
+) -> None:
+    """Add the outcomes of candidates on some seeds; what is known is not played again.
+
+    Args:
+        keys: of the candidates.
+        seeds: of the episodes.
+        play: runs episodes; those that miss the same are run together.
+        known: key -> seed -> success of an interrupted run.
+        outcomes: key -> seed -> success; is added to.
+    """
     together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key in race.alive:
-        have = stored.get(key, {})
-        race.outcomes[key] |= {seed: have[seed] for seed in batch if seed in have}
-        together[tuple(seed for seed in batch if seed not in have)].append(key)
-    for missing, keys in together.items():
+    for key in keys:
+        have = known.get(key, {})
+        outcomes[key] |= {seed: have[seed] for seed in seeds if seed in have}
+        together[tuple(seed for seed in seeds if seed not in have)].append(key)
+    for missing, some in together.items():
         if missing:
-            for (key, seed), success in play(keys, missing).items():
-                race.outcomes[key][seed] = bool(success)
+            for (key, seed), success in play(some, missing).items():
+                outcomes[key][seed] = bool(success)
 
 
 def _look(race: Race, rules: RaceRules) -> None:

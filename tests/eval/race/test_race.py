@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vivace.eval.tune.race import Ending, Play, Race, RaceRules, log_evidence, race
+from vivace.eval.race.race import Ending, Play, Race, RaceRules, log_evidence, race
 from vivace.policies.errors import BadSetting
 
 
@@ -71,7 +71,7 @@ def test_a_race_that_ends_early_is_not_won_by_one_that_is_worse_by_the_margin() 
     rules = RaceRules(error=0.2, margin=0.1)
     races = many(rates, 300, rules, n=400)
     settled = [found for found in races if found.ending == Ending.SETTLED]
-    wrong = sum("close" == found.leader for found in settled)
+    wrong = sum(found.leader == "close" for found in settled)
     assert len(settled) > 100
     assert wrong <= 300 * 0.1 + 3 * np.sqrt(30)
 
