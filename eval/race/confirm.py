@@ -134,8 +134,8 @@ def confirm(
     if not seeds or not winner.keeps_budget:
         raise BadSetting(
             f"{winner.label} is to be confirmed on {len(seeds)} episodes and "
-            f"{'keeps' if winner.keeps_budget else 'does not keep'} to its budget; needed: at least 1, and that "
-            "it does"
+            f"{'keeps' if winner.keeps_budget else 'does not keep'} to its budget; needed: at least 1, and "
+            "that it does"
         )
     keys = list(dict.fromkeys(one.key for one in (winner, *simple)))
     outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
