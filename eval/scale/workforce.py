@@ -3,7 +3,6 @@
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ class Workforce:
     def __init__(self, scale: ScaleOptions, load: Callable[[], LoadedPolicy]) -> None:
         self._scale, self._load = scale, load
         self._crew: Crew | None = None
+        self._worlds: Worlds | None = None
+        self._made_by: Callable[[], Any] | None = None
         self._schedule: Schedule | None = None
         self._orders: dict[str, bytes] = {}
         self._stores: dict[str, _Store] = {}
@@ -48,7 +49,8 @@ class Workforce:
         self.close()
 
     def close(self) -> None:
-        """End all workers; the next call begins others."""
+        """End all workers, and close the worlds of this process; the next call begins others."""
+        self._leave()
         crew, self._crew, self._schedule = self._crew, None, None
         if crew is not None:
             crew.close()
@@ -98,15 +100,27 @@ class Workforce:
         return self._hired().run(units, self._take)
 
     def _run_here(self, units: Sequence[Unit], jobs: dict[str, Job]) -> Iterator[tuple[Unit, Any]]:
-        """Run units in this process, those of a job in the same worlds."""
+        """Run units in this process, those of jobs that share what makes a world in the same ones."""
         for name, job in jobs.items():
-            with closing(Worlds(job.make_env)) as worlds:
-                for unit in units:
-                    if unit.job == name:
-                        watch = Stopwatch()
-                        for result in job.run(unit, self._stores[name].known, worlds, watch):
-                            yield unit, result
-                        yield unit, watch
+            for unit in units:
+                if unit.job == name:
+                    watch = Stopwatch()
+                    for result in job.run(unit, self._stores[name].known, self._worlds_of(job), watch):
+                        yield unit, result
+                    yield unit, watch
+
+    def _worlds_of(self, job: Job) -> Worlds:
+        """Worlds of a job, those of the one before if the same makes them; kept from one call to the next."""
+        if self._worlds is None or self._made_by is not job.make_env:
+            self._leave()
+            self._worlds, self._made_by = Worlds(job.make_env), job.make_env
+        return self._worlds
+
+    def _leave(self) -> None:
+        """Close the worlds of this process."""
+        worlds, self._worlds = self._worlds, None
+        if worlds is not None:
+            worlds.close()
 
     def _take(self, unit: Unit, what: EpisodeResult | Stopwatch) -> None:
         """Take a result, or at the end of a unit its times."""
