@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vivace.eval.help import help_page, usage
+from vivace.eval.plugins import import_plugin
 from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
     "eval": "Evaluate a policy, as trained and under its plan if it has one, in a world that does not wait.",
     "bench": "Time plans interleaved in one process, batch 1; judge them by success too.",
+    "tune": "Find the plan that keeps a rate and costs the least; save it as acceleration.json.",
     "calibrate": "Calibrate techniques for a policy; save them as acceleration.json beside it.",
     "explain": "Say what a plan does: step by block grid, FLOPs saved stage by stage.",
     "report": "Write the pages of a results.json again, or print a table of it as Markdown.",
@@ -154,8 +156,7 @@ def _discover(arguments: list[str]) -> list[str]:
         flag, _, package = argument.partition("=")
         parser = _load("lerobot.configs.parser")
         try:
-            if hasattr(import_module(package), "__path__"):
-                parser.load_plugin(package)  # its modules too
+            import_plugin(package)
         except (parser.PluginLoadError, ImportError, ValueError) as error:
             raise BadSetting(f"{flag}={package} cannot be imported: {in_one_line(error)}") from error
     return [argument for argument in arguments if argument not in named]

@@ -63,6 +63,13 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 
+def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
+    """Return what loads the policy that `load` has loaded, in another process: it can be pickled."""
+    policy = command.policy
+    kinds = _kinds(told(command)[0], command)
+    return partial(load_policy, policy.path, policy.device, kinds, policy.dtype, dict(command.rename_map))
+
+
 _FEW = 2
 """Made-up observations that random weights are shown at most: one is as good as another."""
 

@@ -1,0 +1,184 @@
+"""Who won is confirmed on seeds that nobody has seen, beside what anybody could have done without a search.
+
+The best of many is too good by chance. On fresh seeds the winner has to hold against each simple plan that
+keeps to the budget, such as as trained, exact work removed, fewer steps: it holds if it is better, that is,
+the paired interval of the difference lies above zero, or if it is faster and not worse, that is, the interval
+lies above -margin. Where it does not, the most successful of the simple plans is the plan. A winner that is
+no better holds against a plan as fast as itself with a chance of at most (1 - confidence) / 2.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vivace.eval.measure.statistics import PairedDifference, paired_difference, wilson_interval
+from vivace.eval.race.race import Play, play_missing
+from vivace.policies.errors import BadSetting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmRules:
+    """When a winner holds."""
+
+    margin: float = 0.03
+    """A plan that is faster may solve so much less; success rates."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    seeds_at_once: int = 25
+    """Episodes of each plan between two looks at the clock."""
+
+    def __post_init__(self) -> None:
+        """Shares must be shares, and there must be episodes."""
+        if not (0 < self.margin < 1 and 0 < self.confidence < 1) or self.seeds_at_once < 1:
+            raise BadSetting(
+                f"a confirmation with margin={self.margin:g}, confidence={self.confidence:g} and "
+                f"{self.seeds_at_once} episodes at once; needed: shares above 0 and below 1, and at least 1 "
+                "episode"
+            )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A plan that is confirmed."""
+
+    key: str
+    label: str
+    latency_s: float
+    """Of a chunk, as far as one can tell it from another's: the median [s]."""
+    keeps_budget: bool = True
+    """Whether it may be the plan at all."""
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What came of it."""
+
+    winner: Contender
+    """Of the race."""
+    simple: tuple[Contender, ...]
+    """What it was compared with."""
+    plan: Contender
+    """The winner, or the simple plan that it did not hold against."""
+    outcomes: Mapping[str, Mapping[int, bool]]
+    """Key -> seed -> success, all on the same seeds."""
+    against: Mapping[str, PairedDifference]
+    """Key of a simple plan -> the winner's success minus its own."""
+    lost_to: Mapping[str, str]
+    """Key of a simple plan that the winner did not hold against -> why not."""
+
+    @property
+    def n(self) -> int:
+        """Episodes."""
+        return len(self.outcomes[self.winner.key])
+
+    @property
+    def has_held(self) -> bool:
+        """Whether the winner is the plan."""
+        return self.plan == self.winner
+
+    def successes(self, key: str) -> int:
+        """Episodes that one solved."""
+        return sum(self.outcomes[key].values())
+
+    def difference(self, key: str, confidence: float = 0.95) -> PairedDifference:
+        """The plan's success minus another's."""
+        return paired_difference(self.outcomes[key], self.outcomes[self.plan.key], confidence)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Plain data of each, the winner first: success, the plan's difference, why the winner lost to it."""
+        found: list[dict[str, object]] = []
+        for one in dict.fromkeys((self.winner, *self.simple)):
+            pair = self.difference(one.key)
+            found.append(
+                {
+                    "key": one.key,
+                    "label": one.label,
+                    "latency_s": one.latency_s,
+                    "keeps_budget": one.keeps_budget,
+                    "is_plan": one == self.plan,
+                    "successes": self.successes(one.key),
+                    "n": self.n,
+                    "interval": wilson_interval(self.successes(one.key), self.n),
+                    "difference": pair.difference,
+                    "difference_interval": pair.interval,
+                    "p_value": pair.p_value,
+                    "lost_to": self.lost_to.get(one.key, ""),
+                }
+            )
+        return found
+
+
+def confirm(
+    winner: Contender,
+    simple: Sequence[Contender],
+    seeds: Sequence[int],
+    play: Play,
+    rules: ConfirmRules,
+    known: Mapping[str, Mapping[int, bool]] | None = None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Confirmation:
+    """Run the winner of a race and the simple plans on fresh seeds, and say which of them is the plan.
+
+    Args:
+        winner: of the race; it may be one of the simple plans.
+        simple: plans that need no search.
+        seeds: that neither the race nor the plans' calibration has seen.
+        play: runs episodes.
+        rules: when a winner holds.
+        known: key -> seed -> success of an interrupted confirmation; those are not run again.
+        is_over: whether time is up; asked after every batch. What was run by then decides.
+
+    Raises:
+        BadSetting: there are no seeds, or the winner does not keep to the budget.
+    """
+    if not seeds or not winner.keeps_budget:
+        raise BadSetting(
+            f"{winner.label} is to be confirmed on {len(seeds)} episodes and "
+            f"{'keeps' if winner.keeps_budget else 'does not keep'} to its budget; needed: at least 1, and "
+            "that it does"
+        )
+    keys = list(dict.fromkeys(one.key for one in (winner, *simple)))
+    outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
+    for first in range(0, len(seeds), rules.seeds_at_once):
+        if first and is_over():
+            break
+        play_missing(keys, seeds[first : first + rules.seeds_at_once], play, known or {}, outcomes)
+    others = [one for one in simple if one.key != winner.key]
+    against = {
+        one.key: paired_difference(outcomes[one.key], outcomes[winner.key], rules.confidence)
+        for one in others
+    }
+    lost_to = {
+        one.key: _told(one, winner, against[one.key])
+        for one in others
+        if one.keeps_budget and not holds(winner, one, against[one.key], rules)
+    }
+    best = max(
+        (one for one in others if one.key in lost_to),
+        key=lambda one: (sum(outcomes[one.key].values()), -one.latency_s),
+        default=winner,
+    )
+    return Confirmation(winner, tuple(simple), best, dict(outcomes), against, lost_to)
+
+
+def holds(winner: Contender, simple: Contender, pair: PairedDifference, rules: ConfirmRules) -> bool:
+    """Whether a winner holds against a simple plan.
+
+    Args:
+        winner: who claims to be better.
+        simple: what anybody could have done.
+        pair: the winner's success minus the other's, on fresh seeds.
+        rules: when it does.
+    """
+    low, _ = pair.interval
+    return low > 0 or (winner.latency_s < simple.latency_s and low > -rules.margin)
+
+
+def _told(simple: Contender, winner: Contender, pair: PairedDifference) -> str:
+    """Why the winner did not hold."""
+    low, high = pair.interval
+    speed = "faster" if winner.latency_s < simple.latency_s else "not faster"
+    return (
+        f"{winner.label} is {speed} and on {pair.n} fresh episodes {100 * pair.difference:+.0f} points "
+        f"({100 * low:+.0f} … {100 * high:+.0f}) from {simple.label}"
+    )

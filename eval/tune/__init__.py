@@ -1,0 +1,1 @@
+"""A budget in, the best plan out: candidates are counted, timed, raced in closed loop, and confirmed."""

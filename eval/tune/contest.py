@@ -1,0 +1,171 @@
+"""The last two stages: those that keep the budget race in closed loop, and who wins is confirmed."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vivace.eval.options import CommonOptions
+from vivace.eval.race.confirm import Confirmation, ConfirmRules, Contender, confirm
+from vivace.eval.race.play import ClosedLoop, closed_loop_job
+from vivace.eval.race.race import Race, RaceRules, race
+from vivace.eval.scale.workforce import Workforce
+from vivace.eval.simulation.latency_model import MeasuredLatency
+from vivace.eval.subject import env_maker
+from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.store import Store
+from vivace.policies.execution import Execution
+from vivace.policies.load import LoadedPolicy
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where candidates meet: a world, a policy, who runs the episodes, and where they are kept."""
+
+    command: CommonOptions
+    loaded: LoadedPolicy
+    made: Callable[[Candidate], Execution]
+    """Brings the policy under a candidate's plan."""
+    workforce: Workforce
+    store: Store
+    label: Callable[[Candidate], str]
+    """What a candidate is called."""
+    make_env: Callable[[], Any]
+    """Makes a world; the same for all, so that they share them."""
+    is_over: Callable[[], bool] = lambda: False
+    """Whether time is up."""
+
+    @classmethod
+    def of(cls, command: CommonOptions, loaded: LoadedPolicy, **rest: Any) -> "Arena":
+        """The arena in a command's world."""
+        return cls(command, loaded, make_env=env_maker(command, loaded.staged.spec), **rest)
+
+    def race(self, trials: Sequence[Trial], seeds: range, rules: RaceRules) -> Race:
+        """Race trials that were timed; each is stored after every look, raced or dropped.
+
+        Args:
+            trials: those that keep the budget, and those that an interrupted race has dropped.
+            seeds: of the episodes.
+            rules: how sure to be.
+        """
+        entrants = {trial.key: trial for trial in sorted(trials, key=_by_speed)}
+        play = self._play(entrants, seeds, rules.seeds_at_once)
+        labels = {key: self.label(trial.candidate) for key, trial in entrants.items()}
+
+        def on_batch(state: Race) -> None:
+            reasons = state.told(labels)
+            for key, trial in entrants.items():
+                raced = dict(state.outcomes[key])
+                if len(raced) <= len(self.store.trials[key].raced) and key not in reasons:
+                    continue
+                if key not in reasons:
+                    self.store.add(trial.became(Status.RACED, stage=None, reason="", raced=raced))
+                elif self.store.trials[key].reason != reasons[key]:
+                    self.store.add(trial.dropped(Status.RACED, reasons[key], raced=raced))
+
+        known = {key: trial.raced for key, trial in entrants.items()}
+        return race(list(entrants), seeds, play, rules, known, on_batch, self.is_over)
+
+    def confirm(
+        self,
+        winner: Trial,
+        simple: Sequence[Trial],
+        keeps_budget: Callable[[Trial], bool],
+        seeds: range,
+        rules: ConfirmRules,
+    ) -> Confirmation:
+        """Confirm the winner of a race beside simple plans, on seeds that the race has not seen.
+
+        Args:
+            winner: of the race.
+            simple: as trained, exact work removed, the best baseline: timed.
+            keeps_budget: whether one may be the plan.
+            seeds: of the episodes.
+            rules: when the winner holds.
+        """
+        trials = {trial.key: trial for trial in (winner, *simple)}
+        contenders = {
+            key: Contender(
+                key,
+                self.label(trial.candidate),
+                float(np.median(trial.latencies_s)),
+                key == winner.key or keeps_budget(trial),
+            )
+            for key, trial in trials.items()
+        }
+        found = confirm(
+            contenders[winner.key],
+            [contenders[trial.key] for trial in simple],
+            seeds,
+            self._play(trials, seeds, rules.seeds_at_once),
+            rules,
+            {key: trial.confirmed for key, trial in trials.items()},
+            self.is_over,
+        )
+        for key, outcomes in found.outcomes.items():
+            trial = self.store.trials[key]
+            self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
+        return found
+
+    def _play(self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int) -> ClosedLoop:
+        """Make ready what trials may be asked to run: each under its own execution and latencies."""
+        jobs = {
+            key: closed_loop_job(
+                self.command,
+                self.loaded,
+                key,
+                self.label(trial.candidate),
+                self.made(trial.candidate),
+                trial.candidate.execution.of(self.command.loop),
+                MeasuredLatency(samples_s=trial.latencies_s),
+                self.make_env,
+                seeds,
+                seeds_at_once,
+            )
+            for key, trial in trials.items()
+        }
+        return ClosedLoop(jobs, self.workforce, self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        """Of the files of episodes."""
+        return self.store.folder / "episodes"
+
+
+def entrants(trials: Iterable[Trial], keeping: Sequence[Trial], most: int) -> list[Trial]:
+    """Pick who races: what has to be beaten, the nearest actions, and whoever raced before.
+
+    Args:
+        trials: all there are.
+        keeping: those that keep the budget, the nearest actions first.
+        most: how many, beside what has to be beaten.
+    """
+    rivals = [trial for trial in keeping if trial.candidate.origin.is_rival]
+    others = [trial for trial in keeping if not trial.candidate.origin.is_rival]
+    before = [trial for trial in trials if trial.stage is Status.RACED or trial.raced]
+    return list({trial.key: trial for trial in (*before, *rivals, *others[:most])}.values())
+
+
+def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:
+    """What needs no search: as trained, exact work removed, and the best of the baselines that raced."""
+    found = [trial for trial in trials if trial.latencies_s]
+    simple = [trial for trial in found if trial.candidate.origin in (Origin.TRAINED, Origin.EXACT)]
+    raced = [
+        trial
+        for trial in sorted(found, key=_by_speed)
+        if trial.candidate.origin is Origin.BASELINE and trial.key in state.keys
+    ]
+    best = max(raced, key=lambda trial: _rate(state.outcomes[trial.key]), default=None)
+    return simple if best is None else [*simple, best]
+
+
+def _rate(outcomes: Mapping[int, bool]) -> float:
+    """Share of episodes that were solved; 0 of none."""
+    return sum(outcomes.values()) / len(outcomes) if outcomes else 0.0
+
+
+def _by_speed(trial: Trial) -> tuple[float, str]:
+    """The faster first."""
+    return float(np.median(trial.latencies_s)), trial.key

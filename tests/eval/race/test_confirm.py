@@ -1,0 +1,120 @@
+"""A winner is claimed only if it holds on fresh seeds against what anybody could have done."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from vivace.eval.race.confirm import ConfirmRules, Contender, confirm
+from vivace.eval.race.race import Play, RaceRules, race
+from vivace.policies.errors import BadSetting
+
+CACHE = Contender("cache", "a cache", 0.030)
+FEWER = Contender("fewer", "DDIM 8 steps", 0.030)
+TRAINED = Contender("trained", "as trained", 0.4, keeps_budget=False)
+FRESH = range(1000, 1200)
+
+
+def solving(solved: dict[str, Callable[[int], bool]]) -> Play:
+    return lambda keys, seeds: {(key, seed): solved[key](seed) for key in keys for seed in seeds}
+
+
+def first_of(n: int) -> Callable[[int], bool]:
+    """Solves the first n of every hundred episodes."""
+    return lambda seed: seed % 100 < n
+
+
+def test_a_better_winner_is_the_plan() -> None:
+    play = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(95)})
+    found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules())
+    assert found.has_held
+    assert not found.lost_to
+    assert found.against["fewer"].difference == pytest.approx(0.2)
+    assert found.difference("trained").difference == pytest.approx(-0.05)
+    assert [row["successes"] for row in found.rows()] == [180, 190, 140]
+    assert [row["is_plan"] for row in found.rows()] == [True, False, False]
+
+
+def test_a_winner_no_better_and_no_faster_than_fewer_steps_gives_way_to_them() -> None:
+    play = solving({"cache": first_of(80), "fewer": first_of(80)})
+    found = confirm(CACHE, [FEWER], FRESH, play, ConfirmRules())
+    assert found.plan == FEWER
+    told = "a cache is not faster and on 200 fresh episodes +0 points (-1 … +1) from DDIM 8 steps"
+    assert found.lost_to == {"fewer": told}
+
+
+def test_a_winner_as_good_and_faster_is_the_plan() -> None:
+    fast = Contender("cache", "a cache", 0.029)
+    play = solving({"cache": first_of(80), "fewer": first_of(80)})
+    assert confirm(fast, [FEWER], FRESH, play, ConfirmRules()).has_held
+
+
+def test_a_faster_winner_that_solves_less_gives_way() -> None:
+    fast = Contender("cache", "a cache", 0.010)
+    play = solving({"cache": first_of(75), "fewer": first_of(80)})
+    assert confirm(fast, [FEWER], FRESH, play, ConfirmRules()).plan == FEWER
+
+
+def test_the_best_of_the_simple_plans_is_taken() -> None:
+    exact = Contender("exact", "exact work removed", 0.03)
+    play = solving({"cache": first_of(50), "fewer": first_of(60), "exact": first_of(70)})
+    found = confirm(CACHE, [FEWER, exact], FRESH, play, ConfirmRules())
+    assert found.plan == exact
+    assert set(found.lost_to) == {"fewer", "exact"}
+
+
+def test_what_does_not_keep_to_the_budget_is_told_and_never_the_plan() -> None:
+    play = solving({"cache": first_of(10), "trained": first_of(100)})
+    found = confirm(CACHE, [TRAINED], FRESH, play, ConfirmRules())
+    assert found.has_held
+    assert found.difference("trained").difference == pytest.approx(-0.9)
+
+
+def test_a_simple_plan_that_won_the_race_is_the_plan() -> None:
+    play = solving({"fewer": first_of(80)})
+    found = confirm(FEWER, [FEWER], FRESH, play, ConfirmRules())
+    assert found.plan == FEWER
+    assert [row["key"] for row in found.rows()] == ["fewer"]
+
+
+def test_a_technique_that_wins_on_the_search_seeds_by_chance_is_not_claimed() -> None:
+    """Twelve caches that are no better than fewer steps: one wins the race by luck, and holds rarely."""
+    claimed = raced_ahead = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        keys = ["fewer", *(f"cache-{i}" for i in range(12))]
+        lucky = {key: set(np.flatnonzero(random.random(1200) < 0.6).tolist()) for key in keys}
+        play = solving({key: found.__contains__ for key, found in lucky.items()})
+        won = race(keys, range(40), play, RaceRules())
+        ahead = sum(won.outcomes[won.leader].values()) - sum(won.outcomes["fewer"].values())
+        raced_ahead += won.leader != "fewer" and ahead >= 2
+        found = confirm(Contender(won.leader, "a cache", 0.03), [FEWER], FRESH, play, ConfirmRules())
+        claimed += found.plan.key != "fewer"
+    assert raced_ahead > 150  # the trap is there
+    assert claimed <= 200 * 0.025 + 3 * np.sqrt(200 * 0.025)
+
+
+def test_what_is_known_is_not_run_again_and_time_ends_it() -> None:
+    played = []
+
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+        played.extend((key, seed) for key in keys for seed in seeds)
+        return {(key, seed): True for key in keys for seed in seeds}
+
+    known = {"cache": {seed: True for seed in FRESH[:10]}}
+    found = confirm(CACHE, [FEWER], FRESH, play, ConfirmRules(), known, is_over=lambda: len(played) >= 80)
+    assert found.n == 50
+    assert len(played) == len(set(played)) == 90
+    assert all(seed not in known["cache"] for key, seed in played if key == "cache")
+
+
+def test_a_confirmation_needs_episodes_and_a_winner_in_the_budget() -> None:
+    for winner, seeds in ((CACHE, range(0)), (TRAINED, FRESH)):
+        with pytest.raises(BadSetting, match="to be confirmed on"):
+            confirm(winner, [], seeds, solving({}), ConfirmRules())
+
+
+@pytest.mark.parametrize("rules", [{"margin": 0.0}, {"confidence": 1.0}, {"seeds_at_once": 0}], ids=str)
+def test_rules_that_cannot_be_kept(rules: dict[str, float]) -> None:
+    with pytest.raises(BadSetting, match="a confirmation with"):
+        ConfirmRules(**rules)
