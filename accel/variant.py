@@ -30,6 +30,8 @@ class Variant:
     is_compiled: bool = False
     n_action_steps: int | None = None
     """Actions executed of a chunk, where it is not the policy's own number."""
+    is_baseline: bool = False
+    """What has to be beaten: `vivace tune` times it, and lets it race, however it looks before."""
 
     def compiled(self) -> "Variant":
         """Return the same under `torch.compile`."""

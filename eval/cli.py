@@ -24,6 +24,7 @@ from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 VERBS = {
     "eval": "Evaluate a policy, as trained and under its plan if it has one, in a world that does not wait.",
     "bench": "Time plans interleaved in one process, batch 1; judge them by success too.",
+    "tune": "Find the plan that keeps a rate and costs the least; save it as acceleration.json.",
     "calibrate": "Calibrate techniques for a policy; save them as acceleration.json beside it.",
     "explain": "Say what a plan does: step by block grid, FLOPs saved stage by stage.",
     "report": "Write the pages of a results.json again, or print a table of it as Markdown.",

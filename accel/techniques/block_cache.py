@@ -87,6 +87,7 @@ class BlockCache(Technique):
                 (*exact, (cls.kind, simple | {"method": "uniform"})),
                 "#4c78c9",
                 is_short=True,
+                is_baseline=True,
             ),
             Variant(
                 "shared",
@@ -124,7 +125,9 @@ def _in_a_vla(staged: Any) -> Iterator[Variant]:
     kind, colour = BlockCache.kind, BlockCache.colour
     uniform = (kind, {"method": "uniform", "updates": updates})
     bac = (kind, {"updates": updates, "bubbling": 2})
-    yield Variant("cache", f"action cache, {updates} of {n} steps", (uniform,), colour, is_short=True)
+    yield Variant(
+        "cache", f"action cache, {updates} of {n} steps", (uniform,), colour, is_short=True, is_baseline=True
+    )
     yield Variant("bac", f"BAC on the head, S = {updates}", (bac,), colour)
 
 

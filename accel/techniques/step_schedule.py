@@ -177,6 +177,7 @@ def _rows(
             (ask_steps(sampler, k), *others),
             _COLOURS[sampler],
             is_short=k in _SHORT[sampler],
+            is_baseline=True,
         )
 
 

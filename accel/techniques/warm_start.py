@@ -107,7 +107,7 @@ class WarmStart(Technique):
         for k in fewer(staged, sampler, _ROWS):
             wanted = (ask_steps(sampler, 2 * k), (cls.kind, {"share": 0.5}), *others)
             label = f"{cls.label}, {sampler} {k} of {2 * k} steps"
-            yield Variant(f"warm-{k}", label, wanted, cls.colour, is_short=k in _SHORT)
+            yield Variant(f"warm-{k}", label, wanted, cls.colour, is_short=k in _SHORT, is_baseline=True)
         n, share = len(staged.sampler), options.share
         if share == WarmStartOptions.share and n >= _MANY:
             share = 0.1

@@ -11,7 +11,7 @@ from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting
 
-PLAIN = Variant("plain", "as trained")
+PLAIN = Variant("plain", "as trained", is_baseline=True)
 LEROBOT = Variant("lerobot", "lerobot's own chunk", colour="#2b6cb0")
 """What lerobot itself takes: its `predict_action_chunk`, or what its own loop would execute."""
 ACCELERATED = Variant("accelerated", "accelerated by its own plan", colour="#0b8f7d")

@@ -124,7 +124,10 @@ class Trial:
     """Work of a chunk; None where it cannot be counted."""
     action_error: float | None = None
     """Mean absolute difference of normalised actions from those as trained, on observations that were not
-    fitted to; None where no two chunks come from the same noise (a technique with a carry)."""
+    fitted to."""
+    follows: bool = False
+    """Chunks make use of those before: its error is that of the first ones of episodes, which do not, so that
+    only a world can judge it."""
     latencies_s: tuple[float, ...] = ()
     """Of whole chunks on this device [s], in the order of the rounds."""
     plan: str = ""

@@ -1,0 +1,101 @@
+"""Which trials are timed, which of those are timed well, and which one is the plan."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vivace.eval.tune.budget import Budget, tail
+from vivace.eval.tune.candidate import Trial
+from vivace.eval.tune.front import promising
+from vivace.eval.tune.timing import median_s
+
+_NEAR = 1.2
+"""What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a search may choose."""
+
+    budget: Budget
+    is_world: bool
+    """Whether success will be judged; else what only a world can judge is not chosen."""
+
+    def candidates(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that may be the plan: not failed, expressible in a plan file, and there is a judge."""
+        return [
+            trial
+            for trial in trials
+            if trial.is_alive
+            and trial.action_error is not None
+            and not trial.candidate.is_compiled
+            and (self.is_world or not trial.follows)
+        ]
+
+    def rivals(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that have to be beaten, and are timed however they look."""
+        return [trial for trial in trials if trial.is_alive and trial.candidate.origin.is_rival]
+
+    def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
+        """Those to time first: the rivals, and the front of counted work and action error."""
+        rivals = self.rivals(trials)
+        front = promising(self.candidates(trials), most, lambda trial: trial.flops or 0)
+        return list({trial.key: trial for trial in (*rivals, *front)}.values())
+
+    def next(self, trials: Sequence[Trial], most: int) -> list[Trial]:
+        """Those not timed that should keep the budget by their counted work, the nearest actions first."""
+        timed = [trial for trial in self.candidates(trials) if trial.latencies_s and trial.flops]
+        left = [trial for trial in self.candidates(trials) if not trial.latencies_s and trial.flops]
+        if len({trial.flops for trial in timed}) < 2:
+            return []
+        works = np.array([trial.flops for trial in timed], float)
+        slope, offset = np.polyfit(works, [median_s(trial) for trial in timed], 1)
+        fitting = [
+            trial
+            for trial in left
+            if offset + slope * float(trial.flops or 0) <= self.budget.of(trial.candidate)
+        ]
+        return sorted(fitting, key=_error)[:most]
+
+    def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
+        """Those to time as often as a p99 takes: the rivals near the budget, and the nearest actions.
+
+        Where nothing is near it the fastest ones, so that it can be said what they take.
+        """
+        timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
+        near = [trial for trial in timed if median_s(trial) <= _NEAR * self.budget.of(trial.candidate)]
+        if not near:
+            return sorted(timed, key=median_s)[:2]
+        rivals = [trial for trial in near if trial.candidate.origin.is_rival]
+        front = promising(near, most, median_s)
+        best = sorted(near, key=_error)[:most]
+        mixed = [trial for pair in zip(best, front, strict=False) for trial in pair]
+        mixed = list({trial.key: trial for trial in mixed}.values())[:most]
+        return list({trial.key: trial for trial in (*mixed, *rivals)}.values())
+
+    def keeping(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those whose measured latencies keep the budget, the nearest actions first, of equals the faster."""
+        kept = [
+            trial
+            for trial in self.candidates(trials)
+            if self.budget.is_kept(trial.candidate, trial.latencies_s)
+        ]
+        return sorted(kept, key=lambda trial: (_error(trial), median_s(trial)))
+
+    def sure(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those of `keeping` that are known to by as high a percentile as is known of any."""
+        timed = [tail(trial.latencies_s)[0] for trial in self.candidates(trials) if trial.latencies_s]
+        return [
+            trial for trial in self.keeping(trials) if tail(trial.latencies_s)[0] == max(timed, default=0.0)
+        ]
+
+    def fastest(self, trials: Iterable[Trial]) -> Trial | None:
+        """The one of the shortest tail; None if none was timed."""
+        timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
+        return min(timed, key=lambda trial: tail(trial.latencies_s)[1], default=None)
+
+
+def _error(trial: Trial) -> float:
+    """Action error, rounding left out: what is exact is as near as what is as trained."""
+    return round(trial.action_error or 0.0, 4)

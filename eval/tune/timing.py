@@ -1,0 +1,80 @@
+"""The second stage: how long whole chunks of the promising candidates take here, timed interleaved."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from vivace.accel.technique import CalibrationData
+from vivace.eval.measure.latencies import asked, chunk_latencies
+from vivace.eval.measure.timing import Rounds
+from vivace.eval.tune.candidate import Status, Trial
+from vivace.eval.tune.store import Store
+from vivace.policies.errors import in_one_line
+from vivace.policies.session import Session
+
+FEW, MANY = 5, 100
+"""Rounds in which all are timed, and as many as a p99 takes."""
+
+
+class Timing:
+    """Times candidates on this device; what is known of one is not measured again."""
+
+    def __init__(self, session_of: Callable[[Trial], Session], data: CalibrationData, store: Store) -> None:
+        """Prepare.
+
+        Args:
+            session_of: makes a candidate ready to run, as the loop calls it.
+            data: observations, one a round.
+            store: of the trials.
+        """
+        self._session_of, self._data, self._store = session_of, data, store
+
+    def time(self, trials: Iterable[Trial], rounds: int, limit_s: float) -> list[Trial]:
+        """Time some candidates in the same rounds; one that raises fails, and the others go on.
+
+        Args:
+            trials: to be timed.
+            rounds: so many times each, in all.
+            limit_s: time there is [s]: where it does not reach there are fewer rounds, but one at least.
+
+        Returns:
+            The newest trials of those that can be run.
+        """
+        began = time.monotonic()
+        sessions: dict[str, Session] = {}
+        once_s: dict[str, float] = {}
+        todo: dict[str, Trial] = {}
+        for trial in trials:
+            if len(trial.latencies_s) >= rounds:
+                continue
+            try:
+                sessions[trial.key] = self._session_of(trial)
+                once_s[trial.key] = self._once(sessions[trial.key])
+                todo[trial.key] = trial
+            except Exception as error:
+                told = f"{type(error).__name__}: {in_one_line(error)}"
+                self._store.add(trial.failed(Status.TIMED, told))
+        left_s = limit_s - (time.monotonic() - began)
+        affordable = max(1, int(left_s / max(sum(once_s.values()), 1e-9)) - 1)
+        if todo:
+            more = {key: min(rounds - len(trial.latencies_s), affordable) for key, trial in todo.items()}
+            asked_for = Rounds(repeats=min(more.values()), more=more, limit_s=np.inf)
+            measured = chunk_latencies(sessions, self._data, asked_for)
+            for key, trial in todo.items():
+                times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in measured.times_s[key]))
+                self._store.add(trial.became(Status.TIMED, latencies_s=times_s))
+        newest = (self._store.trials[trial.key] for trial in trials)
+        return [trial for trial in newest if trial.latencies_s]
+
+    def _once(self, session: Session) -> float:
+        """Time of a first chunk [s], which is longer than later ones."""
+        one = next(self._data.ones())
+        began = time.perf_counter()
+        session.predict(asked(one), list(one.noise_keys))
+        return time.perf_counter() - began
+
+
+def median_s(trial: Trial) -> float:
+    """Median latency of a chunk [s]."""
+    return float(np.median(trial.latencies_s))

@@ -1,0 +1,196 @@
+"""The search space is what is registered and fits: no technique and no combination is named by the tuner."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import optuna
+import pytest
+
+from vivace.accel import registry
+from vivace.accel.rows import make_rows
+from vivace.accel.technique import Need, Seam, Technique
+from vivace.eval.measure.variants import variants_of
+from vivace.eval.tune.candidate import Candidate, Execution, Origin, Status, Trial
+from vivace.eval.tune.space import space_of
+from vivace.eval.tune.study import Study
+from vivace.policies.adapters.opaque import OpaquePolicy
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.load import stage
+from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
+
+POLICIES = {"dp_transformer": tiny_dp_transformer, "cogact": tiny_cogact, "token_vla": tiny_token_vla}
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def staged(request):
+    return stage(POLICIES[request.param]())
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A technique of its own, on the seam of blocks; what is known is restored in the end."""
+    monkeypatch.setattr(registry, "_KNOWN", dict(registry.techniques()))
+
+    @dataclass(frozen=True, kw_only=True)
+    class EveryNthOptions:
+        n: int = 2
+
+    @registry.register
+    @dataclass(frozen=True, kw_only=True)
+    class EveryNth(Technique):
+        kind: ClassVar[str] = "every_nth"
+        seam: ClassVar[Seam] = Seam.BLOCKS
+        label: ClassVar[str] = "every n-th step"
+        needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
+        is_static: ClassVar[bool] = True
+        Options: ClassVar[type] = EveryNthOptions
+        n: int = 2
+
+        def apply(self, execution):
+            spec, steps = execution.policy.spec, len(execution.sampler)
+            updates = dict.fromkeys(spec.block_ids, tuple(range(0, steps, self.n)))
+            return replace(execution, action=make_rows(spec.blocks, updates, steps))
+
+        @classmethod
+        def search_space(cls, staged):
+            return {"n": range(2, 6)}
+
+    return EveryNth
+
+
+def suggested(space, n=60):
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.suggest(study.ask()) for _ in range(n)]
+
+
+def test_a_registered_technique_is_searched_and_its_default_is_looked_at_first(toy):
+    space = space_of(stage(tiny_dp_transformer()))
+    asked = [dict(one.requests)["every_nth"] for one in suggested(space) if "every_nth" in one.kinds]
+    assert {options["n"] for options in asked} == {2, 3, 4, 5}
+    first = [one for one in space.starters() if "every_nth" in one.kinds]
+    assert [(one.origin, dict(one.requests)["every_nth"]) for one in first] == [(Origin.DEFAULT, {"n": 2})]
+
+
+def test_a_technique_that_does_not_fit_is_not_searched(toy):
+    assert "every_nth" not in space_of(stage(tiny_token_vla())).kinds
+
+
+def test_two_on_one_seam_are_never_chosen_together(staged, toy):
+    """A plan would refuse them; the space knows it from the seams alone."""
+    known = registry.techniques()
+    for candidate in suggested(space_of(staged), 200):
+        seams = [known[kind].seam for kind in candidate.kinds if not known[kind].seam.holds_many]
+        assert len(seams) == len(set(seams)), candidate.kinds
+
+
+def test_exact_work_is_removed_from_everything_but_the_policy_as_trained(staged):
+    space = space_of(staged)
+    exact = {kind for kind, _ in registry.exact_work(staged)}
+    looked_at = [*space.starters(), *suggested(space)]
+    bare = [one for one in looked_at if not exact <= set(one.kinds)]
+    assert {(one.origin, one.is_compiled) for one in bare} <= {
+        (Origin.TRAINED, False),
+        (Origin.BASELINE, True),
+    }
+    assert len(bare) <= 2
+
+
+def test_what_has_to_be_beaten_comes_first_and_every_row_of_the_tables_is_there(staged):
+    space = space_of(staged)
+    starters = space.starters()
+    assert starters[0].origin is Origin.TRAINED
+    rivals = [one.origin.is_rival for one in starters]
+    assert rivals == sorted(rivals, reverse=True)
+    keys = {one.key for one in starters}
+    assert len(keys) == len(starters)
+    exact = dict(space.exact)
+    for row in variants_of(staged):
+        if not row.is_compiled:
+            requests = {**exact, **dict(row.wanted)} if row.wanted else {}
+            assert Candidate(tuple(requests.items()), Execution(row.n_action_steps)).key in keys, row.name
+
+
+def test_a_candidate_is_said_back_in_the_names_it_was_chosen_by(staged):
+    space = space_of(staged)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(40):
+        asked = study.ask()
+        candidate = space.suggest(asked)
+        assert space.choices_of(candidate) == asked.params
+
+
+def test_every_choice_can_be_calibrated_by_name(staged):
+    """What a space offers, options take: else every trial of it would fail."""
+    known = registry.techniques()
+    for candidate in suggested(space_of(staged), 100):
+        for kind, options in candidate.requests:
+            known[kind].read_options(options)
+
+
+def test_what_only_a_clock_knows_is_added_to_a_plan_and_not_counted(staged):
+    space = space_of(staged)
+    faster = list(space.faster(Candidate(space.exact, origin=Origin.EXACT)))
+    known = registry.techniques()
+    assert all(not known[kind].saves_flops for kind in space.same_work)
+    assert {kind for one in faster for kind in one.kinds} - dict(space.exact).keys() <= set(space.same_work)
+    assert bool(faster) == bool(space.same_work)
+    assert not list(space.faster(Candidate(origin=Origin.TRAINED)))
+
+
+def test_a_key_says_what_a_candidate_is_and_not_what_it_is_called():
+    one = Candidate((("hoist", {}), ("step_schedule", {"n_steps": 4})), label="four")
+    same = Candidate((("step_schedule", {"n_steps": 4}), ("hoist", {})), origin=Origin.DEFAULT)
+    assert one.key == same.key == Candidate.from_json(one.to_json()).key
+    assert one.key != Candidate(one.requests, Execution(n_action_steps=2)).key
+    assert one.key != Candidate((("hoist", {}), ("step_schedule", {"n_steps": 5}))).key
+
+
+@pytest.mark.parametrize(
+    ("only", "error", "told"),
+    [
+        ([], BadSetting, "tune.techniques is empty"),
+        (["hosit"], BadSetting, "names 'hosit'; known techniques"),
+        (["jacobi"], UnsupportedPolicy, "no technique of --tune.techniques fits policy 'dp_transformer'"),
+    ],
+)
+def test_a_space_narrowed_to_nothing_is_refused(only, error, told):
+    with pytest.raises(error, match=told):
+        space_of(stage(tiny_dp_transformer()), only)
+
+
+def test_a_policy_that_no_technique_fits_is_refused():
+    opaque = OpaquePolicy(tiny_dp_transformer())
+    with pytest.raises(UnsupportedPolicy, match="no technique fits policy 'dp_transformer'"):
+        space_of(opaque)
+
+
+def test_a_narrowed_space_has_those_techniques_alone():
+    space = space_of(stage(tiny_dp_transformer()), ["step_schedule"])
+    assert space.kinds == ("step_schedule",)
+    searched = [one for one in (*space.starters(), *suggested(space)) if not one.origin.is_rival]
+    assert {kind for one in searched for kind in one.kinds} == {"step_schedule", "hoist"}
+
+
+def told(space, study, n, begun=()):
+    """Ask and tell, with work and errors that are functions of the candidate."""
+    trials = list(begun)
+    for trial in begun:
+        study.tell(trial)
+    while len(trials) < n:
+        candidate = study.ask()
+        work = int(candidate.key, 16) % 997
+        trials.append(
+            Trial(candidate=candidate, status=Status.COUNTED, flops=1 + work, action_error=1 / (1 + work))
+        )
+        study.tell(trials[-1])
+    return trials
+
+
+def test_a_search_that_goes_on_asks_for_what_it_would_have_asked_for():
+    space = space_of(stage(tiny_dp_transformer()))
+    whole = told(space, Study(space, 3), 24)
+    resumed = told(space, Study(space, 3), 24, whole[:13])
+    assert [trial.key for trial in resumed] == [trial.key for trial in whole]
+    assert len({trial.key for trial in whole}) == 24
+    other = told(space, Study(space, 4), 24)
+    assert [trial.key for trial in other] != [trial.key for trial in whole]
