@@ -87,6 +87,7 @@ class BenchCommand(CommonOptions):
     """
 
     BUILDS = True
+    COUNTS_BASES = True
     bench: BenchOptions = field(default_factory=BenchOptions)
 
     def __post_init__(self) -> None:
