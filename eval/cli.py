@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vivace.eval.help import help_page, usage
+from vivace.eval.plugins import import_plugin
 from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
@@ -154,8 +155,7 @@ def _discover(arguments: list[str]) -> list[str]:
         flag, _, package = argument.partition("=")
         parser = _load("lerobot.configs.parser")
         try:
-            if hasattr(import_module(package), "__path__"):
-                parser.load_plugin(package)  # its modules too
+            import_plugin(package)
         except (parser.PluginLoadError, ImportError, ValueError) as error:
             raise BadSetting(f"{flag}={package} cannot be imported: {in_one_line(error)}") from error
     return [argument for argument in arguments if argument not in named]

@@ -91,6 +91,21 @@ def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
     console.print(told, style="yellow", highlight=False)
 
 
+def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
+    """Return what loads the policy that `load` has loaded, in another process: it can be pickled."""
+    policy = command.policy
+    kinds = _kinds(told(command)[0], command)
+    return partial(
+        load_policy,
+        policy.path,
+        policy.device,
+        kinds,
+        policy.dtype,
+        dict(command.rename_map),
+        statistics=_lent(command),
+    )
+
+
 _FEW = 2
 """Made-up observations that random weights are shown at most: one is as good as another."""
 

@@ -49,6 +49,10 @@ class BadSetting(VivaceError):
     """Raised when an option has a value outside its range, or options contradict each other."""
 
 
+class WorkerLost(VivaceError):
+    """Raised when episodes cannot be run because the processes that run them die."""
+
+
 class RobotFailed(VivaceError):
     """Raised when a robot in a process of its own fails, does not answer in time, or has ended."""
 

@@ -5,13 +5,15 @@ seeds that nobody has seen, beside the plain loop, and both counts are told.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vivace.accel.judgement import check_apart
+from vivace.accel.variant import Variant
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.measure.statistics import paired_difference, wilson_interval
-from vivace.eval.measure.trials import stored_rollout
+from vivace.eval.scale.job import Job
+from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.rollout import RolloutSettings
 from vivace.eval.subject import check_world, env_maker, session
 from vivace.policies.errors import BadSetting
@@ -27,77 +29,85 @@ Outcomes = Mapping[tuple[str, int], bool]
 """(task, seed) -> success."""
 
 
-class Judge:
-    """Runs episodes in a frozen world; those an interrupted command has stored are not run again."""
+Episodes = Mapping[str, Sequence[EpisodeResult]]
+"""Name of a job -> what came of its episodes."""
 
-    def __init__(
-        self,
-        command: "BenchCommand",
-        loaded: LoadedPolicy,
-        executions: Mapping[str, Execution],
-        steps: Mapping[str, int | None],
-        folder: Path,
-    ) -> None:
-        """Prepare to judge.
 
-        Args:
-            command: names tasks, seed and numbers of episodes.
-            loaded: the policy.
-            executions: row's name -> the policy under its plan.
-            steps: row's name -> actions executed of a chunk, None for the command's number.
-            folder: of the command's results.
-        """
-        self._command, self._loaded, self._folder = command, loaded, folder
-        self._executions, self._steps = executions, steps
-        self.n, self.n_confirm = command.bench.n_episodes, confirmed_episodes(command)
+@dataclass(frozen=True)
+class Judging:
+    """Who is judged, and on which episodes; as plain data it lies in results.json of a share."""
 
-    def judge(self, rows: Sequence[Row]) -> None:
-        """Add success of every row, and its difference to the plain loop on the same seeds.
+    names: tuple[str, ...]
+    """Of the rows."""
+    tasks: tuple[str, ...]
+    seed: int
+    n: int
+    """Episodes of every task."""
 
-        Compiled plans are not judged: they give the eager ones' actions, and every batch size is a new graph.
-        """
-        add_success(rows, {row["name"]: self._outcomes(row, self._command.seed, self.n) for row in rows})
+    def job(self, name: str, task: str) -> str:
+        """Name of the job of a row in a task."""
+        return f"{name if len(self.tasks) == 1 else f'{name}.{task}'}.from_{self.seed}"
 
-    def confirm(self, rows: Sequence[Row]) -> None:
-        """Run the chosen rows and the plain loop on fresh seeds; "confirmed" of a row says how it went."""
-        if not self.n_confirm:
-            return
-        seed = self._command.seed + self.n
-        found = chosen(rows, self._command.bench.choose)
-        again: list[Row] = [
-            {"name": row["name"], "label": row["label"]} for row in rows if row["name"] in ("plain", *found)
-        ]
-        add_success(again, {row["name"]: self._outcomes(row, seed, self.n_confirm) for row in again})
-        by_name = {row["name"]: row for row in again}
-        for row in rows:
-            if row["name"] in by_name:
-                fresh = {k: v for k, v in by_name[row["name"]].items() if k not in ("name", "label")}
-                row["confirmed"] = fresh | {"tried": len(rows) - 1, "seed": seed}
+    def outcomes(self, episodes: Episodes) -> dict[str, Outcomes]:
+        """Row -> success of every episode of every task."""
+        return {
+            name: {(task, e.seed): e.success for task in self.tasks for e in episodes[self.job(name, task)]}
+            for name in self.names
+        }
 
-    def _outcomes(self, row: Row, seed: int, n_episodes: int) -> Outcomes:
+
+def judge(rows: Sequence[Row], judging: Judging, episodes: Episodes) -> None:
+    """Add success to the rows that were judged, and the difference to the plain loop on the same seeds."""
+    judged = [row for row in rows if row["name"] in judging.names]
+    add_success(judged, judging.outcomes(episodes))
+
+
+def confirm(rows: Sequence[Row], fresh: Judging, episodes: Episodes) -> None:
+    """Add "confirmed" to the rows that ran again on fresh seeds: how that went, and how many were tried."""
+    again: list[Row] = [{"name": name} for name in fresh.names]
+    add_success(again, fresh.outcomes(episodes))
+    n_tried = sum("success" in row for row in rows) - 1
+    for row in rows:
+        for found in again:
+            if found["name"] == row["name"]:
+                told = {key: value for key, value in found.items() if key != "name"}
+                row["confirmed"] = told | {"tried": n_tried, "seed": fresh.seed}
+
+
+def judging_jobs(
+    command: "BenchCommand",
+    loaded: LoadedPolicy,
+    executions: Mapping[str, Execution],
+    variants: Mapping[str, Variant],
+    judging: Judging,
+) -> list[Job]:
+    """Episodes in a frozen world that rows are judged by.
+
+    Compiled plans are not judged: they give the eager ones' actions, and every batch size is a new graph.
+
+    Args:
+        command: says how many are stepped together, at what rate, for how long.
+        loaded: the policy.
+        executions: row's name -> the policy under its plan.
+        variants: row's name -> the row, which may execute a number of actions of its own.
+        judging: who is judged.
+    """
+    found = []
+    for name in judging.names:
         settings = RolloutSettings(
-            n_episodes=n_episodes,
-            seed=seed,
-            batch_size=self._command.bench.batch_size,
-            control_hz=self._command.env.control_hz,
-            loop=LoopSettings(n_action_steps=self._steps[row["name"]] or self._command.loop.n_action_steps),
-            max_steps=self._command.env.max_steps,
+            n_episodes=judging.n,
+            seed=judging.seed,
+            batch_size=command.bench.batch_size,
+            control_hz=command.env.control_hz,
+            loop=LoopSettings(n_action_steps=variants[name].n_action_steps or command.loop.n_action_steps),
+            max_steps=command.env.max_steps,
         )
-        tasks = self._command.env.tasks
-        found: dict[tuple[str, int], bool] = {}
-        for task in tasks:
-            runner = session(self._command, self._loaded, self._executions[row["name"]], task)
-            name = row["name"] if len(tasks) == 1 else f"{row['name']}.{task}"
-            episodes = stored_rollout(
-                self._folder / "episodes" / f"{name}.from_{seed}.jsonl",
-                f"{row['label']}, {task}",
-                env_maker(self._command, runner.spec, task),
-                runner.predict,
-                runner.spec,
-                settings,
-            )
-            found |= {(task, e.seed): e.success for e in episodes}
-        return found
+        for task in judging.tasks:
+            runner = session(command, loaded, executions[name], task)
+            label = f"{variants[name].label}, {task}"
+            make_env = env_maker(command, runner.spec, task)
+            found.append(Job(judging.job(name, task), label, runner, make_env, settings))
+    return found
 
 
 def confirmed_episodes(command: "BenchCommand") -> int:
@@ -130,7 +140,25 @@ def check_judging(command: "BenchCommand", names: Collection[str], fitted: Colle
             "bench.choose and bench.confirm run again what was chosen by success, and none is measured; "
             "add --bench.n_episodes=…"
         )
+    _check_shares(command)
     check_apart(fitted, range(command.seed, command.seed + options.n_episodes + confirmed_episodes(command)))
+
+
+def _check_shares(command: "BenchCommand") -> None:
+    """Raise `BadSetting` for what no share of the episodes can do alone."""
+    options, share = command.bench, command.scale.share
+    if share is None:
+        return
+    if not options.n_episodes or not share.number:
+        raise BadSetting(
+            f"scale.shard={share}, but only episodes have shares, which meet no latency here; give "
+            "--bench.n_episodes and a share from 1 on"
+        )
+    if confirmed_episodes(command) and not options.choose:
+        raise BadSetting(
+            "what is confirmed follows from all shares, and none of them knows it; give --bench.confirm=0, "
+            "or name it by --bench.choose"
+        )
 
 
 def add_success(rows: Sequence[Row], outcomes: Mapping[str, Outcomes]) -> None:

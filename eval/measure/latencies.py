@@ -25,6 +25,7 @@ from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
 from vivace.policies.carry import FOLLOWED, SLOTS, Slot
+from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Denoising, Execution, sample
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -33,6 +34,23 @@ from vivace.policies.spec import DELAY, PREVIOUS
 from vivace.policies.stopwatch import StageWatch
 
 CACHE = Path("outputs/latency")
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Where measurements are kept, and which ones will do."""
+
+    folder: Path = CACHE
+    refresh: bool = False
+    """Measure again although it is known."""
+    of_any_machine: bool = False
+    """Those of another machine will do, as shares of one command need: they all meet the same latencies."""
+    only_known: bool = False
+    """Nothing is measured here: what is not known is refused."""
+
+
+USUAL = Notes()
+
 
 Chunk = Session | Callable[[CalibrationData], object]
 """What computes a chunk of one observation; of a `Session` the stages are told apart."""
@@ -138,7 +156,7 @@ def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measured_latencies(
-    runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds, refresh: bool = False
+    runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds, notes: Notes = USUAL
 ) -> Measured:
     """Return `chunk_latencies`, read from the last time if the very same was measured before.
 
@@ -146,7 +164,7 @@ def measured_latencies(
         runs: name -> what to time.
         data: observations, one a round.
         rounds: how often.
-        refresh: measure again although they are known.
+        notes: where they are kept.
     """
     what = {
         "runs": {name: describe_run(session) for name, session in runs.items()},
@@ -154,30 +172,40 @@ def measured_latencies(
         "rounds": asdict(rounds),
     }
     placement = next(iter(runs.values())).loaded.placement
-    return Measured(**kept(what, placement, lambda: asdict(chunk_latencies(runs, data, rounds)), refresh))
+    return Measured(**kept(what, placement, lambda: asdict(chunk_latencies(runs, data, rounds)), notes))
 
 
 def kept(
     what: Mapping[str, Any],
     placement: Placement,
     measure: Callable[[], dict[str, Any]],
-    refresh: bool = False,
+    notes: Notes = USUAL,
 ) -> dict[str, Any]:
     """Return what was measured of something the last time, else measure it and keep it.
 
-    Machine, threads, device, dtype, versions and vivace's own code must be the same, too.
+    Versions and vivace's own code must be the same, too, and machine, threads, device and dtype as far as the
+    notes say.
 
     Args:
         what: everything it depends on besides, as plain data.
         placement: where it runs.
         measure: measures, as plain data.
-        refresh: measure again although it is known.
+        notes: where it is kept.
+
+    Raises:
+        BadSetting: it is not known, and nothing is to be measured.
     """
-    where = {"machine": machine(placement), "versions": versions(), "source": source_digest()}
-    file = CACHE / f"{digest({**what, **where})[:16]}.json"
-    if file.is_file() and not refresh:
+    same: dict[str, Any] = {"versions": versions(), "source": source_digest()}
+    where = {"machine": machine(placement), **same}
+    file = notes.folder / f"{digest({**what, **(same if notes.of_any_machine else where)})[:16]}.json"
+    if file.is_file() and not notes.refresh:
         found: dict[str, Any] = read_json(file, "measurement")["measured"]
         return found
+    if notes.only_known:
+        raise BadSetting(
+            f"what all shares are to meet was not measured, or of another policy, plan or version of vivace: "
+            f"nothing in {notes.folder} fits; run the command once with --scale.shard=0/n before"
+        )
     measured = measure()
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**where, "measured": measured})

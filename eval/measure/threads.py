@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vivace.eval.identity import describe_run
-from vivace.eval.measure.latencies import kept
+from vivace.eval.measure.latencies import USUAL, Notes, kept
 from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.terminal import console, milliseconds
 from vivace.policies.placement import Placement, synchroniser
@@ -28,7 +28,7 @@ def thread_counts() -> list[int]:
 def choose_threads(
     runs: Mapping[str, Session],
     asked: int | None,
-    refresh: bool = False,
+    notes: Notes = USUAL,
     time_them: Interleaved = interleaved,
 ) -> dict[str, Any]:
     """Measure how many threads suit the last of some runs best, and use as many from now on.
@@ -36,7 +36,7 @@ def choose_threads(
     Args:
         runs: name -> what is timed, on a blank observation; the last one decides.
         asked: how many to use without measuring.
-        refresh: measure again although it is known.
+        notes: where it is kept.
         time_them: times runs as `interleaved` does.
 
     Returns:
@@ -50,7 +50,7 @@ def choose_threads(
     *_, decides = runs
     placement = runs[decides].loaded.placement
     with console.status("measuring how many threads are best"):
-        found = kept(what, placement, lambda: _measure(runs, counts, placement, time_them), refresh)
+        found = kept(what, placement, lambda: _measure(runs, counts, placement, time_them), notes)
     used = use_fastest({n: found[decides][str(n)] for n in counts}, f"a chunk of {decides}")
     return {"used": used, "latency_s": found}
 

@@ -1,35 +1,31 @@
-"""The episodes of one evaluation: run under each plan's latency, stored as they end, filmed."""
+"""The episodes of one evaluation: under each plan's latency, and filmed."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vivace.accel.technique import Need
+from vivace.accel.technique import CalibrationData, Need
 from vivace.accel.variant import Variant
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.loop import TickRecord
 from vivace.deploy.loop.settings import Mode
 from vivace.deploy.telemetry.histogram import percentile
-from vivace.deploy.workers.worker import Predict
-from vivace.eval.measure.statistics import curve_area
+from vivace.eval.measure.pareto import gflop
 from vivace.eval.measure.variants import ACCELERATED
 from vivace.eval.obstacles import in_a_line
-from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results, mean_jump
+from vivace.eval.scale.job import Choice, Job
 from vivace.eval.simulation.latency_model import ConstantLatency, LatencyModel
 from vivace.eval.simulation.patches import patch_frames
-from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
+from vivace.eval.simulation.rollout import RolloutSettings, rollout
 from vivace.eval.simulation.video import caption, side_by_side, write_video
 from vivace.eval.subject import env_maker, session
-from vivace.eval.terminal import console, progress
+from vivace.eval.terminal import console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.spec import PolicySpec
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.eval import EvalCommand
@@ -50,46 +46,21 @@ class Trial:
         """Its name in results."""
         return self.variant.name
 
+    def told(self, data: CalibrationData) -> dict[str, Any]:
+        """What results say of it before any episode; an observation of `data` tells its work."""
+        return {
+            "name": self.name,
+            "label": self.variant.label,
+            "colour": self.variant.colour,
+            "n_measurements": self.n_measurements,
+            "gflop": gflop(self.execution, data.one),
+        }
+
     @property
     def n_measurements(self) -> int | None:
         """How many measurements its latencies are drawn from; of a ladder, the fewest of a plan."""
         found = [rung.latency.n_measurements for rung in self.ladder or (self,)]
         return min((n for n in found if n is not None), default=None)
-
-
-class Stopwatch:
-    """Tells the time the policy took from the time the world took."""
-
-    def __init__(self) -> None:
-        self.inference_s = self.total_s = self.simulated_s = 0.0
-
-    def timed(self, predict: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        """Wrap `Session.predict`."""
-
-        def run(*args: Any) -> np.ndarray:
-            began = time.perf_counter()
-            actions = predict(*args)
-            self.inference_s += time.perf_counter() - began
-            return actions
-
-        return run
-
-    @contextmanager
-    def rollout(self) -> Iterator[None]:
-        """Time a whole rollout."""
-        began = time.perf_counter()
-        yield
-        self.total_s += time.perf_counter() - began
-
-    def summary(self) -> dict[str, float]:
-        """Wall times [s], simulated time [s] and how much faster than real time the world ran."""
-        world_s = self.total_s - self.inference_s
-        return {
-            "inference_s": round(self.inference_s, 2),
-            "world_s": round(world_s, 2),
-            "simulated_s": round(self.simulated_s, 2),
-            "faster_than_real_time": round(self.simulated_s / world_s, 1) if world_s > 0 else 0.0,
-        }
 
 
 def rollout_settings(command: "EvalCommand", latency: LatencyModel) -> RolloutSettings:
@@ -103,44 +74,6 @@ def rollout_settings(command: "EvalCommand", latency: LatencyModel) -> RolloutSe
         latency=latency,
         max_steps=command.env.max_steps,
     )
-
-
-def stored_rollout(
-    store: Path,
-    label: str,
-    make_env: Callable[[], Any],
-    predict: Predict,
-    spec: PolicySpec,
-    settings: RolloutSettings,
-    on_episode: Callable[[EpisodeResult], None] = lambda result: None,
-    ladder: Sequence[RungRun] = (),
-) -> list[EpisodeResult]:
-    """`rollout` with a bar; each episode is added to the file `store` as it ends, those in it are done."""
-    done = load_results(store)
-    store.parent.mkdir(exist_ok=True)
-    with progress() as bars:
-        bar = bars.add_task(label, total=settings.n_episodes, completed=len(done))
-
-        def on_result(result: EpisodeResult) -> None:
-            append_result(store, result)
-            on_episode(result)
-            bars.advance(bar)
-
-        results = rollout(make_env, predict, spec, settings, on_result, done, ladder=ladder)
-    _tell_failures(label, results)
-    return results
-
-
-def _tell_failures(label: str, results: Sequence[EpisodeResult]) -> None:
-    """Say how many chunks a policy failed to give, and what of."""
-    failed = [error for result in results for error in result.errors]
-    if failed:
-        asked = sum(len(result.latencies_s) for result in results)
-        console.print(
-            f"{label}: {len(failed)} of {asked} chunks failed, the fallback acted; the first: {failed[0]}",
-            style="yellow",
-            highlight=False,
-        )
 
 
 def quiet_p99(latency: LatencyModel) -> float:
@@ -162,56 +95,46 @@ def quiet_p99(latency: LatencyModel) -> float:
 
 
 class Trials:
-    """Runs the episodes of one command; those an interrupted evaluation has stored are not run again."""
+    """What one evaluation runs: the episodes of its runs and of its curve, and its films."""
 
     def __init__(self, command: "EvalCommand", loaded: LoadedPolicy, folder: Path) -> None:
         self._command, self._loaded, self._folder = command, loaded, folder
-        self.stopwatch = Stopwatch()
 
-    def episodes(self, run: Trial) -> list[EpisodeResult]:
-        """Every episode of a run under its own latency."""
-        return self._episodes(run, run.name)
+    def jobs(self, runs: Sequence[Trial]) -> list[Job]:
+        """Every run under its own latency, and the points of the curve, in one list: nobody waits between."""
+        found = [self._job(run, run.name) for run in runs]
+        for run, mode, latency_s, name in self._points(runs):
+            found.append(self._job(replace(run, latency=ConstantLatency(seconds=latency_s)), name, mode))
+        return found
 
-    def curve(self, runs: list[Trial]) -> dict[str, Any]:
-        """Success and jumps of the chosen runs at constant latencies, a line for each run and mode."""
-        options = self._command.eval
-        if not options.curve:
-            return {}
+    def curve(self, runs: Sequence[Trial]) -> dict[str, Any]:
+        """Lines of success and jumps at constant latencies, one for each chosen run and mode.
+
+        Returns:
+            Name of a line -> what it is, and its points, each with the name of the job of its episodes.
+        """
+        own, lines = self._command.loop.mode, dict[str, Any]()
+        for run, mode, latency_s, name in self._points(runs):
+            label = run.variant.label if len(self._modes()) == 1 else f"{run.variant.label}, {mode}"
+            told = {"run": run.name, "mode": mode.value, "colour": run.variant.colour, "label": label}
+            line = lines.setdefault(run.name if mode == own else f"{run.name}_{mode}", told | {"points": []})
+            line["points"].append({"latency_s": latency_s, "episodes": name})
+        return lines
+
+    def _points(self, runs: Sequence[Trial]) -> Iterator[tuple[Trial, Mode, float, str]]:
+        """Run, mode, latency [s] and name of every point of the curve."""
+        options, own = self._command.eval, self._command.loop.mode
         names = [run.name for run in runs]
         wanted = options.curve_runs or [ACCELERATED.name if ACCELERATED.name in names else names[0]]
-        own = self._command.loop.mode
-        modes = [Mode(mode) for mode in options.curve_modes] or [own]
-        return {
-            run.name if mode == own else f"{run.name}_{mode}": {
-                "run": run.name,
-                "mode": mode.value,
-                "colour": run.variant.colour,
-                "label": run.variant.label if len(modes) == 1 else f"{run.variant.label}, {mode}",
-                **self._line(run, mode),
-            }
-            for run in runs
-            if run.name in wanted
-            for mode in modes
-        }
+        for run in runs:
+            for mode in self._modes() if run.name in wanted else ():
+                suffix = "" if mode == own else f"_{mode}"
+                for latency_s in sorted(set(options.curve)):
+                    yield run, mode, latency_s, f"{run.name}{suffix}_{latency_s:g}s"
 
-    def _line(self, run: Trial, mode: Mode) -> dict[str, Any]:
-        """Points of one curve, and the area under it."""
-        points: list[dict[str, Any]] = []
-        for latency_s in sorted(set(self._command.eval.curve)):
-            constant = replace(run, latency=ConstantLatency(seconds=latency_s))
-            suffix = "" if mode == self._command.loop.mode else f"_{mode}"
-            episodes = self._episodes(constant, f"{run.name}{suffix}_{latency_s:g}s", mode)
-            points.append(
-                {
-                    "latency_s": latency_s,
-                    "successes": sum(e.success for e in episodes),
-                    "n": len(episodes),
-                    "seam_jump": mean_jump(e.seam_jumps for e in episodes),
-                    "inner_jump": mean_jump(e.inner_jumps for e in episodes),
-                }
-            )
-        rates = [point["successes"] / point["n"] for point in points]
-        return {"points": points, "area": curve_area([point["latency_s"] for point in points], rates)}
+    def _modes(self) -> list[Mode]:
+        """Modes in which there is a curve."""
+        return [Mode(mode) for mode in self._command.eval.curve_modes] or [self._command.loop.mode]
 
     def film(self, runs: list[Trial], seed: int) -> str | None:
         """Run one episode of every run again with a camera; None, and a line why, if that fails."""
@@ -264,27 +187,18 @@ class Trials:
         rollout(env_maker(self._command, runner.spec), runner.predict, runner.spec, settings, on_tick=on_tick)
         return frames
 
-    def _episodes(self, run: Trial, name: str, mode: Mode | None = None) -> list[EpisodeResult]:
+    def _job(self, run: Trial, name: str, mode: Mode | None = None) -> Job:
         own = self._command.loop
         command = replace(self._command, loop=own if mode is None else own.in_mode(mode))
-        settings = rollout_settings(command, run.latency)
         runner = session(command, self._loaded, run.execution)
-
-        def on_episode(result: EpisodeResult) -> None:
-            self.stopwatch.simulated_s += result.steps / self._command.env.rate_hz
-
-        rungs = []
-        for rung in run.ladder:
-            predict = self.stopwatch.timed(session(self._command, self._loaded, rung.execution).predict)
-            rungs.append(RungRun(Rung(rung.name, quiet_p99(rung.latency)), predict, rung.latency))
-        with self.stopwatch.rollout():
-            return stored_rollout(
-                self._folder / "episodes" / f"{name}.jsonl",
-                name.replace("_", " "),
-                env_maker(self._command, runner.spec),
-                self.stopwatch.timed(runner.predict),
-                runner.spec,
-                settings,
-                on_episode,
-                rungs,
+        ladder = tuple(
+            Choice(
+                Rung(rung.name, quiet_p99(rung.latency)),
+                session(self._command, self._loaded, rung.execution),
+                rung.latency,
             )
+            for rung in run.ladder
+        )
+        settings = rollout_settings(command, run.latency)
+        make_env = env_maker(self._command, runner.spec)
+        return Job(name, name.replace("_", " "), runner, make_env, settings, ladder)

@@ -12,7 +12,6 @@ from vivace.eval.measure.statistics import (
     percentiles,
     wilson_interval,
 )
-from vivace.eval.measure.trials import Trial
 from vivace.eval.simulation.episode import EpisodeResult, mean_jump
 from vivace.eval.terminal import FoldingTable, lateness, lateness_head, milliseconds, score_text
 
@@ -20,27 +19,23 @@ BEST_SCORE = "mean best score (95 %)"
 
 
 def run_summary(
-    run: Trial, episodes: Sequence[EpisodeResult], control_hz: float, gflop: float | None
+    run: Mapping[str, Any], episodes: Sequence[EpisodeResult], control_hz: float
 ) -> dict[str, Any]:
     """Success and score with their intervals, latency percentiles, what the ticks executed, every episode.
 
     Args:
-        run: the run.
+        run: "name", "label", "colour", "gflop", and "n_measurements", of which its latencies are drawn.
         episodes: what came of it.
         control_hz: control rate [Hz].
-        gflop: work of one chunk [GFLOP], None if it cannot be counted.
     """
     successes, steps = sum(e.success for e in episodes), sum(e.steps for e in episodes)
     times = [e.time_to_success_s for e in episodes if e.time_to_success_s is not None]
     scores = [e.score for e in episodes if e.score is not None]
     latencies = [latency for e in episodes for latency in e.latencies_s]
     return {
-        "name": run.name,
-        "label": run.variant.label,
-        "colour": run.variant.colour,
-        "latency": percentiles(latencies, run.n_measurements),
+        **{key: run[key] for key in ("name", "label", "colour", "gflop")},
+        "latency": percentiles(latencies, run["n_measurements"]),
         "latencies_s": latencies,
-        "gflop": gflop,
         "successes": successes,
         "n": len(episodes),
         "interval": wilson_interval(successes, len(episodes)),

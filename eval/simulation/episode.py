@@ -1,6 +1,7 @@
 """What came of one episode, and the file an interrupted evaluation continues from."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import dropwhile, pairwise
@@ -103,9 +104,11 @@ _STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")
 
 def append_result(path: Path, result: EpisodeResult) -> None:
     """Append one result to a JSON-lines file, on a line of its own even after an interrupted write."""
-    is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * is_cut + json.dumps(result.to_json()) + "\n")
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        is_cut = size > 0 and file.read(1) != b"\n"
+        file.write(("\n" * is_cut + json.dumps(result.to_json()) + "\n").encode())
 
 
 def load_results(path: Path) -> list[EpisodeResult]:

@@ -2,12 +2,15 @@
 
 The episodes of a batch advance tick by tick together, and the inferences in flight are computed in one batch
 when the first of them is needed. An episode is a function of its seed, the plan and the latency model: its
-noise is keyed by (episode seed, tick of the observation), so neither order nor batching changes it.
+noise is keyed by (episode seed, tick of the observation). What is left are the last bits of floating point,
+which depend on how many rows are computed at once, so a batch is always the same seeds, and one that was
+interrupted runs again whole.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +48,7 @@ class RolloutSettings:
     seed: int = 100_000
     """Episode i is reset with seed + i."""
     batch_size: int = 20
-    """Episodes stepped together; results do not depend on it."""
+    """Episodes stepped together."""
     control_hz: float | None = None
     """Control rate [Hz]: the world moves on by one period a tick, always. The environment's own when None."""
     loop: LoopSettings = field(default_factory=LoopSettings)
@@ -63,6 +66,16 @@ class RolloutSettings:
                 raise BadSetting(f"{name}={value}; a number above 0 is needed")
         if self.seed < 0:
             raise BadSetting(f"seed={self.seed}; 0 or more is needed")
+
+    @property
+    def seeds(self) -> range:
+        """Of the episodes."""
+        return range(self.seed, self.seed + self.n_episodes)
+
+    def batches(self) -> list[range]:
+        """Seeds of the episodes that are stepped together."""
+        starts = range(0, self.n_episodes, self.batch_size)
+        return [self.seeds[first : first + self.batch_size] for first in starts]
 
 
 def rollout(
@@ -84,37 +97,79 @@ def rollout(
         spec: of the policy.
         settings: which episodes, and at what pace.
         on_episode: called with every new result as soon as its episode ends, e.g. to store it.
-        done: results of an interrupted run; their episodes are not run again.
+        done: results of an interrupted run; they stand, and batches of which all are known are not run.
         on_tick: called with (seed, environment, record) after every tick, e.g. to film.
         ladder: plans to choose from before every chunk, best first; `predict` alone when empty.
 
     Returns:
         Results in the order of their seeds.
     """
-    settings.loop.fresh_actions(spec)  # refuses what does not fit before a world is made
     results = {result.seed: result for result in done}
-    seeds = [settings.seed + i for i in range(settings.n_episodes)]
-    missing = [seed for seed in seeds if seed not in results]
-    envs: list[Any] = []
-    try:
-        for _ in range(min(settings.batch_size, len(missing))):
-            envs.append(make_env())  # one by one: those made are closed if the next fails
-        control_hz = control_rate(envs[0], settings.control_hz) if envs else 0.0
-        if envs:
-            check_ends(envs[0], settings.max_steps)
-        for first in range(0, len(missing), settings.batch_size):
-            plans = {run.rung.name: run.predict for run in ladder}
-            inference, clock = BatchedInference(predict, plans), VirtualClock()
-            batch = [
-                _Episode(env, seed, inference, clock, spec, settings, control_hz, ladder)
-                for env, seed in zip(envs, missing[first : first + settings.batch_size], strict=False)
-            ]
-            for result in _run(batch, on_episode, on_tick):
-                results[result.seed] = result
-    finally:
-        for env in envs:
-            env.close()
-    return [results[seed] for seed in seeds]
+    with closing(Worlds(make_env)) as worlds:
+        for result in rolling(worlds, predict, spec, settings, tuple(results), on_tick, ladder):
+            results[result.seed] = result
+            on_episode(result)
+    return [results[seed] for seed in settings.seeds]
+
+
+class Worlds:
+    """Worlds of one kind, kept from batch to batch: to make one may take longer than an episode in it.
+
+    Args:
+        make_env: makes one.
+    """
+
+    def __init__(self, make_env: Callable[[], Any]) -> None:
+        self._make_env = make_env
+        self._made: list[Any] = []
+
+    def take(self, n: int) -> list[Any]:
+        """Return so many of them, made as far as need be; an episode resets its world first."""
+        while len(self._made) < n:
+            self._made.append(self._make_env())  # one by one: those made are closed if the next fails
+        return self._made[:n]
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._made:
+            self._made.pop().close()
+
+
+def rolling(
+    worlds: Worlds,
+    predict: Predict,
+    spec: PolicySpec,
+    settings: RolloutSettings,
+    known: Collection[int] = (),
+    on_tick: OnTick | None = None,
+    ladder: Sequence[RungRun] = (),
+) -> Iterator[EpisodeResult]:
+    """Yield the result of every episode as it ends.
+
+    Args:
+        worlds: where they are run.
+        predict: as of `rollout`.
+        spec: of the policy.
+        settings: as of `rollout`.
+        known: seeds whose results nobody needs. Their episodes run along where others of their batch are
+            needed, for how many rows are computed at once decides the last bits.
+        on_tick: as of `rollout`.
+        ladder: as of `rollout`.
+    """
+    settings.loop.fresh_actions(spec)  # refuses what does not fit before a world is made
+    batches = [batch for batch in settings.batches() if not set(batch) <= set(known)]
+    envs = worlds.take(max(map(len, batches), default=0))
+    control_hz = control_rate(envs[0], settings.control_hz) if envs else 0.0
+    if envs:
+        check_ends(envs[0], settings.max_steps)
+    for seeds in batches:
+        plans = {run.rung.name: run.predict for run in ladder}
+        inference, clock = BatchedInference(predict, plans), VirtualClock()
+        batch = [
+            _Episode(env, seed, inference, clock, spec, settings, control_hz, ladder)
+            for env, seed in zip(envs, seeds, strict=False)
+        ]
+        yield from _run(batch, known, on_tick)
 
 
 class _Episode:
@@ -184,12 +239,9 @@ class _Episode:
         )
 
 
-def _run(
-    running: list[_Episode], on_episode: Callable[[EpisodeResult], None], on_tick: OnTick | None
-) -> list[EpisodeResult]:
-    """Run episodes tick by tick together until all are over."""
-    results = []
-    while running:
+def _run(running: list[_Episode], known: Collection[int], on_tick: OnTick | None) -> Iterator[EpisodeResult]:
+    """Run episodes tick by tick together until all are over that are not known; yields those."""
+    while any(episode.seed not in known for episode in running):
         for episode in running:
             episode.loop.begin()
         for episode in running:
@@ -199,7 +251,6 @@ def _run(
                 on_tick(episode.seed, episode.robot.env, record)
             if episode.is_over:
                 episode.worker.cancel()
-                results.append(episode.result())
-                on_episode(results[-1])
+                if episode.seed not in known:
+                    yield episode.result()
         running = [episode for episode in running if not episode.is_over]
-    return results

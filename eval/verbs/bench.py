@@ -23,7 +23,15 @@ from vivace.accel.technique import CalibrationData, Need
 from vivace.accel.variant import Variant
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.bundle_rows import BundleRun
-from vivace.eval.measure.judge import Judge, check_judging
+from vivace.eval.measure.judge import (
+    Judging,
+    check_judging,
+    chosen,
+    confirm,
+    confirmed_episodes,
+    judge,
+    judging_jobs,
+)
 from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.layer_curve import policy_curve
 from vivace.eval.measure.pareto import pareto_row
@@ -39,7 +47,11 @@ from vivace.eval.report.bundle_table import bundle_table
 from vivace.eval.report.results import circumstances, write_results
 from vivace.eval.report.stage_table import stage_table
 from vivace.eval.requirements import are_met, read_requirements
-from vivace.eval.subject import load, load_plan, session
+from vivace.eval.scale.job import Job
+from vivace.eval.scale.options import ScaleOptions
+from vivace.eval.scale.shard import share_folder, write_share
+from vivace.eval.scale.workforce import Workforce
+from vivace.eval.subject import load, load_plan, loading, session
 from vivace.eval.terminal import console
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import (
@@ -70,8 +82,8 @@ class BenchOptions:
     """Episodes on fresh seeds by which chosen plans are judged again; n_episodes when not given, 0: none."""
     choose: str = ""
     """The plan that is judged again; those on the front of latency and success when not given."""
-    batch_size: int = 50
-    """Episodes stepped together."""
+    batch_size: int = 10
+    """Episodes stepped together; what a worker takes at a time."""
     only: list[str] = field(default_factory=list)
     """Names of the plans to run besides the plain loop; all when empty."""
     bundles: list[str] = field(default_factory=list)
@@ -89,6 +101,7 @@ class BenchCommand(CommonOptions):
     BUILDS = True
     COUNTS_BASES = True
     bench: BenchOptions = field(default_factory=BenchOptions)
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
 
     def __post_init__(self) -> None:
         """Of random weights there is nothing to judge, and one observation is as good as another."""
@@ -112,6 +125,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, names, values)
     exported = [BundleRun(path, loaded, command.bench.threads) for path in command.bench.bundles]
     folder = output_folder("bench", command.output_dir, command.job_name)
+    if command.scale.share:
+        folder = share_folder(folder, command.scale.share)
     claim(folder, _identity(command, loaded, variants))
     threads = _choose_threads(command, loaded, variants)
     fitted = observe(command, loaded)
@@ -138,12 +153,10 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     rows += [run.row(times, reference, data) for run in exported]
     for row in rows:
         row["stages_s"] = measured.stages_s.get(row["name"], {})
-    if command.bench.n_episodes:
-        _judge(command, loaded, built, rows, folder)
     results = circumstances("bench", command, loaded) | {
         "pareto": rows,
         "latencies_s": times,
-        "threads": threads,
+        "threads": threads | {"episodes": command.scale.threads_of_episodes(threads["used"])},
         "observations": {"fitted": counts(fitted), "judged": counts(data)},
         "left_out": built.left_out,
     }
@@ -155,6 +168,10 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     if command.policy.type:
         results["built"] = built_from(command.policy.type, loaded)
         source = f"{source}; {results['built']}"
+    if command.bench.n_episodes:
+        told = _judge(command, loaded, built, results, folder)
+        if command.scale.share:
+            return told, True
     write_results(folder, results)
     tables = [table(rows, built.left_out, source), stage_table(rows)]
     for one in [*tables, bundle_table(rows)] if exported else tables:
@@ -170,14 +187,41 @@ _TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "confi
 
 
 def _judge(
-    command: BenchCommand, loaded: LoadedPolicy, built: "Built", rows: list[dict[str, Any]], folder: Path
-) -> None:
-    """Judge rows by success, and the chosen ones on fresh seeds; what was found is put into them."""
-    eager = {one.name: one.n_action_steps for one in built.variants if not one.is_compiled}
-    judge = Judge(command, loaded, built.executions, eager, folder)
-    judged = [row for row in rows if row["name"] in eager]
-    judge.judge(judged)
-    judge.confirm(judged)
+    command: BenchCommand, loaded: LoadedPolicy, built: "Built", results: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Judge rows by success, and the chosen ones on fresh seeds; what was found is put into them.
+
+    A share of the episodes is written instead, and what is said of it returned.
+    """
+    rows, options, share = results["pareto"], command.bench, command.scale.share
+    variants = {one.name: one for one in built.variants if not one.is_compiled}
+    tasks = tuple(command.env.tasks)
+    names = tuple(row["name"] for row in rows if row["name"] in variants)
+    judging = Judging(names, tasks, command.seed, options.n_episodes)
+    n_confirm = confirmed_episodes(command)
+
+    def fresh() -> Judging:
+        found = chosen([row for row in rows if row["name"] in names], options.choose)
+        again = tuple(name for name in names if name in ("plain", *found))
+        return Judging(again, tasks, command.seed + options.n_episodes, n_confirm)
+
+    def jobs(one: Judging) -> list[Job]:
+        return judging_jobs(command, loaded, built.executions, variants, one)
+
+    with Workforce(command.scale, loading(command)) as workforce:
+        if share:
+            wanted = [judging, fresh()] if n_confirm else [judging]
+            results["judging"] = [asdict(one) for one in wanted]
+            asked = [job for one in wanted for job in jobs(one)]
+            episodes = workforce.run(asked, folder / "episodes")
+            results["wall"] = workforce.stopwatch.summary()
+            identity = _identity(command, loaded, built.variants)
+            return write_share(folder, share, identity, asked, results, episodes)
+        judge(rows, judging, workforce.run(jobs(judging), folder / "episodes"))
+        if n_confirm:
+            again = fresh()
+            confirm(rows, again, workforce.run(jobs(again), folder / "episodes"))
+    return {}
 
 
 def counts(data: CalibrationData) -> dict[str, Any]:

@@ -11,6 +11,7 @@ decoding (`freeze`).
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,8 +24,8 @@ from vivace.accel.variant import Variant
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
-from vivace.eval.measure.latencies import Measured, measured_latencies
-from vivace.eval.measure.pareto import gflop, pareto_row
+from vivace.eval.measure.latencies import Measured, Notes, measured_latencies
+from vivace.eval.measure.pareto import pareto_row
 from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds, shared
 from vivace.eval.measure.trials import Trial, Trials, rollout_settings
@@ -33,13 +34,16 @@ from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import claim, output_folder
+from vivace.eval.report.outcomes import LADDER, with_episodes
 from vivace.eval.report.results import circumstances, write_results
 from vivace.eval.report.schedule_section import calibration_section
-from vivace.eval.report.summary import comparisons, run_summary, table
+from vivace.eval.report.summary import table
 from vivace.eval.requirements import are_met, read_requirements
-from vivace.eval.simulation.episode import EpisodeResult
+from vivace.eval.scale.options import ScaleOptions
+from vivace.eval.scale.shard import share_folder, write_share
+from vivace.eval.scale.workforce import Workforce
 from vivace.eval.simulation.latency_model import LatencyModel, MeasuredLatency, NoLatency
-from vivace.eval.subject import check_world, find_plan, load, session
+from vivace.eval.subject import check_world, find_plan, load, loading, session
 from vivace.eval.terminal import console
 from vivace.eval.verbs.bench import BenchOptions, Built, build, counts
 from vivace.policies.errors import BadSetting, VivaceError
@@ -53,8 +57,8 @@ class EvalOptions:
 
     n_episodes: int = 20
     """Episodes that every run meets, the same for all."""
-    batch_size: int = 50
-    """Episodes stepped together, their inference batched."""
+    batch_size: int = 10
+    """Episodes stepped together, their inference batched; what a worker takes at a time."""
     curve: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
     """Constant latencies [s] of the success-versus-latency curve; empty leaves it out."""
     curve_runs: list[str] = field(default_factory=list)
@@ -94,6 +98,7 @@ class EvalCommand(CommonOptions):
     eval: EvalOptions = field(default_factory=EvalOptions)
     bench: RowTiming = field(default_factory=RowTiming)
     latency: LatencyModel = field(default_factory=MeasuredLatency)
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     RUNS_LOOP = True
     RENAMED = CommonOptions.RENAMED | {
         "eval.mode": "loop.mode",
@@ -109,8 +114,6 @@ class EvalCommand(CommonOptions):
 
 SHOWN_BECAUSE = "the first of the evaluation, chosen before any was run"
 """How the episode that is filmed and drawn was chosen."""
-LADDER = "ladder"
-"""Name of the run that chooses among plans."""
 RUNS = (PLAIN.name, ACCELERATED.name, "fewer_steps", "fewer_steps_dpm", "freeze")
 """Rows that run episodes: as trained, under the plan, and the honest baselines as far as there are such."""
 
@@ -135,35 +138,57 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     asked = rollout_settings(command, NoLatency())  # refuses before it measures, as the next line
     asked.loop.fresh_actions(loaded.staged.spec)
     folder = output_folder("eval", command.output_dir, command.job_name)
-    claim(folder, _identity(command, loaded, plan))
+    notes = _notes(command, folder)
+    if command.scale.share:
+        folder = share_folder(folder, command.scale.share)
+    identity = _identity(command, loaded, plan)
+    claim(folder, identity)
     decides = {ours: session(command, loaded, mine)}
-    threads = choose_threads(decides, command.bench.threads, _refresh(command))
+    threads = choose_threads(decides, command.bench.threads, notes)
     fitted = observe(command, loaded, mine)
     data = observe(command, loaded, mine, JUDGEMENT_SEED)
     episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
     seeds = fitted.seeds if plan is None else fitted.seeds | fitted_seeds(plan)
     check_apart(seeds, data.seeds.union(episodes_asked))
     built = _executions(command, loaded, both, fitted)
-    rivals, skipped = _rivals(command, loaded, plan, mine, fitted, data)
+    rivals, skipped = _rivals(command, loaded, plan, mine, fitted, data, notes)
     executions = built.executions | {rival.name: rival.execution for rival in rivals}
-    measured = _latencies(command, loaded, executions, data)
+    measured = _latencies(command, loaded, executions, data, notes)
     ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
     told = [rival.labelled(ratios[rival.name]) for rival in rivals]
     variants = [*built.variants[: len(both)], *told, *built.variants[len(both) :]]
     runs = _runs(command, variants, executions, measured.times_s)
     trials = Trials(command, loaded, folder)
-    episodes = {run.name: trials.episodes(run) for run in runs}
-    results = _circumstances(command, loaded, plan) | _outcomes(command, trials, runs, episodes, data)
-    results["threads"] = threads
-    results["baselines"] = [
-        {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
-        for r in rivals
-    ]
-    results["left_out"] = built.left_out | skipped
-    results["pareto"] = _pareto(variants, executions, measured, data, episodes)
-    results["calibration"] = calibration_section(mine, fitted)
-    results["observations"] = {"fitted": counts(fitted), "judged": counts(data)}
-    results["wall"] = {"total_s": round(time.monotonic() - began, 1), **trials.stopwatch.summary()}
+    results = _circumstances(command, loaded, plan) | {
+        "runs": [run.told(data) for run in runs],
+        "curve": trials.curve(runs),
+        "threads": threads | {"episodes": command.scale.threads_of_episodes(threads["used"])},
+        "scale": vars(command.scale),
+        "baselines": [
+            {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
+            for r in rivals
+        ],
+        "left_out": built.left_out | skipped,
+        "pareto": _pareto(variants, executions, measured, data),
+        "calibration": calibration_section(mine, fitted),
+        "observations": {"fitted": counts(fitted), "judged": counts(data)},
+        "shown_seed": command.seed,
+        "shown_because": SHOWN_BECAUSE,
+    }
+    jobs = trials.jobs(runs)
+    with Workforce(command.scale, loading(command)) as workforce:
+        episodes = workforce.run(jobs, folder / "episodes")
+    if command.eval.video and (command.scale.share is None or command.scale.share.is_first):
+        results["video"] = trials.film([run for run in runs if not run.ladder], command.seed)
+        results["patches"] = trials.film_patches(runs[-1 if plan is None else 1], command.seed)
+    else:
+        results["video"] = results["patches"] = None
+    results["wall"] = {"total_s": round(time.monotonic() - began, 1), **workforce.stopwatch.summary()}
+    if command.scale.share:
+        return write_share(
+            folder, command.scale.share, identity, jobs, results | {"ours": ours}, episodes
+        ), True
+    results = with_episodes(results, episodes, ours)
     write_results(folder, results)
     Console().print(table(results))
     summary = {
@@ -211,41 +236,6 @@ def _runs(
     label = f"ladder of {', '.join(known[name].variant.label for name in names)}"
     ladder = tuple(known[name] for name in names)
     return [*runs, Trial(Variant(LADDER, label), ladder[0].execution, ladder[0].latency, ladder)]
-
-
-def _outcomes(
-    command: EvalCommand,
-    trials: Trials,
-    runs: list[Trial],
-    episodes: Mapping[str, list[EpisodeResult]],
-    data: CalibrationData,
-) -> dict[str, Any]:
-    """What came of the runs: summaries, paired comparisons, success-versus-latency curve, a film."""
-    hz = command.env.rate_hz
-    curve = trials.curve(runs)
-    seed = command.seed
-    summaries = [run_summary(run, episodes[run.name], hz, gflop(run.execution, data.one)) for run in runs]
-    return {
-        "runs": summaries,
-        "comparisons": _comparisons(episodes),
-        "curve": curve,
-        "shown_seed": seed,
-        "shown_because": SHOWN_BECAUSE,
-        "video": trials.film([run for run in runs if not run.ladder], seed) if command.eval.video else None,
-        "patches": trials.film_patches(runs[_ours(episodes)], seed) if command.eval.video else None,
-    }
-
-
-def _ours(episodes: Mapping[str, Any]) -> int:
-    """Place of the run that the evaluation is about: the accelerated one, as trained without a plan."""
-    return int(ACCELERATED.name in episodes)
-
-
-def _comparisons(episodes: Mapping[str, list[EpisodeResult]]) -> list[dict[str, Any]]:
-    """The accelerated run against every other one, and a ladder against every plan that runs alone."""
-    alone = {name: found for name, found in episodes.items() if name != LADDER}
-    pairs = comparisons(alone, list(episodes)[_ours(episodes)])
-    return pairs + comparisons(episodes, LADDER) if LADDER in episodes else pairs
 
 
 def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan | None) -> dict[str, Any]:
@@ -303,6 +293,7 @@ def _rivals(
     accelerated: Execution,
     fitted: CalibrationData,
     data: CalibrationData,
+    notes: Notes,
 ) -> tuple[list[Rival], dict[str, str]]:
     """The honest baselines of a policy that denoises, fitted to `fitted`; name -> why one is not there."""
     plain = as_trained(loaded.staged)
@@ -317,7 +308,7 @@ def _rivals(
             name: session(command, loaded, found)
             for name, found in (("fewer", execution), (ACCELERATED.name, accelerated))
         }
-        measured = measured_latencies(runs, data, Rounds(repeats=repeats), _refresh(command))
+        measured = measured_latencies(runs, data, Rounds(repeats=repeats), notes)
         return latency_ratio(measured, "fewer", ACCELERATED.name)
 
     rivals, skipped = [], {}
@@ -335,6 +326,7 @@ def _latencies(
     loaded: LoadedPolicy,
     executions: Mapping[str, Execution],
     data: CalibrationData,
+    notes: Notes,
 ) -> Measured:
     """Time every run, those whose p99 is told as often as that takes and their time allows."""
     sessions = {name: session(command, loaded, execution) for name, execution in executions.items()}
@@ -343,7 +335,7 @@ def _latencies(
         more={name: command.eval.timed_chunks for name in executions if name in _episodic(command)},
         limit_s=command.eval.timed_s,
     )
-    return measured_latencies(sessions, data, rounds, _refresh(command))
+    return measured_latencies(sessions, data, rounds, notes)
 
 
 def _episodic(command: EvalCommand) -> tuple[str, ...]:
@@ -351,9 +343,13 @@ def _episodic(command: EvalCommand) -> tuple[str, ...]:
     return (*RUNS, *command.loop.ladder)
 
 
-def _refresh(command: EvalCommand) -> bool:
-    known = command.latency.measured
-    return known is not None and known.refresh
+def _notes(command: EvalCommand, folder: Path) -> Notes:
+    """Where latencies are kept: of shares beside their results, where the share of number 0 measures them."""
+    known, share = command.latency.measured, command.scale.share
+    refresh = known is not None and known.refresh
+    if share is None:
+        return Notes(refresh=refresh)
+    return Notes(folder / "latencies", refresh and not share.number, True, bool(share.number))
 
 
 def _pareto(
@@ -361,9 +357,8 @@ def _pareto(
     executions: Mapping[str, Execution],
     measured: Measured,
     data: CalibrationData,
-    episodes: Mapping[str, Sequence[EpisodeResult]],
 ) -> list[dict[str, Any]]:
-    """Latency, action error and, where episodes were run, success under that latency."""
+    """Latency and action error; where episodes are run, success under that latency is added to it."""
     plain_s = measured.times_s[PLAIN.name]
     with console.status("comparing actions"):
         reference = sample_all(executions[PLAIN.name], data)
@@ -374,7 +369,4 @@ def _pareto(
             rows.append(pareto_row(variant, executions[variant.name], times, reference, data))
     for row in rows:
         row["stages_s"] = measured.stages_s[row["name"]]
-        if row["name"] in episodes:
-            found = episodes[row["name"]]
-            row |= {"successes": sum(e.success for e in found), "n": len(found)}
     return rows

@@ -11,7 +11,14 @@ from vivace.accel.technique import CalibrationData
 from vivace.eval import identity
 from vivace.eval.identity import describe_run, source_digest
 from vivace.eval.measure import latencies
-from vivace.eval.measure.latencies import Measured, asked, chunk_latencies, compile_graphs, measured_latencies
+from vivace.eval.measure.latencies import (
+    Measured,
+    Notes,
+    asked,
+    chunk_latencies,
+    compile_graphs,
+    measured_latencies,
+)
 from vivace.eval.measure.timing import Rounds
 from vivace.policies.execution import Execution, as_trained, executing
 from vivace.policies.language.decoding import greedy
@@ -135,7 +142,7 @@ def test_rows_of_one_name_are_known_by_what_they_do(tiny_loaded, measuring):
     again = Session(tiny_loaded, cached(tiny_loaded, data, 2))
     assert measured_latencies({"uniform": again}, data, rounds).median_s("uniform") == 1
     assert len(measuring) == 2
-    assert measured_latencies({"uniform": two}, data, rounds, refresh=True).median_s("uniform") == 3
+    assert measured_latencies({"uniform": two}, data, rounds, Notes(refresh=True)).median_s("uniform") == 3
 
 
 CHANGES = {

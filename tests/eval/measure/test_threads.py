@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vivace.eval.measure import threads
+from vivace.eval.measure.latencies import Notes
 from vivace.eval.measure.threads import choose_threads, restored_threads, thread_counts
 from vivace.policies.session import Session
 
@@ -44,7 +45,7 @@ def test_the_accelerated_run_decides_and_the_choice_is_kept(tiny_loaded, capsys)
     assert len(asked) == 1, "a second run meets the same threads"
     torch.set_num_threads(8)
     idle = BUSY | {"accelerated 2": 1.0}
-    assert choose_threads(sessions, None, True, measured(idle, asked))["used"] == 2
+    assert choose_threads(sessions, None, Notes(refresh=True), measured(idle, asked))["used"] == 2
 
 
 def test_fewer_threads_win_a_draw(tiny_loaded):

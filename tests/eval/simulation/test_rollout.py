@@ -11,12 +11,11 @@ from loop_options import part
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.guard import Limits
 from vivace.deploy.loop.settings import Mode
-from vivace.eval.measure.trials import stored_rollout
 from vivace.eval.simulation.env_robot import EnvRobot
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results
 from vivace.eval.simulation.latency_model import ConstantLatency, ProfileLatency
 from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
-from vivace.policies.errors import BadSetting, NonFiniteActions, UnknownEnvironment
+from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.spec import ActionKind, PolicySpec
 
 KEY = "observation.state"
@@ -217,21 +216,6 @@ def test_every_tick_is_shown():
         records = [record for seed, _, record in shown if seed == result.seed]
         assert tuple(records) == result.records
     assert all(isinstance(env, Drift) for _, env, _ in shown)
-
-
-def test_chunks_that_failed_are_kept_stored_and_told(tmp_path, capsys):
-    def sometimes(observations, keys):
-        if len(keys) > 1 or keys[0] == (7, 0):
-            raise NonFiniteActions("an action is NaN")
-        return predict(observations, keys)
-
-    store, settings = tmp_path / "episodes" / "run.jsonl", RolloutSettings(n_episodes=3, seed=6)
-    results = stored_rollout(store, "as trained", Drift, sometimes, SPEC, settings)
-    assert [result.errors for result in results] == [(), ("an action is NaN",), ()]
-    assert [result.errors for result in load_results(store)] == [result.errors for result in results]
-    asked = sum(len(result.latencies_s) for result in results)
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"as trained: 1 of {asked} chunks failed, the fallback acted; the first: an action is NaN" in told
 
 
 def test_limits_are_applied_and_counted():

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from vivace.eval import cli
 from vivace.eval.cli import VERBS, main
-from vivace.eval.measure import trials
 from vivace.eval.observations.gather import CALIBRATION_SEED
+from vivace.eval.scale import workforce
 
 pytestmark = pytest.mark.sim
 
@@ -134,13 +134,13 @@ def test_an_interrupted_eval_continues(checkpoint, evaluated, monkeypatch):
             raise KeyboardInterrupt
         return append(*args)
 
-    append = trials.append_result
-    monkeypatch.setattr(trials, "append_result", interrupt)
+    append = workforce.append_result
+    monkeypatch.setattr(workforce, "append_result", interrupt)
     assert main(command) == 130
     assert not (tmp_path / "out" / "results.json").exists()
     stored = sum(len(f.read_text().splitlines()) for f in (tmp_path / "out" / "episodes").glob("*.jsonl"))
     assert stored == 4
-    monkeypatch.setattr(trials, "append_result", append)
+    monkeypatch.setattr(workforce, "append_result", append)
     assert main(command) == 0
     continued, whole = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("out", "first"))
     for run, expected in zip(continued["runs"], whole["runs"], strict=True):

@@ -1,0 +1,22 @@
+"""Packages that a command line names, as lerobot's own does; every process of a command imports them."""
+
+from importlib import import_module
+
+_named: list[str] = []
+
+
+def import_plugin(package: str) -> None:
+    """Import a package, its modules too, so that it registers policies, processor steps, environments.
+
+    Raises:
+        ImportError: or whatever else its modules raise; lerobot's `PluginLoadError`.
+    """
+    if hasattr(import_module(package), "__path__"):
+        import_module("lerobot.configs.parser").load_plugin(package)
+    if package not in _named:
+        _named.append(package)
+
+
+def plugins() -> tuple[str, ...]:
+    """Packages that were named so far, in their order."""
+    return tuple(_named)
