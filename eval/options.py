@@ -196,6 +196,10 @@ class CommonOptions:
     """Whether the control loop executes chunks; else only how many of their actions count is of concern."""
     BUILDS = False
     """Whether it takes --policy.type, a published architecture of random weights, instead of a checkpoint."""
+    COUNTS_BASES = False
+    """Whether a checkpoint without statistics is run on made-up observations: to count work, or time it."""
+    LENDS_STATISTICS = True
+    """Whether such a checkpoint may run with the statistics of --data.repo."""
     RENAMED = {
         "policy.n_action_steps": "loop.n_action_steps",
     }

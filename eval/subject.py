@@ -1,10 +1,12 @@
 """What a command is about: its policy, its plan, its session, and its world or recording."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from lerobot.processor.rename_processor import rename_stats
 
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.envs.registry import describe, instruction, make
@@ -43,7 +45,10 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     if action_kinds:
         kinds = read_kinds(action_kinds, known.size or len(action_kinds), "--export.action_kinds")
     policy = command.policy
-    loaded = load_policy(policy.path, policy.device, kinds, policy.dtype, command.rename_map)
+    loaded = load_policy(
+        policy.path, policy.device, kinds, policy.dtype, command.rename_map, statistics=_lent(command)
+    )
+    _tell_base(command, loaded)
     spec = loaded.staged.spec
     if known.size not in (None, spec.action_dim):
         raise BadSetting(
@@ -63,11 +68,42 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps, recorded_hz))
 
 
+def _lent(command: CommonOptions) -> Mapping[str, Any] | None:
+    """Statistics for a checkpoint that holds none: those of the data, or none at all to count and to time."""
+    recording = command.data.recording
+    if recording is not None and recording.statistics and command.LENDS_STATISTICS:
+        return rename_stats(dict(recording.statistics), command.rename_map)  # type: ignore[arg-type]
+    is_made_up = not command.env.is_named and not command.data.is_named
+    return {} if command.COUNTS_BASES and is_made_up else None
+
+
+def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
+    """Say what a checkpoint without statistics runs with; it is written nowhere."""
+    if not loaded.is_base:
+        return
+    data = command.data.repo
+    told = (
+        f"normalised by the statistics of {data}, for the checkpoint holds none; it is not changed, and a "
+        f"plan fits it with --data.repo={data} alone"
+        if data
+        else "the checkpoint holds no statistics: nothing is normalised, only work and time mean something"
+    )
+    console.print(told, style="yellow", highlight=False)
+
+
 def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
     """Return what loads the policy that `load` has loaded, in another process: it can be pickled."""
     policy = command.policy
     kinds = _kinds(told(command)[0], command)
-    return partial(load_policy, policy.path, policy.device, kinds, policy.dtype, dict(command.rename_map))
+    return partial(
+        load_policy,
+        policy.path,
+        policy.device,
+        kinds,
+        policy.dtype,
+        dict(command.rename_map),
+        statistics=_lent(command),
+    )
 
 
 _FEW = 2

@@ -31,6 +31,10 @@ def milliseconds(time_s: float | None, digits: int = 0) -> str:
     return "–" if time_s is None else f"{1e3 * time_s:.{digits}f}"
 
 
+BEST_SCORE = "mean best score (95 %)"
+"""What a column of scores is called."""
+
+
 def score_text(score: Mapping[str, Any] | None) -> str:
     """Return a mean score with its interval in words; a dash of a world without a score."""
     if score is None:

@@ -9,6 +9,10 @@ class PolicyNotFound(VivaceError):
     """Raised when a checkpoint is missing, foreign, truncated or holds impossible values."""
 
 
+class NoStatistics(PolicyNotFound):
+    """Raised when a checkpoint has no statistics to normalise by, and none are lent to it."""
+
+
 class UnsupportedPolicy(VivaceError):
     """Raised when a technique is asked of a policy that lacks the stage it works on."""
 

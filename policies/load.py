@@ -13,7 +13,7 @@ from vivace.policies.checkpoint.find import resolve
 from vivace.policies.checkpoint.former import statistics_in_weights
 from vivace.policies.checkpoint.lora import base_of, has_adapter, merge
 from vivace.policies.checkpoint.processors import load_processors
-from vivace.policies.checkpoint.statistics import check_statistics
+from vivace.policies.checkpoint.statistics import check_statistics, no_statistics, unnormalised
 from vivace.policies.checkpoint.weights import check_finite, check_range, load_weights
 from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained
@@ -59,6 +59,8 @@ class LoadedPolicy:
     postprocess: Callable[[torch.Tensor], torch.Tensor]
     """Bring actions back to the robot's units."""
     fingerprint: Fingerprint
+    is_base: bool = False
+    """Whether the checkpoint holds no statistics of normalisation: those it runs with, if any, are lent."""
 
     @property
     def as_trained(self) -> Execution:
@@ -78,6 +80,7 @@ def load_policy(
     dtype: str = "",
     rename_map: Mapping[str, str] | None = None,
     config: Any = None,
+    statistics: Mapping[str, Any] | None = None,
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint.
 
@@ -92,10 +95,14 @@ def load_policy(
             `--rename_map`; as the checkpoint's processors say when not given.
         config: lerobot's, of the policy, where its settings are not to be those of config.json; it says the
             device.
+        statistics: lerobot's of a dataset, by feature, where the checkpoint itself holds none at all, as a
+            base that is published to be trained; empty: then nothing is normalised, which is enough to count
+            and to time. One that holds some runs with its own, always.
 
     Raises:
         BadSetting: the machine lacks the device, the dtype is unknown or too small for the weights, or
             observations are renamed to what the policy lacks.
+        NoStatistics: it holds no statistics, and none are given.
         PolicyNotFound: there is none, it is not a lerobot checkpoint, or is damaged, or what it says is
             normalised would not be.
         UnsupportedPolicy: its type is known not to act here as it does in lerobot, or not known to.
@@ -114,16 +121,21 @@ def load_policy(
         policy = merge(folder, policy)
     features = {**config.input_features, **config.output_features}
     former = statistics_in_weights(stored, features)
-    preprocess, postprocess = load_processors(folder, config, former, rename_map)
+    lacking = [] if former else unnormalised(folder, config)
+    lent = statistics if lacking else None
+    preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
     check_finite(folder, policy)
-    check_statistics(folder, config, preprocess, postprocess)
+    if lacking and statistics is None:
+        raise no_statistics(folder, lacking)
+    if not lacking or statistics:
+        check_statistics(folder, config, preprocess, postprocess)
     staged = stage(policy, action_kinds, preprocess)
     mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
     if wanted is not None:
         cast_weights(policy, wanted)
         check_range(folder, policy, dtype)
         staged = stage(policy, action_kinds, preprocess)  # what it made of the weights before is not theirs
-    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark)
+    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark, is_base=bool(lacking))
 
 
 def fingerprint_of(folder: Path, policy: Any) -> Fingerprint:

@@ -1,6 +1,8 @@
 """From observations in the robot's units to chunks in the robot's units."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +39,7 @@ from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeCh
 from vivace.policies.spec import DELAY, PREVIOUS, PolicySpec
 from vivace.policies.staged import TokenPolicy
 from vivace.policies.stopwatch import Mark, ignore
+from vivace.policies.training_range import PLAUSIBLE_SPANS, furthest, training_ranges
 
 _MARKS = ("_is_pad", "_padding_mask")
 """Ends of lerobot's names of what is no observation but padding, (B, ...)."""
@@ -84,6 +87,8 @@ class Session:
         self._white = torch.tensor(255.0, device=self._placement.device)
         self._slot = Slot()
         """What the last chunk left, where one episode is run at a time."""
+        self._unseen = dict(training_ranges(loaded.preprocess, self.spec, names))
+        """What training saw, until the first observation has been held against it."""
         check_begins(self.execution, loaded.preprocess)
         if chunking is not None:
             check_continuing(self.execution, chunking)
@@ -131,6 +136,8 @@ class Session:
             parts = [self.inputs(one) for one in alone]
             return Inputs(join([part.batch for part in parts]), follow=_together(parts))
         batch = self.prepare(observations)
+        if self._unseen:
+            self._look(observations)
         placed, weights = self._placed(observations)
         if placed is None:
             return Inputs(batch)
@@ -140,6 +147,16 @@ class Session:
         if self.chunking is None or weights is None:
             return Inputs(batch)
         return Inputs(batch, follow=Continuation(self.chunking, known, self._placement.move(weights)))
+
+    def _look(self, observations: Mapping[str, Any]) -> None:
+        """Say so, once, if the first observation is far outside of what training saw; zeros are none yet."""
+        seen = {key: np.asarray(observations[key]) for key in self._unseen}
+        if not any(value.any() for value in seen.values()):
+            return
+        worst = max(furthest(key, seen[key], known) for key, known in self._unseen.items())
+        if not worst.spans <= PLAUSIBLE_SPANS:
+            _tell(f"{worst.told}, {PLAUSIBLE_SPANS:g} are plausible; check the sensor and its unit")
+        self._unseen = {}
 
     def _alone(self, observations: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Observations one by one, of an opaque policy: it is run row by row, and so are its processors."""
@@ -265,6 +282,12 @@ class Session:
         found: np.ndarray = actions.cpu().numpy()
         mark("finish")
         return found
+
+
+@cache
+def _tell(text: str) -> None:
+    """Log a warning, once a process: rows of a table are shown the same observations."""
+    logging.getLogger("vivace").warning(text)
 
 
 def check_begins(execution: Execution, preprocess: Any) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
-from vivace.deploy.bundle.normalization import Normalization, Range, Relative
+from vivace.deploy.bundle.normalization import Normalization, Relative
 from vivace.deploy.bundle.program import Name, Origin, Program
 from vivace.policies.arrays import is_image
 from vivace.policies.plain_data import SELDOM, Between, Longest, is_told, plain
 from vivace.policies.spec import IMAGES, PolicySpec, Text
+from vivace.policies.training_range import Range
 
 FORMAT, VERSION = "policy_package", "1.0"
 LAYOUT = 2

@@ -8,13 +8,6 @@ import numpy as np
 
 from vivace.policies.plain_data import Between, Longest
 
-PLAUSIBLE_SPANS = 10.0
-"""How far outside of what training saw a number is still taken, in spans of that. Sensors drift, and robots
-reach further than they were shown, by a span at most; ten are another unit, a broken sensor or another
-robot."""
-_ROUNDING = 1e-6
-"""Of a sensor, in units of its number: the least span of one that never changed."""
-
 
 @dataclass(frozen=True)
 class Normalization:
@@ -52,24 +45,4 @@ class Relative:
         """What is added to actions (B, H, A) of observations {key: (B, To, ...)}: (B, 1, A)."""
         newest = observations[self.state][:, -1:, : len(self.dimensions)]
         found: np.ndarray = np.where(self.dimensions, newest, np.float32(0))
-        return found
-
-
-@dataclass(frozen=True)
-class Range:
-    """What training saw of an observation, number by number, in the robot's units."""
-
-    low: np.ndarray
-    high: np.ndarray
-
-    def spans_outside(self, x: np.ndarray, least: np.ndarray) -> np.ndarray:
-        """How far numbers are outside, in spans of the range; 0 inside.
-
-        Args:
-            x: numbers (..., *shape).
-            least: what a span is at least: that of the normalisation, where a number never changed.
-        """
-        outside = np.maximum(np.maximum(self.low - x, x - self.high), 0)
-        rounding = _ROUNDING * np.maximum(np.abs(self.low), np.abs(self.high))
-        found: np.ndarray = outside / np.maximum(np.maximum(self.high - self.low, least), rounding)
         return found

@@ -28,13 +28,7 @@ from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
 from vivace.deploy.inference.ort_policy import OrtPolicy
-from vivace.deploy.inference.recording import (
-    GOLDEN_KEY,
-    GOLDEN_TOLERANCE,
-    check_golden,
-    recorded,
-    training_ranges,
-)
+from vivace.deploy.inference.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, check_golden, recorded
 from vivace.deploy.robots.action_range import learned_range
 from vivace.policies.arrays import is_image
 from vivace.policies.batch import Batch, tensors
@@ -47,6 +41,7 @@ from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session, check_begins
 from vivace.policies.spec import ActionRange, Fingerprint, PolicySpec
+from vivace.policies.training_range import training_ranges
 
 PLAIN_NAME = "plan"
 """Of a plan that was given without a name."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vivace.deploy.inference.recording import training_ranges
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.arrays import is_image, observation_layout
 from vivace.policies.batch import Batch
@@ -20,6 +19,7 @@ from vivace.policies.load import LoadedPolicy
 from vivace.policies.sampling.noise import GlobalNoise, seeded
 from vivace.policies.session import Session
 from vivace.policies.spec import PolicySpec
+from vivace.policies.training_range import training_ranges
 
 _SEED = 0
 

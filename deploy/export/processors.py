@@ -35,18 +35,12 @@ from torch import Tensor
 
 from vivace.deploy.bundle.normalization import Normalization, Relative
 from vivace.policies.arrays import is_image
+from vivace.policies.checkpoint.statistics import MODES
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.spec import IMAGES, STATE
 
-_MODES: dict[str, tuple[str, str, float, float]] = {
-    "MEAN_STD": ("mean", "std", 1.0, 0.0),
-    "MIN_MAX": ("min", "max", 2.0, -1.0),
-    "QUANTILES": ("q01", "q99", 2.0, -1.0),
-    "QUANTILE10": ("q10", "q90", 2.0, -1.0),
-}
-"""lerobot's normalisation mode -> its two statistics, gain, shift."""
 READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
 ENDS_LINE: tuple[type, ...] = (NewLineTaskProcessorStep, Pi0NewLineProcessor)
 TELLS_STATE = Pi05PrepareStateTokenizerProcessorStep
@@ -221,23 +215,21 @@ def _numbers(
         shape: of the numbers.
         is_back: they are asked for the way back to the robot's units.
     """
-    mode = getattr(step.norm_map.get(kind), "name", "IDENTITY")
-    if mode == "IDENTITY":
+    mode = step.norm_map.get(kind, NormalizationMode.IDENTITY)
+    if mode is NormalizationMode.IDENTITY:
         return None
-    if mode not in _MODES:
-        _refuse(f"{key!r} is normalised by {mode}; a bundle knows {', '.join(_MODES)}")
-    first, second, gain, shift = _MODES[mode]
+    first, second, gain, shift = MODES[mode]
     stats: Mapping[str, Tensor] = step._tensor_stats.get(key, {})
     missing = [name for name in (first, second) if name not in stats]
     if missing:
         held = ", ".join(step._tensor_stats) or "nothing"
         _refuse(
-            f"{key!r} is normalised by {mode}, but the checkpoint's statistics lack its "
+            f"{key!r} is normalised by {mode.name}, but the checkpoint's statistics lack its "
             f"{' and '.join(missing)} (they are of {held}), so it would pass as it is; save the processors "
             "with the dataset's statistics"
         )
     low, end, eps = array(stats[first]), array(stats[second]), np.float32(step.eps)
-    if mode != "MEAN_STD":
+    if mode is not NormalizationMode.MEAN_STD:
         span = np.where(end - low == 0, eps, end - low)
     elif is_back:
         span = np.where(end == 0, eps, end)  # lerobot adds eps on the way in only
@@ -253,7 +245,7 @@ def _numbers(
     if not (np.isfinite(low).all() and np.isfinite(span).all() and (span > 0).all()):
         _refuse(
             f"statistics of {key!r} have {second} not above {first}, or numbers that are not finite"
-            if mode != "MEAN_STD"
+            if mode is not NormalizationMode.MEAN_STD
             else f"statistics of {key!r} have a std below 0, or numbers that are not finite"
         )
     return Normalization(low, span, gain, shift)

@@ -7,7 +7,6 @@ import numpy as np
 
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.golden import Golden
-from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.inference.ort_graph import Graphs, OrtGraph, Runtime
 from vivace.deploy.inference.ort_sampler import Denoiser, Writer
 from vivace.deploy.inference.tokenize import InstructionTokenizer
@@ -33,6 +32,7 @@ from vivace.policies.sampling.real_time_chunking import (
 )
 from vivace.policies.sampling.streams import Streams
 from vivace.policies.spec import DELAY, PREVIOUS, check_actions
+from vivace.policies.training_range import PLAUSIBLE_SPANS, furthest
 
 ROUGH = 10
 """How much further golden chunks may be off where a provider computes with shorter numbers, such as TF32."""
@@ -222,21 +222,17 @@ class OrtPolicy:
 
     def _check_plausible(self, seen: Mapping[str, np.ndarray]) -> None:
         """Raise `ObservationMismatch` if a number is far outside of what training saw."""
-        furthest = 0.0
+        most = 0.0
         for key, known in self.bundle.ranges.items():
-            spans = known.spans_outside(seen[key], self.bundle.observations[key].span)
-            furthest = max(furthest, float(spans.max()))
-            if not furthest <= self._plausible_spans:
+            found = furthest(key, seen[key], known, self.bundle.observations[key].span)
+            most = max(most, found.spans)
+            if not most <= self._plausible_spans:
                 self.outside, self.implausible = self.outside + 1, self.implausible + 1
-                place = tuple(int(i) for i in np.unravel_index(spans.argmax(), spans.shape))
-                number = place[2:]
                 raise ObservationMismatch(
-                    f"number {', '.join(map(str, number))} of observation {key!r} is {seen[key][place]:g}, "
-                    f"training saw {known.low[number]:g}..{known.high[number]:g}: {furthest:.3g} "
-                    f"spans outside, at most {self._plausible_spans:g} are taken; check the sensor and its "
+                    f"{found.told}, at most {self._plausible_spans:g} are taken; check the sensor and its "
                     "unit, or raise plausible_spans"
                 )
-        self.outside += furthest > 0
+        self.outside += most > 0
 
     def sample(
         self,

@@ -1,6 +1,6 @@
 """Record at export what a bundle is later judged by: the golden chunk, and what training saw."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,11 @@ import numpy as np
 
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.golden import Golden, GoldenSettings, n_previous
-from vivace.deploy.bundle.normalization import Normalization, Range
+from vivace.deploy.bundle.normalization import Normalization
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import ParityError
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.spec import PolicySpec
 
 GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 5e-2, "bf16": 5e-2}
 """Precision -> how far a chunk may be from the golden one on another machine, in units of what 1 is to the
@@ -23,8 +22,6 @@ GOLDEN_KEY = (0, 0)
 _JITTER = 0.25
 """Of the golden observation's numbers, in units of the policy: where a normalisation has its zero, its span
 does not show."""
-_STANDARD = 4.0
-"""Standard deviations either side of the mean, where statistics hold no minimum and maximum."""
 
 
 def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: GoldenSettings) -> Golden:
@@ -78,34 +75,6 @@ def check_golden(session: Any, bundle: Bundle, golden: Golden, settings: GoldenS
             f"from the robot's units to the robot's units ONNX Runtime differs from torch by {error:.2g}, "
             f"{settings.tolerance:g} is allowed; the checkpoint's processors do what a bundle cannot"
         )
-
-
-def training_ranges(
-    preprocess: Any, spec: PolicySpec, renamed: Mapping[str, str]
-) -> Iterator[tuple[str, Range]]:
-    """Return what training saw of every observation of numbers, as far as a checkpoint's statistics say.
-
-    Args:
-        preprocess: its pipeline of processors.
-        spec: of its policy, whose observations have the robot's names.
-        renamed: the robot's name of an observation -> the policy's, where they differ.
-    """
-    for key, shape in spec.observation_shapes.items():
-        for step in preprocess.steps:
-            stats = getattr(step, "_tensor_stats", {}).get(renamed.get(key, key), {})
-            if is_image(key) or not stats:
-                continue
-            # An observation that steps before pad behind has statistics as wide as they make it.
-            known = {name: value.detach().cpu().float().numpy() for name, value in stats.items()}
-            known = {name: value[: shape[0]] if value.ndim else value for name, value in known.items()}
-            if {"min", "max"} <= set(known):
-                low, high = known["min"], known["max"]
-            elif {"mean", "std"} <= set(known):
-                low, high = (known["mean"] + sign * _STANDARD * known["std"] for sign in (-1, 1))
-            else:
-                continue
-            yield key, Range(np.broadcast_to(low, shape), np.broadcast_to(high, shape))
-            break
 
 
 def _raw(key: str, value: np.ndarray, norm: Normalization, random: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from vivace.deploy.bundle.bundle import Bundle
-from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.inference.ort_graph import Graphs, Runtime, share_threads
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.system.realtime import allowed_cpus
@@ -30,6 +29,7 @@ from vivace.policies.arrays import enter_observations, enter_previous, entered, 
 from vivace.policies.errors import BadSetting, ObservationMismatch
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.spec import PREVIOUS, Chunk, PolicySpec
+from vivace.policies.training_range import PLAUSIBLE_SPANS
 
 _CONTEXT = get_context("spawn")  # a forked process would inherit ONNX Runtime's locks
 _ACTIONS = "actions"

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vivace.deploy.bundle.normalization import PLAUSIBLE_SPANS
 from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.watchdog import WatchdogSettings
@@ -12,6 +11,7 @@ from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.envs.registry import DEFAULT_TYPE
 from vivace.eval.machine import cores
 from vivace.policies.errors import BadSetting
+from vivace.policies.training_range import PLAUSIBLE_SPANS
 
 
 @dataclass(kw_only=True)

@@ -5,13 +5,13 @@ seeds that nobody has seen, beside the plain loop, and both counts are told.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vivace.accel.judgement import check_apart
 from vivace.accel.variant import Variant
 from vivace.deploy.loop.settings import LoopSettings
-from vivace.eval.measure.statistics import paired_difference, wilson_interval
+from vivace.eval.measure.statistics import mean_score, paired_difference, paired_scores, wilson_interval
 from vivace.eval.scale.job import Job
 from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.rollout import RolloutSettings
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """Of the table: "name", "label", "latency_s"; what is judged is added to it."""
-Outcomes = Mapping[tuple[str, int], bool]
-"""(task, seed) -> success."""
+Outcomes = Mapping[tuple[str, int], EpisodeResult]
+"""(task, seed) -> the episode."""
 
 
 Episodes = Mapping[str, Sequence[EpisodeResult]]
@@ -49,9 +49,9 @@ class Judging:
         return f"{name if len(self.tasks) == 1 else f'{name}.{task}'}.from_{self.seed}"
 
     def outcomes(self, episodes: Episodes) -> dict[str, Outcomes]:
-        """Row -> success of every episode of every task."""
+        """Row -> every episode of every task."""
         return {
-            name: {(task, e.seed): e.success for task in self.tasks for e in episodes[self.job(name, task)]}
+            name: {(task, e.seed): e for task in self.tasks for e in episodes[self.job(name, task)]}
             for name in self.names
         }
 
@@ -162,10 +162,13 @@ def _check_shares(command: "BenchCommand") -> None:
 
 
 def add_success(rows: Sequence[Row], outcomes: Mapping[str, Outcomes]) -> None:
-    """Add to rows their success with its interval, and the paired difference to the row "plain"."""
+    """Add to rows their success with its interval, and the paired difference to the row "plain".
+
+    In a world that gives scores also "score", its mean with an interval, and "score_difference", paired.
+    """
     for row in rows:
-        mine = outcomes[row["name"]]
-        pair = paired_difference(outcomes["plain"], mine)
+        mine = {at: episode.success for at, episode in outcomes[row["name"]].items()}
+        pair = paired_difference({at: e.success for at, e in outcomes["plain"].items()}, mine)
         row |= {
             "successes": sum(mine.values()),
             "n": len(mine),
@@ -175,6 +178,10 @@ def add_success(rows: Sequence[Row], outcomes: Mapping[str, Outcomes]) -> None:
             "difference_interval": pair.interval,
             "p_value": pair.p_value,
         }
+        plain, scores = (_scores(outcomes[name]) for name in ("plain", row["name"]))
+        if plain and scores:
+            row["score"] = mean_score(list(scores.values()))
+            row["score_difference"] = asdict(paired_scores(plain, scores))
         tasks = dict.fromkeys(task for task, _ in mine)
         if len(tasks) > 1:
             row["tasks"] = {
@@ -182,16 +189,32 @@ def add_success(rows: Sequence[Row], outcomes: Mapping[str, Outcomes]) -> None:
             }
 
 
+def _scores(outcomes: Outcomes) -> dict[tuple[str, int], float]:
+    """(task, seed) -> best score; empty unless every episode has one: the mean would be of other seeds."""
+    found = {at: episode.score for at, episode in outcomes.items()}
+    known = {at: score for at, score in found.items() if score is not None}
+    return known if len(known) == len(found) else {}
+
+
+def worth(rows: Sequence[Row]) -> dict[str, float]:
+    """Name of a row -> what it is chosen by: success, or the score where no row ever succeeds."""
+    if any(row["successes"] for row in rows) or not all("score" in row for row in rows):
+        return {row["name"]: row["success"] for row in rows}
+    return {row["name"]: row["score"]["mean"] for row in rows}
+
+
 def chosen(rows: Sequence[Row], named: str = "") -> list[str]:
     """Names of the rows one would choose: the named one, else the front of latency and success.
 
-    A row is on the front if no other one is at least as fast and as successful, and better in one of both.
+    A row is on the front if no other one is at least as fast and as good, and better in one of both. Where no
+    row ever succeeds, the score says how good they are, if the world gives one.
     """
     if named:
         return [named]
+    good = worth(rows)
 
     def beats(other: Row, row: Row) -> bool:
-        ours, theirs = (other["success"], -other["latency_s"]), (row["success"], -row["latency_s"])
+        ours, theirs = ((good[it["name"]], -it["latency_s"]) for it in (other, row))
         return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
 
     return [row["name"] for row in rows if not any(beats(other, row) for other in rows)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, norm, t, ttest_rel
 
 from vivace.deploy.telemetry.histogram import PERCENTILES, percentile
 from vivace.policies.errors import BadSetting
@@ -79,6 +79,47 @@ def paired_difference(
     half = float(norm.ppf(0.5 + confidence / 2) * spread)
     interval = (max(-1.0, centre - half), min(1.0, centre + half))
     return PairedDifference(n, gained, lost, (gained - lost) / n, interval, mcnemar(gained, lost))
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Scores of one run against another's on the same seeds."""
+
+    n: int
+    difference: float
+    """Mean of the second less the first."""
+    interval: tuple[float, float] | None
+    """Student's confidence interval of that mean; None of fewer than two pairs."""
+    p_value: float
+    """Student's paired test, two-sided; 1 where no pair differs or there is one alone."""
+
+
+def paired_scores(
+    first: Mapping[Any, float], second: Mapping[Any, float], confidence: float = 0.95
+) -> PairedScores:
+    """Compare the scores of two runs on the seeds they share.
+
+    Args:
+        first: seed -> score of the baseline.
+        second: seed -> score of the other run.
+        confidence: of the interval.
+
+    Raises:
+        BadSetting: the runs share no seed.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        raise BadSetting("two runs share no seed; a paired comparison needs the same --seed for both")
+    pairs = np.array([[first[seed], second[seed]] for seed in seeds])
+    changes = pairs[:, 1] - pairs[:, 0]
+    difference = float(changes.mean())
+    if len(seeds) < 2:
+        return PairedScores(len(seeds), difference, None, 1.0)
+    if not np.ptp(changes):  # Student's statistic would be 0 / 0, or infinite
+        return PairedScores(len(seeds), difference, (difference, difference), float(not difference))
+    test = ttest_rel(pairs[:, 1], pairs[:, 0])
+    low, high = test.confidence_interval(confidence)
+    return PairedScores(len(seeds), difference, (float(low), float(high)), float(test.pvalue))
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from vivace.accel.technique import CalibrationData
-from vivace.deploy.inference.recording import training_ranges
 from vivace.policies.arrays import is_image, observation_layout
 from vivace.policies.features import renames
 from vivace.policies.session import Session
 from vivace.policies.spec import PREVIOUS
+from vivace.policies.training_range import training_ranges
 
 
 def made_up(session: Session, samples: int, seed: int) -> CalibrationData:

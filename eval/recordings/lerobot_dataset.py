@@ -40,6 +40,7 @@ class DatasetRecording:
             self.action_names = _names(meta.features.get(ACTION, {}).get("names"))
             self.instructions = tuple(map(str, () if meta.tasks is None else meta.tasks.index))
             self.episodes = tuple(range(meta.total_episodes))
+            self.statistics: Mapping[str, Mapping[str, Any]] = dict(meta.stats or {})
             self._shapes = {key: tuple(feature["shape"]) for key, feature in meta.features.items()}
             self._cameras, self._depth = set(meta.camera_keys), set(meta.depth_keys)
         if not self.episodes:

@@ -15,6 +15,7 @@ takes several. Without "episode" every row is an episode of its own.
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -41,6 +42,7 @@ class FileRecording:
     moment_name = "row"
     control_hz: float | None = None
     action_names: tuple[str, ...] = ()
+    statistics: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, path: str) -> None:
         self.name, self._arrays = path, _read(path)

@@ -53,6 +53,8 @@ class Recording(Protocol):
     """Their numbers, ascending."""
     moment_name: str
     """What one moment is called, such as "frame"."""
+    statistics: Mapping[str, Mapping[str, Any]]
+    """lerobot's, by feature and name, under the recording's names; empty if it has none."""
 
     def read(self, episodes: Sequence[int], shapes: Mapping[str, tuple[int, ...]], steps: int) -> Episodes:
         """Open some episodes.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vivace.eval.terminal import FoldingTable
+from vivace.eval.terminal import BEST_SCORE, FoldingTable, score_text
 
 _TITLE = (
     "chunk latency at batch 1, interleaved; ratio of medians with its 95 % interval; action error and "
@@ -26,7 +26,9 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
     stands_beside = any("over_lerobot" in row for row in rows)
     names += ["over lerobot"] if stands_beside else []
     names += ["passes", "tokens/s"] if writes else []
+    has_score = any("score" in row for row in rows)
     names += ["success", "95 % interval", "- plain"] if judged else []
+    names += [BEST_SCORE, "- plain (95 %)"] if has_score else []
     cells = []
     for row in rows:
         line = _measured_cells(row)
@@ -34,6 +36,7 @@ def table(rows: Sequence[Mapping[str, Any]], left_out: Mapping[str, str], source
             line.append(f"{row['over_lerobot']:.2f}" if "over_lerobot" in row else "")
         line += _token_cells(row) if writes else []
         line += _judged_cells(row) if judged else []
+        line += score_cells(row) if has_score else []
         cells.append(line)
     notes = [f"observations: {source}"] if source else []
     notes += confirmations(rows) + [f"left out: {name}: {reason}" for name, reason in left_out.items()]
@@ -60,7 +63,7 @@ def confirmations(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{row['label']}: best of {again['tried']} tried: {row['successes']} of {row['n']} when chosen, "
         f"{again['successes']} of {again['n']} confirmed on fresh seeds from {again['seed']} "
         f"(plain {plain['successes']} of {plain['n']}, difference {again['difference']:+.1%}, "
-        f"p = {again['p_value']:.2g})"
+        f"p = {again['p_value']:.2g}{_score_again(again)})"
         for row in rows
         if (again := again_by_name.get(row["name"])) and row["name"] != "plain"
     ]
@@ -89,3 +92,23 @@ def _judged_cells(row: Mapping[str, Any]) -> list[str]:
         return ["", "", ""]
     low, high = row["interval"]
     return [f"{row['successes']}/{row['n']}", f"{low:.1%} … {high:.1%}", f"{row['difference']:+.1%}"]
+
+
+def _score_again(again: Mapping[str, Any]) -> str:
+    if "score" not in again:
+        return ""
+    pair = again["score_difference"]
+    return f"; score {again['score']['mean']:.3f}, {_signed(pair)} to plain, p = {pair['p_value']:.2g}"
+
+
+def score_cells(row: Mapping[str, Any]) -> list[str]:
+    """Mean best score of a row and its paired difference to the plain loop's, in words; empty of others."""
+    return [score_text(row["score"]), _signed(row["score_difference"])] if "score" in row else ["", ""]
+
+
+def _signed(pair: Mapping[str, Any]) -> str:
+    """Return a paired difference of scores with its interval in words."""
+    if pair["interval"] is None:
+        return f"{pair['difference']:+.3f}"
+    low, high = pair["interval"]
+    return f"{pair['difference']:+.3f} ({low:+.3f} … {high:+.3f})"

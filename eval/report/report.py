@@ -23,7 +23,7 @@ from vivace.eval.report.figures import (
 from vivace.eval.report.page import cards_row, figure, header, page, section, table, video
 from vivace.eval.report.run_page import run_page
 from vivace.eval.report.stage_table import TEXT, stage_rows
-from vivace.eval.terminal import lateness, lateness_head, milliseconds, score_text
+from vivace.eval.terminal import BEST_SCORE, lateness, lateness_head, milliseconds, score_text
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
@@ -221,7 +221,7 @@ def _runs_table(results: Mapping[str, Any]) -> str:
         "run",
         "success",
         "95 %",
-        *(["mean best score (95 %)"] if has_score else []),
+        *([BEST_SCORE] if has_score else []),
         "median time",
         "fresh / stale / fallback",
         lateness_head(where["mode"]),

@@ -13,9 +13,7 @@ from vivace.eval.measure.statistics import (
     wilson_interval,
 )
 from vivace.eval.simulation.episode import EpisodeResult, mean_jump
-from vivace.eval.terminal import FoldingTable, lateness, lateness_head, milliseconds, score_text
-
-BEST_SCORE = "mean best score (95 %)"
+from vivace.eval.terminal import BEST_SCORE, FoldingTable, lateness, lateness_head, milliseconds, score_text
 
 
 def run_summary(

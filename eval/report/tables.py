@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from vivace.eval.report.bench_table import spread_text
+from vivace.eval.report.bench_table import score_cells, spread_text
 from vivace.eval.report.bundle_table import HEAD, bundle_cells
 from vivace.eval.report.stage_table import stage_rows
-from vivace.eval.terminal import lateness, lateness_head, milliseconds, score_text
+from vivace.eval.terminal import BEST_SCORE, lateness, lateness_head, milliseconds, score_text
 from vivace.policies.errors import BadSetting
 
 Results = Mapping[str, Any]
@@ -138,7 +138,7 @@ def _compared(ours: str, other: str) -> Callable[[Results], Cells]:
                     against,
                 )
             )
-        score = ["mean best score (95 %)"] if has_score else []
+        score = [BEST_SCORE] if has_score else []
         head = (other, "chunk latency p50 / p99 [ms]", lateness_head(mode), "success under it (95 %)", *score,
                 "fresh ticks", f"{ours} − {other} (95 %), exact McNemar")  # fmt: skip
         return head, rows
@@ -173,6 +173,8 @@ def _bench(results: Results) -> Cells:
     judged = any("interval" in row for row in rows)
     head = ["plan", "latency [ms]", "ratio (95 %)", "GFLOP", "action error"]
     head += ["success (95 %)", "− plain, points"] if judged else []
+    has_score = any("score" in row for row in rows)
+    head += [BEST_SCORE, "− plain (95 %)"] if has_score else []
     cells = []
     for row in rows:
         low, high = row["ratio_interval"]
@@ -183,7 +185,8 @@ def _bench(results: Results) -> Cells:
             "" if row["gflop"] is None else f"{row['gflop']:.2f}",
             spread_text(row, "action_error", 3),
         ]
-        cells.append(line + (_judged(row) if judged else []))
+        line += _judged(row) if judged else []
+        cells.append(line + (score_cells(row) if has_score else []))
     return head, cells
 
 

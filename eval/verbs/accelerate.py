@@ -34,6 +34,8 @@ class AccelerateCommand(CommonOptions):
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("policy.path", "output_dir")
 
+    LENDS_STATISTICS = False  # lerobot would run what is written without them
+
     calibrate: bool = False
     """Calibrate --accel.techniques first, as vivace calibrate does; the plan is written to OUT alone."""
     copy: bool = False

@@ -99,6 +99,7 @@ class BenchCommand(CommonOptions):
     """
 
     BUILDS = True
+    COUNTS_BASES = True
     bench: BenchOptions = field(default_factory=BenchOptions)
     scale: ScaleOptions = field(default_factory=ScaleOptions)
 
@@ -181,7 +182,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     return report, are_met(requirements, summary)
 
 
-_TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "confirmed")
+_TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "score", "confirmed")
 """What the last line says of a row."""
 
 

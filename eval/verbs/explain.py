@@ -29,6 +29,8 @@ class ExplainCommand(CommonOptions):
     Example: vivace explain --policy.path=zoo/reach, or vivace explain --policy.type=cogact
     """
 
+    COUNTS_BASES = True
+
 
 def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     """Print what the plan does, or what a published architecture costs."""

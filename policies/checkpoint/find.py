@@ -6,7 +6,9 @@ from pathlib import Path
 from vivace.policies.checkpoint.hub import is_hub_name, snapshot
 from vivace.policies.errors import PolicyNotFound
 
-WEIGHTS, ADAPTER = "model.safetensors", "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""A policy's weights, or what says in which other files they are."""
+ADAPTER = "adapter_config.json"
 _OF_A_RUN = ("pretrained_model", "last/pretrained_model", "checkpoints/last/pretrained_model")
 """Where lerobot's training keeps the policy, from the folders of one step, of all of them, and of the run."""
 _OTHERS = {
@@ -14,8 +16,6 @@ _OTHERS = {
     "manifest.json": "is a bundle of vivace export; give the checkpoint that it was made of",
     "checkpoints/latest.ckpt": "is Diffusion Policy's own; make a checkpoint of it: vivace convert --run=…",
     "dataset_statistics.json": "is an original project's; make a checkpoint of it: vivace convert --run=…",
-    "model.safetensors.index.json": "holds its weights in several files, and lerobot reads one, "
-    "model.safetensors; load and save it again with max_shard_size above its size",
     "pytorch_model.bin": "holds its weights as a pickle, which is never opened here; save them as "
     "model.safetensors where you trust it",
 }
@@ -68,7 +68,7 @@ def _check_files(folder: Path) -> None:
     """Raise `PolicyNotFound` unless a folder holds what lerobot's `save_pretrained` writes."""
     there = {file.name for file in folder.iterdir() if file.is_file()}
     lacking = "config.json" if "config.json" not in there else WEIGHTS
-    if lacking == WEIGHTS and there & {WEIGHTS, ADAPTER}:
+    if lacking == WEIGHTS and there & {WEIGHTS, INDEX, ADAPTER}:
         return
     told = next((told for name, told in _OTHERS.items() if (folder / name).is_file()), None)
     if told is not None:

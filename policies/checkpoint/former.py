@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vivace.policies.checkpoint.find import WEIGHTS
+from vivace.policies.checkpoint.shards import weight_files
 from vivace.policies.errors import PolicyNotFound
 
 _BUFFER = re.compile(r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(\w+)\.(\w+)")
@@ -37,18 +38,19 @@ def statistics_in_weights(folder: Path, features: Iterable[str]) -> dict[str, di
     """
     buffers = {key.replace(".", "_"): key for key in features}
     found: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  it is no mapping
-            match = _BUFFER.fullmatch(name)
-            if match is None:
-                continue
-            buffer, statistic = match.groups()
-            if buffer not in buffers:
-                raise PolicyNotFound(
-                    f"{folder / WEIGHTS} holds {name!r}, but config.json has no such feature: "
-                    f"{', '.join(buffers.values())}"
-                )
-            found.setdefault(buffers[buffer], {})[statistic] = tensors.get_tensor(name)
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  it is no mapping
+                match = _BUFFER.fullmatch(name)
+                if match is None:
+                    continue
+                buffer, statistic = match.groups()
+                if buffer not in buffers:
+                    raise PolicyNotFound(
+                        f"{file} holds {name!r}, but config.json has no such feature: "
+                        f"{', '.join(buffers.values())}"
+                    )
+                found.setdefault(buffers[buffer], {})[statistic] = tensors.get_tensor(name)
     return found
 
 

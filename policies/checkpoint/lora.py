@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from vivace.policies.checkpoint.find import ADAPTER, WEIGHTS, resolve
+from vivace.policies.checkpoint.find import ADAPTER, INDEX, WEIGHTS, resolve
 from vivace.policies.checkpoint.manifest import read_manifest
 from vivace.policies.errors import PolicyNotFound, in_one_line
 
@@ -18,7 +18,8 @@ _ADAPTED = "adapter_model.safetensors"
 
 def has_adapter(folder: Path, uses_peft: bool = False) -> bool:
     """Whether a folder holds an adapter and not a whole policy; where both are there, its config says it."""
-    return (folder / ADAPTER).is_file() and (uses_peft or not (folder / WEIGHTS).is_file())
+    is_whole = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    return (folder / ADAPTER).is_file() and (uses_peft or not is_whole)
 
 
 def base_of(folder: Path) -> Path:

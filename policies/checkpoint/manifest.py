@@ -10,6 +10,9 @@ from lerobot.processor import ProcessorStep
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 from vivace.policies.plain_data import check_plain, read_json, shown
 
+PIPELINES = ("policy_preprocessor.json", "policy_postprocessor.json")
+"""lerobot's files of the processors before and after a policy."""
+
 
 def read_manifest(file: Path) -> dict[str, Any]:
     """Read an object of plain data.

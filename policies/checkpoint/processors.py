@@ -10,11 +10,9 @@ from lerobot.processor import ProcessorStepRegistry, RenameObservationsProcessor
 from safetensors import SafetensorError
 
 from vivace.policies.checkpoint.inside import paths
-from vivace.policies.checkpoint.manifest import processor_steps
+from vivace.policies.checkpoint.manifest import PIPELINES, processor_steps
 from vivace.policies.checkpoint.needs import out_of_reach
 from vivace.policies.errors import PolicyNotFound, in_one_line
-
-_FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
 def load_processors(
@@ -22,6 +20,7 @@ def load_processors(
     config: PreTrainedConfig,
     statistics: Mapping[str, Any],
     rename_map: Mapping[str, str] | None = None,
+    lent: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Build the pipelines of a checkpoint, on the config's device.
 
@@ -31,25 +30,31 @@ def load_processors(
         statistics: what an earlier lerobot kept among the weights, by feature; used where no files of
             pipelines are there.
         rename_map: names of observations outside -> the policy's; as the files say when not given.
+        lent: statistics in the place of the checkpoint's, which has none; when empty nothing is normalised.
 
     Raises:
         PolicyNotFound: the files are missing, damaged, or of steps that are not installed.
     """
-    lacking = [name for name in _FILES if not (folder / name).is_file()]
-    if lacking and not statistics:
+    lacking = [name for name in PIPELINES if not (folder / name).is_file()]
+    if lacking and not statistics and lent is None:
         raise PolicyNotFound(
             f"{folder} lacks {' and '.join(lacking)}, without which nothing is normalised; copy them too, or "
             "write them with the statistics of the dataset: lerobot's make_pre_post_processors(config, "
             "dataset_stats=dataset.meta.stats), then save_pretrained of both"
         )
-    steps = tuple(processor_steps(folder / name) for name in _FILES) if not lacking else ()
+    steps = tuple(processor_steps(folder / name) for name in PIPELINES) if not lacking else ()
     try:
         if lacking:
-            pipelines = make_pre_post_processors(config, dataset_stats=dict(statistics))
+            pipelines = make_pre_post_processors(config, dataset_stats=dict(statistics or lent or {}))
         else:
             inside = _inside(folder, steps[0])
-            told = _overrides(steps[0], config.device) | inside
-            pipelines = make_pre_post_processors(config, str(folder), preprocessor_overrides=told)
+            told, after = _overrides(steps[0], config.device) | inside, {}
+            if lent:
+                told |= {"normalizer_processor": _normalising(config, lent, config.input_features)}
+                after = {"unnormalizer_processor": _normalising(config, lent, {})}
+            pipelines = make_pre_post_processors(
+                config, str(folder), preprocessor_overrides=told, postprocessor_overrides=after
+            )
             _name_as_written(steps[0], pipelines[0], inside)
     except ImportError as error:
         raise PolicyNotFound(f"{folder}: {_not_installed(steps, error)}") from error
@@ -57,7 +62,7 @@ def load_processors(
         if isinstance(error.__cause__, OSError | ImportError):  # of a tokenizer that a step makes
             raise PolicyNotFound(f"{folder}: {_cannot_be_made(steps, error.__cause__)}") from error
         raise PolicyNotFound(
-            f"{folder} lacks usable processor files ({', '.join(_FILES)}): {in_one_line(error)}"
+            f"{folder} lacks usable processor files ({', '.join(PIPELINES)}): {in_one_line(error)}"
         ) from error
     if rename_map:
         _rename(folder, pipelines[0], rename_map)
@@ -81,6 +86,14 @@ def _overrides(steps: list[dict[str, Any]], device: Any) -> dict[str, dict[str, 
     wanted = {"device_processor": {"device": device}}
     there = {step.get("registry_name") for step in steps}
     return {name: settings for name, settings in wanted.items() if name in there}
+
+
+def _normalising(
+    config: PreTrainedConfig, statistics: Mapping[str, Any], seen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of a step that normalises by other statistics, as lerobot's training gives them to a base."""
+    features = {**seen, **config.output_features}
+    return {"stats": dict(statistics), "features": features, "norm_map": config.normalization_mapping}
 
 
 def _inside(folder: Path, steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

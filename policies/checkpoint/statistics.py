@@ -5,32 +5,51 @@ policy whose statistics are missing or misnamed acts in [-1, 1] and nobody is to
 followed through the pipelines, renamings included.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.lerobot_types import TransitionKey
 from lerobot.processor import (
     NormalizerProcessorStep,
     RenameObservationsProcessorStep,
     UnnormalizerProcessorStep,
+    create_transition,
 )
 from lerobot.utils.constants import ACTION
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vivace.policies.errors import PolicyNotFound
+from vivace.policies.checkpoint.manifest import PIPELINES, processor_steps
+from vivace.policies.errors import NoStatistics, PolicyNotFound
+from vivace.policies.features import renames
 
-_NEEDED = {
-    NormalizationMode.MEAN_STD: ("mean", "std"),
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
+
+class Scale(NamedTuple):
+    """y = gain (x - first) / (second - first) + shift; std is the second's distance from the mean itself."""
+
+    first: str
+    """Statistic that becomes `shift`."""
+    second: str
+    gain: float
+    shift: float
+
+
+MODES = {
+    NormalizationMode.MEAN_STD: Scale("mean", "std", 1.0, 0.0),
+    NormalizationMode.MIN_MAX: Scale("min", "max", 2.0, -1.0),
+    NormalizationMode.QUANTILES: Scale("q01", "q99", 2.0, -1.0),
+    NormalizationMode.QUANTILE10: Scale("q10", "q90", 2.0, -1.0),
 }
-"""Mode -> names of the statistics that lerobot computes with."""
+"""lerobot's modes, as its `NormalizerProcessorStep` computes them."""
 _BRIGHTEST = 1.5
-"""Statistics of pictures in [0, 1] stay below, those of [0, 255] do not."""
+"""Statistics of pictures in [0, 1] stay below, those of [0, 255] do not; in units of white."""
+_DIMMEST = 100.0
+"""White is less than this many times the brightest statistic: of dark pictures in [0, 1] it is 20."""
 _REMEDY = (
     "save the processors again with the dataset's: lerobot's make_pre_post_processors(config, "
     "dataset_stats=dataset.meta.stats)"
@@ -52,6 +71,53 @@ def check_statistics(folder: Path, config: Any, preprocess: Any, postprocess: An
     _check(folder, config, postprocess, UnnormalizerProcessorStep, action)
     for pipeline, features in ((preprocess, {**config.input_features, **action}), (postprocess, action)):
         _check_own_way(f"{folder}/{pipeline.name}.json", pipeline, features)
+
+
+def unnormalised(folder: Path, config: Any) -> list[str]:
+    """Return the features that config.json says are normalised, if the processors hold statistics of none.
+
+    So it is with a base that is published to be trained further. One whose statistics can be meant for a
+    feature under another name is none, and is empty here: `check_statistics` says how to name them.
+    """
+    said = getattr(config, "normalization_mapping", None) or {}
+    wanted = [
+        key
+        for key, feature in {**config.input_features, **config.output_features}.items()
+        if said.get(feature.type, NormalizationMode.IDENTITY) is not NormalizationMode.IDENTITY
+    ]
+    files = (folder / name for name in PIPELINES if (folder / name).is_file())
+    states = (
+        folder / step["state_file"]
+        for file in files
+        for step in processor_steps(file)
+        if "state_file" in step
+    )
+    held = {name.rpartition(".")[0] for state in states for name in _in(state)}
+    is_meant = any(len(_meant(held, key)) == 1 for key in wanted)
+    return [] if is_meant else wanted
+
+
+def no_statistics(folder: Path, features: Iterable[str]) -> NoStatistics:
+    """Return what is raised of a checkpoint that holds no statistics of what it normalises."""
+    return NoStatistics(
+        f"{folder} holds no statistics of {', '.join(features)}, which config.json says are normalised: a "
+        "base to be trained, it seems. vivace explain and vivace bench count and time it; for its actions "
+        f"give the robot's dataset, --data.repo=…, or {_REMEDY}"
+    )
+
+
+def _in(file: Path) -> list[str]:
+    """Names of the tensors of a state file; none of a damaged one, which lerobot refuses."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError):
+        return []
+
+
+def _meant(held: Iterable[str], key: str) -> list[str]:
+    """Names under which statistics of a feature may be held."""
+    return [name for name in held if f".{_loosely(name)}".endswith(_loosely(f".{key}"))]
 
 
 def _check_finite(folder: Path, *pipelines: Any) -> None:
@@ -84,7 +150,7 @@ def _check(
                 f"{where} has no step that normalises {key!r}, but config.json says {wanted.value}; {_REMEDY}"
             )
         if feature.type is FeatureType.VISUAL:
-            _check_brightness(where, pipeline.steps, kind, key, feature)
+            _check_brightness(where, config, pipeline, kind, key, feature)
 
 
 def _check_own_way(where: str, pipeline: Any, features: Mapping[str, PolicyFeature]) -> None:
@@ -148,13 +214,13 @@ def _check_step(where: str, step: Any, key: str, feature: PolicyFeature, mode: N
     """Check the statistics that one step has for one feature."""
     held = _held(step)
     if key not in held:
-        meant = [name for name in held if _loosely(name).endswith(_loosely(f".{key}"))]
+        meant = _meant(held, key)
         remedy = f"rename {meant[0]!r} to {key!r} in its state file" if len(meant) == 1 else _REMEDY
         raise PolicyNotFound(
             f"{where} has no statistics of {key!r}, so it would not be normalised ({mode.value}); those "
             f"there are of {', '.join(map(repr, sorted(held))) or 'nothing'}; {remedy}"
         )
-    low, high = _NEEDED[mode]
+    low, high, *_ = MODES[mode]
     lacking = [name for name in (low, high) if name not in held[key]]
     if lacking:
         raise PolicyNotFound(
@@ -194,17 +260,43 @@ def _fits(value: Tensor, feature: PolicyFeature) -> bool:
         return False
 
 
-def _check_brightness(where: str, steps: Iterable[Any], kind: type, key: str, feature: PolicyFeature) -> None:
-    """Refuse statistics of pictures in [0, 255]: pictures enter lerobot's pipelines in [0, 1]."""
-    before = [step for step in steps if not isinstance(step, kind)]
-    if not all(type(step).__module__.startswith(("lerobot.processor.", "vivace.")) for step in before):
-        return  # a step of somebody else's may scale them
+def _check_brightness(
+    where: str, config: Any, pipeline: Any, kind: type, key: str, feature: PolicyFeature
+) -> None:
+    """Refuse statistics of pictures of another unit than they come in, such as [0, 255] instead of [0, 1]."""
+    steps = list(pipeline.steps)
     for step, name in _on_its_way(steps, kind, key, feature):
-        mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
-        brightest = max((float(_held(step)[name][it].max()) for it in _NEEDED.get(mode, ())), default=0.0)
-        if brightest > _BRIGHTEST:
+        scale = MODES.get(step.norm_map.get(feature.type, NormalizationMode.IDENTITY))
+        if scale is None:
+            continue
+        brightest = max(float(_held(step)[name][it].max()) for it in scale[:2])
+        white = _white(steps[: steps.index(step)], config, name)
+        if white is not None and brightest > _BRIGHTEST * max(white, 1.0):
             raise PolicyNotFound(
                 f"{where} has statistics of {key!r} up to {brightest:g}, those of pictures in [0, 255], but "
-                "pictures come in [0, 1]: all of them would look alike; divide its mean, std, min, max and "
-                "quantiles by 255"
+                f"pictures come in [0, {white:g}]: all of them would look alike; divide its mean, std, min, "
+                "max and quantiles by 255"
             )
+        if white is not None and white > _DIMMEST * brightest:
+            raise PolicyNotFound(
+                f"{where} has statistics of {key!r} up to {brightest:g}, but the steps before let pictures "
+                f"come in [0, {white:g}]: they would be normalised to hundreds; {_REMEDY}, or mend the steps"
+            )
+
+
+def _white(before: Sequence[Any], config: Any, name: str) -> float | None:
+    """What white is after some steps, where pictures enter in [0, 1]; None where that cannot be tried.
+
+    Steps of lerobot's own leave it alone. Somebody else's are shown one white observation.
+    """
+    if all(type(step).__module__.startswith(("lerobot.processor.", "vivace.")) for step in before):
+        return 1.0
+    outside = {new: old for old, new in renames(SimpleNamespace(steps=before)).items()}
+    seen = {outside.get(it, it): torch.ones(1, *known.shape) for it, known in config.input_features.items()}
+    moment: Any = create_transition(observation=seen, complementary_data={"task": [""]})
+    try:
+        for step in before:
+            moment = step(moment)
+        return float(moment[TransitionKey.OBSERVATION][name].float().max())
+    except Exception:  # anybody's step may need what only a robot has
+        return None

@@ -11,7 +11,6 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.policies.pretrained import PreTrainedPolicy
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from vivace.policies.checkpoint.find import WEIGHTS
 from vivace.policies.checkpoint.former import modern_copy
 from vivace.policies.checkpoint.inside import found_inside
 from vivace.policies.checkpoint.needs import not_installed, out_of_reach
+from vivace.policies.checkpoint.shards import in_one_file, tensor_names
 from vivace.policies.errors import BadSetting, PolicyNotFound, in_one_line
 
 _REFUSALS = (
@@ -58,8 +58,7 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
         PolicyNotFound: the weights are damaged, do not fit the config or are not finite, or what the policy
             is built of cannot be had: a package, or an encoder that it names by its place on the Hub.
     """
-    file = folder / WEIGHTS
-    names = _names(file)
+    names = tensor_names(folder)
     policy_class: Any
     try:
         policy_class = get_policy_class(config.type)
@@ -68,7 +67,8 @@ def load_weights(folder: Path, config: PreTrainedConfig) -> Any:
             found_inside(folder, config),
             _loading(),
             _nothing_to_download(config),
-            modern_copy(folder, names) as where,
+            in_one_file(folder) as whole,
+            modern_copy(whole, names) as where,
         ):
             policy = policy_class.from_pretrained(where, config=config, strict=True)
             if policy_class.from_pretrained.__func__ is not PreTrainedPolicy.from_pretrained.__func__:
@@ -114,17 +114,6 @@ def check_range(folder: Path, policy: torch.nn.Module, dtype: str) -> None:
             raise BadSetting(
                 f"{folder}: weight {name!r} is too large for {dtype}; give --policy.dtype=bfloat16 or float32"
             )
-
-
-def _names(file: Path) -> tuple[str, ...]:
-    """Names of the tensors of a file."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return tuple(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise PolicyNotFound(
-            f"{file} is truncated or not safetensors ({in_one_line(error)}); copy it again"
-        ) from error
 
 
 @contextmanager

@@ -168,3 +168,29 @@ def test_an_exact_jacobian_is_timed_as_denoising():
         session.predict(dp_observation(), [(0, 0)], watch)
         found[jacobian] = watch.chunks[0]["denoise"]
     assert found == {"identity": 1.0 * n_steps, "exact": 11.0 * n_steps}
+
+
+def warnings_of(session, caplog, *observations):
+    for seen in observations:
+        session.predict(seen, [(0, 0)])
+    return [it.message for it in caplog.records if it.name == "vivace"]
+
+
+def test_a_first_observation_unlike_training_is_told_once(caplog):
+    """A5, A7: the bundle's rule; a blank observation, which only has shapes, is none yet."""
+    session = Session(dp_policy())
+    seen = dp_observation()
+    del seen[PREVIOUS], seen[DELAY]
+    degrees = seen | {STATE: np.full((1, 2, 5), 57.3, np.float32)}
+    blank = session.blank_observation()
+    (told,) = warnings_of(session, caplog, blank, degrees, degrees, seen)
+    assert "number 0 of observation 'observation.state' is 57.3, training saw -2..2: 13.8 spans" in told
+    assert "10 are plausible; check the sensor and its unit" in told
+
+
+def test_a_first_observation_like_training_is_taken_and_no_later_one_looked_at(caplog):
+    session = Session(dp_policy())
+    seen = dp_observation()
+    del seen[PREVIOUS], seen[DELAY]
+    far = seen | {STATE: np.full((1, 2, 5), 41.0, np.float32)}
+    assert warnings_of(session, caplog, far, seen | {STATE: np.full((1, 2, 5), 99.0, np.float32)}) == []

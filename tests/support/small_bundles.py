@@ -11,13 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.form import Contents, Graph, PromptSettings
 from vivace.deploy.bundle.golden import FOLDER, GoldenSettings
-from vivace.deploy.bundle.normalization import Normalization, Range, Relative
+from vivace.deploy.bundle.normalization import Normalization, Relative
 from vivace.deploy.bundle.program import Origin, Program, ScheduledStep
 from vivace.deploy.bundle.token_program import Decoder, TokenProgram
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.inference.recording import GOLDEN_KEY, GOLDEN_TOLERANCE, recorded
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.training_range import Range
 
 STATE, CAMERA = "observation.state", "observation.images.front"
 N_OBS, STATES, HORIZON, ACTIONS, WIDTH = 2, 5, 6, 3, 4

@@ -9,16 +9,16 @@
 A fine-tuned checkpoint that writes chunks has the same files; `horizon` says how many actions.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lerobot.configs.types import FeatureType, PolicyFeature
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vivace.policies.checkpoint.find import INDEX, WEIGHTS
+from vivace.policies.checkpoint.shards import tensor_names, weight_files
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.families.originals import Original, action_statistics, check_read, read_json, rename
 from vivace.policies.families.token_vla.policy import TokenVLAConfig
@@ -89,21 +89,12 @@ def _settings(described: Mapping[str, Any], action_dim: int) -> dict[str, Any]:
 
 
 def _load(run: Path) -> dict[str, Tensor]:
-    index, single = run / "model.safetensors.index.json", run / "model.safetensors"
-    names = ["model.safetensors"]
-    if index.is_file():
-        names = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
-    elif not single.is_file():
-        raise PolicyNotFound(f"{run} has no model.safetensors and no model.safetensors.index.json")
-    outside = next((name for name in names if Path(name).name != name), None)
-    if outside is not None:
-        raise PolicyNotFound(f"{index} names {json.dumps(outside)}, which is outside of its folder")
-    check_read(run, names)
+    files = weight_files(run)
+    if not files[0].is_file():
+        raise PolicyNotFound(f"{run} has no {WEIGHTS} and no {INDEX}")
+    check_read(run, [file.name for file in files])
+    tensor_names(run)  # raises unless every file is there and holds what the index says
     weights: dict[str, Tensor] = {}
-    for name in names:
-        file = run / name
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise PolicyNotFound(f"{file} is missing, truncated or not safetensors ({error})") from error
+    for file in files:
+        weights |= load_file(file)
     return weights

@@ -18,12 +18,12 @@ from small_bundles import CAMERA, STATE
 
 from vivace.deploy.bundle.bundle import DIGEST, MANIFEST, Bundle
 from vivace.deploy.bundle.golden import Golden
-from vivace.deploy.bundle.normalization import Range
 from vivace.deploy.bundle.onnx_file import external_data
 from vivace.deploy.inference.ort_graph import check_version, share_threads
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.eval import cli
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch
+from vivace.policies.training_range import Range
 
 FILE_NAME = "golden/plan.safetensors"
 

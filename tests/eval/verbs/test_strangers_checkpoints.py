@@ -26,7 +26,7 @@ def explain(path, *more):
 
 def refused(capsys, path, *more):
     """Run a verb that must refuse; returns its one line."""
-    assert explain(path, *more) == 2
+    assert main(["calibrate", f"--policy.path={path}", *more]) == 2
     captured = capsys.readouterr()
     said = [line for line in captured.err.splitlines() if line.startswith("vivace")]
     assert len(said) == 1
@@ -81,7 +81,7 @@ def a25(folder):
     ("change", "message"),
     [
         (a1, "rename 'so100.buffer.observation.state' to 'observation.state' in its state file"),
-        (a2, "has no statistics of 'observation.state', so it would not be normalised"),
+        (a2, "holds no statistics of observation.state, action, which config.json says are normalised"),
         (a3, "lacks policy_preprocessor.json and policy_postprocessor.json"),
         (a5, "but the feature has (39,): statistics of another dataset"),
         (a20, "is an adapter of lab/never-seen"),

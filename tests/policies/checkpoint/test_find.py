@@ -94,7 +94,6 @@ def test_a_training_run_without_a_last_step_names_its_steps(low_dim, tmp_path):
         (["checkpoints/latest.ckpt"], "is Diffusion Policy's own; .* vivace convert"),
         (["manifest.json"], "is a bundle of vivace export"),
         (["config.json", "dataset_statistics.json"], "vivace convert"),
-        (["config.json", "model.safetensors.index.json"], "holds its weights in several files"),
         (["config.json", "pytorch_model.bin"], "as a pickle, which is never opened here"),
         (["config.json"], "has no model.safetensors"),
         ([], "has no config.json"),

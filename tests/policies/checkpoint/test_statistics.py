@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
 from lerobot.configs import NormalizationMode
+from lerobot.lerobot_types import TransitionKey
 from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
 from lerobot.processor import (
     NormalizerProcessorStep,
+    ProcessorStep,
     RenameObservationsProcessorStep,
     UnnormalizerProcessorStep,
 )
@@ -159,7 +162,9 @@ def test_no_statistics_at_all(copy):
         for step in pipeline["steps"]:
             step.pop("state_file", None)
         file.write_text(json.dumps(pipeline))
-    with pytest.raises(PolicyNotFound, match="those there are of nothing; save the processors again"):
+    with pytest.raises(
+        PolicyNotFound, match="holds no statistics of observation.state, action, .* save the processors again"
+    ):
         load_policy(copy)
 
 
@@ -183,6 +188,55 @@ def test_pictures_come_in_0_to_1(seeing, tmp_path, restate, scale):
         return
     with pytest.raises(PolicyNotFound, match="up to 127.5, those of pictures .* divide its mean"):
         load_policy(folder)
+
+
+@dataclass
+class Rescaling(ProcessorStep):
+    """Somebody's step that multiplies pictures."""
+
+    times: float = 255.0
+
+    def __call__(self, transition):
+        seen = transition[TransitionKey.OBSERVATION]
+        pictures = {key: value * self.times for key, value in seen.items() if "images" in key}
+        return {**transition, TransitionKey.OBSERVATION: {**seen, **pictures}}
+
+    def transform_features(self, features):
+        return features
+
+
+@dataclass
+class Failing(Rescaling):
+    """One that needs what is only there on a robot."""
+
+    def __call__(self, transition):
+        raise KeyError("observation.tactile")
+
+
+@pytest.mark.parametrize(
+    ("step", "scale", "message"),
+    [
+        (Rescaling(255.0), 255.0, None),
+        (Rescaling(1.0), 1.0, None),
+        (
+            Rescaling(1.0),
+            255.0,
+            r"up to 127.5, .* in \[0, 255\], but pictures come in \[0, 1\]",
+        ),
+        (Rescaling(255.0), 1.0, r"up to 0.5, but the steps before let pictures come in \[0, 255\]"),
+        (Failing(), 255.0, None),
+    ],
+)
+def test_a_step_of_somebody_elses_says_itself_how_it_scales_pictures(tmp_path, step, scale, message):
+    """A7: it is shown a white picture; statistics have to be of what it makes of it."""
+    config = tiny_dp_transformer(images=True).config
+    stats = STATS | {CAMERA: {"mean": scale * torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.2)}}
+    both = pipelines(config, stats=stats, before=[step])
+    if message is None:
+        check_statistics(tmp_path, config, *both)
+        return
+    with pytest.raises(PolicyNotFound, match=message):
+        check_statistics(tmp_path, config, *both)
 
 
 STATS = {

@@ -1,0 +1,122 @@
+"""A2: checkpoints without statistics, as pi0's and smolvla's bases are published to be trained further."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from vivace.eval.cli import main
+
+FEW = ["--accel.samples=2", "--accel.judged_samples=2"]
+
+
+@pytest.fixture
+def base(strangers_policy, tmp_path):
+    """The stranger's policy without statistics, as lerobot writes one then."""
+    folder = shutil.copytree(strangers_policy, tmp_path / "base")
+    for file in folder.glob("policy_*.json"):
+        pipeline = json.loads(file.read_text())
+        for step in pipeline["steps"]:
+            step.pop("state_file", None)
+        file.write_text(json.dumps(pipeline))
+    for file in folder.glob("policy_*.safetensors"):
+        file.unlink()
+    return folder
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def asked(verb, folder, *more):
+    return main([verb, f"--policy.path={folder}", *more])
+
+
+def refused(capsys, verb, folder, *more):
+    assert asked(verb, folder, *more) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vivace")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def said(capsys):
+    """What was told beside the results, on one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_its_work_is_counted_and_timed_from_shapes(base, capsys, tmp_path):
+    assert asked("explain", base) == 0
+    assert "nothing is normalised, only work and time mean something" in said(capsys)
+    out = tmp_path / "bench"
+    assert asked("bench", base, *FEW, "--bench.only=[hoist]", "--bench.compile=false", "--bench.repeats=1",
+                 "--bench.threads=1", f"--output_dir={out}") == 0  # fmt: skip
+    rows = json.loads((out / "results.json").read_text())["pareto"]
+    assert all(row["latency_s"] > 0 for row in rows)
+    assert "only work and time mean something" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [
+        ("calibrate", ["--output_dir=plan"]),
+        ("export", ["--output_dir=bundle"]),
+        ("eval", ["--env.task=reach-v3"]),
+        ("bench", ["--env.task=reach-v3"]),
+        ("accelerate", ["--output_dir=fast"]),
+    ],
+)
+def test_what_needs_its_actions_is_refused(base, capsys, monkeypatch, tmp_path, verb, more):
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, verb, base, *more)
+    assert "holds no statistics of" in told
+    assert "observation.state" in told
+    assert "--data.repo=" in told
+    assert "make_pre_post_processors" in told
+
+
+def test_a_dataset_lends_it_its_own(base, strangers_policy, recordings, capsys, tmp_path):
+    """The plan is that of the checkpoint that holds them, and nothing beside the base changes."""
+    before = contents(base)
+    data = f"--data.repo={recordings}"
+    plans = []
+    for folder in (base, strangers_policy):
+        out = tmp_path / f"plan-{folder.name}"
+        assert (
+            asked("calibrate", folder, data, *FEW, "--accel.techniques=[hoist]", f"--output_dir={out}") == 0
+        )
+        told = said(capsys)
+        assert (f"normalised by the statistics of {recordings}, for the checkpoint holds none" in told) == (
+            folder == base
+        )
+        plans.append(json.loads((out / "acceleration.json").read_text()))
+    assert plans[0]["fingerprint"] == plans[1]["fingerprint"]
+    assert contents(base) == before
+    assert asked("explain", base, data, f"--accel.path={tmp_path / 'plan-base'}") == 0
+
+
+def test_a_dataset_of_another_robot_lends_nothing(base, capsys, recordings, tmp_path):
+    data = shutil.copytree(recordings, tmp_path / "data")
+    file = data / "meta" / "stats.json"
+    stats = json.loads(file.read_text())
+    stats["action"] = {name: value[:3] for name, value in stats["action"].items()}
+    file.write_text(json.dumps(stats))
+    told = refused(capsys, "calibrate", base, f"--data.repo={data}", f"--output_dir={tmp_path / 'plan'}")
+    assert "but the feature has (7,): statistics of another dataset" in told
+
+
+def test_a_file_lends_none(base, capsys, tmp_path):
+    file = tmp_path / "obs.npz"
+    np.savez(file, **{"observation.state": np.zeros((4, 7), np.float32)})
+    assert "holds no statistics of" in refused(capsys, "bench", base, f"--data.file={file}")
+
+
+def test_a_checkpoint_with_its_own_keeps_them(strangers_policy, recordings, tmp_path, capsys):
+    folder = shutil.copytree(strangers_policy, tmp_path / "policy")
+    for file in folder.glob("policy_*.safetensors"):
+        save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    out = tmp_path / "plan"
+    assert asked("calibrate", folder, f"--data.repo={recordings}", *FEW, "--accel.techniques=[hoist]",
+                 f"--output_dir={out}") == 0  # fmt: skip
+    assert "normalised by the statistics" not in said(capsys)
