@@ -28,6 +28,7 @@ from vivace.policies.staged import (
     has_language,
     has_sight,
     has_stages,
+    has_tail,
     has_vision,
     runs_jointly,
     writes_tokens,
@@ -119,6 +120,7 @@ class Need(Enum):
     JOINT = "works on a context that runs with the actions", "has none that does"
     GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
+    TAIL = "leaves out actions behind those executed", "has none, or looks at them for the others"
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
 
     def is_met(self, policy: Any) -> bool:
@@ -164,6 +166,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.JOINT: runs_jointly,
     Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
+    Need.TAIL: has_tail,
     Need.SIGHT: has_sight,
 }
 

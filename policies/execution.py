@@ -17,7 +17,12 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.decoding import Decoded, Decoder, greedy
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise import ChunkNoise, Noise
-from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
+from vivace.policies.sampling.real_time_chunking import (
+    CUT_SHORT,
+    NO_DENOISING,
+    Continuation,
+    RealTimeChunking,
+)
 from vivace.policies.sampling.sampler import Memory, Sampler, Step, presumed
 from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import check_actions
@@ -276,13 +281,16 @@ def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:
         UnsupportedPolicy: they cannot.
         BadSetting: the policy itself does, in another way.
     """
+    spec = execution.policy.spec
+    if spec.is_cut:
+        raise UnsupportedPolicy(CUT_SHORT.format(spec.type))
     match execution:
         case Denoising() if continues_itself(execution.policy):
             execution.policy.check_continuing(settings)
             return
         case Denoising() if all(step.table is not None for step in execution.sampler.steps):
             return
-    raise UnsupportedPolicy(NO_DENOISING.format(execution.policy.spec.type))
+    raise UnsupportedPolicy(NO_DENOISING.format(spec.type))
 
 
 def _denoised(

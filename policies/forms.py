@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from lerobot.utils.constants import OBS_IMAGES
 from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.batch import Batch, assembled, told_besides
-from vivace.policies.block import Block, HasBlocks
+from vivace.policies.block import Block, HasBlocks, Runner, compute
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import Reads
 from vivace.policies.placement import Placement
@@ -71,8 +73,33 @@ class DenoisingForm(_OfLeRobot):
         raise UnsupportedPolicy(f"policy {self.spec.type!r} has no hoisted form; leave it unhoisted")
 
     def finish(self, x: Tensor, context: Any) -> Tensor:
-        """Cut the last x (B, *latent_shape) to actions (B, H, A); x itself where it is no wider."""
-        return x if x.shape[-1] == self.spec.action_dim else x[..., : self.spec.action_dim]
+        """Cut the last x (B, *latent_shape) to actions (B, H, A); x itself where it is no larger."""
+        shape = self.spec.horizon, self.spec.action_dim
+        return x if x.shape[1:] == shape else x[:, : shape[0], : shape[1]]
+
+
+class CausalForm(DenoisingForm):
+    """What denoises actions that do not look at those behind them."""
+
+    is_causal = True
+
+    def with_horizon(self, horizon: int) -> Self:
+        """Return a twin whose chunks are the first `horizon` actions; noise is drawn for all there were."""
+        twin = copy.copy(self)
+        whole, _ = self.spec.latent_shape
+        twin.spec = replace(self.spec, horizon=horizon, latent_horizon=whole, is_cut=True)
+        return twin
+
+    def denoise(self, x: Tensor, condition: Any, run: Runner = compute) -> Tensor:
+        """Predict noise or velocity (B, *latent_shape) at x of that shape; 0 of actions that are cut off."""
+        n, whole = self.spec.horizon, x.shape[1]
+        if n == whole:
+            return self._denoise(x, condition, run)
+        return F.pad(self._denoise(x[:, :n], condition, run), (0, 0, 0, whole - n))
+
+    def _denoise(self, x: Tensor, condition: Any, run: Runner) -> Tensor:
+        """Predict it at x (B, H, n) of the actions that a chunk has."""
+        raise NotImplementedError
 
 
 class LanguageForm(_OfLeRobot):

@@ -88,6 +88,9 @@ class PolicySpec:
     """Numbers of an action as it is denoised, where they are more than the robot's; None: they are those."""
     latent_horizon: Count | None = field(default=None, metadata=SELDOM)
     """Actions that are denoised at once, where they are more than a chunk has; None: they are those."""
+    is_cut: bool = field(default=False, metadata=SELDOM)
+    """Whether a chunk ends before what the policy predicts does: nothing is known of what comes behind it, so
+    no chunk can begin with another, or continue it."""
     temporal_ensemble: Annotated[float, Between(-100, 100)] | None = field(default=None, metadata=SELDOM)
     """What is executed is the mean of what all chunks so far mean for it, older ones weighing exp(this) times
     as much as the next newer; None: the newest chunk alone counts."""

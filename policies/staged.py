@@ -304,6 +304,18 @@ class JointPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
+class CausalPolicy(DenoisingPolicy, Protocol):
+    """A policy whose actions do not look at those behind them, so that the last ones of a chunk can go."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is so, as it is configured."""
+
+    def with_horizon(self, horizon: int) -> Self:
+        """Return a twin whose chunks are the first `horizon` actions; noise is drawn for all there were."""
+
+
+@runtime_checkable
 class DeadWorkPolicy(Protocol):
     """A policy, of either form, that as trained does work whose result nobody reads.
 
@@ -384,6 +396,14 @@ def has_stages(policy: object) -> TypeIs[PolicyOfStages]:
 def has_dead_work(policy: object) -> TypeIs[DeadWorkPolicy]:
     """Whether a policy is known to do work whose result nobody reads."""
     return isinstance(policy, DeadWorkPolicy) and bool(policy.dead_work)
+
+
+def has_tail(policy: object) -> TypeIs[CausalPolicy]:
+    """Whether a chunk of a policy has actions behind those executed, at which none of these looks."""
+    if not isinstance(policy, CausalPolicy) or not policy.is_causal:
+        return False
+    spec = policy.spec
+    return spec.first_action + spec.n_action_steps < spec.horizon
 
 
 def guided_steps(policy: object) -> tuple[bool, ...]:

@@ -8,6 +8,18 @@
 A is the attention of the text rows on the patches: under the causal mask a patch cannot look at later text,
 so the paper's "visual to text" is read as its transpose. It is computed at the one layer that needs it.
 v is the stream after that layer. Which patches stay depends on the observation, how many does not.
+
+Of several cameras `globalcom2` (GlobalCom², arXiv 2501.05179) keeps of each as many as it is looked at:
+
+    s_j = sum of r_i over the patches of camera j,    p = softmax(s / tau),    share_j = 1 + p_j - mean of p
+
+and of camera j those of its n_j patches with the largest r, in all K_final n_j share_j / sum of n share.
+
+Deviations: the paper shares out the crops of one picture by a thumbnail of the whole, which also adds to the
+scores inside a crop. A policy has cameras and no thumbnail; text looks at all of them at once, and that one
+row of attention is both. The paper rounds down; here K_final patches stay always, shared out by Webster's
+rule, so that the number of rows does not depend on the observation and no camera gives more than it has. At
+the paper's tau = 10 shares differ by what hundreds of text tokens add up to; few tokens need a smaller one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,8 +38,9 @@ from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import EARLY, LayerView, Survivors, take_rows
 from vivace.policies.plain_data import Between
 
-METHODS = ("efficientvla", "fastv", "random", "uniform")
+METHODS = ("efficientvla", "fastv", "globalcom2", "random", "uniform")
 SOURCES = ("text", "cognition")
+SHARED = "globalcom2"
 UNSEEING = ("random", "uniform")
 """Methods that do not look at the observation."""
 
@@ -39,7 +52,8 @@ class PatchSelectOptions:
     k_final: int = 56
     """Patches kept, of all cameras together."""
     method: str = "efficientvla"
-    """efficientvla; fastv: the largest r alone (arXiv 2403.06764); random; uniform: an even grid."""
+    """efficientvla; fastv: the largest r alone (arXiv 2403.06764); globalcom2: those of each camera, of which
+    as many stay as it is looked at; random; uniform: an even grid."""
     layer: int = 1
     """Patches are dropped after this layer, by its attention; counts layers after any deletion."""
     k_key: int = 4
@@ -50,6 +64,8 @@ class PatchSelectOptions:
     """Rows of the attention: all text tokens, or the cognition query alone."""
     per_camera: bool = False
     """Keep as many patches of each camera; otherwise cameras compete."""
+    tau: float = 10.0
+    """globalcom2: above 0; the larger, the more alike are the cameras' shares."""
     early: str = "keep"
     """What becomes of dropped patches in the layers before, which an action expert reads too. keep: their
     keys and values stay; drop: those go too; again: all layers run anew without them, positions as they were
@@ -67,6 +83,11 @@ class PatchSelectOptions:
             raise BadSetting(
                 f"patch_select method {self.method!r}, source {self.source!r}; methods: "
                 f"{', '.join(METHODS)}; sources: {', '.join(SOURCES)}"
+            )
+        if self.method == SHARED and (self.per_camera or not self.tau > 0):
+            raise BadSetting(
+                f"patch_select method {self.method!r} has per_camera={self.per_camera}, tau={self.tau}; it "
+                "shares patches out among cameras itself, by a tau above 0: leave per_camera out"
             )
         if not 0 <= self.k_key <= self.k_final or not 0 <= self.alpha <= 1 or self.k_final < 1:
             raise BadSetting(
@@ -135,6 +156,9 @@ class PatchSelect(PatchSelectOptions, Technique):
             rows = self._unseeing(view.prefix.n_patches).to(view.h.device)
             return _Same(self.layer, rows, self.early)(view)
         relevance = self.relevance(view)
+        if self.method == SHARED:
+            kept = shared_out(relevance, view.prefix.n_patches, self.k_final, self.tau)
+            return _left(kept, self.early)
         patches = view.prefix.patches_of(view.h)
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
         kept, first = [], 0
@@ -155,7 +179,10 @@ class PatchSelect(PatchSelectOptions, Technique):
             return
         k = max(5, round(n * 56 / 256))
         yield Variant("tokens", f"{k} of {n} patches", (_keep(k, layer),), cls.colour, is_short=True)
-        for method, label in (("fastv", "FastV"), ("random", "random")):
+        others = {"fastv": "FastV", "random": "random"}
+        if len(staged.n_patches) > 1:
+            others[SHARED] = "shared out among cameras"
+        for method, label in others.items():
             wanted = (_keep(k, layer, method=method),)
             yield Variant(method, f"{label}, {k} patches", wanted, "#b3589a", is_short=method == "fastv")
 
@@ -202,6 +229,31 @@ class PatchSelect(PatchSelectOptions, Technique):
         nearest = (others @ key.mT).amax(-1) if k_key else others.new_zeros(others.shape[:2])
         diverse = rest.gather(1, (-nearest).argsort(dim=1, descending=True)[:, : k - k_key - k_task])
         return torch.cat([first, diverse], dim=1).sort(dim=1).values
+
+
+def shared_out(relevance: Tensor, n_patches: tuple[int, ...], k: int, tau: float) -> Tensor:
+    """Choose the most relevant patches of each camera, of which as many as it is looked at.
+
+    Webster's rule: the patch that is looked at most but for r others of its camera comes before others by
+    (patches of the camera x its share) / (r + 1/2).
+
+    Args:
+        relevance: of every patch (B, patches), 0 or more.
+        n_patches: of each camera.
+        k: patches kept in all.
+        tau: temperature.
+
+    Returns:
+        Their indices (B, k), ascending.
+    """
+    cameras = relevance.float().split(n_patches, dim=1)
+    mass = torch.stack([each.sum(1) for each in cameras], dim=1)  # (B, cameras)
+    p = (mass / tau).softmax(1)
+    shares = 1 + p - p.mean(1, keepdim=True)
+    ranks = [each.argsort(dim=1, descending=True).argsort(dim=1) for each in cameras]
+    parts = zip(n_patches, shares.split(1, dim=1), ranks, strict=True)
+    turn = torch.cat([n * share / (rank + 0.5) for n, share, rank in parts], dim=1)
+    return turn.argsort(dim=1, descending=True)[:, :k].sort(dim=1).values
 
 
 def _left(patches: Tensor, early: str) -> Tensor | Survivors:

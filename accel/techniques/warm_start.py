@@ -77,6 +77,11 @@ class WarmStart(Technique):
     def check(self, execution: Execution) -> None:
         """Raise unless the sampler can be begun late, and nothing there needs what earlier steps computed."""
         found = denoising(execution, self.kind)
+        if found.policy.spec.is_cut:
+            raise PlanMismatch(
+                "warm_start begins with what is left of the chunk before, which dead_actions does not "
+                "compute; leave one of them out"
+            )
         first = first_step(found.sampler, self.share)
         schedule = schedule_of(found)
         is_free = schedule is None or schedule.can_begin(first)

@@ -25,6 +25,7 @@ from vivace.policies.carry import (
 )
 from vivace.policies.errors import BadBundle, BadSetting, ObservationMismatch, UnsupportedPolicy
 from vivace.policies.sampling.real_time_chunking import (
+    CUT_SHORT,
     NO_DENOISING,
     Continuation,
     RealTimeChunking,
@@ -328,6 +329,8 @@ class OrtPolicy:
     def _check_chunking(self) -> None:
         if self.chunking is None:
             return
+        if self.spec.is_cut:
+            raise UnsupportedPolicy(CUT_SHORT.format(self.spec.type))
         if not self.bundle.program.steps:
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
         if self.chunking.jacobian == "exact":

@@ -1,7 +1,7 @@
 """Who computes chunks, and when they are there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,7 +107,7 @@ class BatchedInference:
                 for worker, request in waiting.items():
                     self._flush({worker: request}, plan)
             else:
-                next(iter(waiting)).errors.append(str(error))
+                next(iter(waiting)).fail(str(error))
             return
         if actions.ndim != 3 or len(actions) != len(requests):
             raise BadSetting(
@@ -139,7 +139,8 @@ class SimulatedWorker:
 
     Args:
         inference: shared by the workers that are batched together.
-        latency_s: (number of the request, from 0, the request) -> latency [s].
+        latency_s: (number of the request, from 0, the request) -> latency [s]. A request that it is told of
+            says to follow a chunk only if that one left something to it.
     """
 
     def __init__(self, inference: BatchedInference, latency_s: Callable[[int, Request], float]) -> None:
@@ -152,6 +153,8 @@ class SimulatedWorker:
         """What inferences failed of; they gave no chunk."""
         self.slot = Slot()
         """What the episode's newest chunk left to the next."""
+        self._left_by: tuple[str | None, int] | None = None
+        """Plan and tick of that chunk; None: there is none, or it failed."""
         self.restarts = 0
         """It has no process to replace."""
 
@@ -171,6 +174,8 @@ class SimulatedWorker:
                 f"a request came at tick {request.tick} while that of {self._request.tick} is in flight; "
                 "a worker takes one at a time"
             )
+        if request.followed and (request.plan, request.followed[0]) != self._left_by:
+            request = replace(request, followed=None)  # what that chunk left is gone, or another plan's
         self._request = request
         self.asked.append((request.tick, self._latency_s(len(self.asked), request)))
         self._inference.add(self, request)
@@ -178,6 +183,13 @@ class SimulatedWorker:
     def receive(self, actions: np.ndarray) -> None:
         """Take the computed actions (n, A) of the request in flight."""
         self._actions = actions
+        if self._request is not None:
+            self._left_by = self._request.plan, self._request.tick
+
+    def fail(self, error: str) -> None:
+        """Note that the request in flight gave no chunk, and what of."""
+        self.errors.append(error)
+        self._left_by = None
 
     def poll(self, now: float) -> Chunk | None:
         """Return the chunk once its latency has passed."""

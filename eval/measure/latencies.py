@@ -2,7 +2,8 @@
 
 What is timed is a chunk as the control loop asks for one: from observations in the robot's units to actions
 in them, with the chunk before that it continues. Where chunks make use of those before, it is one that
-follows another (steady state); the first of an episode, and those after a late one, take longer.
+follows another (steady state). The first of an episode, and those after a late one, take longer: an
+evaluation has them timed apart.
 
 Keeping latencies makes an evaluation repeatable: with the same seed, machine, policy, plan and code a second
 run meets the same ones. `--latency.refresh=true` measures again.
@@ -10,7 +11,7 @@ run meets the same ones. `--latency.refresh=true` measures again.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -64,6 +65,8 @@ class Measured:
     """Name -> latencies [s], in the order of the rounds; some may have been timed in more of them."""
     stages_s: dict[str, dict[str, float]]
     """Name -> median time of each stage [s], of those whose stages are told apart."""
+    first_s: dict[str, list[float]] = field(default_factory=dict)
+    """Name -> latencies [s] of chunks that follow none, of those that make use of the chunk before."""
 
     def median_s(self, name: str) -> float:
         """Median latency of a run [s]."""
@@ -155,10 +158,22 @@ def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:
     return {stage: float(np.median([chunk[stage] for chunk in chunks])) for stage in chunks[-1]}
 
 
+def with_first(runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds) -> Measured:
+    """Return `chunk_latencies`; in the same rounds, chunks that follow none are timed where they differ."""
+    carrying = {name: session for name, session in runs.items() if session.execution.carries}
+    firsts = {f"{name}, first": partial(_first, session) for name, session in carrying.items()}
+    found = chunk_latencies({**runs, **firsts}, data, rounds)
+    return replace(found, first_s={name: found.times_s.pop(f"{name}, first") for name in carrying})
+
+
+def _first(session: Session, one: CalibrationData) -> None:
+    session.predict(asked(one) | {SLOTS: [Slot()]}, one.noise_keys)
+
+
 def measured_latencies(
     runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds, notes: Notes = USUAL
 ) -> Measured:
-    """Return `chunk_latencies`, read from the last time if the very same was measured before.
+    """Return `with_first`, read from the last time if the very same was measured before.
 
     Args:
         runs: name -> what to time.
@@ -172,7 +187,7 @@ def measured_latencies(
         "rounds": asdict(rounds),
     }
     placement = next(iter(runs.values())).loaded.placement
-    return Measured(**kept(what, placement, lambda: asdict(chunk_latencies(runs, data, rounds)), notes))
+    return Measured(**kept(what, placement, lambda: asdict(with_first(runs, data, rounds)), notes))
 
 
 def kept(

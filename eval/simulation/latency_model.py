@@ -45,12 +45,20 @@ class LatencyModel(draccus.ChoiceRegistry, ABC):
         """The model, if it rests on measurements of this machine."""
         return None
 
-    def for_run(self, name: str, measured_s: Sequence[float]) -> "LatencyModel":
+    @property
+    def first(self) -> "LatencyModel":
+        """The model of chunks that follow none; the same, unless it can tell them from others."""
+        return self
+
+    def for_run(
+        self, name: str, measured_s: Sequence[float], first_s: Sequence[float] = ()
+    ) -> "LatencyModel":
         """Return the model of one of several runs; the same for all, unless it can tell them apart.
 
         Args:
             name: of the run.
             measured_s: latencies [s] measured of it.
+            first_s: those [s] of its chunks that follow none, where they take another time.
         """
         return self
 
@@ -89,6 +97,10 @@ class MeasuredLatency(LatencyModel):
 
     samples_s: tuple[float, ...] = ()
     """Measured latencies [s]; the evaluation measures and fills them in."""
+    first_s: tuple[float, ...] = ()
+    """Those [s] of chunks that follow none: the first of an episode, and those after one that was late,
+    skipped or refused. Filled in where a plan makes use of the chunk before; none: they take as long as
+    others."""
     scale: float = 1.0
     """Factor for another device."""
     refresh: bool = False
@@ -96,7 +108,7 @@ class MeasuredLatency(LatencyModel):
 
     def __post_init__(self) -> None:
         """Measured times must be finite and not negative."""
-        _check_times(self.samples_s, "measured latency")
+        _check_times((*self.samples_s, *self.first_s), "measured latency")
         _check_scale(self.scale)
 
     @property
@@ -109,9 +121,18 @@ class MeasuredLatency(LatencyModel):
         """This one."""
         return self
 
-    def for_run(self, name: str, measured_s: Sequence[float]) -> "MeasuredLatency":
+    @property
+    def first(self) -> "MeasuredLatency":
+        """Drawn from `first_s`, where there are such."""
+        return replace(self, samples_s=self.first_s) if self.first_s else self
+
+    def for_run(
+        self, name: str, measured_s: Sequence[float], first_s: Sequence[float] = ()
+    ) -> "MeasuredLatency":
         """Fill the run's own measurements in, unless samples were given."""
-        return self if self.samples_s else replace(self, samples_s=tuple(measured_s))
+        if self.samples_s:
+            return self
+        return replace(self, samples_s=tuple(measured_s), first_s=tuple(first_s))
 
     def latency_s(self, seed: int, request: int, time_s: float = 0.0) -> float:
         """Return one of the measured latencies, each equally likely."""
@@ -194,7 +215,9 @@ class TraceLatency(LatencyModel):
         """Recorded latencies."""
         return len(self.samples_s)
 
-    def for_run(self, name: str, measured_s: Sequence[float]) -> "TraceLatency":
+    def for_run(
+        self, name: str, measured_s: Sequence[float], first_s: Sequence[float] = ()
+    ) -> "TraceLatency":
         """Return the trace of one run."""
         return replace(self, column=name) if self.column == _PER_RUN else self
 

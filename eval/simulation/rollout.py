@@ -19,7 +19,7 @@ from vivace.deploy.loop.clock import Clock, VirtualClock
 from vivace.deploy.loop.guard import ActionGuard, Limits
 from vivace.deploy.loop.loop import Source, TickRecord, build_loop
 from vivace.deploy.loop.settings import LoopSettings
-from vivace.deploy.workers.worker import BatchedInference, Predict, SimulatedWorker
+from vivace.deploy.workers.worker import BatchedInference, Predict, Request, SimulatedWorker
 from vivace.eval.simulation.env_robot import EnvRobot, check_ends, control_rate
 from vivace.eval.simulation.episode import EpisodeResult, jumps
 from vivace.eval.simulation.latency_model import LatencyModel, NoLatency
@@ -190,9 +190,12 @@ class _Episode:
         self.robot = EnvRobot(env, control_hz)
         self.robot.reset(seed)
         models = {None: settings.latency} | {run.rung.name: run.latency for run in ladder}
-        self.worker = SimulatedWorker(
-            inference, lambda n, request: models[request.plan].latency_s(seed, n, request.time_s)
-        )
+
+        def latency_s(n: int, request: Request) -> float:
+            model = models[request.plan]
+            return (model if request.followed else model.first).latency_s(seed, n, request.time_s)
+
+        self.worker = SimulatedWorker(inference, latency_s)
         self.loop = build_loop(
             self.robot,
             self.worker,

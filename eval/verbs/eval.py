@@ -157,7 +157,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     ratios = {rival.name: latency_ratio(measured, rival.name, ACCELERATED.name) for rival in rivals}
     told = [rival.labelled(ratios[rival.name]) for rival in rivals]
     variants = [*built.variants[: len(both)], *told, *built.variants[len(both) :]]
-    runs = _runs(command, variants, executions, measured.times_s)
+    runs = _runs(command, variants, executions, measured)
     trials = Trials(command, loaded, folder)
     results = _circumstances(command, loaded, plan) | {
         "runs": [run.told(data) for run in runs],
@@ -219,14 +219,15 @@ def _runs(
     command: EvalCommand,
     variants: Sequence[Variant],
     executions: Mapping[str, Execution],
-    times: Mapping[str, list[float]],
+    measured: Measured,
 ) -> list[Trial]:
     """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
     names = command.loop.ladder
-    known = {
-        one.name: Trial(one, executions[one.name], command.latency.for_run(one.name, times[one.name]))
-        for one in variants
-    }
+
+    def latency(name: str) -> LatencyModel:
+        return command.latency.for_run(name, measured.times_s[name], measured.first_s.get(name, ()))
+
+    known = {one.name: Trial(one, executions[one.name], latency(one.name)) for one in variants}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise BadSetting(f"loop.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")

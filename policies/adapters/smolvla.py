@@ -27,7 +27,7 @@ from torch import Tensor
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
-from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
+from vivace.policies.forms import CausalForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import (
     LayerView,
@@ -77,7 +77,7 @@ Condition = tuple[Tensor, Attended]
 """What time adds, (B, W), and what the layers look at."""
 
 
-class StagedSmolVLA(LanguageForm, DenoisingForm):
+class StagedSmolVLA(LanguageForm, CausalForm):
     """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
 
     With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
@@ -250,16 +250,17 @@ class StagedSmolVLA(LanguageForm, DenoisingForm):
             angles,
         )
 
-    def denoise(self, x: Tensor, condition: Condition, run: Runner = compute) -> Tensor:
+    def _denoise(self, x: Tensor, condition: Condition, run: Runner) -> Tensor:
         """Predict the velocity (B, H, max_action_dim) at x of that shape."""
         time, attended = condition
         n = x.shape[1]
         h = self._enter(x, time).to(self._vlm.lm_expert.norm.weight.dtype)
         there = {mask.shape[3]: mask for mask in attended.there}
         beside = {mask.shape[3] - n: mask for mask in attended.beside}
+        restarted = tuple(it[:, :n] for it in self._restarted)
         for j, it in enumerate(self._expert):
             keys, values = attended.keys[j], attended.values[j]
-            masks, angles = (there, self._restarted) if it.crosses else (beside, attended.angles)
+            masks, angles = (there, restarted) if it.crosses else (beside, attended.angles)
             attend, feed_forward = self.blocks[2 * j : 2 * j + 2]
             h = through(run, attend, h, keys, values, masks[keys.shape[2]], *angles)
             h = through(run, feed_forward, h)

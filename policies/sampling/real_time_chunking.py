@@ -40,6 +40,11 @@ NO_DENOISING = (
     "use mode async"
 )
 
+CUT_SHORT = (
+    "real-time chunking continues what is left of the chunk before, but of policy {!r} the first actions "
+    "alone are computed; leave dead_actions out of the plan, or use mode async"
+)
+
 METHODS = ("guidance", "inpaint")
 JACOBIANS = ("identity", "exact")
 SCHEDULES = ("exp", "linear", "ones", "zeros")

@@ -227,7 +227,7 @@ def outcomes(subject: Subject, n: int, seed: str) -> dict[str, int]:
         except VivaceError:
             counts["refused"] += 1
             continue
-        assert actions.shape == shape
+        assert actions.shape == (shape[0], execution.policy.spec.horizon, shape[2])
         assert actions.isfinite().all()
         counts["other"] += 1
     return counts

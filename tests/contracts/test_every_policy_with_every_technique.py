@@ -118,7 +118,7 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     reference = run(plain, subject)
     execution = accelerate(subject.staged, plan, subject.mark)
     actions = run(execution, subject)
-    assert actions.shape == reference.shape
+    assert actions.shape == (len(reference), execution.policy.spec.horizon, reference.shape[2])
     assert actions.isfinite().all()
     assert torch.equal(actions, run(execution, subject)), "not deterministic"
     assert torch.equal(reference, run(plain, subject)), "the policy itself was changed"

@@ -20,7 +20,7 @@ from vivace.policies.tiny.policies import (
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
 STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
-SIGHT, CONVOLUTIONS = Need.SIGHT, Need.CONVOLUTIONS
+SIGHT, CONVOLUTIONS, TAIL = Need.SIGHT, Need.CONVOLUTIONS, Need.TAIL
 VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
 
 
@@ -29,8 +29,8 @@ def _built(kind: str, **changes: Any) -> Callable[[Path], Any]:
 
 
 POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
-    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES}),
-    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT, STAGES}),
+    "dp_transformer": (lambda clip: tiny_dp_transformer(), {DENOISER, STAGES, TAIL}),
+    "dp_transformer-images": (lambda clip: tiny_dp_transformer(images=True), {DENOISER, SIGHT, STAGES, TAIL}),
     "diffusion": (lambda clip: tiny_diffusion(), {DENOISER, STAGES, CONVOLUTIONS}),
     "diffusion-images": (lambda clip: tiny_diffusion(images=True), {DENOISER, SIGHT, STAGES, CONVOLUTIONS}),
     "multi_task_dit-diffusion": (lambda clip: tiny_multi_task_dit(clip), {DENOISER, SIGHT, STAGES}),
@@ -40,7 +40,7 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
-    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, *VLA}),
+    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, TAIL, *VLA}),
     "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, *VLA}),
     "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
     "xvla": (

@@ -60,6 +60,7 @@ NUMBERS_DIFFER = {
     "mlp_prune-cut",
     "layer_skip-importance",
     "patch_select-fastv",
+    "patch_select-globalcom2",
     "jacobi-exit",
 }
 """Variants that run the same code as others."""

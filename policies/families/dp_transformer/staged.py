@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
-from vivace.policies.forms import DenoisingForm, policy_spec
+from vivace.policies.forms import CausalForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_sampler
@@ -23,7 +23,7 @@ from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
 
-class StagedDPTransformer(DenoisingForm):
+class StagedDPTransformer(CausalForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
     chunk_method = "sample_actions"
@@ -48,10 +48,12 @@ class StagedDPTransformer(DenoisingForm):
         causal = mask is not None  # nn.TransformerDecoder detects it from the mask's values
 
         def attend_self(h: Tensor) -> Tensor:
-            return layer._sa_block(layer.norm1(h), mask, None, causal)
+            n = h.shape[1]
+            return layer._sa_block(layer.norm1(h), None if mask is None else mask[:n, :n], None, causal)
 
         def attend_memory(h: Tensor, memory: Tensor) -> Tensor:
-            return layer._mha_block(layer.norm2(h), memory, memory_mask, None, False)
+            seen = None if memory_mask is None else memory_mask[: h.shape[1]]
+            return layer._mha_block(layer.norm2(h), memory, seen, None, False)
 
         def feed_forward(h: Tensor) -> Tensor:
             return layer._ff_block(layer.norm3(h))
@@ -90,7 +92,12 @@ class StagedDPTransformer(DenoisingForm):
         memory = self.network.embed_condition(step.t.expand(context.shape[0]), context)
         return (memory,) * len(self.network.decoder.layers)
 
-    def denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner = compute) -> Tensor:
+    @property
+    def is_causal(self) -> bool:  # type: ignore[override]
+        """Whether actions do not look at those behind them."""
+        return self.network.mask is not None
+
+    def _denoise(self, x: Tensor, condition: tuple[Tensor, ...], run: Runner) -> Tensor:
         """Predict noise (B, H, A) in x (B, H, A)."""
         h = self.network.embed_actions(x)
         for i, memory in enumerate(condition):
@@ -152,7 +159,8 @@ class HoistedDPTransformer(StagedDPTransformer):
         def attend_memory(h: Tensor, keys_values: Tensor) -> Tensor:
             q = F.linear(layer.norm2(h), weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
             keys, values = keys_values.unbind(0)  # (B, heads, 1 + To, d)
-            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=memory_mask)
+            seen = None if memory_mask is None else memory_mask[: h.shape[1]]
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
             return attention.out_proj(out.transpose(1, 2).flatten(2))
 
         return attend_self, Block(f"action.{i}.cross", attend_memory), feed_forward

@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lerobot_policies import build
+from policy_cases import KEYS, observations
 
-from vivace.accel.techniques.patch_select import PatchSelect
+from vivace.accel.techniques.patch_select import PatchSelect, shared_out
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.execution import as_trained
+from vivace.policies.execution import as_trained, sample
 from vivace.policies.language.prefix import LayerView, PrefixRows
 from vivace.policies.load import stage
+from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.tiny.policies import tiny_cogact
 
 HEADS, TEXT, PATCHES, WIDTH = 3, 5, 20, 8
@@ -82,6 +85,56 @@ def test_cameras_apart_get_the_same_share():
     assert kept.shape == (2, 6)
 
 
+def looked_at(*cameras):
+    """Relevance (1, patches) of cameras, each a list, the most relevant first."""
+    return torch.tensor([[value for camera in cameras for value in camera]])
+
+
+def test_globalcom2_shares_out_as_by_hand():
+    """s = (4, 2, 1, 1), tau = 10: 25 patches times 1.053, .998, .974, .974: 26.3, 24.9, 24.4, 24.4."""
+    four = [torch.linspace(2 * s / 100, 0, 100).tolist() for s in (4, 2, 1, 1)]
+    kept = shared_out(looked_at(*four), (100,) * 4, 100, tau=10.0)[0]
+    counts = kept.div(100, rounding_mode="floor").bincount().tolist()
+    assert sorted(counts) == [24, 25, 25, 26]
+    assert (counts[0], counts[1]) == (26, 25)
+    assert kept.tolist() == [100 * j + i for j, n in enumerate(counts) for i in range(n)], "the first ones"
+    # at tau = 1: p = .810, .110, .040, .040, so 1.56, .86, .79, .79 of 25 each
+    sharper = shared_out(looked_at(*four), (100,) * 4, 100, tau=1.0)[0]
+    assert sharper.div(100, rounding_mode="floor").bincount().tolist() == [39, 21, 20, 20]
+
+
+def test_globalcom2_keeps_as_many_of_cameras_that_are_looked_at_alike_and_no_more_than_there_are():
+    alike = looked_at([3.0, 1.0, 2.0], [1.0, 2.0, 3.0])
+    assert shared_out(alike, (3, 3), 4, tau=10.0).tolist() == [[0, 2, 4, 5]]
+    one = looked_at([90.0, 80.0], [0.3, 0.1, 0.2, 0.0])
+    assert shared_out(one, (2, 4), 4, tau=0.1).tolist() == [[0, 1, 2, 4]], "the first camera has two"
+    assert shared_out(one, (2, 4), 6, tau=0.1).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_globalcom2_looks_by_text():
+    seen = view(cameras=(12, 8))
+    kept = PatchSelect(k_final=10, method="globalcom2", tau=0.1).select(seen)
+    relevance = PatchSelect(method="globalcom2").relevance(seen)
+    assert torch.equal(kept, shared_out(relevance, (12, 8), 10, 0.1))
+    assert kept.shape == (2, 10)
+    first, second = relevance[:, :12].sum(1), relevance[:, 12:].sum(1)
+    p = 1 / (1 + ((second - first) / 0.1).exp())
+    wanted = 10 * 12 * (p + 0.5) / (12 * (p + 0.5) + 8 * (1.5 - p))
+    assert ((kept < 12).sum(1) - wanted).abs().max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["smolvla", "pi0"])
+def test_globalcom2_with_all_patches_is_the_policy_bit_for_bit(kind, tmp_path):
+    policy = build(kind, tmp_path)
+    staged, batch = stage(policy), observations(policy)
+    assert len(staged.n_patches) == 2
+    n, layer = sum(staged.n_patches), staged.language.first_drop
+    all_of_them = PatchSelect(k_final=n, method="globalcom2", layer=layer)
+    plain = as_trained(staged)
+    chunks = [sample(it, batch, EpisodeNoise(KEYS)) for it in (plain, all_of_them.apply(plain))]
+    assert torch.equal(*chunks)
+
+
 def test_other_layers_keep_everything():
     assert PatchSelect(k_final=5, layer=2).select(view(index=1)) is None
 
@@ -100,7 +153,15 @@ def test_keeping_every_patch_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "best"}, {"source": "patches"}, {"k_key": 9, "k_final": 8}, {"alpha": 1.5}]
+    "options",
+    [
+        {"method": "best"},
+        {"source": "patches"},
+        {"k_key": 9, "k_final": 8},
+        {"alpha": 1.5},
+        {"method": "globalcom2", "tau": 0.0},
+        {"method": "globalcom2", "per_camera": True},
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(BadSetting, match="patch_select"):

@@ -18,6 +18,7 @@ from vivace.eval.measure.latencies import (
     chunk_latencies,
     compile_graphs,
     measured_latencies,
+    with_first,
 )
 from vivace.eval.measure.timing import Rounds
 from vivace.policies.execution import Execution, as_trained, executing
@@ -112,6 +113,26 @@ def test_the_loop_leaves_out_what_it_does_not_know(tiny_loaded):
     first, second = observations(tiny_loaded).ones()
     assert set(asked(first)) == {STATE, "task"}
     assert set(asked(second)) == {STATE, "task", PREVIOUS, DELAY}
+
+
+def test_a_chunk_that_follows_none_is_timed_apart_where_it_takes_longer(tiny_loaded):
+    data = observations(tiny_loaded)
+    plan = calibrate(tiny_loaded.staged, tiny_loaded.fingerprint, data, [("warm_start", {"share": 0.1})])
+    warm, ran = accelerate(tiny_loaded.staged, plan), []
+    call = warm.call
+
+    def told(execution, step, *args):
+        ran.append(step.index)
+        return call(execution, step, *args)
+
+    runs = {"plain": Session(tiny_loaded), "warm": Session(tiny_loaded, replace(warm, call=told))}
+    found = with_first(runs, data, Rounds(repeats=3, more={"warm": 5}, limit_s=60.0))
+    assert {name: len(times) for name, times in found.times_s.items()} == {"plain": 3, "warm": 5}
+    assert {name: len(times) for name, times in found.first_s.items()} == {"warm": 3}
+    assert set(found.stages_s) == {"plain", "warm"}
+    # to prepare: two observations, each a chunk in full and one that follows; then as many as were timed
+    assert ran.count(0) == 2 + (1 + 3)
+    assert ran.count(len(warm.sampler) - 1) == 4 + (1 + 3) + (1 + 5)
 
 
 @pytest.fixture

@@ -59,6 +59,17 @@ def test_measured_draws_each_sample_equally_often():
     assert np.all(np.abs(counts - 400) < 100)  # more than 5 standard deviations of 18
 
 
+def test_chunks_that_follow_none_have_latencies_of_their_own_where_they_were_measured():
+    plan = MeasuredLatency(scale=2.0).for_run("warm", (0.1,), (0.4,))
+    assert (plan.latency_s(0, 0), plan.first.latency_s(0, 0)) == (0.2, 0.8)
+    assert plan.first.first is not plan, "and stay what they are"
+    assert plan.first.first.latency_s(0, 0) == 0.8
+    alike = MeasuredLatency().for_run("plain", (0.1,))
+    given = MeasuredLatency(samples_s=(0.3,)).for_run("warm", (0.1,), (0.4,))
+    for model in (alike, given, ConstantLatency(), NoLatency()):
+        assert model.first is model
+
+
 def test_a_trace_is_replayed_in_its_order_as_a_ring(trace_file):
     model, begins = TraceLatency(path=trace_file, scale=2.0), set()
     for seed in range(30):

@@ -11,9 +11,10 @@ from loop_options import part
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.guard import Limits
 from vivace.deploy.loop.settings import Mode
+from vivace.deploy.workers.worker import BatchedInference, Request, SimulatedWorker
 from vivace.eval.simulation.env_robot import EnvRobot
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results
-from vivace.eval.simulation.latency_model import ConstantLatency, ProfileLatency
+from vivace.eval.simulation.latency_model import ConstantLatency, MeasuredLatency, ProfileLatency
 from vivace.eval.simulation.rollout import RolloutSettings, RungRun, rollout
 from vivace.policies.errors import BadSetting, UnknownEnvironment
 from vivace.policies.spec import ActionKind, PolicySpec
@@ -122,6 +123,38 @@ def test_results_do_not_depend_on_batch_size_or_order(case):
         assert_equal(run(n_episodes=7, batch_size=batch_size, **case), expected)
     backward = [run(n_episodes=1, seed=100_000 + i, **case)[0] for i in reversed(range(7))]
     assert_equal(backward[::-1], expected)
+
+
+def test_chunks_that_follow_none_take_their_own_time():
+    """The first of an episode, and one after a chunk that came late, are sampled in full by a warm start."""
+    quick = MeasuredLatency(samples_s=(0.05,), first_s=(0.1,))
+    for result in run(n_episodes=3, latency=quick):
+        assert result.latencies_s == (0.1, *[0.05] * (len(result.latencies_s) - 1))
+    # two ticks of latency, asked for when one fresh action is left: every chunk but the first is late
+    late = MeasuredLatency(samples_s=(0.1,), first_s=(0.11,))
+    for result in run(n_episodes=3, latency=late, mode=Mode.ASYNC, request_at=1):
+        n = len(result.latencies_s)
+        assert n > 2
+        assert result.latencies_s == (0.11, 0.1, *[0.11] * (n - 2))
+
+
+def test_a_plan_of_a_ladder_does_not_follow_another():
+    fast, slow = (MeasuredLatency(samples_s=(t,), first_s=(2 * t,)) for t in (0.04, 0.06))
+    inference = BatchedInference(predict, {"slow": predict, "fast": predict})
+    models = {"slow": slow, "fast": fast}
+
+    def latency_s(n, request):
+        model = models[request.plan]
+        return (model if request.followed else model.first).latency_s(0, n)
+
+    worker, now = SimulatedWorker(inference, latency_s), 0.0
+    plans = ("slow", "slow", "fast", "fast", "slow")
+    for tick, plan in enumerate(plans):
+        seen = {KEY: np.zeros((2, 2), np.float32)}
+        worker.submit(Request(seen, tick, now, (0, tick), plan, followed=(tick - 1, 1) if tick else None))
+        now += 1.0
+        assert worker.poll(now) is not None
+    assert [latency_s for _, latency_s in worker.asked] == [0.12, 0.06, 0.08, 0.04, 0.12]
 
 
 def test_another_seed_is_another_episode():
