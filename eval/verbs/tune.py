@@ -7,27 +7,24 @@ trained, exact work removed and fewer steps. Without a world the nearest actions
 so.
 """
 
-import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vivace.accel.compile import compile_execution
-from vivace.accel.judgement import check_apart
 from vivace.deploy.loop.settings import LoopSettings, Mode
-from vivace.eval.measure.threads import choose_threads, restored_threads
-from vivace.eval.observations.gather import JUDGEMENT_SEED
-from vivace.eval.observations.observe import observe
+from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import claim, output_folder, write_json
 from vivace.eval.report.results import circumstances
-from vivace.eval.subject import load, session
-from vivace.eval.terminal import console, progress
+from vivace.eval.scale.options import ScaleOptions
+from vivace.eval.subject import load
+from vivace.eval.terminal import console
 from vivace.eval.tune.budget import Budget, BudgetOptions
-from vivace.eval.tune.candidate import Candidate, Origin, Trial
+from vivace.eval.tune.candidate import Trial
 from vivace.eval.tune.choice import Rule
-from vivace.eval.tune.counting import Counting, count
+from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.outcome import (
     Latency,
     as_trained,
@@ -39,13 +36,11 @@ from vivace.eval.tune.outcome import (
     too_slow,
     with_measurements,
 )
-from vivace.eval.tune.space import Space, describe, space_of
+from vivace.eval.tune.search import Deadline, Search
+from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.store import Store
-from vivace.eval.tune.study import Study
-from vivace.eval.tune.timing import FEW, MANY, Timing, median_s
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.session import Session
 
 
 @dataclass(kw_only=True)
@@ -61,8 +56,12 @@ class TuneOptions:
     timed: int = 16
     """Candidates that are timed because their work and their actions are promising; what has to be beaten is
     timed besides."""
-    finalists: int = 6
-    """Of those, how many are timed as often as a p99 takes."""
+    finalists: int = 8
+    """Of those, how many are timed as often as a p99 takes, and race in a world."""
+    n_episodes: int = 100
+    """Episodes that those in a race meet at most, the same for all; the hopeless are dropped before."""
+    confirm: int = 100
+    """Fresh episodes on which the winner is confirmed, beside what needs no search."""
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
     fewer steps, is looked at all the same."""
@@ -73,7 +72,7 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         """There must be time, and something to look at."""
-        for name in ("minutes", "candidates", "samples", "timed", "finalists"):
+        for name in ("minutes", "candidates", "samples", "timed", "finalists", "n_episodes", "confirm"):
             if not getattr(self, name) > 0:
                 raise BadSetting(f"tune.{name}={getattr(self, name)}; a number above 0 is needed")
 
@@ -98,6 +97,7 @@ class TuneCommand(CommonOptions):
     tune: TuneOptions = field(default_factory=TuneOptions)
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     loop: TunedLoop = field(default_factory=TunedLoop)
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     RUNS_LOOP = True
 
     def __post_init__(self) -> None:
@@ -111,24 +111,6 @@ class TuneCommand(CommonOptions):
                     "give one of them"
                 )
             self.env.control_hz = self.budget.hz
-
-
-_COUNTED, _TIMED = 0.4, 0.65
-"""Shares of the time by which the first and the second stage are over, where there is a third."""
-_COUNTED_ALONE = 0.6
-"""The same of the first, where there is none."""
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """The time there is."""
-
-    limit_s: float
-    began_s: float = field(default_factory=time.monotonic)
-
-    def left_s(self, share: float = 1.0) -> float:
-        """What is left of a share of it [s]."""
-        return self.began_s + share * self.limit_s - time.monotonic()
 
 
 @restored_threads()
@@ -156,7 +138,14 @@ def run(command: TuneCommand) -> tuple[dict[str, Any], bool]:
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder), False
-    return _chosen(command, loaded, rule, store, search.counting, kept[0], folder), True
+    best, told = kept[0], {}
+    if rule.is_world:
+        state, confirmation = search.race()
+        if confirmation is not None:
+            best = store.trials[confirmation.plan.key]
+            told = {"race": {"ending": state.ending, "entrants": list(state.keys)}}
+            told["confirmed"] = confirmation.rows()
+    return _chosen(command, loaded, rule, store, search.counting, best, folder, told), True
 
 
 def _results(
@@ -206,6 +195,7 @@ def _chosen(
     counting: Counting,
     best: Trial,
     folder: Path,
+    judged: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Save the plan, and tell what it costs."""
     trained = as_trained(store.trials.values())
@@ -217,99 +207,9 @@ def _chosen(
         "winner": {"key": best.key, "label": describe(best.candidate)},
         "run_with": execution_flags(best.candidate),
         "measured": found,
+        **judged,
     }
     return _results(command, loaded, rule, store, folder, sentence(rule, best, trained), **told)
-
-
-class Search:
-    """The stages of one search."""
-
-    def __init__(
-        self,
-        command: TuneCommand,
-        loaded: LoadedPolicy,
-        space: Space,
-        rule: Rule,
-        store: Store,
-        deadline: Deadline,
-    ) -> None:
-        """Look at observations, and let the policy as trained act on them."""
-        self._command, self._loaded, self._space, self._rule = command, loaded, space, rule
-        self._store, self._deadline = store, deadline
-        fitted = observe(command, loaded)
-        self._data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.tune.samples)
-        check_apart(fitted.seeds, self._data.seeds)
-        self.counting = Counting(loaded, fitted, self._data)
-
-    def count(self) -> None:
-        """Count work and compare actions, many candidates."""
-        options, rule = self._command.tune, self._rule
-        share = _COUNTED if rule.is_world else _COUNTED_ALONE
-        starters = self._space.starters(self._command.accel.chosen())
-        starters = tuple(one for one in starters if options.compile or not one.is_compiled)
-        with progress() as bars:
-            bar = bars.add_task("counting work, comparing actions", total=options.candidates)
-
-            def trial_of(candidate: Candidate) -> Trial:
-                trial = self.counting.trial(candidate)
-                if trial.reason and candidate.origin is not Origin.SEARCH:
-                    console.print(
-                        f"left out: {describe(candidate)}: {trial.reason}", style="yellow", highlight=False
-                    )
-                bars.update(bar, completed=len(self._store.trials) + 1)
-                return trial
-
-            def goes_on(known: int) -> bool:
-                return known < options.candidates and self._deadline.left_s(share) > 0
-
-            count(starters, Study(self._space, self._command.seed), self._store, trial_of, goes_on)
-
-    def time(self) -> None:
-        """Time the promising ones, interleaved; those near the budget often."""
-        share = _TIMED if self._rule.is_world else 1.0
-        options, rule, trials = self._command.tune, self._rule, self._store.trials
-        exact = Candidate(self._space.exact)
-        decides = {"exact": self._session(exact)}
-        choose_threads(decides, options.threads)
-        timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store)
-        first = rule.first(list(trials.values()), options.timed)
-        timing.time(first, FEW, self._deadline.left_s(share) / 3)
-        more = rule.next(list(trials.values()), options.timed // 2)
-        best = rule.keeping(trials.values())[:2]
-        added = [self._counted(one) for trial in best for one in self._space.faster(trial.candidate)]
-        timing.time(
-            [*more, *(trial for trial in added if trial.is_alive)], FEW, self._deadline.left_s(share) / 3
-        )
-        self._tell_best()
-        finalists = rule.finalists(list(trials.values()), options.finalists)
-        while finalists and self._deadline.left_s(share) > 0:
-            timing.time(finalists, MANY, self._deadline.left_s(share))
-            kept = rule.keeping(trials.values())[:1]  # of few measurements it may seem to
-            finalists = [trial for trial in kept if len(trial.latencies_s) < MANY]
-        self._tell_best()
-
-    def _counted(self, candidate: Candidate) -> Trial:
-        """The trial of a candidate, counted if it is not yet known."""
-        known = self._store.trials.get(candidate.key)
-        return known or self._store.add(self.counting.trial(candidate))
-
-    def _session(self, candidate: Candidate) -> Session:
-        """A candidate as the loop calls it."""
-        _, execution = self.counting.made(candidate)
-        if candidate.is_compiled:
-            execution = compile_execution(execution)
-        return session(self._command, self._loaded, execution)
-
-    def _tell_best(self) -> None:
-        """Say which plan is the best by now."""
-        kept = self._rule.sure(self._store.trials.values())
-        if kept:
-            best = kept[0]
-            console.print(
-                f"best so far: {describe(best.candidate)}: {1e3 * median_s(best):.1f} ms, actions "
-                f"{best.action_error:.3f} from those as trained",
-                highlight=False,
-            )
 
 
 def _identity(command: TuneCommand, loaded: LoadedPolicy) -> dict[str, Any]:
