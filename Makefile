@@ -1,9 +1,10 @@
 # make demo: set up once, then drive a robot under a latency budget and write a report.
 # make test: set up once, then run the everyday suite.
 # make long: the tests that take too long for every day, two minutes.
+# make table: write the support tables of policies/README.md anew, from what tests are marked to show.
 # make coverage: the same, and which lines it ran; a minute longer.
 # make gpu: on a machine with a GPU, what a CPU cannot try, then vivace bench of the zoo in two dtypes.
-.PHONY: setup demo test long coverage check bench gpu clean
+.PHONY: setup demo test long table coverage check bench gpu clean
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
@@ -31,6 +32,9 @@ test: $(STAMP)
 
 long: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m long
+
+table: $(STAMP)
+	$(BIN)/python -m pytest -q tests/contracts tests/deploy -k test_the_tables_in_the_readme --regen-golden
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

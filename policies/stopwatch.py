@@ -1,10 +1,11 @@
-"""Where the time of a chunk goes: prepare, encode, denoise or decode, finish."""
+"""Where the time of a chunk goes: prepare, encode or vision and language, denoise or decode, finish."""
 
 import time
 from collections.abc import Callable
 
-STAGES = ("prepare", "encode", "denoise", "decode", "finish")
-"""In the order they run; a policy that writes tokens decodes, any other one denoises."""
+STAGES = ("prepare", "vision", "language", "encode", "denoise", "decode", "finish")
+"""In the order they run; a policy with a language stage has vision and language in the place of encode, one
+that writes tokens decodes, any other one denoises."""
 
 Mark = Callable[[str], None]
 """Called with the name of a stage when it is over."""
@@ -26,7 +27,7 @@ class StageWatch:
         self, synchronise: Callable[[], None] = lambda: None, now: Callable[[], float] = time.perf_counter
     ) -> None:
         self._synchronise, self._now = synchronise, now
-        self._last_s = 0.0
+        self._last, self._last_s = "", 0.0
         self.chunks: list[dict[str, float]] = []
         """Of every chunk, stage -> time it took [s]."""
 
@@ -39,5 +40,12 @@ class StageWatch:
         """End a stage; the next one begins."""
         self._synchronise()
         now_s = self._now()
+        if self._last == "vision":  # then what is left of encode is language
+            stage = "language"
         self.chunks[-1][stage] = self.chunks[-1].get(stage, 0.0) + now_s - self._last_s
-        self._last_s = now_s
+        self._last, self._last_s = stage, now_s
+
+    def begins_to_read(self) -> None:
+        """Told whenever the first language layer begins: what `encode` did before it is vision."""
+        if self._last == "prepare":  # not of the tokens that are decoded later
+            self("vision")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+
 
 @pytest.fixture(autouse=True)
 def _as_many_threads() -> None:
@@ -88,6 +90,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cuda",
         help="device of the tests in tests/gpu; cpu tries the tests themselves where there is no GPU",
     )
+
+
+@pytest.fixture(scope="session")
+def collected(request: pytest.FixtureRequest) -> list[pytest.Item]:
+    """All tests that were collected, those too that are left out of this run."""
+    return request.config.stash[COLLECTED]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = list(items)
 
 
 def pytest_configure() -> None:

@@ -30,8 +30,9 @@ _LEFT = {
     "training.pt",
 }
 """What is written anew, or is about how the base came about."""
-_BY_CLASS = ("groot", "evo1")
-"""Types whose processors lerobot 0.6.1 joins together by their config's class (`policies/factory.py`)."""
+_BY_CLASS = ("groot", "evo1", "xvla")
+"""Types whose processors lerobot 0.6.1 joins together by their config's class: `policies/factory.py` of the
+first two, `envs/factory.py`, which lerobot-eval asks, of xvla."""
 LINKED = ".safetensors"
 HARD, SYMBOLIC, COPIED = "hard links", "symbolic links", "copies"
 

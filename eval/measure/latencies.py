@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
@@ -32,6 +33,7 @@ from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
+from vivace.policies.staged import has_language
 from vivace.policies.stopwatch import StageWatch
 
 CACHE = Path("outputs/latency")
@@ -117,6 +119,7 @@ def _timed(run: Chunk, data: CalibrationData, watch: StageWatch | None) -> Calla
     """Return what is timed of a run: a chunk, or those of a cycle, of one observation after the other."""
     if not isinstance(run, Session) or watch is None:
         return partial(_next, run, cycle(data.ones()))
+    run = _telling(run, watch)
     following = cycle([_following(run, one) for one in data.ones()])
 
     def chunks() -> None:
@@ -126,6 +129,25 @@ def _timed(run: Chunk, data: CalibrationData, watch: StageWatch | None) -> Calla
             run.predict(observations | ({SLOTS: slots} if slots else {}), [key], watch)
 
     return chunks
+
+
+def _telling(session: Session, watch: StageWatch) -> Session:
+    """Return a session that tells when its language stage begins, if it has one.
+
+    A compiled `encode` does not: it stays one stage.
+    """
+    policy = session.execution.policy
+    if not has_language(policy):
+        return session
+    first = policy.language.blocks[0]
+
+    def begin(*args: Any) -> Tensor:
+        watch.begins_to_read()
+        return first.fn(*args)
+
+    twin: Any = policy.with_blocks(lambda block: replace(block, fn=begin) if block.id == first.id else block)
+    twin = replace(session.execution, policy=twin)
+    return Session(session.loaded, twin, session.task, session.chunking)
 
 
 def _next(run: Any, observations: Iterator[CalibrationData]) -> None:

@@ -7,8 +7,9 @@ from vivace.eval.terminal import FoldingTable, milliseconds
 from vivace.policies.stopwatch import STAGES
 
 TEXT = (
-    "Medians. Prepare: pictures, text and state made ready; finish: actions back in the robot's units. "
-    "A policy without an adapter does everything in one stage."
+    "Medians. Prepare: pictures, text and state made ready; vision: all until the first language layer "
+    "begins; finish: actions back in the robot's units. A policy without a language stage, and one that is "
+    "compiled, has both in encode; one without an adapter does everything in one stage."
 )
 
 

@@ -1,7 +1,7 @@
-"""Every policy type that lerobot has: what works, and what is refused in one line. The table is in README.
+"""Every policy type that lerobot has, and ours: what works, and what is refused in one line.
 
-Each cell of the table in policies/README.md is a test here: a command as a user types it, on a miniature that
-lerobot saved, in a world of its own features. Faults, by their ids: G5 to G7, G10 to G12, B2, B3, B5.
+A command as a user types it, on a miniature that lerobot saved, in a world of its own features; what comes of
+it is in the tables of policies/README.md. Faults, by their ids: G5 to G7, G10 to G12, B2, B3, B5.
 """
 
 import io
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from any_world import world_of
+from checkpoints import EVERY, OURS, checkpoint
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_policy_config
 from lerobot_itself import LeRobot, draw_alike, moments, ours
 from lerobot_policies import TASK, TYPES, features, saved
+from support_table import YES, shows
 
 from vivace.deploy.bundle.bundle import Bundle
 from vivace.deploy.bundle.checks import check_contents
@@ -30,8 +32,6 @@ from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
 
 README = Path(__file__).parents[2] / "policies" / "README.md"
-BEGIN, END = "<!-- any lerobot policy -->", "<!-- end of it -->"
-
 FEW = ["--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1", "--accel.judged_samples=2"]
 SHORT = ["--eval.n_episodes=2", "--eval.timed_chunks=1", "--eval.curve=[]", "--eval.video=false",
          "--eval.lineup=false", "--bench.repeats=1", "--bench.threads=1", "--env.max_steps=5"]  # fmt: skip
@@ -63,7 +63,7 @@ OWN_STEPS = "processor step GrootN17PackInputsStep is not one that can be export
 SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
 TOKENS = "policy '{}' writes tokens of its own kind; token_vla can be exported"
 SHORTLY = {
-    WORKS: "yes",
+    WORKS: YES,
     NO_RTC: "no: has none",
     OWN_WAY: "no: own processors",
     OWN_STEPS: "no: own processors",
@@ -71,7 +71,7 @@ SHORTLY = {
     SELECTS: "no: own queue",
     TOKENS: "no: own tokens",
 }
-"""Line -> what the table says of it."""
+"""Line -> what the tables of README say of it."""
 OWN_LOOP = {"export": SELECTS, "rtc": NO_RTC}
 DENOISES = {"export": DRAWS}
 OPAQUE = ("vqbet", "tdmpc", "gaussian_actor", "eo1", "vla_jepa", "evo1")
@@ -83,6 +83,7 @@ REFUSED = {
     **dict.fromkeys(("eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
+    "token_vla": {"rtc": NO_RTC},
 }
 """Type -> column -> the line that refuses it; whatever is not named works."""
 DIFFERENCE = {"multi_task_dit": 1e-4}
@@ -91,17 +92,17 @@ NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: refused."""
 AS_THEY_ARE = ("xvla",)
 """Types that do not normalise actions unless they are asked to."""
-EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05", "smolvla", "xvla")
+EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05", "smolvla", "xvla", *OURS)
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
 
 def outcome(kind: str, column: str) -> str:
     """What came of a command: "works", or the one line that refuses it."""
-    checkpoint = saved(kind)
-    ask = [*VERBS[column], f"--policy.path={checkpoint}", *world_of(checkpoint, kind), *FEW]
+    policy = checkpoint(kind)
+    ask = [*VERBS[column], f"--policy.path={policy}", *world_of(policy, kind), *FEW]
     ask += MORE.get((kind, column), [])
     if column != "explain":
-        ask.append(f"--output_dir={checkpoint.parent / column}")
+        ask.append(f"--output_dir={policy.parent / f'{kind}-{column}'}")
     said = io.StringIO()
     with redirect_stderr(said), redirect_stdout(io.StringIO()):
         code = main(ask)
@@ -115,9 +116,16 @@ def wanted(kind: str, column: str) -> str:
     return REFUSED.get(kind, {}).get(column, WORKS)
 
 
+def says(kind: str, column: str) -> str:
+    """What the tables of README say of it."""
+    if column == "calibrate" and kind in OPAQUE:
+        return "nothing to"
+    return SHORTLY[wanted(kind, column)]
+
+
 CELLS = [
-    (kind, column)
-    for kind in TYPES
+    pytest.param(kind, column, marks=shows(column, kind, says(kind, column)))
+    for kind in EVERY
     for column in VERBS
     if column != "export" or kind not in ("act", *EXPORTED_ELSEWHERE)
 ]
@@ -144,6 +152,7 @@ def test_what_a_chunk_continues_is_normalised_as_the_preprocessor_does_it(kind):
 
 
 @pytest.mark.long
+@pytest.mark.shows("export", of="act")
 def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
     """B5: ACT with two cameras and a state, run by ONNX Runtime as by torch; what it cannot, it says."""
     assert outcome("act", "export") == WORKS
@@ -170,16 +179,24 @@ def difference(kind: str) -> float:
     """Largest difference, in the robot's units, of what is executed from what lerobot's own loop executes."""
     with pytest.MonkeyPatch.context() as patch:
         draw_alike(patch)
-        loaded = load_policy(saved(kind))
+        loaded = load_policy(checkpoint(kind))
         spec = loaded.staged.spec
         seen = moments(spec)
         found = ours(Session(loaded, task=TASK), seen)[:, : spec.n_action_steps]
-        wanted = LeRobot(saved(kind)).executed(seen, spec.n_action_steps)
+        wanted = LeRobot(checkpoint(kind)).executed(seen, spec.n_action_steps)
     assert found.shape == wanted.shape
     return float(np.abs(found - wanted).max())
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind, marks=shows("plain", kind, f"{DIFFERENCE[kind]:.0e}" if kind in DIFFERENCE else "0")
+        )
+        for kind in EVERY
+    ],
+)
 def test_a_policy_executes_what_it_executes_in_lerobot(kind):
     """B2, B3, G7: histories, own queues and policies without chunks too."""
     assert difference(kind) <= DIFFERENCE.get(kind, 0)
@@ -209,33 +226,6 @@ def test_a_noise_key_names_a_chunk(kind):
     assert (np.abs(pair[0] - pair[1]).max() < 1e-4) == is_static
 
 
-def table() -> str:
-    """What the tests above pin, as Markdown."""
-    head = ["type", "comes apart", "largest difference", *(it for it in VERBS if it != "explain")]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for kind in TYPES:
-        parts = "no, opaque" if kind in OPAQUE else "yes"
-        largest = f"{DIFFERENCE[kind]:.0e}" if kind in DIFFERENCE else "0"
-        cells = [SHORTLY[wanted(kind, column)] for column in head[3:]]
-        if kind in OPAQUE:
-            cells[head[3:].index("calibrate")] = "nothing to"
-        lines.append("| " + " | ".join([f"`{kind}`", parts, largest, *cells]) + " |")
-    return "\n".join(lines)
-
-
-def test_the_table_in_the_readme_is_this_one(request):
-    """README's sentence about any other lerobot policy; --regen-golden writes the table anew."""
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    found, _, after = rest.partition(END)
-    if request.config.getoption("--regen-golden"):
-        README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
-        found = f"\n{table()}\n"
-    assert found.strip() == table()
-    for kind in NOT_SMALL:
-        assert f"`{kind}`" in after
-
-
 @pytest.mark.parametrize("kind", NOT_SMALL)
 def test_a_type_that_is_not_proven_is_refused(kind, tmp_path, capsys):
     """G6: in one line, before its weights or what it names on the Hub are looked for."""
@@ -255,4 +245,5 @@ def test_every_type_that_lerobot_has_is_in_the_table_or_named_beside_it():
         if config.__module__.startswith("lerobot.policies.")
     }
     assert set(TYPES) | set(NOT_SMALL) == known
+    assert all(f"`{kind}`" in README.read_text() for kind in NOT_SMALL)
     assert not set(TYPES) & set(NOT_SMALL)

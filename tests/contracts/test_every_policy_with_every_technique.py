@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from policy_cases import DENOISER, KEYS, LANGUAGE, POLICIES, TOKENS, observations
+from support_table import LACKS, shows
 from technique_cases import daily, examples, needs
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import accelerate, calibrate, exact_plan
 from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import count_flops
@@ -72,7 +73,7 @@ FORGETS = {"xvla": 0.95}
 @pytest.mark.parametrize(
     ("subject", "kind"),
     [
-        (policy, kind)
+        pytest.param(policy, kind, marks=shows(kind, policy.split("-")[0], LACKS))
         for policy, (_, has) in POLICIES.items()
         for kind in techniques()
         if not has.issuperset(needs([kind]))
@@ -85,10 +86,19 @@ def test_a_policy_that_lacks_what_a_technique_works_on_refuses_by_name(subject, 
 
 
 DAILY = daily({name: has for name, (_, has) in POLICIES.items()})
+
+
+def marks(policy: str, example: str) -> list[pytest.MarkDecorator]:
+    """When a pair is run, and what it shows: of a technique alone that it works on the policy."""
+    when = [] if (policy, example) in DAILY else [pytest.mark.long]
+    kinds = [kind for kind, _ in EXAMPLES[example]]
+    return when + [shows(kind, policy.split("-")[0]) for kind in kinds if len(kinds) == 1]
+
+
 every_pair = pytest.mark.parametrize(
     ("subject", "plan"),
     [
-        pytest.param(policy, name, marks=[] if (policy, name) in DAILY else pytest.mark.long)
+        pytest.param(policy, name, marks=marks(policy, name))
         for policy, (_, has) in POLICIES.items()
         for name, wanted in EXAMPLES.items()
         if has.issuperset(needs(kind for kind, _ in wanted))
@@ -154,6 +164,20 @@ def test_a_plan_of_other_weights_is_refused(subject):
 def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
     plain = run(as_trained(subject.staged), subject)
     assert torch.equal(plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject))
+
+
+@pytest.mark.shows("exact", by="subject")
+@with_()
+def test_work_that_nobody_needs_is_left_out_at_no_error(subject):
+    """What is done where nobody says what: `hoist`, dead work, and whatever else is exact."""
+    plan = exact_plan(subject.staged, subject.mark)
+    assert all(technique.is_exact for technique in plan.techniques)
+    plain, exact = as_trained(subject.staged), accelerate(subject.staged, plan, subject.mark)
+    found, wanted = (executed(run(it, subject), subject) for it in (exact, plain))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    if TOKENS not in subject.has:  # there it depends on how many guesses are right
+        costs = [count_flops(it, subject.data.one).total for it in (exact, plain)]
+        assert costs[0] < costs[1] if plan.techniques else costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("kind", ["block_cache", "forecast"])

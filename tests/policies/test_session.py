@@ -137,6 +137,18 @@ def test_the_stages_of_a_chunk_add_up_to_the_whole(loaded, values, stages):
     assert [name for name in STAGES if name in stages] == list(stages)
 
 
+def test_vision_ends_where_the_first_language_layer_begins():
+    watch = StageWatch(now=count(0, 1.0).__next__)
+    watch.start()
+    for tell in ("prepare", None, None, "encode", None, "decode", "finish"):
+        watch.begins_to_read() if tell is None else watch(tell)
+    assert watch.chunks == [dict.fromkeys(("prepare", "vision", "language", "decode", "finish"), 1.0)]
+    watch.start()
+    for tell in ("prepare", "encode", "denoise", "finish"):
+        watch(tell)
+    assert watch.chunks[1] == dict.fromkeys(("prepare", "encode", "denoise", "finish"), 1.0)
+
+
 def test_an_exact_jacobian_is_timed_as_denoising():
     now = [0.0]
 

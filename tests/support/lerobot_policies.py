@@ -214,16 +214,19 @@ _make_pi_small()
 _FAST_IDS = 128
 
 
-def _fast_folder(folder: Path) -> Path:
-    """Write a FAST tokenizer fitted to noise; its class is one that lerobot brings."""
+def know_fast() -> Any:
+    """Let this process find the class of FAST tokenizers, which lerobot brings; returns it."""
     from lerobot.policies.molmoact2.molmoact2_hf_model.action_tokenizer import UniversalActionProcessor
 
+    AutoProcessor.register(UniversalActionProcessor, UniversalActionProcessor)
+    return UniversalActionProcessor
+
+
+def _fast_folder(folder: Path) -> Path:
+    """Write a FAST tokenizer fitted to noise."""
     fast = folder / "fast"
     chunks = list(np.random.default_rng(0).uniform(-1, 1, (32, 6, ACTION_DIM)))
-    AutoProcessor.register(UniversalActionProcessor, UniversalActionProcessor)
-    UniversalActionProcessor.fit(
-        chunks, vocab_size=_FAST_IDS, time_horizon=6, action_dim=ACTION_DIM
-    ).save_pretrained(fast)
+    know_fast().fit(chunks, vocab_size=_FAST_IDS, time_horizon=6, action_dim=ACTION_DIM).save_pretrained(fast)
     return fast
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from safetensors.numpy import load_file
+from support_table import shows
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
@@ -181,7 +182,14 @@ def test_providers_are_told_to_compute_float32_and_to_keep_engines(monkeypatch, 
     assert Runtime(names[2:])._providers() == ["CPUExecutionProvider"]
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param("diffusion", marks=shows("export", "dp_transformer")),
+        pytest.param("vla", marks=shows("export", "cogact")),
+        pytest.param("writer", marks=shows("export", "token_vla")),
+    ],
+)
 def test_a_bundle_acts_as_its_policy_does(subject, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
     task = "" if subject == "diffusion" else "Open the drawer"

@@ -25,6 +25,7 @@ PLANS = {
 
 
 @pytest.mark.long
+@pytest.mark.shows("export", of="smolvla")
 @pytest.mark.parametrize("wanted", PLANS.values(), ids=PLANS)
 def test_it_acts_as_in_torch_whatever_it_is_told(wanted, tmp_path):
     """Prompts are as long as they may be there; lerobot pads to the longest of a batch."""

@@ -28,6 +28,7 @@ def subject():
 
 
 @pytest.mark.long
+@pytest.mark.shows("export", of="xvla")
 def test_a_bundle_freezes_the_context_as_torch_does(subject, tmp_path):
     loaded, raw, data = subject
     other = CalibrationData(data.batch, ((6, 0),))

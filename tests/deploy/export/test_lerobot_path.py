@@ -224,6 +224,7 @@ def with_processors(loaded, config, stats, **changes):
     return replace(loaded, preprocess=before, postprocess=behind)
 
 
+@pytest.mark.shows("export")
 @pytest.mark.parametrize("kind", ["diffusion", "multi_task_dit", "dp_transformer"])
 def test_a_bundle_acts_as_lerobots_own_path_does(kind, exported):
     """G1 to G4 for bundles: states, environment state, two cameras, instructions, windows of observations.

@@ -51,6 +51,7 @@ def exported(request, tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.shows("export", by="exported")
 @pytest.mark.parametrize("task", [TASK, OTHER])
 def test_a_bundle_acts_as_torch_does(exported, task):
     """Whole prompts there, without padding and the camera that nobody has here."""

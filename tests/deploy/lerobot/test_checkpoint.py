@@ -133,7 +133,7 @@ def test_what_does_not_come_apart_is_refused(tmp_path):
         write(opaque, AccelerationPlan(opaque.fingerprint), tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["groot", "evo1"])
+@pytest.mark.parametrize("kind", ["groot", "evo1", "xvla"])
 def test_what_lerobot_knows_by_its_class_is_refused(kind):
     known = SimpleNamespace(policy=SimpleNamespace(config=SimpleNamespace(type=kind)))
     with pytest.raises(UnsupportedPolicy, match=f"joins the processors of '{kind}' together by their type"):

@@ -5,6 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checkpoints import checkpoint
+from lerobot_itself import moments
+from lerobot_policies import TASK
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.technique import CalibrationData
@@ -23,7 +26,7 @@ from vivace.eval.measure.latencies import (
 from vivace.eval.measure.timing import Rounds
 from vivace.policies.execution import Execution, as_trained, executing
 from vivace.policies.language.decoding import greedy
-from vivace.policies.load import stage
+from vivace.policies.load import load_policy, stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
@@ -107,6 +110,18 @@ def test_a_stage_is_never_longer_than_the_whole(tiny_loaded):
     found = chunk_latencies({"plain": Session(tiny_loaded)}, observations(tiny_loaded), Rounds(repeats=5))
     assert all(time_s > 0 for time_s in found.stages_s["plain"].values())
     assert max(found.stages_s["plain"].values()) < max(found.times_s["plain"])
+
+
+@pytest.mark.parametrize(("kind", "after"), [("cogact", "denoise"), ("token_vla", "decode")])
+def test_vision_and_language_are_told_apart_where_there_is_a_language_stage(kind, after):
+    loaded = load_policy(checkpoint(kind))
+    session = Session(loaded, task=TASK)
+    raw = {key: value[:, None] for key, value in moments(session.spec)[0].items()}
+    data = CalibrationData(session.prepare(raw), ((1, 0),), raw=raw)
+    found = chunk_latencies({"plain": session}, data, Rounds(repeats=2))
+    stages = found.stages_s["plain"]
+    assert list(stages) == ["prepare", "vision", "language", after, "finish"]
+    assert all(time_s > 0 for time_s in stages.values())
 
 
 def test_the_loop_leaves_out_what_it_does_not_know(tiny_loaded):
