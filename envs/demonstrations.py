@@ -1,11 +1,11 @@
 """Demonstrations: how they are asked for, and a LeRobotDataset of them read as arrays."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -22,6 +22,8 @@ EVALUATION_SEED = 100_000
 
 OnEpisode = Callable[[int, int], None]
 """Told (episodes kept, episodes tried) after each episode."""
+Spread = Callable[[Callable[[int], Any], Iterable[int]], Generator[Any, None, None]]
+"""As `map`, of a function that can be pickled; it may call it for more seeds than are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +137,20 @@ class Demonstrations:
         )
 
 
-def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None = None) -> None:
+def record(
+    settings: CollectSettings,
+    path: Path,
+    on_episode: OnEpisode | None = None,
+    spread: Spread | None = None,
+) -> None:
     """Let a world's scripted expert demonstrate a task and store it as a LeRobotDataset, whole or not at all.
 
     Args:
         settings: what to demonstrate.
         path: folder to make; nothing is written there before everything is done.
         on_episode: progress.
+        spread: runs episodes elsewhere, side by side; here, one after the other, when None. What is stored is
+            the same.
 
     Raises:
         UnknownEnvironment: the type of world has no scripted experts, or none for this task.
@@ -153,7 +162,8 @@ def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None =
             f"environment type {settings.env_type!r} has no scripted experts to collect from; train on a "
             "LeRobotDataset of your own: vivace train --data='[FOLDER]'"
         )
-    getattr(import_module(module), name)(settings, path, on_episode)
+    elsewhere = () if spread is None else (spread,)  # a recorder of another package may not know of it
+    getattr(import_module(module), name)(settings, path, on_episode, *elsewhere)
 
 
 def load_demonstrations(path: Path, images: bool = False) -> Demonstrations:

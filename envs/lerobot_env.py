@@ -20,12 +20,12 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.envs import make_env, make_env_pre_post_processors, preprocess_observation
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION
-from lerobot.utils.import_utils import register_third_party_plugins
 
 from vivace.envs.gymnasium_env import GymnasiumWorld, ScoreOptions, action_dim, leaves, own_rate, starter
 from vivace.envs.protocol import TaskInfo
 from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, UnknownEnvironment
+from vivace.policies.plugins import register_plugins
 from vivace.policies.spec import STATE, ActionKind, PolicySpec
 
 _OURS = {"metaworld": "lerobot_metaworld"}
@@ -205,7 +205,7 @@ class LerobotWorlds:
 
 def lerobot_names() -> tuple[str, ...]:
     """Return the types, also those of lerobot_env_* packages; one named as ours has lerobot_ before it."""
-    _register()
+    register_plugins()
     return tuple(_OURS.get(name, name) for name in EnvConfig.get_known_choices() if name not in _NO_WORLDS)
 
 
@@ -223,11 +223,6 @@ def _unanswered() -> Iterator[None]:
         yield
     finally:
         sys.stdin = asked
-
-
-@cache
-def _register() -> None:
-    register_third_party_plugins()
 
 
 def _options(config: Any, known: _Known | None) -> type:

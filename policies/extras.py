@@ -16,6 +16,7 @@ EXTRAS = {
     **dict.fromkeys(("PIL", "datasets", "pyarrow"), "torch"),
     **dict.fromkeys(("onnx", "onnxscript", "onnx_ir"), "export"),
     "rerun": "rerun",
+    "ray": "ray",
     "cryptography": "sign",
     **dict.fromkeys(("rclpy", "rcl_interfaces", "sensor_msgs", "geometry_msgs", "trajectory_msgs"), "ros"),
     **dict.fromkeys(("std_msgs", "std_srvs", "diagnostic_msgs", "lifecycle_msgs"), "ros"),

@@ -17,6 +17,7 @@ from vivace.policies.batch import Batch, assembled, told_besides
 from vivace.policies.block import Block, HasBlocks, Runner, compute
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.language.llama import Reads
+from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
@@ -138,6 +139,23 @@ class LanguageForm(_OfLeRobot):
     def with_branches(self, kept: tuple[int, ...]) -> Self:
         """Return a twin without the other language layers: keys and values of theirs nobody reads here."""
         return self.with_layers(kept)
+
+
+class SeeingForm(DenoisingForm):
+    """What denoises, and reads its cameras apart from what it feels, without patches to choose from."""
+
+    see: Callable[..., Any]
+    """As of `SeeingPolicy`, and so is the next."""
+    perceive: Callable[..., Any]
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has cameras."""
+        return bool(self.policy.config.image_features)
+
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
+        """Read an observation: what is seen, and with it what is felt."""
+        return self.perceive(batch, self.see(batch))
 
 
 def check_own_blocks(form: HasBlocks, spec: PolicySpec, wanted: str) -> None:

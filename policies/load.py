@@ -13,7 +13,7 @@ from vivace.policies.checkpoint.find import resolve
 from vivace.policies.checkpoint.former import statistics_in_weights
 from vivace.policies.checkpoint.lora import base_of, has_adapter, merge
 from vivace.policies.checkpoint.processors import load_processors
-from vivace.policies.checkpoint.statistics import check_statistics, no_statistics, unnormalised
+from vivace.policies.checkpoint.statistics import check_statistics, lacks_statistics
 from vivace.policies.checkpoint.weights import check_finite, check_range, load_weights
 from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained
@@ -121,13 +121,11 @@ def load_policy(
         policy = merge(folder, policy)
     features = {**config.input_features, **config.output_features}
     former = statistics_in_weights(stored, features)
-    lacking = [] if former else unnormalised(folder, config)
-    lent = statistics if lacking else None
-    preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
     check_finite(folder, policy)
-    if lacking and statistics is None:
-        raise no_statistics(folder, lacking)
-    if not lacking or statistics:
+    is_base = not former and lacks_statistics(folder, config, is_lent=statistics is not None)
+    lent = statistics if is_base else None
+    preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
+    if lent != {}:
         check_statistics(folder, config, preprocess, postprocess)
     staged = stage(policy, action_kinds, preprocess)
     mark = fingerprint(policy, staged.spec.block_ids, (preprocess, postprocess))
@@ -135,7 +133,7 @@ def load_policy(
         cast_weights(policy, wanted)
         check_range(folder, policy, dtype)
         staged = stage(policy, action_kinds, preprocess)  # what it made of the weights before is not theirs
-    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark, is_base=bool(lacking))
+    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark, is_base)
 
 
 def fingerprint_of(folder: Path, policy: Any) -> Fingerprint:

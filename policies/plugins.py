@@ -1,16 +1,20 @@
-"""What other packages add to lerobot: distributions called `lerobot_policy_*`."""
+"""What other packages add to lerobot: distributions called `lerobot_{policy,env,robot,camera,…}_*`."""
 
 import logging
 from functools import cache
-
-from lerobot.utils.import_utils import register_third_party_plugins
 
 from vivace.policies.errors import in_one_line
 
 
 @cache
 def register_plugins() -> None:
-    """Import lerobot's plug-ins, once; one that cannot be imported is left out, and told in one line."""
+    """Import lerobot's plug-ins, once; one that cannot be imported is left out, and told in one line.
+
+    Raises:
+        ImportError: lerobot is not installed.
+    """
+    from lerobot.utils.import_utils import register_third_party_plugins
+
     root, failed = logging.getLogger(), _Failed(logging.ERROR)
     handlers, root.handlers = root.handlers, [failed]  # lerobot logs a stack for each
     try:

@@ -8,7 +8,7 @@ from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.deadman.robot_process import RobotProcess
 from vivace.deploy.loop.guard import Limits
 from vivace.deploy.loop.robot import Robot
-from vivace.deploy.robots.registry import make_robot
+from vivace.deploy.robots.registry import is_simulated, make_robot
 from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.policies.spec import ActionKind
 
@@ -19,8 +19,6 @@ def open_robot(
     context: Mapping[str, Any],
     settings: DeadmanSettings,
     realtime: RealtimeSettings | None = None,
-    *,
-    is_simulated: bool = False,
 ) -> Robot:
     """Make a robot as `make_robot` does, in a process of its own if the settings want a dead man's switch.
 
@@ -30,13 +28,12 @@ def open_robot(
         context: of `make_robot`; "spec" and "control_hz" are needed.
         settings: of the switch.
         realtime: what the loop asks of the operating system; the process asks for a little more.
-        is_simulated: it stands still when nobody steps it, and may stay in the loop's process.
 
     Raises:
         BadSetting: as `make_robot`; or the process did not come up.
     """
     make = partial(make_robot, kind, dict(options), dict(context))
-    if not is_wanted(settings, is_simulated):
+    if not is_wanted(settings, kind):
         return make()
     robot = RobotProcess(
         make, context["spec"], 1.0 / context["control_hz"], settings, name=kind, realtime=realtime
@@ -45,9 +42,9 @@ def open_robot(
     return robot
 
 
-def is_wanted(settings: DeadmanSettings, is_simulated: bool) -> bool:
-    """Whether a robot gets a dead man's switch."""
-    return not is_simulated if settings.enabled is None else settings.enabled
+def is_wanted(settings: DeadmanSettings, kind: str) -> bool:
+    """Whether a robot gets a dead man's switch; one that stands still when nobody steps it needs none."""
+    return not is_simulated(kind) if settings.enabled is None else settings.enabled
 
 
 def arm(robot: Robot, kinds: Sequence[ActionKind], limits: Limits) -> str:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 from vivace.policies.checkpoint.config import ACCELERATED
-from vivace.policies.checkpoint.plugins import register_plugins
 from vivace.policies.errors import BadSetting, in_one_line
 from vivace.policies.load import ADAPTERS
+from vivace.policies.plugins import register_plugins
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 """Hosts that nobody outside of this computer reaches."""

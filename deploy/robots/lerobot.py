@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vivace.policies.errors import BadSetting
+from vivace.policies.plugins import register_plugins
 from vivace.policies.spec import IMAGES, STATE, Observation
 
 
@@ -85,12 +86,12 @@ def lerobot(robot: str, instruction: str = "", is_shareable: bool = False, **con
     try:
         import draccus
         from lerobot.robots import RobotConfig, make_robot_from_config
-        from lerobot.utils.import_utils import register_third_party_plugins
+
+        register_plugins()
     except ImportError as error:
         raise BadSetting(
             f"a lerobot robot needs lerobot ({error}); pip install 'vivace[torch]' and the robot's extra"
         ) from error
-    register_third_party_plugins()
     _register_own()
     known = sorted(RobotConfig.get_known_choices())
     if robot not in known:

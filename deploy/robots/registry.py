@@ -59,6 +59,16 @@ def make_robot(kind: str, options: Mapping[str, Any], context: Mapping[str, Any]
     return robot
 
 
+def is_simulated(kind: str) -> bool:
+    """Whether a robot stands still when nobody steps it: the class says so that its function returns.
+
+    Raises:
+        BadSetting: as of `make_robot`.
+    """
+    made = inspect.signature(_factory(kind)).return_annotation
+    return getattr(made, "is_simulated", False) is True
+
+
 def _factory(kind: str) -> Callable[..., Any]:
     if ":" in kind:
         place = kind

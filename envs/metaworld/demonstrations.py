@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vivace.envs.demonstrations import EVALUATION_SEED, CollectSettings, Demonstrations, OnEpisode
+from vivace.envs.demonstrations import EVALUATION_SEED, CollectSettings, Demonstrations, OnEpisode, Spread
 from vivace.envs.metaworld.experts import ActionNoise, Expert, expert
 from vivace.envs.metaworld.world import ACTION_DIM, STATE_DIM, STATE_KEY, MetaWorld
 from vivace.envs.registry import make
@@ -40,7 +41,12 @@ def collect(settings: CollectSettings, on_episode: OnEpisode | None = None) -> D
     )
 
 
-def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None = None) -> None:
+def record(
+    settings: CollectSettings,
+    path: Path,
+    on_episode: OnEpisode | None = None,
+    spread: Spread | None = None,
+) -> None:
     """Demonstrate a task, as of `envs.demonstrations`."""
     import datasets
     from lerobot.datasets.lerobot_dataset import LeRobotDataset  # loads torch
@@ -62,7 +68,7 @@ def record(settings: CollectSettings, path: Path, on_episode: OnEpisode | None =
                 use_videos=False,
             )
             try:
-                for episode in _episodes(env, settings, on_episode):
+                for episode in _episodes(env, settings, on_episode, spread):
                     for values, action in zip(episode.observations, episode.actions, strict=True):
                         dataset.add_frame({**values, "action": action, "task": env.task_description})
                     dataset.save_episode()
@@ -85,27 +91,49 @@ def _make_env(settings: CollectSettings) -> MetaWorld:
     )
 
 
-def _episodes(env: MetaWorld, settings: CollectSettings, on_episode: OnEpisode | None) -> Iterator[Episode]:
+def _episodes(
+    env: MetaWorld, settings: CollectSettings, on_episode: OnEpisode | None, spread: Spread | None = None
+) -> Iterator[Episode]:
     """Demonstrate until enough episodes succeeded, giving up when fewer than one in ten does."""
-    act = expert(settings.task, env.control_hz)
+    seeds = range(settings.seed, EVALUATION_SEED)
+    here = (_try(env, settings, seed) for seed in seeds)
     kept = tried = 0
-    while kept < settings.episodes:
-        if tried >= 50 and kept * _WORST_ODDS < tried:
-            raise BadSetting(
-                f"the expert of {settings.task!r} succeeded in {kept} of {tried} episodes; lower the noise "
-                f"(scales {settings.noise.scales}) or raise max_episode_steps ({env.max_episode_steps})"
-            )
-        seed = settings.seed + tried
-        if seed >= EVALUATION_SEED:
-            raise BadSetting(f"seeds below {EVALUATION_SEED} are used up after {kept} episodes; lower seed")
-        noise = ActionNoise(settings.noise, seed, env.control_hz)
-        episode = _demonstrate(env, act, noise, seed, settings.tail_steps)
-        tried += 1
-        kept += episode is not None
-        if on_episode is not None:
-            on_episode(kept, tried)
-        if episode is not None:
-            yield episode
+    with closing(here if spread is None else spread(partial(_try_elsewhere, settings), seeds)) as episodes:
+        while kept < settings.episodes:
+            if tried >= 50 and kept * _WORST_ODDS < tried:
+                raise BadSetting(
+                    f"the expert of {settings.task!r} succeeded in {kept} of {tried} episodes; lower the "
+                    f"noise (scales {settings.noise.scales}) or raise max_episode_steps "
+                    f"({env.max_episode_steps})"
+                )
+            if tried == len(seeds):
+                raise BadSetting(
+                    f"seeds below {EVALUATION_SEED} are used up after {kept} episodes; lower seed"
+                )
+            episode = next(episodes)
+            tried += 1
+            kept += episode is not None
+            if on_episode is not None:
+                on_episode(kept, tried)
+            if episode is not None:
+                yield episode
+
+
+def _try(env: MetaWorld, settings: CollectSettings, seed: int) -> Episode | None:
+    """Run one episode; None if it fails."""
+    act = expert(settings.task, env.control_hz)
+    noise = ActionNoise(settings.noise, seed, env.control_hz)
+    return _demonstrate(env, act, noise, seed, settings.tail_steps)
+
+
+def _try_elsewhere(settings: CollectSettings, seed: int) -> Episode | None:
+    """The same in another process, which keeps its world."""
+    return _try(_own_env(settings), settings, seed)
+
+
+@cache
+def _own_env(settings: CollectSettings) -> MetaWorld:
+    return _make_env(settings)
 
 
 def _demonstrate(

@@ -130,11 +130,10 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         self.task_description = self.instruction or task_descriptions()[task]
         self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
         if image_sizes is None:
-            _check_cameras(self._world.model, cameras)
-            edge = (image_size, image_size)
-            image_sizes = {IMAGE_KEY + name: edge for name in cameras if image_size}
-        elif image_sizes:
-            _check_cameras(self._world.model, [_camera(key) for key in image_sizes])
+            image_sizes = {IMAGE_KEY + name: (image_size, image_size) for name in cameras if image_size}
+        else:
+            cameras = tuple(map(_camera, image_sizes)) or cameras
+        _check_cameras(self._world.model, cameras)
         self._eyes = {
             size: Camera(self._world.model, *size, marks=self.shows_goal) for size in {*image_sizes.values()}
         }

@@ -29,6 +29,7 @@ from vivace.eval.live.parts import (
 )
 from vivace.eval.live.screen import Screen
 from vivace.eval.live.settings import RunCommand
+from vivace.eval.live.threads import choose_threads
 from vivace.policies.errors import BadSetting
 
 _PAUSE_S = 0.002
@@ -43,7 +44,9 @@ def drive(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interrup
     with ExitStack() as shown, ExitStack() as stack:
         screen = Screen()  # from here on nobody waits for a terminal
         shown.callback(screen.close)
-        worker = make_worker(command, plans)
+        threads = choose_threads(command, plans)
+        screen.say(f"ONNX Runtime threads: {threads.n}, {threads.told}")
+        worker = make_worker(command, plans, threads.n)
         stack.callback(worker.close)
         with one_line(f"robot {command.robot.type!r} cannot be used"):
             bare = make_robot(command, bundle.spec)
@@ -51,8 +54,6 @@ def drive(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interrup
             stack.callback(robot.close)
             bundle, posture, limits, limits_from = fit(command, bare, bundle, screen)
             robot.observe()  # one that does not answer later is shown what it saw now
-        options = command.inference
-        screen.say(f"ONNX Runtime threads: {options.n_threads}, {options.threads_from}")
         worker.start()
         warmup_s, ladder = warm(command, bundle, worker, plans)
         interrupts.hold_back()
@@ -65,6 +66,7 @@ def drive(command: RunCommand, plans: Mapping[str, Bundle], interrupts: Interrup
             limits=limits,
             limits_from=limits_from,
             worker=worker,
+            threads=threads,
             ladder=ladder,
             recorder=recorder,
             watchdog=Watchdog(command.watchdog, recorder.changed),

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from vivace.eval.output import output_folder
 from vivace.policies.errors import BadSetting, UnknownEnvironment, VivaceError
 from vivace.policies.spec import PolicySpec
 
+if TYPE_CHECKING:
+    from vivace.eval.live.threads import Threads
+
 _SIMULATION = "vivace.eval.live.sim_robot:simulation"
 
 
@@ -52,6 +55,8 @@ class Parts:
     limits_from: str
     """Where they are from, in words."""
     worker: ProcessWorker
+    threads: "Threads"
+    """Of one inference."""
     ladder: tuple[Rung, ...]
     recorder: Recorder
     watchdog: Watchdog
@@ -104,11 +109,9 @@ def make_robot(command: RunCommand, spec: PolicySpec) -> Any:
     kind, options = command.robot.type, dict(command.robot.options)
     if command.viewer:
         options["viewer"] = True
-    is_past = kind == "dataset"
-    if is_simulated := _is_world(kind):
+    if _is_world(kind):
         kind, options = _SIMULATION, {"world": kind, **options}
-    is_harmless = is_simulated or is_past
-    return open_robot(kind, options, context, command.deadman, command.realtime, is_simulated=is_harmless)
+    return open_robot(kind, options, context, command.deadman, command.realtime)
 
 
 def _is_world(kind: str) -> bool:
@@ -162,13 +165,13 @@ def make_guard(
     return guard
 
 
-def make_worker(command: RunCommand, plans: Mapping[str, Bundle]) -> ProcessWorker:
-    """Make what computes chunks, in a process of its own that has not begun."""
+def make_worker(command: RunCommand, plans: Mapping[str, Bundle], threads: int) -> ProcessWorker:
+    """Make what computes chunks with so many threads, in a process of its own that has not begun."""
     options = command.inference
     load = bundles(
         {name: bundle.reference for name, bundle in plans.items()},
         options.providers,
-        options.threads,
+        threads,
         command.loop.chunking,
         command.public_key,
         options.plausible_spans,

@@ -35,13 +35,7 @@ def results(parts: "Parts") -> dict[str, Any]:
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": commit(),
-        "machine": {
-            "cpu": processor(),
-            "cores": cores(),
-            "threads": command.inference.n_threads,
-            "threads_from": command.inference.threads_from,
-            "providers": ", ".join(command.inference.providers),
-        },
+        "machine": _machine(parts),
         "seed": command.seed,
         "bundle": {
             "path": str(bundle.folder),
@@ -50,14 +44,7 @@ def results(parts: "Parts") -> dict[str, Any]:
             "techniques": list(bundle.receipt.get("techniques", ())),
             "horizon": bundle.spec.horizon,
         },
-        "settings": {
-            "control_hz": command.rate_hz,
-            "trained_hz": bundle.spec.control_hz,
-            "mode": command.loop.mode,
-            "n_action_steps": command.loop.fresh_actions(bundle.spec),
-            "cpu_load": command.cpu_load,
-            "limits": parts.limits_from,
-        },
+        "settings": _settings(parts),
         "realtime": [
             {"what": grant.what, "is_granted": grant.is_granted, "why": grant.why} for grant in parts.grants
         ],
@@ -84,6 +71,31 @@ def results(parts: "Parts") -> dict[str, Any]:
         "memory_mb": dict(zip(("first", "largest", "last"), recorder.memory_mb, strict=False)),
         "episodes": parts.episodes,
         "video": None,
+    }
+
+
+def _machine(parts: "Parts") -> dict[str, Any]:
+    """What computed."""
+    return {
+        "cpu": processor(),
+        "cores": cores(),
+        "threads": parts.threads.n,
+        "threads_from": parts.threads.told,
+        "threads_latency_s": dict(parts.threads.latency_s),
+        "providers": ", ".join(parts.command.inference.providers),
+    }
+
+
+def _settings(parts: "Parts") -> dict[str, Any]:
+    """How the run was asked to be."""
+    command, bundle = parts.command, parts.bundle
+    return {
+        "control_hz": command.rate_hz,
+        "trained_hz": bundle.spec.control_hz,
+        "mode": command.loop.mode,
+        "n_action_steps": command.loop.fresh_actions(bundle.spec),
+        "cpu_load": command.cpu_load,
+        "limits": parts.limits_from,
     }
 
 

@@ -9,7 +9,6 @@ from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.loop.watchdog import WatchdogSettings
 from vivace.deploy.system.realtime import RealtimeSettings
 from vivace.envs.registry import DEFAULT_TYPE
-from vivace.eval.machine import cores
 from vivace.policies.errors import BadSetting
 from vivace.policies.training_range import PLAUSIBLE_SPANS
 
@@ -52,26 +51,13 @@ class InferenceOptions:
     providers: list[str] = field(default_factory=lambda: ["cpu"])
     """ONNX Runtime's: cpu, cuda, tensorrt, openvino."""
     threads: int | None = None
-    """Of one inference; when not given as many as this process may use cores. A busy computer may be faster
-    with fewer: vivace bench --bench.bundles=[BUNDLE] measures, with --bench.threads=1 and with more."""
+    """Of one inference; when not given as many as are measured to be fastest, before the robot is there."""
     stall_s: float = 5.0
     """An inference that takes longer is given up and its process replaced [s]."""
     plausible_spans: float = PLAUSIBLE_SPANS
     """An observation with a number further outside of what training saw is refused, in spans of that."""
     warmup: int = 5
     """Chunks computed and timed before the first command."""
-
-    @property
-    def n_threads(self) -> int:
-        """Threads that ONNX Runtime has."""
-        return self.threads or cores()
-
-    @property
-    def threads_from(self) -> str:
-        """Who said so many."""
-        return (
-            "as given" if self.threads else "one for every core it may use; --inference.threads says another"
-        )
 
     def __post_init__(self) -> None:
         """Counts and times must be above 0."""

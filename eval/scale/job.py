@@ -132,8 +132,8 @@ class Job:
 
     def order(self) -> "Order":
         """Return the job as it travels."""
-        ladder = tuple((one.rung, Acting.of(one.session), one.latency) for one in self.ladder)
-        return Order(self.name, self.label, Acting.of(self.session), self.make_env, self.settings, ladder)
+        ladder = tuple((one.rung, Actor.of(one.session), one.latency) for one in self.ladder)
+        return Order(self.name, self.label, Actor.of(self.session), self.make_env, self.settings, ladder)
 
     def described(self) -> str:
         """Hash of everything that its results depend on, apart from machine and versions."""
@@ -144,7 +144,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Acting:
+class Actor:
     """How a policy acts, without its weights."""
 
     plan: AccelerationPlan | None
@@ -154,7 +154,7 @@ class Acting:
     chunking: RealTimeChunking | None
 
     @classmethod
-    def of(cls, session: Session) -> "Acting":
+    def of(cls, session: Session) -> "Actor":
         """Return how a session acts."""
         spec = session.execution.policy.spec
         plan = session.execution.plan
@@ -173,13 +173,13 @@ class Order:
 
     name: str
     label: str
-    acting: Acting
+    actor: Actor
     make_env: Callable[[], Any]
     settings: RolloutSettings
-    ladder: tuple[tuple[Rung, Acting, LatencyModel], ...]
+    ladder: tuple[tuple[Rung, Actor, LatencyModel], ...]
 
     def job(self, loaded: LoadedPolicy) -> Job:
         """Return the job over a policy that was loaded anew."""
-        choices = (Choice(rung, acting.session(loaded), latency) for rung, acting, latency in self.ladder)
-        session = self.acting.session(loaded)
+        choices = (Choice(rung, actor.session(loaded), latency) for rung, actor, latency in self.ladder)
+        session = self.actor.session(loaded)
         return Job(self.name, self.label, session, self.make_env, self.settings, tuple(choices))

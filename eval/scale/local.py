@@ -18,7 +18,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PATIENCE_S = 5.0
 
 Arguments = Callable[[Any], tuple[Any, ...]]
-"""Unit -> arguments of `Worker.run`."""
+"""Unit -> arguments of `Running.run`."""
 
 
 class LocalCrew:
@@ -82,7 +82,7 @@ class LocalCrew:
 
 def serve(connection: Connection) -> None:
     """Be a worker, until nobody asks any more."""
-    from vivace.eval.scale.worker import Worker  # imports torch
+    from vivace.eval.scale.worker import Worker  # imports torch, after the environment is set
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends workers
     os.dup2(2, 1)  # what loading prints; stdout is the results'

@@ -1,6 +1,7 @@
 """Where episodes are run: one group of flags, and nothing else changes."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +62,16 @@ class ScaleOptions:
                 "vivace on a node of the cluster (ray job submit) with --scale.ray=auto, or give host:port"
             )
         _ = self.share
+
+    def check(self, output_dir: str | None, require: Sequence[str]) -> None:
+        """Raise `BadSetting` if shares would not find each other, or are asked what only all of them know."""
+        if self.share and output_dir is None:
+            raise BadSetting(f"scale.shard={self.shard} needs --output_dir, the same for all shares")
+        if self.share and require:
+            raise BadSetting(
+                f"scale.shard={self.shard}: whether {require[0]} holds is known once all are joined; leave "
+                "--require out"
+            )
 
     @property
     def is_here(self) -> bool:

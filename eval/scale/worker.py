@@ -5,20 +5,50 @@ import pickle
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from vivace.eval.plugins import import_plugin
 from vivace.eval.scale.job import Job, Stopwatch, Unit
 from vivace.eval.scale.schedule import Done, Result
 from vivace.eval.simulation.rollout import Worlds
 from vivace.policies.load import LoadedPolicy
 
 
+class Running(Protocol):
+    """What runs units in a worker."""
+
+    def run(self, *arguments: Any) -> Iterator[Result | Done]:
+        """Run a unit; yields `Result`s and at last a `Done`."""
+
+
+class Start(Protocol):
+    """What a worker begins with; it is pickled."""
+
+    def begin(self) -> Running:
+        """Make ready what runs units."""
+
+
+class Worker:
+    """Runs units in a process of its own.
+
+    Args:
+        start: a pickled `Start`: nothing is imported for it before the process's environment is set.
+    """
+
+    def __init__(self, start: bytes) -> None:
+        self._running: Running = pickle.loads(start).begin()
+
+    def run(self, *arguments: Any) -> Iterator[Result | Done]:
+        """Run a unit."""
+        yield from self._running.run(*arguments)
+
+
 @dataclass(frozen=True)
-class Start:
-    """What a worker begins with."""
+class Acting:
+    """Begins with a policy."""
 
     load: Callable[[], LoadedPolicy]
-    """Loads the policy; a partial of a function of a module, so that it travels."""
+    """Loads it; a partial of a function of a module, so that it travels."""
     folder: str
     """Working folder of the command, which names may be relative to."""
     packages: tuple[str, ...]
@@ -26,29 +56,29 @@ class Start:
     threads: int
     """torch's."""
 
-
-class Worker:
-    """Runs units.
-
-    Args:
-        start: a pickled `Start`. Nothing is unpickled before the worker's environment is as it should be, for
-            that imports torch.
-    """
-
-    def __init__(self, start: bytes) -> None:
+    def begin(self) -> "ActingWorker":
+        """Load the policy."""
         import torch
 
-        from vivace.eval.plugins import import_plugin
-
-        found: Start = pickle.loads(start)
-        if Path(found.folder).is_dir():
-            os.chdir(found.folder)
-        torch.set_num_threads(found.threads)
-        for package in found.packages:
+        torch.set_num_threads(self.threads)
+        if Path(self.folder).is_dir():
+            os.chdir(self.folder)
+        for package in self.packages:
             import_plugin(package)
-        self._loaded = found.load()
+        return ActingWorker(self.load())
+
+
+class ActingWorker:
+    """Runs the episodes of jobs.
+
+    Args:
+        loaded: the policy.
+    """
+
+    def __init__(self, loaded: LoadedPolicy) -> None:
+        self._loaded = loaded
         self._jobs: dict[str, tuple[bytes, Job]] = {}
-        self._worlds, self._made_by = Worlds(_nowhere), b""
+        self._worlds: tuple[bytes, Worlds] | None = None
 
     def run(self, unit: Unit, order: bytes, known: Collection[int]) -> Iterator[Result | Done]:
         """Run a unit; yields the results of episodes as they end, and at last the times.
@@ -66,18 +96,30 @@ class Worker:
 
     def _job(self, name: str, order: bytes) -> Job:
         if name not in self._jobs or self._jobs[name][0] != order:
-            asked: Any = pickle.loads(order)
-            self._jobs[name] = order, asked.job(self._loaded)
+            self._jobs[name] = order, pickle.loads(order).job(self._loaded)
         return self._jobs[name][1]
 
     def _worlds_of(self, job: Job) -> Worlds:
         """Worlds of a job: those there are, if they are of the same kind; one kind at a time is kept."""
         maker = pickle.dumps(job.make_env)
-        if maker != self._made_by:
-            self._worlds.close()
-            self._worlds, self._made_by = Worlds(job.make_env), maker
-        return self._worlds
+        if self._worlds is None or self._worlds[0] != maker:
+            if self._worlds is not None:
+                self._worlds[1].close()
+            self._worlds = maker, Worlds(job.make_env)
+        return self._worlds[1]
 
 
-def _nowhere() -> Any:
-    raise AssertionError("no job has said yet where it is run")
+@dataclass(frozen=True)
+class Calling:
+    """Begins with a function, of which every unit is an argument."""
+
+    function: Callable[[Any], Any]
+
+    def begin(self) -> "Calling":
+        """Return itself."""
+        return self
+
+    def run(self, argument: Any) -> Iterator[Result | Done]:
+        """Call it."""
+        yield Result(self.function(argument))
+        yield Done()

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from rich.progress import Progress, TaskID
 from scipy.stats import binomtest
 
 from vivace.eval.plugins import plugins
+from vivace.eval.scale.hire import hire, warn
 from vivace.eval.scale.job import Job, Stopwatch, Unit
-from vivace.eval.scale.local import LocalCrew
 from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.scale.schedule import Crew, Schedule
-from vivace.eval.scale.worker import Start
+from vivace.eval.scale.worker import Acting
 from vivace.eval.simulation.episode import EpisodeResult, append_result, load_results
 from vivace.eval.simulation.rollout import Worlds
-from vivace.eval.terminal import console, progress
+from vivace.eval.terminal import progress
 from vivace.policies.backports import Self
 from vivace.policies.errors import WorkerLost
 from vivace.policies.load import LoadedPolicy
+
+_REFRESH_S = 0.1
 
 
 class Workforce:
@@ -130,7 +133,7 @@ class Workforce:
             self._stores[unit.job].add(what)
 
     def _arguments(self, unit: Unit) -> tuple[Unit, bytes, frozenset[int]]:
-        """Of `Worker.run`."""
+        """Of `ActingWorker.run`."""
         return unit, self._orders[unit.job], self._stores[unit.job].known
 
     def _hired(self) -> Schedule:
@@ -138,16 +141,8 @@ class Workforce:
         if self._schedule is not None:
             return self._schedule
         scale = self._scale
-        start = pickle.dumps(Start(self._load, os.getcwd(), plugins(), scale.threads))
-        n = scale.workers or 0
-        if scale.ray:
-            from vivace.eval.scale.ray_crew import RayCrew
-
-            cluster = RayCrew(scale.ray, start, scale.threads, self._arguments)
-            self._crew, n = cluster, cluster.n
-        else:
-            self._crew = LocalCrew(start, scale.threads, self._arguments)
-        self._schedule = Schedule(self._crew, n, _warn)
+        start = Acting(self._load, os.getcwd(), plugins(), scale.threads)
+        self._crew, self._schedule, _ = hire(scale, start, self._arguments)
         return self._schedule
 
 
@@ -160,6 +155,7 @@ class _Store:
         self._seeds = [seed for unit in units if unit.job == job.name for seed in unit.seeds]
         self._results = {result.seed: result for result in load_results(self._path)}
         self._bar: TaskID | None = None
+        self._shown_s = 0.0
 
     @property
     def known(self) -> frozenset[int]:
@@ -183,10 +179,14 @@ class _Store:
         self._show()
 
     def _show(self) -> None:
-        """Show how many episodes there are, and what they say so far."""
-        found = [result.success for result in self.results()]
+        """Show how many episodes there are, and what they say so far; ten times a second is enough."""
+        now = time.monotonic()
         if self._bar is None:
             self._bar = self._bars.add_task(self._job.label, total=len(self._seeds))
+        elif now - self._shown_s < _REFRESH_S and len(self._results) < len(self._seeds):
+            return
+        self._shown_s = now
+        found = [result.success for result in self.results()]
         so_far = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
         told = f"{self._job.label}: {sum(found)} of {len(found)} ({so_far.low:.0%} … {so_far.high:.0%})"
         self._bars.update(self._bar, description=told, completed=len(found))
@@ -197,14 +197,10 @@ class _Store:
         failed = [error for result in results for error in result.errors]
         if failed:
             asked = sum(len(result.latencies_s) for result in results)
-            _warn(
+            warn(
                 f"{self._job.label}: {len(failed)} of {asked} chunks failed, the fallback acted; the first: "
                 f"{failed[0]}"
             )
-
-
-def _warn(line: str) -> None:
-    console.print(line, style="yellow", highlight=False, markup=False)
 
 
 def _told(given_up: dict[Unit, str], folder: Path) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from vivace.envs.demonstrations import CollectSettings, record
 from vivace.envs.registry import DEFAULT_TYPE
 from vivace.eval.options import EnvOptions
+from vivace.eval.scale.hire import spread
+from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.terminal import progress
 from vivace.policies.errors import BadSetting
 
@@ -44,6 +46,7 @@ class CollectCommand:
 
     env: DemonstratedEnv = field(default_factory=DemonstratedEnv)
     collect: CollectOptions = field(default_factory=CollectOptions)
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     output_dir: str
     """Folder of the dataset."""
 
@@ -51,6 +54,11 @@ class CollectCommand:
 def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:
     """Demonstrate a task and store it as a LeRobotDataset."""
     options, (task, *others) = command.collect, command.env.tasks
+    if command.scale.share:
+        raise BadSetting(
+            f"scale.shard={command.scale.shard}: a dataset is one; give other --collect.seed to other "
+            "machines, and all their folders to vivace train --data"
+        )
     if others:
         raise BadSetting(f"env.task={command.env.task!r}: collect takes one task; run it once for each")
     settings = CollectSettings(
@@ -72,5 +80,6 @@ def run(command: CollectCommand) -> tuple[dict[str, Any], bool]:
             tries = tried
             bars.update(bar, completed=kept)
 
-        record(settings, Path(command.output_dir), on_episode)
+        elsewhere = None if command.scale.is_here else spread(command.scale)
+        record(settings, Path(command.output_dir), on_episode, elsewhere)
     return {"dataset": command.output_dir, "episodes": options.episodes, "tried": tries}, True

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
+from vivace.policies.forms import SeeingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -32,7 +32,7 @@ from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
 
-class StagedDiffusion(DenoisingForm):
+class StagedDiffusion(SeeingForm):
     """lerobot's U-Net Diffusion Policy as a `DenoisingPolicy`, over its own modules.
 
     Every block replaces the stream, mostly by one of another shape, so a runner may reuse or forecast a
@@ -70,15 +70,6 @@ class StagedDiffusion(DenoisingForm):
 
     def _residual_block(self, block_id: str, module: DiffusionConditionalResidualBlock1d) -> Block:
         return Block(block_id, module, additive=False)
-
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
-        """Observation features (B, D) of all observation steps and cameras."""
-        return self.perceive(batch, self.see(batch))
-
-    @property
-    def sees(self) -> bool:
-        """Whether it has cameras."""
-        return bool(self.policy.config.image_features)
 
     def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Features of all cameras (B, To, n): what lerobot puts between the state and the environment's."""

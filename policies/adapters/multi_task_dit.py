@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, embed_time
-from vivace.policies.forms import DenoisingForm, policy_spec, stacked, unstacked
+from vivace.policies.forms import SeeingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
@@ -32,7 +32,7 @@ from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
 
-class StagedMultiTaskDiT(DenoisingForm):
+class StagedMultiTaskDiT(SeeingForm):
     """lerobot's multi-task diffusion transformer as a `DenoisingPolicy`, over its own modules.
 
     Besides state and cameras it reads the instruction: `observation.language.tokens` and
@@ -61,15 +61,6 @@ class StagedMultiTaskDiT(DenoisingForm):
             else self.resample(config.integration_method, config.num_integration_steps)
         )
         self.spec = policy_spec(config, self.blocks, action_kinds)
-
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
-        """Conditioning vector (B, D): state, cameras and instruction of all observation steps."""
-        return self.perceive(batch, self.see(batch))
-
-    @property
-    def sees(self) -> bool:
-        """Whether it has cameras."""
-        return bool(self.policy.config.image_features)
 
     def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Tensor:
         """Features of cameras and instruction (B, To, n): what lerobot puts behind the state."""

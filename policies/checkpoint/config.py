@@ -7,8 +7,8 @@ import draccus
 from lerobot.configs import PreTrainedConfig
 
 from vivace.policies.checkpoint.manifest import read_manifest
-from vivace.policies.checkpoint.plugins import register_plugins
 from vivace.policies.errors import PolicyNotFound, in_one_line
+from vivace.policies.plugins import register_plugins
 from vivace.policies.registry import Registry
 
 ACCELERATED = "vivace"

@@ -73,11 +73,19 @@ def check_statistics(folder: Path, config: Any, preprocess: Any, postprocess: An
         _check_own_way(f"{folder}/{pipeline.name}.json", pipeline, features)
 
 
-def unnormalised(folder: Path, config: Any) -> list[str]:
-    """Return the features that config.json says are normalised, if the processors hold statistics of none.
+def lacks_statistics(folder: Path, config: Any, *, is_lent: bool) -> bool:
+    """Whether processors hold no statistics at all of what config.json says is normalised.
 
-    So it is with a base that is published to be trained further. One whose statistics can be meant for a
-    feature under another name is none, and is empty here: `check_statistics` says how to name them.
+    So it is with a base that is published to be trained. One whose statistics can be meant for a feature
+    under another name is none: `check_statistics` says how to name them.
+
+    Args:
+        folder: of the checkpoint.
+        config: of the policy.
+        is_lent: others are there for it.
+
+    Raises:
+        NoStatistics: there are none, and none are lent.
     """
     said = getattr(config, "normalization_mapping", None) or {}
     wanted = [
@@ -85,25 +93,19 @@ def unnormalised(folder: Path, config: Any) -> list[str]:
         for key, feature in {**config.input_features, **config.output_features}.items()
         if said.get(feature.type, NormalizationMode.IDENTITY) is not NormalizationMode.IDENTITY
     ]
-    files = (folder / name for name in PIPELINES if (folder / name).is_file())
-    states = (
-        folder / step["state_file"]
-        for file in files
-        for step in processor_steps(file)
-        if "state_file" in step
-    )
+    files = [folder / name for name in PIPELINES if (folder / name).is_file()]
+    steps = [step for file in files for step in processor_steps(file)]
+    states = [folder / step["state_file"] for step in steps if "state_file" in step]
     held = {name.rpartition(".")[0] for state in states for name in _in(state)}
-    is_meant = any(len(_meant(held, key)) == 1 for key in wanted)
-    return [] if is_meant else wanted
-
-
-def no_statistics(folder: Path, features: Iterable[str]) -> NoStatistics:
-    """Return what is raised of a checkpoint that holds no statistics of what it normalises."""
-    return NoStatistics(
-        f"{folder} holds no statistics of {', '.join(features)}, which config.json says are normalised: a "
-        "base to be trained, it seems. vivace explain and vivace bench count and time it; for its actions "
-        f"give the robot's dataset, --data.repo=…, or {_REMEDY}"
-    )
+    if not wanted or any(len(_meant(held, key)) == 1 for key in wanted):
+        return False
+    if files and not is_lent:
+        raise NoStatistics(
+            f"{folder} holds no statistics of {', '.join(wanted)}, which config.json says are normalised: a "
+            "base to be trained, it seems. vivace explain and vivace bench count and time it; for its "
+            f"actions give the robot's dataset, --data.repo=…, or {_REMEDY}"
+        )
+    return True
 
 
 def _in(file: Path) -> list[str]:

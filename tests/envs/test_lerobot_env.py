@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from lerobot.envs import make_env, preprocess_observation
 from lerobot.envs.configs import EnvConfig, PushtEnv
 
@@ -256,3 +257,44 @@ def test_a_heavier_world_runs_and_repeats_itself(env_type, task, options):
     world.close()
     assert "is_success" in info
     assert all(np.array_equal(runs[0][key], runs[2][key]) for key in runs[0])
+
+
+@pytest.mark.long
+@pytest.mark.simulators
+@pytest.mark.parametrize(("env_type", "task", "options", "seed"), [
+    ("aloha", "AlohaInsertion-v0", {}, 7),
+    ("libero", "libero_object", {"task_ids": [0], "observation_height": 128, "observation_width": 128}, 0),
+    ("lerobot_metaworld", "reach-v3", {}, 7),
+])  # fmt: skip
+def test_a_heavier_world_is_lerobots_own_step_for_step(env_type, task, options, seed):
+    """Action for action, observation for observation against the vector that `lerobot-eval` steps.
+
+    LIBERO's picks initial states by counting resets, so its first episode is that of seed 0.
+    """
+    pytest.importorskip({"aloha": "gym_aloha", "libero": "libero"}.get(env_type, "metaworld"))
+    world = make(env_type, task, **options)
+    config = EnvConfig.get_choice_class(env_type.removeprefix("lerobot_"))(task=task, **options)
+    (vector,) = next(iter(make_env(config).values())).values()
+    before, after = config.get_env_processors()
+
+    def theirs_of(seen):
+        return before(preprocess_observation(seen) | {"task": [""]})
+
+    theirs, (ours, _) = theirs_of(vector.reset(seed=[seed])[0]), world.reset(seed=seed)
+    random = np.random.default_rng(0)
+    for _ in range(4):
+        assert set(ours) == {key for key in theirs if key.startswith("observation.")}
+        for key, mine in ours.items():
+            wanted = theirs[key][0].numpy()
+            if "image" in key:
+                mine, wanted = mine.astype(np.float32) / np.float32(255), np.moveaxis(wanted, 0, -1)
+            np.testing.assert_array_equal(mine, wanted)
+        action = random.uniform(-1, 1, vector.single_action_space.shape).astype(np.float32)
+        told = after({"action": torch.from_numpy(action)[None]})["action"].numpy()
+        ours, reward, ended, _, info = world.step(action)
+        seen, rewards, ends, _, infos = vector.step(told)
+        theirs = theirs_of(seen)
+        assert (reward, ended) == (rewards[0], ends[0])
+        assert bool(info["is_success"]) == bool(infos["is_success"][0])
+    vector.close()
+    world.close()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
-from vivace.policies.forms import CausalForm, policy_spec
+from vivace.policies.forms import CausalForm, SeeingForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_sampler
@@ -23,7 +23,7 @@ from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
 
-class StagedDPTransformer(CausalForm):
+class StagedDPTransformer(CausalForm, SeeingForm):
     """The transformer Diffusion Policy as a `DenoisingPolicy`, over its own modules."""
 
     chunk_method = "sample_actions"
@@ -63,15 +63,6 @@ class StagedDPTransformer(CausalForm):
             Block(f"action.{i}.cross", attend_memory),
             Block(f"action.{i}.mlp", feed_forward),
         )
-
-    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
-        """Observation features (B, To, cond_dim)."""
-        return self.perceive(batch, self.see(batch))
-
-    @property
-    def sees(self) -> bool:
-        """Whether it has cameras."""
-        return bool(self.policy.config.image_features)
 
     def see(
         self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all

@@ -429,7 +429,7 @@ def test_an_older_runtime_is_refused_by_name():
 
 
 def test_a_runtime_that_knows_less_runs_bundles_too(whole, monkeypatch):
-    """Before 1.23 Python could neither share threads among graphs nor say so."""
+    """C1: before 1.23 Python could neither share threads among graphs nor say so."""
 
     class Options(ort.SessionOptions):
         def __setattr__(self, name, value):

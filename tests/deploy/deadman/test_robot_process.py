@@ -295,10 +295,11 @@ def test_robots_that_cannot_be_made(tmp_path):
 
 
 def test_the_switch_is_on_for_real_robots_and_the_loop_makes_the_others_itself(monkeypatch):
-    assert is_wanted(DeadmanSettings(), is_simulated=False)
-    assert not is_wanted(DeadmanSettings(), is_simulated=True)
-    assert is_wanted(DeadmanSettings(enabled=True), is_simulated=True)
-    assert not is_wanted(DeadmanSettings(enabled=False), is_simulated=False)
+    monkeypatch.setattr(robot_access, "is_simulated", lambda kind: kind == "world")
+    assert is_wanted(DeadmanSettings(), "arm")
+    assert not is_wanted(DeadmanSettings(), "world")
+    assert is_wanted(DeadmanSettings(enabled=True), "world")
+    assert not is_wanted(DeadmanSettings(enabled=False), "arm")
     lamp = SimpleNamespace(observe=lambda: None, act=lambda action: None)
     monkeypatch.setattr(robot_access, "make_robot", lambda kind, options, context: (lamp, kind, options))
     context = {"spec": SPEC, "control_hz": 10.0}

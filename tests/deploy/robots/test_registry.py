@@ -15,6 +15,7 @@ from vivace.deploy.robots.registry import (
     action_names,
     check_robot,
     initial_action,
+    is_simulated,
     make_robot,
     robot_names,
 )
@@ -178,3 +179,12 @@ def test_a_robot_has_an_ability_if_it_has_all_of_it_whoever_wraps_it():
     assert (trait(wrapped, "action_names"), trait(wrapped, "is_simulated")) == (None, False)
     robot.is_simulated = True
     assert trait(wrapped, "is_simulated") is True
+
+
+def test_a_robot_that_stands_still_by_itself_says_so():
+    """A class says it of itself; no name of a robot is known by heart."""
+    assert is_simulated("dataset")
+    assert is_simulated("vivace.eval.live.sim_robot:simulation")
+    assert not is_simulated("lerobot")
+    with pytest.raises(BadSetting, match="robot 'leg' is not known"):
+        is_simulated("leg")

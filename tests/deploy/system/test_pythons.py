@@ -32,6 +32,7 @@ def test_the_wheel_holds_no_checkpoint_and_is_small(wheel):
 
 
 def test_what_a_robot_runs_imports_on_its_python(robots_python, robot_modules):
+    """C8."""
     done = robots_python.run("-I", "-c", "; ".join(f"import {name}" for name in robot_modules))
     assert done.returncode == 0, done.stderr
     helped = robots_python.run("-I", "-m", "vivace.deploy.ros2.node", "--help")

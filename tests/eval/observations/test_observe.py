@@ -127,3 +127,18 @@ def test_chunks_that_continue_are_told_what_the_one_before_means(strangers_polic
     found = data.raw[PREVIOUS][late[0]]
     np.testing.assert_allclose(found[: len(chunk)], chunk, atol=1e-5)
     assert np.isnan(found[len(chunk) :]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pictures_of_a_file_are_bytes_too(strangers_policy, tmp_path, dtype):
+    """A26: numbers in [0, 1] would be divided by 255 again."""
+    rows = [frame(episode, 0) for episode in range(4)]
+    arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]} | {"episode": np.arange(4)}
+    arrays = {
+        key: np.stack([value, value], 1) if "observation" in key else value for key, value in arrays.items()
+    }
+    camera = "observation.images.top"
+    np.savez(tmp_path / "obs.npz", **arrays | {camera: (arrays[camera] / 255).astype(dtype)})
+    asked = command(strangers_policy, file=str(tmp_path / "obs.npz"))
+    with pytest.raises(ObservationMismatch, match=rf"top' is {np.dtype(dtype)}; pictures are uint8"):
+        observe(asked, load(asked))

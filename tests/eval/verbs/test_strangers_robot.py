@@ -112,6 +112,7 @@ def test_every_output_says_where_observations_are_from(done, recordings):
 
 
 def test_the_bundle_knows_its_robot_by_the_data(done):
+    """C7: a policy of one's own robot is exported without a simulator."""
     spec = Bundle.load(done / "bundle").spec
     assert spec.control_hz == 10
     assert {kind.value for kind in spec.action_kinds} == {"absolute"}
@@ -131,8 +132,9 @@ def test_the_bundle_is_replayed_against_what_was_recorded(done):
     results = json.loads((done / "run" / "results.json").read_text())
     assert results["run"]["sources"]["chunk"] > 0
     assert results["run"]["latency"]["p50_s"] > 0
-    n, why = cores(), "one for every core it may use; --inference.threads says another"
-    assert (results["machine"]["threads"], results["machine"]["threads_from"]) == (n, why), "G17"
+    n, why = (results["machine"][name] for name in ("threads", "threads_from"))
+    assert 1 <= n <= cores(), "G17"
+    assert why.startswith("measured (1: " if cores() > 1 else "one for every core it may use")
     assert f"ONNX Runtime threads: {n}, {why}" in " ".join((done / "said").read_text().split())
     measured = results["measured"]
     assert (measured["episodes"], measured["actions"]) == ([3], results["run"]["ticks"])

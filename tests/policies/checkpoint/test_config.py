@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from vivace.policies.checkpoint.plugins import register_plugins
 from vivace.policies.errors import PolicyNotFound
 from vivace.policies.load import load_policy
+from vivace.policies.plugins import register_plugins
 from vivace.policies.session import Session
 
 

@@ -19,7 +19,7 @@ from lerobot.processor.factory import make_policy_processor_pipelines
 from lerobot_policies import saved
 
 from vivace.policies.checkpoint.statistics import check_statistics
-from vivace.policies.errors import PolicyNotFound
+from vivace.policies.errors import NoStatistics, PolicyNotFound
 from vivace.policies.load import load_policy
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
@@ -166,6 +166,19 @@ def test_no_statistics_at_all(copy):
         PolicyNotFound, match="holds no statistics of observation.state, action, .* save the processors again"
     ):
         load_policy(copy)
+
+
+def test_statistics_of_several_datasets_are_nobodys(copy, restate):
+    """A1, A2: smolvla's base, as migrated, holds those of what it was trained on under several names."""
+    sets = ("so100.buffer", "so100-red.buffer")
+    restate(copy, lambda t: {f"{name}.{key}": tensor.clone() for name in sets for key, tensor in t.items()})
+    with pytest.raises(NoStatistics, match="a base to be trained, it seems"):
+        load_policy(copy)
+    lent = {STATE: {"min": [-3.0] * 5, "max": [3.0] * 5}, "action": {"min": [0.0] * 3, "max": [1.0] * 3}}
+    loaded = load_policy(copy, statistics=lent)
+    assert loaded.is_base
+    assert loaded.postprocess(torch.ones(1, 3)).tolist() == [[1.0] * 3]
+    assert loaded.preprocess({STATE: torch.full((5,), 3.0)})[STATE].tolist() == [[1.0] * 5]
 
 
 @pytest.mark.parametrize("name", ["policy_preprocessor", "policy_postprocessor"])
