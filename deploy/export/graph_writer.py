@@ -1,6 +1,7 @@
 """Write modules as ONNX graphs into a folder, each proven equal to torch, equal tensors stored once."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,8 +118,7 @@ class GraphWriter:
         used = {value.name: inputs[value.name].cpu().numpy() for value in model.graph.input}
         error = 0.0
         if self.precision != "fp32":
-            error = _error(model.SerializeToString(), used, found)
-            model = reduced(model, self.precision)
+            model, error = self._reduced(model, used, found)
         if branches:
             model = add_branches(model, branches)
         file = Path("graphs") / f"{name}.onnx"
@@ -133,6 +133,15 @@ class GraphWriter:
         inputs_of, outputs_of = _shapes(model.graph.input), _shapes(model.graph.output)
         self.graphs.append(Graph(file.as_posix(), inputs_of, outputs_of, origin, error))
         return len(self.graphs) - 1
+
+    def _reduced(
+        self, model: Any, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]
+    ) -> tuple[Any, float]:
+        """Return a model at the writer's precision, and how far off it was before that."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            file = Path(folder) / "whole.onnx"
+            onnx.save_model(model, file, save_as_external_data=True, size_threshold=_SHARED_FROM)
+            return reduced(file, self.precision), _error(str(file), inputs, wanted)
 
     def _share(self, tensors: Any, file: Path) -> None:
         """Move large tensors to the shared file."""
@@ -175,7 +184,7 @@ def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _error(model: str | bytes, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]) -> float:
+def _error(model: str, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]) -> float:
     """Largest difference of a graph's outputs in ONNX Runtime from torch's, every block computed.
 
     In units of the output's largest value where that exceeds 1, for rounding grows with it: logits of 20
