@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import onnxscript  # noqa: F401  torch writes graphs with it: better missed now than after a minute's work
 import torch
@@ -113,6 +114,7 @@ class GraphWriter:
                 dynamic_shapes=_dynamic(inputs, dynamic) if dynamic else None,
             )
             found = module(*given)
+        _fold_transposes(program.model.graph)
         model = program.model_proto
         _drop_unused_inputs(model.graph)
         used = {value.name: inputs[value.name].cpu().numpy() for value in model.graph.input}
@@ -162,6 +164,35 @@ class GraphWriter:
             del tensor.external_data[:]
             for key, value in (("location", file.name), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(value))
+
+
+def _fold_transposes(graph: ir.Graph) -> None:
+    """Transpose the weights that a graph would: torch.onnx leaves it those that are read several times.
+
+    int8 takes products with weights alone, and ONNX Runtime makes a copy for each time they are read.
+    """
+    made: dict[tuple[str | None, tuple[int, ...]], ir.Value] = {}
+    for node in [node for node in graph if node.op_type == "Transpose"]:
+        weight, result = node.inputs[0], node.outputs[0]
+        if weight is None or weight.const_value is None or result.is_graph_output():
+            continue
+        order = tuple(node.attributes["perm"].as_ints())
+        key = weight.name, order
+        if key not in made:
+            array = np.ascontiguousarray(weight.const_value.numpy().transpose(order))
+            name = f"{weight.name}.{'_'.join(map(str, order))}"
+            made[key] = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=result.type,
+                const_value=ir.tensor(array, name=name),
+            )
+            graph.register_initializer(made[key])
+        result.replace_all_uses_with(made[key])
+        graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
 
 
 def _digest(data: bytes) -> str:
