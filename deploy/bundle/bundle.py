@@ -207,7 +207,7 @@ class Bundle(Contents):
             vocabulary = self.graphs[program.encode].outputs["logits"][-1]
         try:
             data = self.path(file).read_bytes()
-            more = {"is_whole": program.is_whole, "carries": program.carries}
+            more = {"continues": program.continues and bool(program.steps), "carries": program.carries}
             return Golden.from_bytes(data, file, self.spec, vocabulary, **more)
         except BadSetting as error:
             raise BadBundle(f"{self.folder}: {error}; export it again") from error

@@ -55,13 +55,15 @@ class PromptSettings:
     pad: Annotated[int, Between(0, 2**31)] = 0
     tokenizer: Annotated[str, Longest(200)] = ""
     """Its file; empty: only the instructions that were tokenised at export are known."""
-    template: Annotated[str, Longest(10_000)] = ""
+    template: Annotated[str, Longest(100_000)] = ""
     """Text with {instruction} in it."""
     bos: Annotated[int, Between(0, 2**31)] = 0
     suffix: Tokens = ()
     verbatim: bool = field(default=False, metadata=SELDOM)
     """The instruction is written as it is given, and the tokenizer itself adds what comes before and behind;
     else it is put in lower case, behind `bos` and before `suffix`."""
+    formal: bool = field(default=False, metadata=SELDOM)
+    """Of a verbatim one its letters, digits, spaces and underscores alone, in lower case."""
     state: Annotated[str, Longest(500)] = field(default="", metadata=SELDOM)
     """The policy's name of the observation that {state} in the template tells: of each of its numbers,
     normalised, which of 256 equal parts of [-1, 1] it is in. Such a prompt is tokenised at every observation.

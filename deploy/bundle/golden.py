@@ -68,7 +68,7 @@ class Golden:
     cut: np.ndarray
     """The same, cut short as soon as it can be."""
     continued: np.ndarray | None = None
-    """The same after `previous`; None of a policy that does not denoise."""
+    """The same after `previous`; None where chunks continue none."""
     logits: np.ndarray | None = None
     """Of the first token (V,), of a policy that writes tokens."""
     after: np.ndarray | None = None
@@ -105,7 +105,7 @@ class Golden:
         name: str,
         spec: PolicySpec,
         vocabulary: int = 0,
-        is_whole: bool = False,
+        continues: bool = True,
         carries: bool = False,
     ) -> "Golden":
         """Read the file.
@@ -115,7 +115,7 @@ class Golden:
             name: what it is called in messages.
             spec: of the policy.
             vocabulary: tokens it chooses from, of a policy that writes tokens.
-            is_whole: the policy is one graph, whose chunks continue none.
+            continues: chunks can continue others, of a policy that denoises.
             carries: chunks may make use of those before.
 
         Raises:
@@ -127,7 +127,7 @@ class Golden:
         header = parse_json(data[_HEADER : _HEADER + size], name)
         body = data[_HEADER + size :]
         arrays, place = {}, 0
-        wanted = _layout(spec, vocabulary, is_whole, carries)
+        wanted = _layout(spec, vocabulary, continues, carries)
         if not isinstance(header, dict) or sorted(header) != sorted(wanted):
             raise BadSetting(f"{name} holds {shown(header)}; needed are {', '.join(wanted)}")
         total = sum(_size(shape, dtype) for shape, dtype in wanted.values())
@@ -177,10 +177,10 @@ def n_previous(spec: PolicySpec) -> int:
 
 
 def _layout(
-    spec: PolicySpec, vocabulary: int, is_whole: bool, carries: bool
+    spec: PolicySpec, vocabulary: int, continues: bool, carries: bool
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
-    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {} if is_whole else {CONTINUED: chunk}
+    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {CONTINUED: chunk} if continues else {}
     after = {AFTER: chunk} if carries else {}
     return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk, **last, **after}

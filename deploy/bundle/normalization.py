@@ -1,12 +1,12 @@
 """From the robot's units to the policy's and back, without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 
-from vivace.policies.plain_data import Between, Longest
+from vivace.policies.plain_data import SELDOM, Between, Longest
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class Normalization:
     span: np.ndarray
     gain: Annotated[float, Between(1e-6, 1e6)]
     shift: Annotated[float, Between(-1e6, 1e6)]
+    clips: bool = field(default=False, metadata=SELDOM)
+    """What the policy reads or says is cut to [-1, 1], as groot's processors do."""
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Bring a value in the robot's units to the policy's."""
         y: np.ndarray = (self.gain * (x - self.low) / self.span + self.shift).astype(np.float32)
-        return y
+        return y.clip(-1, 1) if self.clips else y
 
     def restore(self, y: np.ndarray) -> np.ndarray:
         """Bring a value in the policy's units back to the robot's."""
+        y = y.clip(-1, 1) if self.clips else y
         x: np.ndarray = ((y - self.shift) / self.gain * self.span + self.low).astype(np.float32)
         return x
 

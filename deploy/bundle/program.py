@@ -76,6 +76,8 @@ class Program:
     """Graph from what was seen, and the observations, to the context; None: `encode` gives the context."""
     looks_every: Annotated[int, Between(1, 64)] = field(default=1, metadata=SELDOM)
     """Chunks made of what was seen once, where there is a graph that perceives."""
+    continues: bool = field(default=True, metadata=SELDOM)
+    """Whether chunks can continue others by correcting the steps; not if the policy has a way of its own."""
     receipt: Mapping[str, Any] = field(default_factory=dict)
     """Parity with torch, fingerprint, plan: for the record."""
     golden: GoldenSettings | None = None

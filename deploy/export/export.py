@@ -20,10 +20,12 @@ from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
 from vivace.deploy.bundle.signature import private_key, signature
 from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.onnx import check_steps, export_denoising
+from vivace.deploy.export.packed import packing, reads_packed
 from vivace.deploy.export.parity import check_parity, prove, prove_processors
 from vivace.deploy.export.precision import check_precision, stored
-from vivace.deploy.export.processors import Processing, array, fixed, read_processors
-from vivace.deploy.export.prompts import padded, prompts, with_tokenizer
+from vivace.deploy.export.processors import Processing, array, fixed, picture_sizes, read_processors
+from vivace.deploy.export.prompts import packed_prompts, prompts, with_tokenizer
+from vivace.deploy.export.subject import Subject
 from vivace.deploy.export.tokens import check_tokens, export_tokens
 from vivace.deploy.export.whole import check_whole, export_whole
 from vivace.deploy.inference.ort_graph import Graphs, Runtime
@@ -92,7 +94,7 @@ def export(
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
-    spec = _with_sizes(loaded.staged.spec, data.one, processing.renamed or {})
+    spec = _with_sizes(loaded.staged.spec, data, processing.renamed or {})
     with replacing(folder) as unfinished:
         if into:
             bundle = _copied(loaded, spec, folder, unfinished, key)
@@ -101,13 +103,13 @@ def export(
             known = _action_range(loaded, next(iter(runs.values())), data) if is_known else None
             spec = replace(spec, action_range=known)
             bundle = _begun(loaded, processing, spec, unfinished, instructions)
-        data = padded(data, bundle.prompt)
+        subject = Subject.of(loaded, runs, data, bundle)
         with torch.no_grad():
-            bundle = _with_plans(bundle, loaded, runs, data, precision, on_graph, runtime)
+            bundle = _with_plans(bundle, subject, precision, on_graph, runtime)
         for name, plan in named.items():
             plan.save(bundle.record(name))
             check_parity(name, bundle.plans[name].receipt)
-        _finish(_with_golden(bundle, loaded, runs, data, precision), key)
+        _finish(_with_golden(bundle, loaded, runs, subject.data.one, precision), key)
     return Bundle.load(folder)
 
 
@@ -151,8 +153,13 @@ def _begun(
     instructions: Sequence[str],
 ) -> Bundle:
     """A bundle without plans yet."""
-    texts, settings = prompts(loaded, instructions)
     (folder / PLANS).mkdir(parents=True)
+    if reads_packed(loaded):
+        packs = packing(loaded, picture_sizes(spec, processing.renamed or {}))
+        texts, settings = packed_prompts(loaded, packs, instructions, folder)
+    else:
+        texts, settings = prompts(loaded, instructions)
+        settings = with_tokenizer(loaded, settings, instructions, folder)
     return Bundle(
         folder=folder,
         name=loaded.path.name,
@@ -163,16 +170,23 @@ def _begun(
         actions=processing.actions,
         ranges=dict(training_ranges(loaded.preprocess, spec, processing.renamed or {})),
         prompts=texts,
-        prompt=with_tokenizer(loaded, settings, instructions, folder),
+        prompt=settings,
         renamed=processing.renamed,
         relative=processing.relative,
     )
 
 
-def _with_sizes(spec: PolicySpec, one: Batch, renamed: Mapping[str, str]) -> PolicySpec:
+def _with_sizes(spec: PolicySpec, data: CalibrationData, renamed: Mapping[str, str]) -> PolicySpec:
     """A spec whose pictures are as large as those of an observation: graphs take no others."""
+    one = data.one
+    sizes = {name: tuple(value.shape[2:]) for name, value in one.items() if is_image(name)}
+    sizes |= {
+        renamed.get(key, key): (value.shape[-1], *value.shape[-3:-1])
+        for key, value in data.raw.items()
+        if is_image(key) and renamed.get(key, key) not in sizes
+    }
     shapes = {
-        key: tuple(one[renamed.get(key, key)].shape[2:]) if spec.resizes and is_image(key) else shape
+        key: sizes.get(renamed.get(key, key), shape) if spec.resizes and is_image(key) else shape
         for key, shape in spec.observation_shapes.items()
     }
     return replace(spec, observation_shapes=shapes, resizes=False)
@@ -255,15 +269,10 @@ def _check_same(bundle: Bundle, loaded: LoadedPolicy, spec: PolicySpec) -> None:
 
 
 def _with_plans(
-    bundle: Bundle,
-    loaded: LoadedPolicy,
-    runs: Mapping[str, Execution],
-    data: CalibrationData,
-    precision: str,
-    on_graph: Callable[[str], None],
-    runtime: Runtime,
+    bundle: Bundle, subject: Subject, precision: str, on_graph: Callable[[str], None], runtime: Runtime
 ) -> Bundle:
     """Export what plans need and is not there, and prove them where they are to run."""
+    loaded, runs, data = subject.loaded, subject.runs, subject.data
     writer = GraphWriter.of(bundle, stored(precision), on_graph)
     told = fixed(loaded)
     one = {key: value for key, value in tensors(data.one).items() if key not in told}
@@ -285,7 +294,7 @@ def _with_plans(
         policy = OrtPolicy(replace(bundle, plans=plans, plan=name), graphs=shared, task=bundle.usual_task)
         if lerobot_error is None:  # the same for all plans
             lerobot_error = prove_processors(policy, loaded, data)
-        receipts[name] = prove(policy, loaded, run, data, precision)
+        receipts[name] = prove(policy, loaded, run, data, precision, subject.packs)
         receipts[name] |= {"lerobot_error": lerobot_error, "provider": runtime.providers[0]}
     proven = {name: replace(made[name], receipt=receipt) for name, receipt in receipts.items()}
     return replace(bundle, plans={**bundle.plans, **proven})
@@ -295,11 +304,11 @@ def _with_golden(
     bundle: Bundle,
     loaded: LoadedPolicy,
     runs: Mapping[str, Execution],
-    data: CalibrationData,
+    one: Batch,
     precision: str,
 ) -> Bundle:
     """Record the golden chunks of plans."""
-    batch = {key: value.cpu().float().numpy() for key, value in tensors(data.one).items()}
+    batch = {key: value.cpu().float().numpy() for key, value in tensors(one).items()}
     (bundle.folder / FOLDER).mkdir(exist_ok=True)
     shared = Graphs(Runtime.of(("cpu",), None, shares_threads=False))
     plans: dict[str, Program] = dict(bundle.plans)

@@ -1,6 +1,7 @@
 """Write modules as ONNX graphs into a folder, each proven equal to torch, equal tensors stored once."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import onnxscript  # noqa: F401  torch writes graphs with it: better missed now than after a minute's work
 import torch
@@ -112,13 +114,13 @@ class GraphWriter:
                 dynamic_shapes=_dynamic(inputs, dynamic) if dynamic else None,
             )
             found = module(*given)
+        _fold_transposes(program.model.graph)
         model = program.model_proto
         _drop_unused_inputs(model.graph)
         used = {value.name: inputs[value.name].cpu().numpy() for value in model.graph.input}
         error = 0.0
         if self.precision != "fp32":
-            error = _error(model.SerializeToString(), used, found)
-            model = reduced(model, self.precision)
+            model, error = self._reduced(model, used, found)
         if branches:
             model = add_branches(model, branches)
         file = Path("graphs") / f"{name}.onnx"
@@ -133,6 +135,15 @@ class GraphWriter:
         inputs_of, outputs_of = _shapes(model.graph.input), _shapes(model.graph.output)
         self.graphs.append(Graph(file.as_posix(), inputs_of, outputs_of, origin, error))
         return len(self.graphs) - 1
+
+    def _reduced(
+        self, model: Any, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]
+    ) -> tuple[Any, float]:
+        """Return a model at the writer's precision, and how far off it was before that."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            file = Path(folder) / "whole.onnx"
+            onnx.save_model(model, file, save_as_external_data=True, size_threshold=_SHARED_FROM)
+            return reduced(file, self.precision), _error(str(file), inputs, wanted)
 
     def _share(self, tensors: Any, file: Path) -> None:
         """Move large tensors to the shared file."""
@@ -155,6 +166,35 @@ class GraphWriter:
                 tensor.external_data.add(key=key, value=str(value))
 
 
+def _fold_transposes(graph: ir.Graph) -> None:
+    """Transpose the weights that a graph would: torch.onnx leaves it those that are read several times.
+
+    int8 takes products with weights alone, and ONNX Runtime makes a copy for each time they are read.
+    """
+    made: dict[tuple[str | None, tuple[int, ...]], ir.Value] = {}
+    for node in [node for node in graph if node.op_type == "Transpose"]:
+        weight, result = node.inputs[0], node.outputs[0]
+        if weight is None or weight.const_value is None or result.is_graph_output():
+            continue
+        order = tuple(node.attributes["perm"].as_ints())
+        key = weight.name, order
+        if key not in made:
+            array = np.ascontiguousarray(weight.const_value.numpy().transpose(order))
+            name = f"{weight.name}.{'_'.join(map(str, order))}"
+            made[key] = ir.Value(
+                name=name,
+                shape=ir.Shape(array.shape),
+                type=result.type,
+                const_value=ir.tensor(array, name=name),
+            )
+            graph.register_initializer(made[key])
+        result.replace_all_uses_with(made[key])
+        graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -175,7 +215,7 @@ def _shapes(values: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _error(model: str | bytes, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]) -> float:
+def _error(model: str, inputs: Mapping[str, np.ndarray], wanted: Sequence[Tensor]) -> float:
     """Largest difference of a graph's outputs in ONNX Runtime from torch's, every block computed.
 
     In units of the output's largest value where that exceeds 1, for rounding grows with it: logits of 20

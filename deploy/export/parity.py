@@ -14,6 +14,7 @@ from vivace.accel.apply import accelerate
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.program import SEEN as SEEN_PREFIX
 from vivace.deploy.export.lerobot_path import plausible, sampled, selected
+from vivace.deploy.export.packed import Packing, entered
 from vivace.deploy.export.processors import fixed
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.policies.batch import tensors
@@ -50,7 +51,12 @@ class ChunkError:
 
 
 def prove(
-    policy: OrtPolicy, loaded: LoadedPolicy, execution: Execution, data: CalibrationData, precision: str
+    policy: OrtPolicy,
+    loaded: LoadedPolicy,
+    execution: Execution,
+    data: CalibrationData,
+    precision: str,
+    packs: Packing | None = None,
 ) -> dict[str, Any]:
     """Run a bundle beside torch; return what was exported, and how far off it is.
 
@@ -60,12 +66,13 @@ def prove(
         execution: the same plan in torch.
         data: observations, of other episodes than the plan was calibrated on.
         precision: of the graphs; at fp32 they have to be right.
+        packs: what the graphs do to observations first.
     """
     plan, bundle = execution.plan, policy.bundle
     must = precision == "fp32"
-    errors = [_chunk_error(policy, loaded, execution, one, must) for one in data.ones()]
-    for one, carry in _followed(execution, data):
-        errors.append(_chunk_error(policy, loaded, execution, one, must, carry))
+    errors = []
+    for one, carry in [*((one, NOTHING) for one in data.ones()), *_followed(execution, data)]:
+        errors.append(_chunk_error(policy, loaded, execution, one, must, carry, packs))
     means = [error.mean for error in errors]
     return {
         "fingerprint": plain(plan.fingerprint),
@@ -190,7 +197,8 @@ def _chunk_error(
     execution: Execution,
     one: CalibrationData,
     must: bool,
-    carry: Carry = NOTHING,
+    carry: Carry,
+    packs: Packing | None,
 ) -> ChunkError:
     """Compare one chunk; with `must` it has to be right."""
     wanted = _sampled(execution, one, EpisodeNoise(one.noise_keys), carry)
@@ -201,7 +209,7 @@ def _chunk_error(
         return ChunkError(largest, mean)
     if isinstance(execution, Decoding) or not np.isfinite(largest):
         return ChunkError(largest, mean, is_right=False)
-    exact = _exact(loaded, execution, one, carry)
+    exact = _exact(loaded, execution, one, carry, packs)
     nudged = [_sampled(execution, one, _Nudged(one, seed), carry) for seed in range(_NUDGES)]
     ours, *torchs = (float(np.abs(actions - exact).max()) for actions in (found, wanted, *nudged))
     return ChunkError(largest, mean, max(torchs), ours <= max(TOLERANCE, ROUNDINGS * max(torchs)))
@@ -219,10 +227,17 @@ class _Nudged:
         return torch.nextafter(drawn, torch.from_numpy(ends).to(drawn))
 
 
-def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData, carry: Carry) -> np.ndarray:
+def _exact(
+    loaded: LoadedPolicy,
+    execution: Execution,
+    one: CalibrationData,
+    carry: Carry,
+    packs: Packing | None,
+) -> np.ndarray:
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
-    run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
+    staged = entered(stage(double, loaded.staged.spec.action_kinds), packs)
+    run = accelerate(staged, execution.plan)
     drawn = EpisodeNoise(one.noise_keys)
 
     def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:

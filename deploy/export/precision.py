@@ -1,6 +1,5 @@
 """Graphs at lower precision, by ONNX Runtime's own tools; inputs and outputs stay float32."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,29 @@ def check_precision(precision: str) -> None:
         raise BadSetting(f"export.precision={precision!r}; choose one of {', '.join(PRECISIONS)}")
 
 
-def reduced(model: Any, precision: str) -> Any:
-    """Return an ONNX model at another precision than float32."""
+def reduced(file: Path, precision: str) -> Any:
+    """Return the ONNX model of a file at another precision than float32.
+
+    From file to file, for what protobuf writes at once has at most 2 GB.
+
+    Args:
+        file: of the model; its folder is written into.
+        precision: fp16 or int8.
+    """
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        return convert_float_to_float16(model, keep_io_types=True)
+        return convert_float_to_float16(str(file), keep_io_types=True)
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            model,
-            file,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
-        return onnx.load(file)
+    written = file.with_name("int8.onnx")
+    quantize_dynamic(
+        file,
+        written,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+    )
+    return onnx.load(written)

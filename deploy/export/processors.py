@@ -34,12 +34,21 @@ from lerobot.utils.constants import IMAGENET_STATS
 from torch import Tensor
 
 from vivace.deploy.bundle.normalization import Normalization, Relative
+from vivace.deploy.export.packed import (
+    BRINGS_BACK,
+    PACKS,
+    READS,
+    normalization_of,
+    packing,
+    reads_packed,
+    restoring,
+)
 from vivace.policies.arrays import is_image
 from vivace.policies.checkpoint.statistics import MODES
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.spec import IMAGES, STATE
+from vivace.policies.spec import IMAGES, STATE, PolicySpec
 
 READS_TEXT: tuple[type, ...] = (PromptStep, TokenizerProcessorStep)
 ENDS_LINE: tuple[type, ...] = (NewLineTaskProcessorStep, Pi0NewLineProcessor)
@@ -56,6 +65,8 @@ _BEFORE: tuple[type, ...] = (
     XVLAAddDomainIdProcessorStep,
     XVLAImageNetNormalizeProcessorStep,
     XVLAImageToFloatProcessorStep,
+    PACKS,
+    READS,
     *READS_TEXT,
 )
 """Steps before the policy that can be carried over."""
@@ -66,6 +77,7 @@ _BEHIND: tuple[type, ...] = (
     IdentityProcessorStep,
     RenameObservationsProcessorStep,
     UnnormalizerProcessorStep,
+    *BRINGS_BACK,
 )
 """Steps behind it."""
 _FLOAT32 = (None, "float32", "float")
@@ -105,6 +117,8 @@ def read_processors(loaded: LoadedPolicy) -> Processing:
     actions = [_of_actions(step, (spec.action_dim,), is_back=True) for step in behind]
     _check_both_ways(before, behind, spec.action_dim)
     _check_told(before)
+    if reads_packed(loaded):
+        packing(loaded, picture_sizes(spec, renamed))
     brought_back = _only(actions, "action", (spec.action_dim,))
     return Processing(renamed or None, observations, brought_back, _relative(loaded, before, behind))
 
@@ -114,6 +128,12 @@ def fixed(loaded: LoadedPolicy) -> dict[str, Tensor]:
     pipeline: Any = loaded.preprocess
     ids = [int(step.domain_id) for step in pipeline.steps if type(step) is XVLAAddDomainIdProcessorStep]
     return {"domain_id": loaded.placement.move(torch.tensor(ids[-1:]))} if ids else {}
+
+
+def picture_sizes(spec: PolicySpec, renamed: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Height and width of every camera's pictures, by the policy's names."""
+    shapes = spec.observation_shapes
+    return {renamed.get(key, key): (shape[1], shape[2]) for key, shape in shapes.items() if is_image(key)}
 
 
 def identity(shape: tuple[int, ...] = (1,)) -> Normalization:
@@ -182,6 +202,8 @@ def _of_observation(step: Any, key: str, kind: FeatureType, shape: tuple[int, ..
         reads = key.startswith(IMAGES) if step.image_keys is None else key in step.image_keys
         mean, std = (np.array(IMAGENET_STATS[n], np.float32).reshape(-1, 1, 1) for n in ("mean", "std"))
         return Normalization(mean, std, 1.0, 0.0) if reads else None
+    if type(step) is PACKS and key == STATE:
+        return normalization_of(step, shape)
     if not isinstance(step, NormalizerProcessorStep):
         return None
     if step.normalize_observation_keys is not None and key not in step.normalize_observation_keys:
@@ -198,6 +220,8 @@ def _of_observation(step: Any, key: str, kind: FeatureType, shape: tuple[int, ..
 
 def _of_actions(step: Any, shape: tuple[int, ...], *, is_back: bool = False) -> Normalization | None:
     """What a step does to actions; lerobot looks neither at its features nor at its keys there."""
+    if type(step) in BRINGS_BACK:
+        return restoring(step, shape[0])
     if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
         return None
     return _numbers(step, "action", FeatureType.ACTION, shape, is_back=is_back)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.form import INSTRUCTION, MASK, STATE_TOLD, TOKENS, PromptSettings
+from vivace.deploy.export.packed import Packing
 from vivace.deploy.export.processors import ENDS_LINE, READS_TEXT, TELLS_STATE
-from vivace.deploy.inference.tokenize import state_told, written
+from vivace.deploy.inference.tokenize import formal, state_told, written
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
@@ -23,6 +24,8 @@ from vivace.policies.session import Session
 from vivace.policies.spec import STATE
 
 TOKENIZER = "tokenizer.json"
+_ROOM = 32
+"""Tokens that an instruction may have more than those at export, where there is no longest one."""
 _ANY = "a"
 """An instruction, to see how any is padded."""
 
@@ -62,6 +65,46 @@ def prompts(
     is_ours = type(step) is PromptStep
     named = {text.strip().lower() if is_ours else text: found[text] for text in instructions}
     return {text: tuple(ids[mask].tolist()) for text, (ids, mask) in named.items()}, settings
+
+
+def packed_prompts(
+    loaded: LoadedPolicy, packs: Packing, instructions: Sequence[str], folder: Path
+) -> tuple[dict[str, tuple[int, ...]], PromptSettings]:
+    """Return the same of a policy whose processors are groot's, and write the tokenizer.
+
+    Its prompts have no longest one, so there is room for some tokens more than in those that are given. It
+    pads in front where lerobot's batches are uneven; behind, where a bundle does, is as good to it.
+
+    Raises:
+        BadSetting: no instruction is given.
+        UnsupportedPolicy: the tokenizer is none that the package tokenizers reads.
+    """
+    if not instructions:
+        raise BadSetting("this policy reads an instruction; give the texts it will be told when exporting")
+    theirs = packs.tokenizer
+    tokenizer = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    found = {}
+    for text in instructions:
+        found[text] = tuple(
+            tokenizer.encode(written(packs.template, formal(text) if packs.is_formal else text)).ids
+        )
+        wanted = Session(loaded, task=text).blank()["input_ids"][0].tolist()
+        if list(found[text]) != wanted:
+            raise UnsupportedPolicy(
+                f"of {text!r} the tokenizer of this policy makes {len(wanted)} ids, the package tokenizers "
+                f"{len(found[text])}, or others; a bundle needs one that it reads"
+            )
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    return found, PromptSettings(
+        length=max(map(len, found.values())) + _ROOM,
+        pad=int(theirs.pad_token_id or 0),
+        tokenizer=TOKENIZER,
+        template=packs.template,
+        verbatim=True,
+        formal=packs.is_formal,
+    )
 
 
 def padded(data: CalibrationData, settings: PromptSettings | None) -> CalibrationData:

@@ -13,7 +13,7 @@ from vivace.deploy.export.graph_writer import GraphWriter
 from vivace.deploy.export.traced import Encode, Perceive, See
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Denoising, begin_with_noise, read_afresh
-from vivace.policies.staged import Batch
+from vivace.policies.staged import Batch, continues_itself
 
 
 class Reading(NamedTuple):
@@ -23,6 +23,7 @@ class Reading(NamedTuple):
     perceive: int | None
     looks_every: int
     first: int | None
+    continues: bool
 
 
 def check_carried(execution: Denoising) -> None:
@@ -51,13 +52,14 @@ def export_reading(
         context: names of its leaves.
     """
     names, first = list(context), None if execution.begin is begin_with_noise else execution.first
+    continues = not continues_itself(execution.policy)
     match execution.read:
         case EveryNth(every=every):
-            return Reading(*_apart(writer, execution, origin, batch, fixed, names), every, first)
+            return Reading(*_apart(writer, execution, origin, batch, fixed, names), every, first, continues)
     encode = writer.find(origin)
     if encode is None:
         encode = writer.add(origin, Encode(execution, list(batch), fixed), batch, names)
-    return Reading(encode, None, 1, first)
+    return Reading(encode, None, 1, first, continues)
 
 
 def _apart(

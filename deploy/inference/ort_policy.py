@@ -156,12 +156,7 @@ class OrtPolicy:
         """Normalise one observation {key: (1, To, ...)} and add the tokens, by the policy's names."""
         seen = enter_observations(observations, batch_layout(self.spec, rows=1))
         self._check_plausible(seen)
-        ready = {
-            self.bundle.policy_name(key): self.bundle.observations[key].normalize(_chw(key, value))
-            if key in self.bundle.observations
-            else _chw(key, value)
-            for key, value in seen.items()
-        }
+        ready = normalised(self.bundle, seen)
         return ready | self._tokenize(self.task, ready)
 
     def restored(self, actions: np.ndarray, observations: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -333,6 +328,11 @@ class OrtPolicy:
             raise UnsupportedPolicy(CUT_SHORT.format(self.spec.type))
         if not self.bundle.program.steps:
             raise UnsupportedPolicy(NO_DENOISING.format(self.spec.type))
+        if not self.bundle.program.continues:
+            raise UnsupportedPolicy(
+                f"policy {self.spec.type!r} continues chunks in a way of its own, which a bundle lacks; use "
+                "mode async or sync, or run the checkpoint"
+            )
         if self.chunking.jacobian == "exact":
             raise BadSetting(
                 "a bundle has no backward pass: rtc jacobian='exact' needs torch; use 'identity'"
@@ -348,6 +348,16 @@ class OrtPolicy:
             self.chunking, previous, delay, self.spec.first_action, self.spec.horizon
         )
         return Continuation(self.chunking, self.normalised(actions, observations), weights)
+
+
+def normalised(bundle: Bundle, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What entered as observations {key: (1, To, ...)}, as the policy reads them, by its names."""
+    return {
+        bundle.policy_name(key): bundle.observations[key].normalize(_chw(key, value))
+        if key in bundle.observations
+        else _chw(key, value)
+        for key, value in seen.items()
+    }
 
 
 def _chw(key: str, value: np.ndarray) -> np.ndarray:

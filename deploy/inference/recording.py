@@ -45,12 +45,11 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
     golden = Golden(seen, policy.restored(wish[None], batch)[0], chunk, cut)
     if bundle.program.tokens is not None:
         return replace(golden, logits=policy.logits.copy())
-    if bundle.program.is_whole:
-        return golden
-    policy.chunking = RealTimeChunking()
-    continued = policy.predict(golden.batch | golden.before, keys)[0]
-    policy.chunking = None
-    golden = replace(golden, continued=continued)
+    if bundle.program.continues and not bundle.program.is_whole:
+        policy.chunking = RealTimeChunking()
+        continued = policy.predict(golden.batch | golden.before, keys)[0]
+        policy.chunking = None
+        golden = replace(golden, continued=continued)
     if not bundle.program.carries:
         return golden
     policy.predict(batch, keys)

@@ -87,7 +87,8 @@ class InstructionTokenizer:
             self._tokenizer = Tokenizer.from_file(str(self._bundle.path(settings.tokenizer)))
         tokenizer = self._tokenizer
         if settings.verbatim:
-            return tuple(tokenizer.encode(written(settings.template, task, state)).ids)
+            text = formal(task) if settings.formal else task
+            return tuple(tokenizer.encode(written(settings.template, text, state)).ids)
         text = settings.template.replace(INSTRUCTION, task.strip().lower())
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return (settings.bos, *ids, *settings.suffix)
@@ -103,6 +104,11 @@ def written(template: str, instruction: str, state: str = "") -> str:
     if template.endswith("\n"):
         instruction = instruction.removesuffix("\n")
     return template.replace(STATE_TOLD, state).replace(INSTRUCTION, instruction)
+
+
+def formal(instruction: str) -> str:
+    """Write an instruction as groot reads it: letters, digits, spaces and underscores, in lower case."""
+    return "".join(c for c in instruction.lower() if c.isalnum() or c.isspace() or c == "_")
 
 
 def state_told(state: np.ndarray) -> str:

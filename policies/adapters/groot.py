@@ -12,9 +12,8 @@ depends on the timestep alone once. Chunks continue others in lerobot's own way 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 from typing import cast as cast_type
@@ -35,7 +34,6 @@ from vivace.policies.sampling.overlap import Overlap, overlap
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
-from vivace.policies.sampling.step_table import StepTable
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.staged import Batch
 from vivace.policies.vla.qwen3_vision import Pictures, Tables, look
@@ -46,6 +44,7 @@ from vivace.policies.vla.vl_dit import (
     attend,
     attend_to_keys,
     feed_forward,
+    in_buckets,
     is_modulated,
     keyed,
     looks,
@@ -55,8 +54,6 @@ from vivace.policies.vla.vl_dit import (
 )
 
 _HEAD, _OTHER, _CONSTANTS = "language_head", "other_context", "constants"
-
-
 _STAGES = {
     "vision": ("_groot_model.backbone.model.model.visual",),
     "language": (
@@ -94,6 +91,8 @@ class StagedGroot(LanguageForm, DenoisingForm):
         self._looks = looks(self.net)
         self._tables: dict[Pictures, Tables] = {}
         self._preprocess: Any = None
+        self._prepare: Callable[[Batch], Batch] = dict
+        self._pictures: Pictures | None = None
         self._overlap: Overlap | None = None
         self.sampler = self.resample("euler", self.head.num_inference_timesteps)
         self.spec = self._spec(action_kinds)
@@ -149,6 +148,12 @@ class StagedGroot(LanguageForm, DenoisingForm):
         twin.__dict__.pop("n_patches", None)
         return twin
 
+    def preparing(self, prepare: Callable[[Batch], Batch], pictures: Pictures) -> Self:
+        """Return a twin for a graph: it makes what it reads by `prepare`, with pictures of these sizes."""
+        twin = copy.copy(self)
+        twin._prepare, twin._pictures = prepare, pictures
+        return twin
+
     def with_blocks(self, fn: Any) -> Self:
         """Return a twin that runs `fn(block)` in the place of every block; weights are shared."""
         twin = super().with_blocks(fn)
@@ -160,6 +165,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         twin = super().with_weights(policy)
         twin.language = twin.language.with_layers(self.language.layers)
         twin.left_out, twin._preprocess = self.left_out, self._preprocess
+        twin._prepare, twin._pictures = self._prepare, self._pictures
         return twin
 
     @property
@@ -214,15 +220,17 @@ class StagedGroot(LanguageForm, DenoisingForm):
     def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Seen:
         """Read pictures and instruction."""
         with self._precision():
-            h, prefix = self._read(cast(batch, self.placement.dtype), run, select)
+            h, prefix = self._read(cast(self._prepare(batch), self.placement.dtype), run, select)
             h = self.head.vlln(h)
-            for block in self.context:
-                h = through(run, block, h)
+            # lerobot's prompt of one observation has no padding to look at, that of a graph has
+            told = () if self._pictures is None else (prefix.is_token(h.shape[1]),)
+            for attention, mlp in zip(self.context[::2], self.context[1::2], strict=True):
+                h = through(run, mlp, through(run, attention, h, *told))
             return Seen(self._seen(h, prefix), mean_text(h, prefix))
 
     def perceive(self, batch: Batch, seen: Seen) -> Context:
         """Read the state, of the robot that there is."""
-        batch = cast(batch, self.placement.dtype)
+        batch = cast(self._prepare(batch), self.placement.dtype)
         state, embodiment = batch["state"], batch["embodiment_id"]
         if state.shape[1] != self.head.config.state_history_length:
             raise ObservationMismatch(
@@ -236,11 +244,12 @@ class StagedGroot(LanguageForm, DenoisingForm):
 
     def _read(self, batch: Batch, run: Runner, select: PatchSelector) -> tuple[Tensor, PrefixRows]:
         """The stream behind the last language layer (B, S, D), and what its rows are."""
-        pictures = Pictures.read(batch, self._qwen.config.image_token_id, self._visual.spatial_merge_size)
+        token, merge = self._qwen.config.image_token_id, self._visual.spatial_merge_size
+        pictures = self._pictures or Pictures.read(batch, token, merge)
         ids, is_token = batch["input_ids"], batch["attention_mask"] == 1
         tables = self._tables_of(pictures)
         patches, features = look(self._visual, batch["pixel_values"], tables)
-        is_patch = ids == self._qwen.config.image_token_id
+        is_patch = ids == token
         order, n = order_of(is_patch), pictures.n_patches
         h = self.language.model.embed_tokens(ids)
         at = order[:, :n, None].expand(-1, -1, h.shape[-1])
@@ -324,14 +333,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         """Build another sampler of the flow, rounded as lerobot's, whose times are whole buckets."""
         times = [(i / n_steps, 1.0 / n_steps) for i in range(n_steps)]
         flow = make_flow_sampler(name, n_steps, spacing, times=times)
-        return Sampler(name, tuple(self._in_buckets(flow))).on(self.placement.device)
-
-    def _in_buckets(self, flow: Sampler) -> Iterator[Step]:
-        for step in flow.steps:
-            table = cast_type(StepTable, step.table)
-            bucket = int(table.t * self.head.num_timestep_buckets)
-            table = replace(table, t=float(bucket))
-            yield Step(step.index, torch.tensor(bucket), step.advance, table)
+        return in_buckets(flow, self.head.num_timestep_buckets).on(self.placement.device)
 
     def check_continuing(self, settings: RealTimeChunking) -> None:
         """Raise unless lerobot's own real-time chunking does what is asked.

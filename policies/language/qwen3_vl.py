@@ -183,7 +183,10 @@ class _Rows:
 
 def order_of(is_patch: Tensor) -> Tensor:
     """Rows (B, S) of the patches, ascending, and behind them those of the text."""
-    return (~is_patch).byte().argsort(dim=1, stable=True)
+    before = is_patch.long().cumsum(1)  # ONNX has no stable sort
+    at = torch.arange(is_patch.shape[1], device=is_patch.device).expand_as(before)
+    place = torch.where(is_patch, before - 1, before[:, -1:] + at - before)
+    return torch.zeros_like(place).scatter(1, place, at)
 
 
 def positions(is_patch: Tensor, is_token: Tensor, ended: Tensor, place: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
 
 from vivace.policies.batch import Batch
 from vivace.policies.errors import ObservationMismatch
@@ -100,8 +102,8 @@ class Tables:
     """Position embeddings of all patches (P, width)."""
     angles: tuple[Tensor, Tensor]
     """Cosines and sines of their positions."""
-    ends: Tensor
-    """Where pictures begin and end among them (n + 1,), on the host."""
+    ends: np.ndarray
+    """Where pictures begin and end among them (n + 1,); no tensor, so that a traced graph knows it."""
     ended: Tensor
     places: Tensor
     """As of `Pictures`."""
@@ -118,7 +120,7 @@ class Tables:
             return cls(
                 visual.fast_pos_embed_interpolate(grid),
                 (turns.cos(), turns.sin()),
-                torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+                torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).numpy(),
                 pictures.ended().to(device),
                 pictures.places().to(device),
             )
@@ -137,8 +139,10 @@ def look(visual: Any, pixels: Tensor, tables: Tables) -> tuple[Tensor, Sequence[
     """
     h = visual.patch_embed(pixels.type(visual.dtype)) + tables.embedded
     levels, features = list(visual.deepstack_visual_indexes), []
+    is_flash = is_flash_attention_requested(visual.config)  # else transformers asks but for its numbers
+    ends = torch.from_numpy(tables.ends) if is_flash else tables.ends
     for i, block in enumerate(visual.blocks):
-        h = block(h, cu_seqlens=tables.ends, position_embeddings=tables.angles)
+        h = block(h, cu_seqlens=ends, position_embeddings=tables.angles)
         if i in levels:
             features.append(visual.deepstack_merger_list[levels.index(i)](h))
     return visual.merger(h), features

@@ -6,13 +6,17 @@ norm1 is scaled and shifted by what a timestep says where the layer is one of th
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from lerobot.policies.groot.action_head.cross_attention_dit import AdaLayerNorm, AlternateVLDiT
 from torch import Tensor
 
 from vivace.policies.block import Block
+from vivace.policies.sampling.sampler import Sampler, Step
+from vivace.policies.sampling.step_table import StepTable
 
 
 class Seen(NamedTuple):
@@ -48,10 +52,12 @@ class Condition(NamedTuple):
 
 def refining(i: int, layer: Any) -> tuple[Block, Block]:
     """Return the blocks of a layer of the self-attention over the context."""
-    return (
-        Block(f"context.{i}.attn", lambda h: layer.attn1(normed(layer, h))),
-        Block(f"context.{i}.ff", feed_forward(layer)),
-    )
+
+    def attention(h: Tensor, *is_token: Tensor) -> Tensor:
+        found: Tensor = layer.attn1(normed(layer, h), attention_mask=is_token[0] if is_token else None)
+        return found
+
+    return Block(f"context.{i}.attn", attention), Block(f"context.{i}.ff", feed_forward(layer))
 
 
 def feed_forward(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -121,3 +127,13 @@ def keyed(attention: Any, rows: Tensor, *mask: Tensor) -> tuple[Tensor, ...]:
 def _heads(project: Any, h: Tensor, heads: int) -> Tensor:
     found: Tensor = project(h).unflatten(-1, (heads, -1)).transpose(1, 2)
     return found
+
+
+def in_buckets(flow: Sampler, n: int) -> Sampler:
+    """A sampler of a flow with times in whole parts of n, as lerobot rounds them."""
+    steps = []
+    for step in flow.steps:
+        table = cast(StepTable, step.table)
+        bucket = int(table.t * n)
+        steps.append(Step(step.index, torch.tensor(bucket), step.advance, replace(table, t=float(bucket))))
+    return Sampler(flow.name, tuple(steps))
