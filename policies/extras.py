@@ -12,7 +12,7 @@ EXTRAS = {
     ),
     **dict.fromkeys(("transformers", "diffusers", "peft", "huggingface_hub", "httpx"), "torch"),
     **dict.fromkeys(("gymnasium", "metaworld", "mujoco"), "sim"),
-    **dict.fromkeys(("plotly", "scipy", "imageio", "imageio_ffmpeg"), "measure"),
+    **dict.fromkeys(("plotly", "scipy", "imageio", "imageio_ffmpeg", "optuna"), "measure"),
     **dict.fromkeys(("PIL", "datasets", "pyarrow"), "torch"),
     **dict.fromkeys(("onnx", "onnxscript", "onnx_ir"), "export"),
     "rerun": "rerun",

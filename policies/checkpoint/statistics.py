@@ -91,7 +91,7 @@ def lacks_statistics(folder: Path, config: Any, *, is_lent: bool) -> bool:
     wanted = [
         key
         for key, feature in {**config.input_features, **config.output_features}.items()
-        if said.get(feature.type, NormalizationMode.IDENTITY) is not NormalizationMode.IDENTITY
+        if said.get(feature.type, NormalizationMode.IDENTITY) != NormalizationMode.IDENTITY
     ]
     files = [folder / name for name in PIPELINES if (folder / name).is_file()]
     steps = [step for file in files for step in processor_steps(file)]

@@ -65,7 +65,7 @@ def suggested(space, n=60):
 
 def test_a_registered_technique_is_searched_and_its_default_is_looked_at_first(toy):
     space = space_of(stage(tiny_dp_transformer()))
-    asked = [dict(one.requests)["every_nth"] for one in suggested(space) if "every_nth" in one.kinds]
+    asked = [dict(one.requests)["every_nth"] for one in suggested(space, 200) if "every_nth" in one.kinds]
     assert {options["n"] for options in asked} == {2, 3, 4, 5}
     first = [one for one in space.starters() if "every_nth" in one.kinds]
     assert [(one.origin, dict(one.requests)["every_nth"]) for one in first] == [(Origin.DEFAULT, {"n": 2})]

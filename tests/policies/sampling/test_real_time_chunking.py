@@ -88,7 +88,7 @@ class Linear:
     """A denoiser whose every prediction is a multiple of x; enough of a policy to be sampled."""
 
     class spec:  # noqa: N801
-        type, horizon, action_dim, latent_shape = "linear", H, A, (H, A)
+        type, horizon, action_dim, latent_shape, is_cut = "linear", H, A, (H, A), False
 
     placement = Placement()
     blocks = ("all",)
