@@ -4,7 +4,6 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ class Workforce:
         self._scale, self._load = scale, load
         self._crew: Crew | None = None
         self._schedule: Schedule | None = None
+        self._worlds: Worlds | None = None
         self._orders: dict[str, bytes] = {}
         self._stores: dict[str, _Store] = {}
         self.stopwatch = Stopwatch()
@@ -51,7 +51,8 @@ class Workforce:
         self.close()
 
     def close(self) -> None:
-        """End all workers; the next call begins others."""
+        """End all workers and worlds; the next call begins others."""
+        self._close_worlds()
         crew, self._crew, self._schedule = self._crew, None, None
         if crew is not None:
             crew.close()
@@ -101,15 +102,24 @@ class Workforce:
         return self._hired().run(units, self._take)
 
     def _run_here(self, units: Sequence[Unit], jobs: dict[str, Job]) -> Iterator[tuple[Unit, Any]]:
-        """Run units in this process, those of a job in the same worlds."""
-        for name, job in jobs.items():
-            with closing(Worlds(job.make_env)) as worlds:
-                for unit in units:
-                    if unit.job == name:
-                        watch = Stopwatch()
-                        for result in job.run(unit, self._stores[name].known, worlds, watch):
-                            yield unit, result
-                        yield unit, watch
+        """Run units in this process."""
+        for unit in units:
+            job, watch = jobs[unit.job], Stopwatch()
+            for result in job.run(unit, self._stores[unit.job].known, self._worlds_of(job), watch):
+                yield unit, result
+            yield unit, watch
+
+    def _worlds_of(self, job: Job) -> Worlds:
+        """Worlds of a job in this process: those there are, if the same function makes them."""
+        if self._worlds is None or not self._worlds.are_made_by(job.make_env):
+            self._close_worlds()
+            self._worlds = Worlds(job.make_env)
+        return self._worlds
+
+    def _close_worlds(self) -> None:
+        worlds, self._worlds = self._worlds, None
+        if worlds is not None:
+            worlds.close()
 
     def _take(self, unit: Unit, what: EpisodeResult | Stopwatch) -> None:
         """Take a result, or at the end of a unit its times."""
