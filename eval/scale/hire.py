@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
+from vivace.eval.machine import cores
 from vivace.eval.scale.local import Arguments, LocalCrew
 from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.scale.schedule import Crew, Schedule
@@ -35,7 +36,9 @@ def hire(scale: ScaleOptions, start: Start, arguments: Arguments) -> tuple[Crew,
 
         cluster = RayCrew(scale.ray, pickled, scale.threads, arguments)
         return cluster, Schedule(cluster, cluster.n, warn), cluster.n
-    n = scale.workers or 1
+    n, there_are = scale.workers or 1, cores()
+    if n * scale.threads > there_are:
+        warn(f"{n} workers of {scale.threads} torch threads get in each other's way on {there_are} cores")
     crew = LocalCrew(pickled, scale.threads, arguments)
     return crew, Schedule(crew, n, warn), n
 

@@ -1,11 +1,13 @@
 """Where episodes are run: one group of flags, and nothing else changes."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vivace.policies.errors import BadSetting
+
+if TYPE_CHECKING:
+    from vivace.eval.options import CommonOptions
 
 
 class Shard(NamedTuple):
@@ -63,14 +65,19 @@ class ScaleOptions:
             )
         _ = self.share
 
-    def check(self, output_dir: str | None, require: Sequence[str]) -> None:
-        """Raise `BadSetting` if shares would not find each other, or are asked what only all of them know."""
-        if self.share and output_dir is None:
+    def check(self, command: "CommonOptions") -> None:
+        """Raise `BadSetting` for what a command asks that cannot be done where its episodes are run."""
+        if self.share and command.output_dir is None:
             raise BadSetting(f"scale.shard={self.shard} needs --output_dir, the same for all shares")
-        if self.share and require:
+        if self.share and command.require:
             raise BadSetting(
-                f"scale.shard={self.shard}: whether {require[0]} holds is known once all are joined; leave "
-                "--require out"
+                f"scale.shard={self.shard}: whether {command.require[0]} holds is known once all are joined; "
+                "leave --require out"
+            )
+        if self.ray and command.policy.device != "cpu":
+            raise BadSetting(
+                f"scale.ray={self.ray}: workers on Ray compute on CPUs, and policy.device="
+                f"{command.policy.device} is asked for; take --scale.shard, a share for every GPU"
             )
 
     @property

@@ -48,7 +48,7 @@ class RayCrew:
 
     def begin(self) -> int:
         """Start one more actor."""
-        actor = self._actor.remote(self._start)
+        actor: Any = self._actor.remote(self._start)
         self._actors.append(actor)
         self._awaited[actor.__ray_ready__.remote()] = len(self._actors) - 1
         return len(self._actors) - 1

@@ -37,9 +37,8 @@ class Workforce:
     def __init__(self, scale: ScaleOptions, load: Callable[[], LoadedPolicy]) -> None:
         self._scale, self._load = scale, load
         self._crew: Crew | None = None
-        self._worlds: Worlds | None = None
-        self._made_by: Callable[[], Any] | None = None
         self._schedule: Schedule | None = None
+        self._worlds: Worlds | None = None
         self._orders: dict[str, bytes] = {}
         self._stores: dict[str, _Store] = {}
         self.stopwatch = Stopwatch()
@@ -52,8 +51,8 @@ class Workforce:
         self.close()
 
     def close(self) -> None:
-        """End all workers, and close the worlds of this process; the next call begins others."""
-        self._leave()
+        """End all workers and worlds; the next call begins others."""
+        self._close_worlds()
         crew, self._crew, self._schedule = self._crew, None, None
         if crew is not None:
             crew.close()
@@ -103,24 +102,21 @@ class Workforce:
         return self._hired().run(units, self._take)
 
     def _run_here(self, units: Sequence[Unit], jobs: dict[str, Job]) -> Iterator[tuple[Unit, Any]]:
-        """Run units in this process, those of jobs that share what makes a world in the same ones."""
-        for name, job in jobs.items():
-            for unit in units:
-                if unit.job == name:
-                    watch = Stopwatch()
-                    for result in job.run(unit, self._stores[name].known, self._worlds_of(job), watch):
-                        yield unit, result
-                    yield unit, watch
+        """Run units in this process."""
+        for unit in units:
+            job, watch = jobs[unit.job], Stopwatch()
+            for result in job.run(unit, self._stores[unit.job].known, self._worlds_of(job), watch):
+                yield unit, result
+            yield unit, watch
 
     def _worlds_of(self, job: Job) -> Worlds:
-        """Worlds of a job, those of the one before if the same makes them; kept from one call to the next."""
-        if self._worlds is None or self._made_by is not job.make_env:
-            self._leave()
-            self._worlds, self._made_by = Worlds(job.make_env), job.make_env
+        """Worlds of a job in this process: those there are, if the same function makes them."""
+        if self._worlds is None or not self._worlds.are_made_by(job.make_env):
+            self._close_worlds()
+            self._worlds = Worlds(job.make_env)
         return self._worlds
 
-    def _leave(self) -> None:
-        """Close the worlds of this process."""
+    def _close_worlds(self) -> None:
         worlds, self._worlds = self._worlds, None
         if worlds is not None:
             worlds.close()

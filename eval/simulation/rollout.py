@@ -123,6 +123,10 @@ class Worlds:
         self._make_env = make_env
         self._made: list[Any] = []
 
+    def are_made_by(self, make_env: Callable[[], Any]) -> bool:
+        """Whether this function makes them."""
+        return self._make_env is make_env
+
     def take(self, n: int) -> list[Any]:
         """Return so many of them, made as far as need be; an episode resets its world first."""
         while len(self._made) < n:

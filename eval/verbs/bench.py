@@ -118,7 +118,7 @@ class BenchCommand(CommonOptions):
 @restored_threads()
 def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate every row of the table, time them, judge them, print the table, write results.json."""
-    command.scale.check(command.output_dir, command.require)
+    command.scale.check(command)
     loaded = load(command)
     variants = _variants(command, loaded)
     names = [variant.name for variant in variants]

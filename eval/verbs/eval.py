@@ -208,7 +208,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
 
 def _check(command: EvalCommand) -> None:
     """Raise `BadSetting` for what no policy could be evaluated by."""
-    command.scale.check(command.output_dir, command.require)
+    command.scale.check(command)
     unknown = sorted(set(command.eval.curve_runs) - set(RUNS))
     if unknown:
         raise BadSetting(f"eval.curve_runs names {unknown[0]!r}; the runs: {', '.join(RUNS)}")

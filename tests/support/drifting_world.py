@@ -8,6 +8,9 @@ import gymnasium
 import numpy as np
 
 STEPS = 24
+WORLD = ("--env.type=gym", "--env.id=drifting_world:Drift-v0", '--env.keys={"": observation.state}',
+         "--env.control_hz=20", "--env.action_kinds=[delta]")  # fmt: skip
+"""Flags of `vivace`."""
 
 
 class Drift(gymnasium.Env):

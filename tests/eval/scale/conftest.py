@@ -5,15 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drifting_world import WORLD
 
 from vivace.eval.cli import main
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.tiny.policies import tiny_dp_transformer
-
-WORLD = ("--env.type=gym", "--env.id=drifting_world:Drift-v0", '--env.keys={"": observation.state}',
-         "--env.control_hz=20", "--env.action_kinds=[delta]")  # fmt: skip
 
 
 @pytest.fixture(scope="package")

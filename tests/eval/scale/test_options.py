@@ -42,6 +42,11 @@ def test_a_share_is_read():
         (["--scale.workers=0"], "scale.workers=0; 1 or more is needed"),
         (["--scale.shard=9/8"], "scale.shard=9/8; needed is i/n"),
         (["--scale.workers=2", "--scale.ray=auto"], "are both given"),
+        (
+            ["--scale.ray=auto", "--policy.device=cuda"],
+            "workers on Ray compute on CPUs, and policy.device=cuda",
+        ),
+        (["--scale.shard=1/8", "--output_dir=x", "--require=[plain.success>=0.5]"], "leave --require out"),
         (["--scale.shard=1/8"], "scale.shard=1/8 needs --output_dir, the same for all shares"),
     ],
 )
