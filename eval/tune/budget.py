@@ -80,6 +80,11 @@ class Budget:
         return n // 2 if loop.request_at is None else min(n // 2, loop.request_at)
 
     @property
+    def named(self) -> str:
+        """The budget as it was given: "20 Hz", "50 ms"."""
+        return f"{self.control_hz:g} Hz" if self.seconds is None else f"{1e3 * self.seconds:g} ms"
+
+    @property
     def told(self) -> str:
         """The budget of the policy's own way to execute chunks, in words."""
         own = Candidate()

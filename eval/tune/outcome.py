@@ -5,13 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
+from vivace.accel.registry import techniques
 from vivace.eval.machine import machine
 from vivace.eval.options import CommonOptions
-from vivace.eval.terminal import milliseconds
+from vivace.eval.race.confirm import Confirmation
+from vivace.eval.race.sentence import Found, Success, Timed
+from vivace.eval.race.sentence import sentence as told
+from vivace.eval.race.sentence import too_slow as told_too_slow
 from vivace.eval.tune.budget import tail
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
+from vivace.eval.tune.front import layers
 from vivace.eval.tune.space import describe
 from vivace.eval.tune.timing import median_s
 from vivace.policies.errors import BadSetting
@@ -33,12 +40,6 @@ class Latency:
         """Of a trial that was timed."""
         percent, tail_s = tail(trial.latencies_s)
         return cls(median_s(trial), tail_s, percent, len(trial.latencies_s))
-
-    @property
-    def told(self) -> str:
-        """The tail in words."""
-        what = f"p{self.percent:g}" if self.n >= 100 else f"p{self.percent:g} of {self.n} chunks"
-        return f"{milliseconds(self.tail_s, 1)} ms {what}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -87,24 +88,70 @@ def with_measurements(plan: AccelerationPlan, found: Mapping[str, Any]) -> Accel
     return replace(plan, measurements={**plan.measurements, **found})
 
 
-def sentence(rule: Rule, best: Trial, trained: Trial) -> str:
-    """What a person can repeat, where no world has judged."""
-    before, now = Latency.of(trained), Latency.of(best)
-    hz = rule.budget.control_hz
-    kept = f"{hz:g} Hz is kept" if rule.budget.seconds is None else f"{rule.budget.told} is kept"
-    return (
-        f"{kept}: {before.told} as trained, {now.told} under the plan ({describe(best.candidate)}), with "
-        f"actions {best.action_error:.3f} from those as trained; success was not judged: no world was named"
+def sentence(
+    rule: Rule, best: Trial, trials: Mapping[str, Trial], confirmation: Confirmation | None = None
+) -> str:
+    """What a person can repeat.
+
+    Args:
+        rule: of the search.
+        best: the plan.
+        trials: all, by key.
+        confirmation: who won on fresh episodes; None where no world has judged.
+    """
+    trained = as_trained(trials.values())
+    success, beaten = None, ""
+    if confirmation is not None:
+        pair = confirmation.difference(trained.key)
+        solved = [confirmation.successes(key) for key in (trained.key, best.key)]
+        success = Success(trained=solved[0], planned=solved[1], difference=pair)
+        beaten = "" if confirmation.has_held else confirmation.winner.label
+    found = Found(
+        budget=rule.budget.named,
+        trained=_timed(trained),
+        plan=_timed(best),
+        is_trained=best.key == trained.key,
+        is_baseline=best.candidate.origin.is_rival,
+        beaten=beaten,
+        success=success,
+        useless=[techniques()[kind].label for kind, is_on in on_front(trials.values()).items() if not is_on],
     )
+    return told(found)
 
 
 def too_slow(rule: Rule, fastest: Trial) -> str:
     """That nothing keeps the budget, and what comes nearest."""
-    latency, wanted_s = Latency.of(fastest), rule.budget.of(fastest.candidate)
-    return (
-        f"no plan keeps the budget of {milliseconds(wanted_s, 1)} ms: the fastest, "
-        f"{describe(fastest.candidate)}, takes {latency.told}, with actions {fastest.action_error:.3f} from "
-        "those as trained; no plan was written"
+    return told_too_slow(rule.budget.named, rule.budget.of(fastest.candidate), _timed(fastest))
+
+
+def on_front(trials: Iterable[Trial]) -> dict[str, bool]:
+    """Kind of every technique that was tried -> whether a candidate with it is beaten by none.
+
+    Neither in counted work and action error, nor in latency and action error; of techniques that every
+    candidate has nothing is said.
+    """
+    known = [trial for trial in trials if trial.flops is not None and trial.action_error is not None]
+    tried = {kind for trial in known for kind in trial.candidate.kinds}
+    exact = {k for trial in known if trial.candidate.origin is Origin.EXACT for k in trial.candidate.kinds}
+    best: set[str] = set()
+    for some, cost in (
+        (known, lambda trial: trial.flops),
+        ([trial for trial in known if trial.latencies_s], median_s),
+    ):
+        if some:
+            points = np.array([[cost(trial), trial.action_error] for trial in some], float)
+            best |= {kind for i in layers(points)[0] for kind in some[i].candidate.kinds}
+    return {kind: kind in best for kind in techniques() if kind in tried - exact}
+
+
+def _timed(trial: Trial) -> Timed:
+    """A trial as its sentence tells it."""
+    latency = Latency.of(trial)
+    return Timed(
+        label=describe(trial.candidate),
+        tail_s=latency.tail_s,
+        percent=latency.percent,
+        action_error=None if trial.follows else trial.action_error,
     )
 
 

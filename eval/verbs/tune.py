@@ -31,6 +31,7 @@ from vivace.eval.tune.outcome import (
     as_trained,
     execution_flags,
     measurements,
+    on_front,
     rows,
     save,
     sentence,
@@ -139,14 +140,16 @@ def run(command: TuneCommand) -> tuple[dict[str, Any], bool]:
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder), False
-    best, told = kept[0], {}
-    if rule.is_world:
-        state, confirmation = search.race()
-        if confirmation is not None:
-            best = store.trials[confirmation.plan.key]
-            told = {"race": {"ending": state.ending, "entrants": list(state.keys)}}
-            told["confirmed"] = confirmation.rows()
-    return _chosen(command, loaded, rule, store, search.counting, best, folder, told), True
+    state, confirmation = search.race() if rule.is_world else (None, None)
+    known = [trial for trial in kept if not trial.follows]  # without a race nobody knows of the others
+    best = (known or kept)[0] if confirmation is None else store.trials[confirmation.plan.key]
+    judged: dict[str, Any] = {}
+    if state is not None:
+        judged["race"] = {"ending": state.ending, "entrants": list(state.keys)}
+    if confirmation is not None:
+        judged["confirmed"] = confirmation.rows()
+    told = sentence(rule, best, store.trials, confirmation)
+    return _chosen(command, loaded, rule, store, search.counting, best, folder, told, judged), True
 
 
 def _results(
@@ -166,11 +169,12 @@ def _results(
         "judged_by": "success" if rule.is_world else "action error",
         "sentence": told,
         "trials": told_trials,
+        "on_front": on_front(trials),
         "importance": importance(told_trials),
         **found,
     }
     write_results(folder, results)
-    console.print(told, highlight=False)
+    console.print(told, style="bold", highlight=False)
     counts = Counter(trial.status.value for trial in trials)
     return {
         "report": str(folder / "report.html"),
@@ -204,6 +208,7 @@ def _chosen(
     counting: Counting,
     best: Trial,
     folder: Path,
+    told: str,
     judged: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Save the plan, and tell what it costs."""
@@ -211,14 +216,14 @@ def _chosen(
     plan, _ = counting.made(best.candidate)
     found = measurements(command, loaded, rule, best, trained)
     file = save(with_measurements(plan, found), loaded.path if command.output_dir is None else folder)
-    told = {
+    said = {
         "plan": str(file),
         "winner": {"key": best.key, "label": describe(best.candidate)},
         "run_with": execution_flags(best.candidate),
         "measured": found,
         **judged,
     }
-    return _results(command, loaded, rule, store, folder, sentence(rule, best, trained), **told)
+    return _results(command, loaded, rule, store, folder, told, **said)
 
 
 def _identity(command: TuneCommand, loaded: LoadedPolicy) -> dict[str, Any]:
