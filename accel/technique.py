@@ -14,25 +14,24 @@ from vivace.policies import execution as executions
 from vivace.policies.batch import Batch, take
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
+from vivace.policies.language.attention import LookingPolicy, looks_eagerly
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
 from vivace.policies.staged import (
-    DeadWorkPolicy,
     LanguagePolicy,
     PolicyOfStages,
     TokenPolicy,
     VisionPolicy,
     denoises,
-    has_dead_work,
     has_guidance,
     has_language,
     has_sight,
     has_stages,
-    has_tail,
     has_vision,
     runs_jointly,
     writes_tokens,
 )
+from vivace.policies.unread import DeadWorkPolicy, has_dead_work, has_tail
 
 
 class Seam(IntEnum):
@@ -116,6 +115,7 @@ class Need(Enum):
     TOKENS = "decodes action tokens", "writes none"
     VISION = "works inside a vision tower", "has none that comes apart"
     STAGES = "runs stages in fewer bits", "names none"
+    EAGER = "looks at keys by torch's own kernels", "does so, or cannot"
     CONVOLUTIONS = "rewrites convolutions over time", "has none"
     JOINT = "works on a context that runs with the actions", "has none that does"
     GATED = "cuts the gated MLPs of a language stage", "has none"
@@ -162,6 +162,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.TOKENS: writes_tokens,
     Need.VISION: has_vision,
     Need.STAGES: has_stages,
+    Need.EAGER: looks_eagerly,
     Need.CONVOLUTIONS: lambda policy: bool(time_convolutions(policy)),
     Need.JOINT: runs_jointly,
     Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
@@ -287,6 +288,12 @@ def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
     """Return the execution's policy if it says where its stages are; raises `UnsupportedPolicy`."""
     Need.STAGES.require(execution.policy, kind)
     return cast(PolicyOfStages, execution.policy)
+
+
+def with_eager(execution: Execution, kind: str) -> LookingPolicy:
+    """Return the execution's policy if it looks at keys by matrix products; raises `UnsupportedPolicy`."""
+    Need.EAGER.require(execution.policy, kind)
+    return cast(LookingPolicy, execution.policy)
 
 
 def with_vision(execution: Execution, kind: str) -> VisionPolicy:

@@ -24,7 +24,7 @@ from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoi
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
-from vivace.policies.staged import CausalPolicy
+from vivace.policies.unread import CausalPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,5 +100,4 @@ class DeadActions(Technique):
     def variants(cls, staged: Any, options: DeadActionsOptions) -> Iterable[Variant]:
         """Itself with what else is removed exactly."""
         wanted = ((cls.kind, vars(options)), *exact_work(staged))
-        label = f"exact work removed, {options.actions or staged.spec.n_action_steps} actions computed"
-        return [Variant(cls.kind, label, wanted, cls.colour)]
+        return [Variant(cls.kind, f"exact work removed, {cls.label}", wanted, cls.colour)]

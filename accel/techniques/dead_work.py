@@ -1,6 +1,6 @@
 """Leave out work whose result nobody reads; no approximation.
 
-What that is, a policy says of itself (`policies.staged.DeadWorkPolicy`): most flow VLAs run the whole last
+What that is, a policy says of itself (`policies.unread.DeadWorkPolicy`): most flow VLAs run the whole last
 language layer though the action expert reads its keys and values alone, pad prompts with tokens that are
 masked, and look at cameras that are not there. Equal to the policy as trained up to rounding (1e-5).
 """

@@ -27,7 +27,8 @@ from torch import Tensor
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
-from vivace.policies.forms import CausalForm, LanguageForm, policy_spec, told_of
+from vivace.policies.forms import CausalForm, LanguageForm, check_own_blocks, policy_spec, told_of
+from vivace.policies.language.attention import Look
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import (
     LayerView,
@@ -152,6 +153,20 @@ class StagedSmolVLA(LanguageForm, CausalForm):
         """Return a twin with another form of its vision tower."""
         twin = copy.copy(self)
         twin._reader = self._reader.with_vision(vision)
+        return twin
+
+    @property
+    def look(self) -> Look:
+        """How rows look at keys, in the language model and in the expert."""
+        return self.language.attention.look
+
+    def looking(self, look: Look) -> Self:
+        """Return a twin that looks so."""
+        check_own_blocks(self, self.spec, "choose how it looks at keys")
+        twin = copy.copy(self)
+        twin.language = self.language.looking(look)
+        twin._expert = tuple(layer.looking(look) for layer in self._expert)
+        twin.blocks = tuple(block for layer in twin._expert for block in layer.blocks)
         return twin
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:

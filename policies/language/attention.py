@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,10 @@ from lerobot.utils.constants import OPENPI_ATTENTION_MASK_VALUE
 from torch import Tensor
 from transformers.models.gemma.modeling_gemma import eager_attention_forward
 from transformers.models.llama.modeling_llama import rotate_half
+from typing_extensions import TypeIs
+
+from vivace.policies.placement import Placement
+from vivace.policies.spec import PolicySpec
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -22,17 +26,43 @@ def heads(proj: Any, x: Tensor, head_dim: int) -> Tensor:
     return proj(x).unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
+Look = Callable[[Any, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(the layer's own module, queries (B, heads, S, d), keys, values (B, kv heads, S', d), mask)
+-> what was found (B, S, heads d). Without a mask every row sees those before it."""
+
+
 @dataclass(frozen=True)
 class Attention:
     """What turns queries, keys and values into what is found."""
 
     mask: Callable[[Tensor], Tensor]
     """Which rows each row sees (B or 1, 1, S, S') bool -> what `look` is told of it, once for all layers."""
-    look: Callable[[Any, Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    """(the layer's own module, queries (B, heads, S, d), keys, values (B, kv heads, S', d), mask)
-    -> what was found (B, S, heads d). Without a mask every row sees those before it."""
+    look: Look
     rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = rotated
     """Queries or keys (B, heads, S, d), cosines and sines (B, S, d) of positions -> the same, turned."""
+
+
+@runtime_checkable
+class LookingPolicy(Protocol):
+    """A policy whose language stage and action expert look at keys by matrix products, one after another.
+
+    It tells `look` of its masks as bool, so that torch's own kernels (`FUSED`) can stand for them.
+    """
+
+    spec: PolicySpec
+    placement: Placement
+
+    @property
+    def look(self) -> Look:
+        """How it looks."""
+
+    def looking(self, look: Look) -> Self:
+        """Return a twin that looks so; before its blocks are replaced."""
+
+
+def looks_eagerly(policy: object) -> TypeIs[LookingPolicy]:
+    """Whether a policy looks at keys by matrix products."""
+    return isinstance(policy, LookingPolicy)
 
 
 def _fused(module: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,14 +9,16 @@ modulated.
 Without a modulation a norm is the model's own, and there is no gate.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from vivace.policies.block import Block
-from vivace.policies.language.attention import Attention, heads
+from vivace.policies.language.attention import Attention, Look, heads
 from vivace.policies.language.llama import normed
 
 
@@ -59,6 +61,12 @@ class ExpertLayer:
             Block(f"action.{self.index}.attn", self.attend),
             Block(f"action.{self.index}.mlp", self.feed_forward),
         )
+
+    def looking(self, look: Look) -> Self:
+        """Return a twin whose rows look at keys so."""
+        twin = copy.copy(self)
+        twin._attention = replace(self._attention, look=look)
+        return twin
 
     @property
     def norms(self) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.language.attention import FUSED, Attention, heads
+from vivace.policies.language.attention import FUSED, Attention, Look, heads
 from vivace.policies.language.layers import Layers
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import (
@@ -94,6 +94,13 @@ class StagedLlama(Layers):
         """Return a twin that computes no more of the last layer than is read; keys and values are always."""
         twin = copy.copy(self)
         twin.reads = reads
+        return twin
+
+    def looking(self, look: Look) -> Self:
+        """Return a twin whose rows look at keys so; before its blocks are replaced."""
+        twin = copy.copy(self)
+        twin.attention = replace(self.attention, look=look)
+        twin._layers = tuple(_layer_blocks(i, self.model.layers[i], twin.attention) for i in self.layers)
         return twin
 
     def __call__(

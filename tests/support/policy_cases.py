@@ -40,7 +40,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
-    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, TAIL, *VLA}),
+    "smolvla": (
+        _built("smolvla", num_vlm_layers=4, num_steps=10),
+        {DENOISER, Need.VISION, Need.EAGER, TAIL, *VLA},
+    ),
     "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, *VLA}),
     "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
     "xvla": (

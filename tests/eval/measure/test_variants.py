@@ -126,7 +126,8 @@ def test_an_opaque_policy_has_the_rows_that_fit_a_whole():
     assert [row.name for row in variants_of(opaque)] == ["plain", "compile"]
     assert unfit(opaque) == {
         "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'vqbet' has none",
-        "step_schedule, guidance, hoist, block_cache, context_freeze, forecast, frame_cache, "
+        "fused_attention": "looks at keys by torch's own kernels, but policy 'vqbet' does so, or cannot",
+        "step_schedule, guidance, dead_actions, hoist, block_cache, context_freeze, forecast, frame_cache, "
         "warm_start": "works on denoising steps, but policy 'vqbet' has none that come apart",
         "vision_merge": "works inside a vision tower, but policy 'vqbet' has none that comes apart",
         "convolutions, precision": "runs stages in fewer bits, but policy 'vqbet' names none",
