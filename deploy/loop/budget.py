@@ -16,11 +16,27 @@ class Rung:
 
     name: str
     p99_s: float
+    from_load: float | None = None
+    """Taken when chunks take so many times as long as measured beforehand, or longer: the load from which on
+    it was found to do better than those before it. None: taken when those before it would be late."""
 
     def __post_init__(self) -> None:
-        """The latency must be a positive time."""
+        """The latency must be a positive time, the load a number above 1."""
         if not 0 < self.p99_s < math.inf:
             raise BadSetting(f"plan {self.name!r} has p99_s={self.p99_s}; seconds above 0 are needed")
+        if self.from_load is not None and not 1 < self.from_load < math.inf:
+            raise BadSetting(
+                f"plan {self.name!r} is taken from load {self.from_load:g} on; above 1 is needed"
+            )
+
+
+def read_rung(text: str) -> tuple[str, float | None]:
+    """Split "plan@1.7" into the plan and the load from which on it is taken; None where none is said."""
+    name, at, load = text.rpartition("@")
+    try:
+        return (name, float(load)) if at else (text, None)
+    except ValueError:  # a folder may have an @ in its name
+        return text, None
 
 
 class LatencyBudget:
@@ -37,9 +53,11 @@ class LatencyBudget:
     sync mode the robot stands still and waits for every chunk, so none has a deadline.
 
     A plan is chosen before it runs, by the latency predicted for it: its p99 as measured, times how much
-    longer than their own p99 the last chunks took, at least 1. A plan that no longer fits is left at once; a
-    better one is taken only after it has fitted `patience` times in a row, so that a burst of load does not
-    make the loop swing between two plans.
+    longer than their own p99 the last chunks took, at least 1. A plan fits if that is within the time left.
+    On a ladder whose plans say from which load on they do better than those before, it fits until that load
+    is reached: a plan that is now and then late may do better than one that never is. A plan that no longer
+    fits is left at once; a better one is taken only after it has fitted `patience` times in a row, so that a
+    burst of load does not make the loop swing between two plans.
 
     Args:
         control_hz: control rate [Hz].
@@ -60,6 +78,17 @@ class LatencyBudget:
         names = [rung.name for rung in ladder]
         if len(set(names)) < len(names):
             raise BadSetting(f"the ladder has plans {names}; each may be there once")
+        loads = [rung.from_load for rung in ladder[1:]]
+        self._is_by_load = bool(loads) and None not in loads
+        if any(rung.from_load is not None for rung in ladder) and (
+            not self._is_by_load
+            or ladder[0].from_load is not None
+            or loads != sorted({load for load in loads if load is not None})
+        ):
+            raise BadSetting(
+                f"the ladder's plans are taken from loads {[rung.from_load for rung in ladder]} on; needed: "
+                "none for the first, and a larger one for each after it, or none at all"
+            )
         self.control_hz, self.ladder = control_hz, ladder
         self.period_s = 1.0 / control_hz
         """Control period [s]."""
@@ -86,10 +115,10 @@ class LatencyBudget:
     def lead_ticks(self) -> int:
         """Fresh actions that must be left when the next chunk is asked for.
 
-        With a ladder as many as its best plan takes: a loop that asks when the present plan would just be in
-        time never has the time for a better one.
+        With a ladder that is chosen from by the time left, as many as its best plan takes: a loop that asks
+        when the present plan would just be in time never has the time for a better one.
         """
-        if not self.ladder:
+        if not self.ladder or self._is_by_load:
             return self.expected_ticks
         return math.ceil(self.ladder[0].p99_s / self.period_s - _SLACK_TICKS)
 
@@ -102,8 +131,7 @@ class LatencyBudget:
         """Return the plan to run: the best that fits, the fastest if none does, None without a ladder."""
         if not self.ladder:
             return None
-        limit = time_left_s + _SLACK_TICKS * self.period_s
-        fitting = [i for i, rung in enumerate(self.ladder) if rung.p99_s * self.load <= limit]
+        fitting = [i for i in range(len(self.ladder)) if self._fits(i, time_left_s)]
         fastest = min(range(len(self.ladder)), key=lambda i: self.ladder[i].p99_s)
         best = fitting[0] if fitting else fastest
         if self._chosen is None or best >= self._chosen or self._chosen not in fitting:
@@ -115,6 +143,13 @@ class LatencyBudget:
         name = self.ladder[self._chosen].name
         self.choices[name] += 1
         return name
+
+    def _fits(self, i: int, time_left_s: float) -> bool:
+        """Whether a plan of the ladder may be taken now."""
+        if self._is_by_load:
+            after = [rung.from_load for rung in self.ladder[i + 1 : i + 2]]
+            return all(load is not None and self.load < load for load in after)
+        return self.ladder[i].p99_s * self.load <= time_left_s + _SLACK_TICKS * self.period_s
 
     def ask(self, due_tick: int) -> None:
         """Note that a chunk is asked for, and when it is due."""

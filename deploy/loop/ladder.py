@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vivace.deploy.bundle.bundle import PLAN, Bundle
-from vivace.deploy.loop.budget import Rung
+from vivace.deploy.loop.budget import Rung, read_rung
 from vivace.deploy.loop.warm_up import warm_up
 from vivace.deploy.workers.process_worker import ProcessWorker
 from vivace.policies.errors import BadSetting
@@ -20,7 +20,8 @@ def load_ladder(best: str, ladder: Sequence[str], public_key: str = "") -> dict[
 
     Args:
         best: the bundle; "folder#plan" means one of its plans.
-        ladder: faster bundles of the same policy; "#plan" is a plan of the best one's bundle.
+        ladder: faster bundles of the same policy; "#plan" is a plan of the best one's bundle, "…@1.7" one
+            that is taken from a load on.
         public_key: PEM file of the key they must be signed with, see `Bundle.load`.
 
     Raises:
@@ -28,9 +29,10 @@ def load_ladder(best: str, ladder: Sequence[str], public_key: str = "") -> dict[
         BadSetting: a bundle is there twice or of another policy.
     """
     folders = [best, *(best.partition(PLAN)[0] + name if name.startswith(PLAN) else name for name in ladder)]
-    if len(set(folders)) < len(folders):
-        raise BadSetting(f"the ladder has bundles {folders}; each may be there once")
-    found = {folder: Bundle.load(folder, public_key) for folder in folders}
+    places = [best, *(read_rung(folder)[0] for folder in folders[1:])]
+    if len(set(places)) < len(places):
+        raise BadSetting(f"the ladder has bundles {places}; each may be there once")
+    found = {folder: Bundle.load(place, public_key) for folder, place in zip(folders, places, strict=True)}
     _check_same_policy(found)
     return found
 
@@ -77,6 +79,7 @@ def measure_rungs(
                     _WARM_UP:
                 ]
             ),
+            from_load=read_rung(name)[1] if place else None,
         )
-        for name in names
+        for place, name in enumerate(names)
     )

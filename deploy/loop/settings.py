@@ -36,7 +36,8 @@ class LoopSettings:
     ladder: tuple[str, ...] = ()
     """async, rtc: before every chunk the best of these is chosen that will be there in time, best first: what
     vivace eval runs (plain, accelerated, or rows of bench's table such as ddim-4); elsewhere the folders of
-    faster bundles of the same policy."""
+    faster bundles of the same policy. Where all but the first end in @ and a number, such as ddim-4@1.7, each
+    is taken when chunks take so many times as long as measured beforehand."""
     anytime: bool = False
     """async, rtc: a chunk that would be late is cut short between two of its steps, if the worker can."""
     blend_ticks: int = 0

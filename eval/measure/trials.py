@@ -40,6 +40,8 @@ class Trial:
     latency: LatencyModel
     ladder: "tuple[Trial, ...]" = ()
     """Plans to choose from before every chunk, best first; this one alone when empty."""
+    from_load: float | None = None
+    """Of a plan on a ladder: load from which on it is taken, see `Rung`."""
 
     @property
     def name(self) -> str:
@@ -193,7 +195,7 @@ class Trials:
         runner = session(command, self._loaded, run.execution)
         ladder = tuple(
             Choice(
-                Rung(rung.name, quiet_p99(rung.latency)),
+                Rung(rung.name, quiet_p99(rung.latency), rung.from_load),
                 session(self._command, self._loaded, rung.execution),
                 rung.latency,
             )

@@ -23,6 +23,7 @@ from vivace.eval.report.figures import (
 from vivace.eval.report.page import cards_row, figure, header, page, section, table, video
 from vivace.eval.report.run_page import run_page
 from vivace.eval.report.stage_table import TEXT, stage_rows
+from vivace.eval.report.tune_page import tune_page
 from vivace.eval.terminal import lateness, lateness_head, milliseconds, score_text
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
@@ -36,7 +37,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """
     if not isinstance(results, Mapping) or results.get("format") != 1 or results.get("kind") not in _PAGES:
         raise BadSetting(
-            "these are not results of vivace eval or bench or run, format 1; run the command again"
+            "these are not results of vivace eval, bench, run or tune, format 1; run the command again"
         )
     try:
         title, body = _PAGES[results["kind"]](folder, results)
@@ -149,7 +150,7 @@ def _bench_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     return title, "".join(sections)
 
 
-_PAGES = {"eval": _eval_page, "bench": _bench_page, "run": run_page}
+_PAGES = {"eval": _eval_page, "bench": _bench_page, "run": run_page, "tune": tune_page}
 
 
 def _eval_cards(results: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ decoding (`freeze`).
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.variant import Variant
+from vivace.deploy.loop.budget import read_rung
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
@@ -222,19 +223,19 @@ def _runs(
     times: Mapping[str, list[float]],
 ) -> list[Trial]:
     """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
-    names = command.loop.ladder
+    loads = _ladder(command)
     known = {
         one.name: Trial(one, executions[one.name], command.latency.for_run(one.name, times[one.name]))
         for one in variants
     }
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in loads if name not in known]
     if unknown:
         raise BadSetting(f"loop.ladder names {unknown[0]!r}; the plans here: {', '.join(known)}")
     runs = [run for name, run in known.items() if name in _episodic(command)]
-    if not names:
+    if not loads:
         return runs
-    label = f"ladder of {', '.join(known[name].variant.label for name in names)}"
-    ladder = tuple(known[name] for name in names)
+    label = f"ladder of {', '.join(known[name].variant.label for name in loads)}"
+    ladder = tuple(replace(known[name], from_load=load) for name, load in loads.items())
     return [*runs, Trial(Variant(LADDER, label), ladder[0].execution, ladder[0].latency, ladder)]
 
 
@@ -276,7 +277,7 @@ def _executions(
     built = Built(tuple(one for one in (PLAIN, ACCELERATED) if one.name in both), dict(both), {})
     if len(both) == 1 or both[PLAIN.name].is_opaque:
         return built
-    runs, ladder = _episodic(command), command.loop.ladder
+    runs, ladder = _episodic(command), _ladder(command)
     others = [
         one
         for one in variants_of(loaded.staged, command.accel.chosen())
@@ -340,7 +341,20 @@ def _latencies(
 
 def _episodic(command: EvalCommand) -> tuple[str, ...]:
     """Names of the rows that run episodes, as far as there are such."""
-    return (*RUNS, *command.loop.ladder)
+    return (*RUNS, *_ladder(command))
+
+
+def _ladder(command: EvalCommand) -> dict[str, float | None]:
+    """Plan on the ladder -> load from which on it is taken, if one is said.
+
+    Raises:
+        BadSetting: a plan is there twice.
+    """
+    found = [read_rung(text) for text in command.loop.ladder]
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):
+        raise BadSetting(f"the ladder has plans {names}; each may be there once")
+    return dict(found)
 
 
 def _notes(command: EvalCommand, folder: Path) -> Notes:

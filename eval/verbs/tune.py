@@ -16,8 +16,9 @@ from typing import Any
 from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
-from vivace.eval.output import claim, output_folder, write_json
-from vivace.eval.report.results import circumstances
+from vivace.eval.output import claim, output_folder
+from vivace.eval.race.importance import importance
+from vivace.eval.report.results import circumstances, write_results
 from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
@@ -162,18 +163,26 @@ def _results(
 ) -> dict[str, Any]:
     """Write results.json; returns what the last line says."""
     trials = list(store.trials.values())
+    told_trials = rows(trials, rule)
     results = circumstances("tune", command, loaded) | {
         "budget": {"told": rule.budget.told, "seconds": rule.budget.seconds, "hz": rule.budget.control_hz},
         "judged_by": "success" if rule.is_world else "action error",
         "sentence": told,
-        "trials": rows(trials, rule),
+        "trials": told_trials,
         "on_front": on_front(trials),
+        "importance": importance(told_trials),
         **found,
     }
-    write_json(folder / "results.json", results)
+    write_results(folder, results)
     console.print(told, style="bold", highlight=False)
     counts = Counter(trial.status.value for trial in trials)
-    return {"results": str(folder / "results.json"), "sentence": told, "candidates": dict(counts), **found}
+    return {
+        "report": str(folder / "report.html"),
+        "results": str(folder / "results.json"),
+        "sentence": told,
+        "candidates": dict(counts),
+        **found,
+    }
 
 
 def _too_slow(

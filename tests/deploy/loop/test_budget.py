@@ -1,8 +1,10 @@
 """Deadlines, the latency to expect and the ladder of plans."""
 
+import math
+
 import pytest
 
-from vivace.deploy.loop.budget import LatencyBudget, Rung
+from vivace.deploy.loop.budget import LatencyBudget, Rung, read_rung
 from vivace.policies.errors import BadSetting
 
 LADDER = (Rung("best", 0.3), Rung("fastest", 0.1), Rung("odd", 0.2))
@@ -92,3 +94,49 @@ def test_bad_numbers_are_refused(bad):
 def test_an_empty_window_is_refused():
     with pytest.raises(BadSetting, match="window=0"):
         LatencyBudget(10, window=0)
+
+
+def test_a_plan_that_says_its_load_is_taken_from_there_on_and_not_before():
+    budget = LatencyBudget(10, (Rung("fine", 0.3), Rung("coarse", 0.1, from_load=1.7)), window=1, patience=2)
+    assert budget.choose(0.01) == "fine"  # though it will be late
+    budget.arrive(0.5)  # 1.67 times as long
+    assert budget.choose(1.0) == "fine"
+    budget.arrive(0.54)
+    assert budget.choose(1.0) == "coarse"  # though there is time
+    budget.arrive(0.1)
+    assert budget.choose(1.0) == "coarse"
+    assert budget.choose(1.0) == "fine"
+
+
+def test_a_ladder_that_says_its_loads_asks_as_early_as_a_plan_alone():
+    budget = LatencyBudget(10, (Rung("fine", 0.3), Rung("coarse", 0.1, from_load=1.7)))
+    assert budget.lead_ticks == 0
+    budget.choose(1.0)
+    budget.arrive(0.15)
+    assert budget.lead_ticks == budget.expected_ticks == 2
+
+
+@pytest.mark.parametrize("loads", [(1.5, 2.0), (None, 2.0, 1.5), (None, None, 2.0), (None, 2.0, 2.0)])
+def test_loads_are_said_by_all_but_the_first_and_ascend(loads):
+    ladder = tuple(Rung(f"plan {i}", 0.1, load) for i, load in enumerate(loads))
+    with pytest.raises(BadSetting, match="needed: none for the first, and a larger one for each after it"):
+        LatencyBudget(10, ladder)
+
+
+@pytest.mark.parametrize("load", [1.0, 0.5, math.inf])
+def test_a_load_is_above_that_of_quiet_times(load):
+    with pytest.raises(BadSetting, match="above 1 is needed"):
+        Rung("x", 0.1, load)
+
+
+@pytest.mark.parametrize(
+    ("text", "rung"),
+    [
+        ("ddim-4@1.7", ("ddim-4", 1.7)),
+        ("ddim-4", ("ddim-4", None)),
+        ("out/bundle@home", ("out/bundle@home", None)),
+        ("out/bundle@home#fast@2", ("out/bundle@home#fast", 2.0)),
+    ],
+)
+def test_a_rung_as_one_types_it(text, rung):
+    assert read_rung(text) == rung
