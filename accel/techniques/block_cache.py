@@ -15,7 +15,7 @@ from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
-from vivace.accel.updates import Schedule, UpdateOptions, choose_updates
+from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_updates
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
@@ -136,6 +136,7 @@ def calibrate_updates(
 ) -> Schedule:
     """Record an uncached run where the method needs one, and choose update steps."""
     execution = denoising(execution, kind)
+    check_updates(options.updates or 1, len(execution.sampler))  # before a run is recorded
     blocks = execution.policy.spec.block_ids
     similarity, volatility = {}, {}
     if options.method in ("bac", "shared"):

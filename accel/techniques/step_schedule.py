@@ -58,8 +58,9 @@ class StepScheduleOptions:
     n_steps: int = 16
     """Steps of the sampler."""
     spacing: str = AUTO
-    """Where fewer steps lie: leading, trailing, linspace, own (the policy's way), or auto: where they suit
-    the policy, by its chunks on the calibration observations."""
+    """Where fewer steps lie: leading, trailing, linspace, quadratic (the denser the less noise there is), own
+    (the policy's way), or auto: where they suit the policy, by its chunks on the calibration observations;
+    quadratic is not tried there."""
 
     def __post_init__(self) -> None:
         """The spacing must be known."""
@@ -88,7 +89,7 @@ class StepSchedule(Technique):
     """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching; "renoise" for its clean actions."""
     n_steps: int = 16
     spacing: str = OWN
-    """leading, trailing, linspace; own: the policy's own way, as of plans from before there was a choice."""
+    """leading, trailing, linspace, quadratic; own: the policy's own way, as of plans without a choice."""
     errors: Mapping[str, float] = field(default_factory=dict)
     """Spacing -> root mean square distance of its chunks from those as trained, normalised, when chosen."""
 
@@ -147,8 +148,10 @@ class StepSchedule(Technique):
 
     @classmethod
     def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer every sampler, with up to as many steps as the policy's own."""
-        return {"sampler": samplers_of(staged), "n_steps": range(1, len(staged.sampler) + 1)}
+        """Offer every sampler, with up to as many steps as the policy's own, where they may lie."""
+        names = samplers_of(staged)
+        spacings = {"spacing": (AUTO, *SPACINGS)} if names == _DIFFUSION else {}
+        return {"sampler": names, "n_steps": range(1, len(staged.sampler) + 1), **spacings}
 
 
 def samplers_of(staged: Any) -> tuple[str, ...]:

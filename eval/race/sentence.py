@@ -47,6 +47,8 @@ class Found:
     """What won the race and did not hold on fresh episodes; empty if the plan itself won it."""
     success: Success | None = None
     """None where no world has judged."""
+    unjudged: str = "no world was named"
+    """Why none has."""
     useless: Sequence[str] = ()
     """Names of the techniques that were tried and are on no front."""
 
@@ -88,7 +90,7 @@ def _tail(plan: Timed) -> str:
 def _own(found: Found) -> str:
     """Success where the plan is to change nothing."""
     if found.success is None:
-        return "success was not judged, for no world was named"
+        return f"success was not judged, for {found.unjudged}"
     return f"success {found.success.planned} of {found.success.difference.n}"
 
 
@@ -96,7 +98,7 @@ def _cost(found: Found) -> str:
     """What the plan costs: success if a world has judged, else what is known of its actions."""
     if found.success is None:
         distance = _distance(found.plan, "") or "actions that cannot be compared"
-        return f"{distance.strip()} (success was not judged, for no world was named)"
+        return f"{distance.strip()} (success was not judged, for {found.unjudged})"
     pair = found.success.difference
     low, high = (f"{100 * bound:+.0f}" for bound in pair.interval)
     return (

@@ -32,8 +32,6 @@ class BudgetOptions:
     hz: float | None = None
     """Control rate [Hz] that must be kept: the p99 of a whole chunk is within the time that the loop's mode
     leaves it. The world's, the data's or the policy's own rate when neither is given."""
-    device: str = ""
-    """profile.json of another machine, which vivace bench --profile wrote there: plans are for that one."""
 
     def __post_init__(self) -> None:
         """One budget, and it is a positive one."""

@@ -114,6 +114,7 @@ def sentence(
         is_baseline=best.candidate.origin.is_rival,
         beaten=beaten,
         success=success,
+        unjudged="time was up before a race" if rule.is_world else Found.unjudged,
         useless=[techniques()[kind].label for kind, is_on in on_front(trials.values()).items() if not is_on],
     )
     return told(found)

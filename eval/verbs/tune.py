@@ -166,7 +166,7 @@ def _results(
     told_trials = rows(trials, rule)
     results = circumstances("tune", command, loaded) | {
         "budget": {"told": rule.budget.told, "seconds": rule.budget.seconds, "hz": rule.budget.control_hz},
-        "judged_by": "success" if rule.is_world else "action error",
+        "judged_by": "success" if "confirmed" in found else "action error",
         "sentence": told,
         "trials": told_trials,
         "on_front": on_front(trials),

@@ -34,8 +34,9 @@ from vivace.policies.sampling.step_table import StepTable
 _LAMBDA_MIN = -5.1
 """Smallest log-SNR / 2 at which DPM-Solver++ starts; before it a cosine schedule is noise alone."""
 
-SPACINGS = ("leading", "trailing", "linspace")
-"""How fewer timesteps are spread over those of training: from 0 on, up to the last, or both ends."""
+SPACINGS = ("leading", "trailing", "linspace", "quadratic")
+"""How fewer timesteps are spread over those of training: from 0 on, up to the last, both ends; both ends and
+the denser the less noise there is (DDIM, appendix D.2)."""
 OWN = "own"
 """The spacing that diffusers takes when nothing is said: linspace for DPM-Solver++, else leading."""
 
@@ -78,6 +79,9 @@ def _timesteps(spacing: str, n: int, count: int, total: int) -> list[int]:
         found = np.arange(n)[::-1] * (count // n)
     elif spacing == "linspace":
         found = np.linspace(0, count - 1, n).round()[::-1]
+    elif spacing == "quadratic":
+        squares = (np.linspace(0, (count - 1) ** 0.5, n) ** 2).round()
+        found = np.maximum(squares, np.arange(n)).clip(max=count - 1)[::-1]  # none twice if there are enough
     else:
         found = np.arange(count, -total, -total / n)[:n].round() - 1
     return [int(t) for t in found.clip(min=0)]

@@ -142,7 +142,7 @@ def test_flow_matching_has_one_spacing():
         ({"n_steps": 101}, "asked for 101 steps"),
         (
             {"spacing": "even"},
-            "step_schedule spacing='even'; choose auto, leading, trailing, linspace or own",
+            "step_schedule spacing='even'; choose auto, leading, trailing, linspace, quadratic or own",
         ),
         ({"stride": 2}, "step_schedule has no option 'stride'; its options: n_steps, sampler, spacing"),
     ],
@@ -154,7 +154,7 @@ def test_bad_options_are_refused(options, message):
 
 def test_a_plan_never_says_auto():
     with pytest.raises(
-        BadSetting, match="step_schedule spacing='auto'; choose leading, trailing, linspace or"
+        BadSetting, match="step_schedule spacing='auto'; choose leading, trailing, linspace, quadratic or"
     ):
         StepSchedule(spacing="auto")
 

@@ -1,6 +1,7 @@
 """Samplers are diffusers' own, bit for bit where operations are the same; flow samplers solve an ODE."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import presumed
-from vivace.policies.sampling.samplers import SPACINGS, make_flow_sampler, make_sampler
+from vivace.policies.sampling.samplers import make_flow_sampler, make_sampler
 from vivace.policies.sampling.step_table import remembered
+
+DIFFUSERS = ("leading", "trailing", "linspace")
+"""Spacings that diffusers has."""
 
 
 def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -206,7 +210,7 @@ def test_a_repeated_timestep_of_dpm_solver_changes_nothing():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", DIFFUSERS)
 @pytest.mark.parametrize(("name", "kind"), [("ddpm", DDPMScheduler), ("ddim", DDIMScheduler)])
 def test_spacings_are_diffusers_bit_for_bit(name, kind, spacing, prediction_type):
     """With DDIM where diffusers steps to its own next timestep, which it takes to be T // n away."""
@@ -230,7 +234,7 @@ def test_spacings_are_diffusers_bit_for_bit(name, kind, spacing, prediction_type
     assert compared == {"ddpm": 20}.get(name, {"leading": 20, "trailing": 6, "linspace": 2}[spacing])
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", DIFFUSERS)
 @pytest.mark.parametrize("beta_schedule", SCHEDULES)
 def test_spacings_of_dpm_solver_are_diffusers(beta_schedule, spacing):
     schedule = NoiseSchedule(num_train_timesteps=20, beta_schedule=beta_schedule, clip_sample=False)
@@ -257,7 +261,21 @@ def test_trailing_spacing_gives_as_many_steps_as_asked_for(name, total):
         assert min(int(step.t) for step in sampler.steps) >= 0
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
+def test_quadratic_spacing_is_denser_the_less_noise_there_is(name):
+    """As many timesteps as asked for, none twice, from the last of training to the first."""
+    schedule = NoiseSchedule(num_train_timesteps=100)
+    for n_steps in (1, 2, 5, 10, 40):
+        times = [int(step.t) for step in make_sampler(name, n_steps, schedule, "quadratic").steps]
+        assert len(times) == n_steps
+        assert times == sorted(set(times), reverse=True)
+    times = [int(step.t) for step in make_sampler("ddim", 8, schedule, "quadratic").steps]
+    assert (times[0], times[-1]) == (99, 0)
+    widths = [a - b for a, b in pairwise(times)]
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "quadratic"])
 @pytest.mark.parametrize("n_steps", [3, 7, 13, 20])
 def test_ddim_recovers_the_clean_sample_with_every_spacing(spacing, n_steps):
     """Where diffusers' own steps do not meet: a perfect denoiser's answer is exact at every step."""
@@ -276,7 +294,8 @@ def test_ddim_recovers_the_clean_sample_with_every_spacing(spacing, n_steps):
 
 def test_what_has_no_such_spacing_is_refused():
     with pytest.raises(
-        BadSetting, match="unknown spacing 'auto'; known spacings: leading, trailing, linspace, own"
+        BadSetting,
+        match="unknown spacing 'auto'; known spacings: leading, trailing, linspace, quadratic, own",
     ):
         make_sampler("ddim", 4, NoiseSchedule(), "auto")
     with pytest.raises(
