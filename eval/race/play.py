@@ -6,13 +6,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.settings import LoopSettings
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.options import CommonOptions
-from vivace.eval.scale.job import Job
+from vivace.eval.race.ladder import Step
+from vivace.eval.scale.job import Choice, Job
 from vivace.eval.scale.workforce import Workforce
-from vivace.eval.simulation.latency_model import LatencyModel
+from vivace.eval.simulation.latency_model import BurstyLatency, LatencyModel, MeasuredLatency
 from vivace.eval.simulation.rollout import RolloutSettings
 from vivace.eval.subject import session
+from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 
@@ -90,3 +94,69 @@ def closed_loop_job(
         max_steps=command.env.max_steps,
     )
     return Job(f"{key}.from_{seeds[0]}", label, runner, make_env, settings)
+
+
+class BurstyLoop:
+    """A `ladder.Bursts` of jobs: the same episodes on a computer that is busy now and then.
+
+    Args:
+        jobs: key of a plan -> its episodes under measured latencies.
+        workforce: runs them.
+        folder: holds a file of every job's episodes.
+        bursts: how often, how long and how busy; its samples are each plan's own.
+    """
+
+    def __init__(
+        self, jobs: Mapping[str, Job], workforce: Workforce, folder: Path, bursts: BurstyLatency
+    ) -> None:
+        self._jobs, self._workforce, self._folder, self._bursts = jobs, workforce, folder, bursts
+
+    def at_load(self, keys: Sequence[str], seeds: Sequence[int], load: float) -> dict[str, dict[int, bool]]:
+        """Each plan alone, every chunk taking `load` times as long as measured."""
+        scaled = {key: replace(self._latency(key), scale=load) for key in keys}
+        return self._run({key: self._job(key, f"load_{load:g}", scaled[key]) for key in keys}, seeds)
+
+    def bursting(self, keys: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[int, bool]]:
+        """Each plan alone, in bursts of load."""
+        return self._run({key: self._job(key, "bursts", self._bursty(key)) for key in keys}, seeds)
+
+    def climbing(self, steps: Sequence[Step], seeds: Sequence[int]) -> dict[int, bool]:
+        """The loop choosing among the plans of a ladder, in bursts of load."""
+        choices = tuple(
+            Choice(
+                Rung(one.key, known_p99(self._latency(one.key).samples_s), one.from_load),
+                self._jobs[one.key].session,
+                self._bursty(one.key),
+            )
+            for one in steps
+        )
+        first = self._job(steps[0].key, "bursts", self._bursty(steps[0].key))
+        name = "_".join(["ladder", *(one.key for one in steps)])
+        return self._run({name: replace(first, name=name, label="ladder", ladder=choices)}, seeds)[name]
+
+    def _run(self, jobs: Mapping[str, Job], seeds: Sequence[int]) -> dict[str, dict[int, bool]]:
+        found: dict[str, dict[int, bool]] = {key: {} for key in jobs}
+        for (key, seed), success in ClosedLoop(jobs, self._workforce, self._folder)([*jobs], seeds).items():
+            found[key] |= {seed: success} if seed in seeds else {}
+        return found
+
+    def _job(self, key: str, suffix: str, latency: LatencyModel) -> Job:
+        job = self._jobs[key]
+        return replace(job, name=f"{job.name}.{suffix}", settings=replace(job.settings, latency=latency))
+
+    def _latency(self, key: str) -> MeasuredLatency:
+        """What was measured of a plan."""
+        found = self._jobs[key].settings.latency.measured
+        if found is None:
+            raise BadSetting(
+                f"a ladder is made of measured latencies, and plan {key} has none; time it first"
+            )
+        return found
+
+    def _bursty(self, key: str) -> BurstyLatency:
+        return replace(self._bursts, samples_s=self._latency(key).samples_s)
+
+
+def known_p99(samples_s: Sequence[float]) -> float:
+    """p99 [s] of measurements, the longest of fewer than a p99 takes: what a load is counted from."""
+    return percentile(samples_s, 99) or max(samples_s)

@@ -9,10 +9,12 @@ import numpy as np
 
 from vivace.eval.options import CommonOptions
 from vivace.eval.race.confirm import Confirmation, ConfirmRules, Contender, confirm
-from vivace.eval.race.play import ClosedLoop, closed_loop_job
+from vivace.eval.race.ladder import Ladder, find_ladder
+from vivace.eval.race.play import BurstyLoop, ClosedLoop, closed_loop_job
 from vivace.eval.race.race import Race, RaceRules, race
+from vivace.eval.scale.job import Job
 from vivace.eval.scale.workforce import Workforce
-from vivace.eval.simulation.latency_model import MeasuredLatency
+from vivace.eval.simulation.latency_model import BurstyLatency, MeasuredLatency
 from vivace.eval.subject import env_maker
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
@@ -109,9 +111,28 @@ class Arena:
             self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
         return found
 
+    def ladder(self, trials: Sequence[Trial], seeds: range, fresh: range, seeds_at_once: int = 25) -> Ladder:
+        """Find the ladder of some plans for a computer that is busy now and then, or the best single one.
+
+        Args:
+            trials: plans that execute chunks alike, the preferred first.
+            seeds: of the episodes by which plans get their places.
+            fresh: of those on which the ladder is confirmed, following them.
+            seeds_at_once: so many are stepped together.
+        """
+        bursts = BurstyLatency()
+        jobs = self._jobs(
+            {trial.key: trial for trial in trials}, range(seeds.start, fresh.stop), seeds_at_once
+        )
+        loop = BurstyLoop(jobs, self.workforce, self._folder, bursts)
+        return find_ladder(list(jobs), (1.0, bursts.factor), seeds, fresh, loop)
+
     def _play(self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int) -> ClosedLoop:
-        """Make ready what trials may be asked to run: each under its own execution and latencies."""
-        jobs = {
+        return ClosedLoop(self._jobs(trials, seeds, seeds_at_once), self.workforce, self._folder)
+
+    def _jobs(self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int) -> dict[str, Job]:
+        """What trials may be asked to run: each under its own execution and latencies."""
+        return {
             key: closed_loop_job(
                 self.command,
                 self.loaded,
@@ -126,7 +147,6 @@ class Arena:
             )
             for key, trial in trials.items()
         }
-        return ClosedLoop(jobs, self.workforce, self._folder)
 
     @property
     def _folder(self) -> Path:

@@ -11,13 +11,17 @@ from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.registry import techniques
 from vivace.eval.machine import machine
 from vivace.eval.options import CommonOptions
+from vivace.eval.output import write_json
 from vivace.eval.race.confirm import Confirmation
+from vivace.eval.race.ladder import Ladder
+from vivace.eval.race.play import known_p99
 from vivace.eval.race.sentence import Found, Success, Timed
 from vivace.eval.race.sentence import sentence as told
 from vivace.eval.race.sentence import too_slow as told_too_slow
 from vivace.eval.tune.budget import tail
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
+from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.front import layers
 from vivace.eval.tune.space import describe
 from vivace.eval.tune.timing import median_s
@@ -175,6 +179,32 @@ def save(plan: AccelerationPlan, target: Path) -> Path:
     """Write a plan; returns its file."""
     plan.save(target)
     return target / FILE_NAME
+
+
+def save_ladder(
+    found: Ladder, trials: Mapping[str, Trial], counting: Counting, folder: Path
+) -> dict[str, Any]:
+    """Write ladder.json and, in a folder beside it, the plans of the ladder; returns what it says."""
+    rungs = []
+    for step in found.steps:
+        trial, place = trials[step.key], folder / "ladder" / step.key
+        place.mkdir(parents=True, exist_ok=True)
+        save(counting.made(trial.candidate)[0], place)
+        rungs.append(
+            {
+                "plan": str(place),
+                "label": describe(trial.candidate),
+                "p99_s": known_p99(trial.latencies_s),
+                "from_load": step.from_load,
+            }
+        )
+    first, *others = found.steps
+    flags = [f"--export.plans=[{','.join(rung['plan'] for rung in rungs)}]", f"--bundle=BUNDLE#{first.key}"]
+    if others:
+        flags.append(f"--loop.ladder=[{','.join(f'#{one.key}@{one.from_load:g}' for one in others)}]")
+    told = {"rungs": rungs, "told": found.told, "export_and_run_with": flags}
+    write_json(folder / "ladder.json", told)
+    return told
 
 
 def execution_flags(candidate: Candidate) -> list[str]:

@@ -1,6 +1,7 @@
 """One search: counted, timed, raced, confirmed; every stage stores what it finds, and ends in time."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.race.confirm import Confirmation, ConfirmRules
+from vivace.eval.race.ladder import Ladder
 from vivace.eval.race.race import Race, RaceRules
 from vivace.eval.scale.workforce import Workforce
 from vivace.eval.subject import loading, session
@@ -68,7 +70,8 @@ class Search:
         self._fresh = range(self._seeds.stop, self._seeds.stop + command.tune.confirm)
         fitted = observe(command, loaded)
         self._data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.tune.samples)
-        check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh))
+        later = range(self._fresh.stop, self._fresh.stop + 2 * command.tune.confirm)  # a ladder's
+        check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh, later))
         self.counting = Counting(loaded, fitted, self._data)
 
     def count(self) -> None:
@@ -118,15 +121,7 @@ class Search:
         """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
         rule, trials, deadline = self._rule, self._store.trials, self._deadline
         with Workforce(self._command.scale, loading(self._command)) as workforce:
-            arena = Arena.of(
-                self._command,
-                self._loaded,
-                made=lambda candidate: self.counting.made(candidate)[1],
-                workforce=workforce,
-                store=self._store,
-                label=describe,
-                is_over=lambda: deadline.left_s(_RACED) <= 0,
-            )
+            arena = self._arena(workforce, lambda: deadline.left_s(_RACED) <= 0)
             racing = entrants(trials.values(), rule.sure(trials.values()), self._command.tune.finalists)
             state = arena.race(racing, self._seeds, RaceRules())
             if not any(state.outcomes.values()):
@@ -138,6 +133,33 @@ class Search:
             arena = replace(arena, is_over=lambda: deadline.left_s() <= 0)
             simple = simple_plans(trials.values(), state)
             return state, arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+
+    def ladder(self, best: Trial) -> Ladder:
+        """Find the ladder of the plan and of the best and the fastest that stayed in the race."""
+        trials, n = self._store.trials, len(self._fresh)
+        stayed = [
+            trial
+            for trial in trials.values()
+            if trial.raced and not trial.reason and trial.candidate.execution == best.candidate.execution
+        ]
+        most = sorted(stayed, key=lambda trial: -sum(trial.raced.values()))[:_BEST]
+        fastest = sorted(stayed, key=median_s)[:_BEST]
+        some = {trial.key: trial for trial in (best, *most, *fastest)}
+        seeds = range(self._fresh.stop, self._fresh.stop + n)
+        with Workforce(self._command.scale, loading(self._command)) as workforce:
+            arena = self._arena(workforce, lambda: False)
+            return arena.ladder(list(some.values()), seeds, range(seeds.stop, seeds.stop + n))
+
+    def _arena(self, workforce: Workforce, is_over: Callable[[], bool]) -> Arena:
+        return Arena.of(
+            self._command,
+            self._loaded,
+            made=lambda candidate: self.counting.made(candidate)[1],
+            workforce=workforce,
+            store=self._store,
+            label=describe,
+            is_over=is_over,
+        )
 
     def _keeps(self, trial: Trial) -> bool:
         return self._rule.budget.is_kept(trial.candidate, trial.latencies_s)

@@ -34,6 +34,7 @@ from vivace.eval.tune.outcome import (
     on_front,
     rows,
     save,
+    save_ladder,
     sentence,
     too_slow,
     with_measurements,
@@ -67,6 +68,9 @@ class TuneOptions:
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
     fewer steps, is looked at all the same."""
+    ladder: bool = False
+    """Also make a ladder of plans for a computer that is busy now and then, where one does better than its
+    best plan alone; takes about as many episodes again, after the time limit too."""
     threads: int | None = None
     """torch threads; when not given as many as are measured to be fastest."""
     compile: bool = False
@@ -148,6 +152,10 @@ def run(command: TuneCommand) -> tuple[dict[str, Any], bool]:
         judged["race"] = {"ending": state.ending, "entrants": list(state.keys)}
     if confirmation is not None:
         judged["confirmed"] = confirmation.rows()
+        if command.tune.ladder and command.loop.mode != Mode.SYNC:
+            found = search.ladder(best)
+            judged["ladder"] = save_ladder(found, store.trials, search.counting, folder)
+            console.print(f"{found.told}", highlight=False)
     told = sentence(rule, best, store.trials, confirmation)
     return _chosen(command, loaded, rule, store, search.counting, best, folder, told, judged), True
 

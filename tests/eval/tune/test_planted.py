@@ -12,9 +12,12 @@ from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.eval.observations.gather import calibration_data
 from vivace.eval.options import CommonOptions, EnvOptions, PolicyOptions
 from vivace.eval.race.confirm import ConfirmRules
+from vivace.eval.race.ladder import Step
+from vivace.eval.race.play import BurstyLoop
 from vivace.eval.race.race import RaceRules
 from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.scale.workforce import Workforce
+from vivace.eval.simulation.latency_model import BurstyLatency
 from vivace.eval.subject import load
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.contest import Arena, simple_plans
@@ -152,3 +155,27 @@ def test_an_interrupted_race_goes_on_where_it_was(planted: Planted, tmp_path: Pa
     assert again == whole
     for name, before in lines.items():
         assert (tmp_path / "twice" / "episodes" / name).read_text().startswith(before)
+
+
+def test_a_ladder_is_no_worse_than_its_best_plan(planted: Planted, tmp_path: Path) -> None:
+    """In this world the planted plan is the best one quiet and busy, and so it stays alone."""
+    store = Store(tmp_path)
+    with Workforce(ScaleOptions(), lambda: planted.loaded) as workforce:
+        arena = Arena.of(
+            planted.command,
+            planted.loaded,
+            made=planted.made,
+            workforce=workforce,
+            store=store,
+            label=lambda candidate: candidate.label,
+        )
+        some = [trial for trial in planted.trials(store) if trial.candidate.label in (BEST.label, "7 steps")]
+        ladder = arena.ladder(some, range(50, 75), range(75, 100))
+        jobs = arena._jobs({trial.key: trial for trial in some}, range(50, 100), 25)
+        loop = BurstyLoop(jobs, workforce, tmp_path / "episodes", BurstyLatency())
+        steps = (Step(BEST.key), Step(some[0].key, 1.7))
+        climbed = loop.climbing(steps, range(75, 100))
+        alone = loop.bursting([BEST.key, some[0].key], range(75, 100))
+    assert ladder.steps == (Step(BEST.key),)
+    assert set(climbed) == set(range(75, 100))
+    assert sum(alone[some[0].key].values()) < sum(climbed.values()) < sum(alone[BEST.key].values())
