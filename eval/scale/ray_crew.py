@@ -99,7 +99,12 @@ def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     if address == "auto":
-        ray.init(include_dashboard=None, **quiet)
+        try:
+            ray.init(**quiet)
+        except Exception as error:  # Ray has no class of its own for it
+            raise BadSetting(
+                f"Ray cannot be joined or begun on this computer ({in_one_line(error)})"
+            ) from error
         return
     host, _, port = address.rpartition(":")
     try:
