@@ -68,7 +68,7 @@ class Golden:
     cut: np.ndarray
     """The same, cut short as soon as it can be."""
     continued: np.ndarray | None = None
-    """The same after `previous`; None of a policy that does not denoise."""
+    """The same after `previous`; None of a policy whose chunks continue none."""
     logits: np.ndarray | None = None
     """Of the first token (V,), of a policy that writes tokens."""
     after: np.ndarray | None = None
@@ -181,6 +181,7 @@ def _layout(
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
-    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {} if is_whole else {CONTINUED: chunk}
+    continues = not is_whole and not spec.is_cut
+    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {CONTINUED: chunk} if continues else {}
     after = {AFTER: chunk} if carries else {}
     return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk, **last, **after}

@@ -20,7 +20,7 @@ from vivace.policies.batch import tensors
 from vivace.policies.carry import LATENT, LOOKED, NOTHING, PAST, SEEN, Carry
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
-from vivace.policies.execution import Decoding, Denoising, Execution, sample, sample_after
+from vivace.policies.execution import Decoding, Denoising, Execution, executing, sample, sample_after
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
@@ -222,7 +222,8 @@ class _Nudged:
 def _exact(loaded: LoadedPolicy, execution: Execution, one: CalibrationData, carry: Carry) -> np.ndarray:
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
-    run = accelerate(stage(double, loaded.staged.spec.action_kinds), execution.plan)
+    spec = loaded.staged.spec
+    run = accelerate(executing(stage(double, spec.action_kinds), spec.n_action_steps), execution.plan)
     drawn = EpisodeNoise(one.noise_keys)
 
     def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:

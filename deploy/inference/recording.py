@@ -50,10 +50,11 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
         return replace(golden, logits=policy.logits.copy())
     if bundle.program.is_whole:
         return golden
-    policy.chunking = RealTimeChunking()
-    continued = policy.predict(golden.batch | golden.before, keys)[0]
-    policy.chunking = None
-    golden = replace(golden, continued=continued)
+    if not spec.is_cut:
+        policy.chunking = RealTimeChunking()
+        continued = policy.predict(golden.batch | golden.before, keys)[0]
+        policy.chunking = None
+        golden = replace(golden, continued=continued)
     if not bundle.program.carries:
         return golden
     policy.predict(batch, keys)
