@@ -181,6 +181,12 @@ def _layout(
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     chunk = ((spec.horizon - spec.first_action, spec.action_dim), "float32")
     before = ((n_previous(spec), spec.action_dim), "float32")
-    last = {LOGITS: ((vocabulary,), "float32")} if vocabulary else {CONTINUED: chunk} if continues else {}
+    last = (
+        {LOGITS: ((vocabulary,), "float32")}
+        if vocabulary
+        else {CONTINUED: chunk}
+        if continues and not spec.is_cut
+        else {}
+    )
     after = {AFTER: chunk} if carries else {}
     return {**observation_layout(spec), PREVIOUS: before, CHUNK: chunk, CUT: chunk, **last, **after}

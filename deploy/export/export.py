@@ -94,7 +94,7 @@ def export(
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
-    spec = _with_sizes(loaded.staged.spec, data, processing.renamed or {})
+    spec = _with_sizes(_chunks_of(loaded.staged.spec, runs), data, processing.renamed or {})
     with replacing(folder) as unfinished:
         if into:
             bundle = _copied(loaded, spec, folder, unfinished, key)
@@ -174,6 +174,23 @@ def _begun(
         renamed=processing.renamed,
         relative=processing.relative,
     )
+
+
+def _chunks_of(spec: PolicySpec, runs: Mapping[str, Execution]) -> PolicySpec:
+    """A policy's spec with the chunks that its plans make of it.
+
+    Raises:
+        UnsupportedPolicy: they are of several lengths, and a bundle's are of one.
+    """
+    found = {name: run.policy.spec for name, run in runs.items()}
+    lengths = {name: one.horizon for name, one in found.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UnsupportedPolicy(
+            f"the plans make chunks of several lengths ({told}), a bundle has one; export them apart"
+        )
+    one = next(iter(found.values()))
+    return replace(spec, horizon=one.horizon, latent_horizon=one.latent_horizon, is_cut=one.is_cut)
 
 
 def _with_sizes(spec: PolicySpec, data: CalibrationData, renamed: Mapping[str, str]) -> PolicySpec:

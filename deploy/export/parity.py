@@ -21,7 +21,7 @@ from vivace.policies.batch import tensors
 from vivace.policies.carry import LATENT, LOOKED, NOTHING, PAST, SEEN, Carry
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ParityError
-from vivace.policies.execution import Decoding, Denoising, Execution, sample, sample_after
+from vivace.policies.execution import Decoding, Denoising, Execution, executing, sample, sample_after
 from vivace.policies.load import LoadedPolicy, stage
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise, Noise
@@ -236,7 +236,8 @@ def _exact(
 ) -> np.ndarray:
     """The chunk in float64, from the same noise."""
     double = copy.deepcopy(loaded.policy).double()
-    staged = entered(stage(double, loaded.staged.spec.action_kinds), packs)
+    spec = loaded.staged.spec
+    staged = entered(executing(stage(double, spec.action_kinds), spec.n_action_steps), packs)
     run = accelerate(staged, execution.plan)
     drawn = EpisodeNoise(one.noise_keys)
 

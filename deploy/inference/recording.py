@@ -45,7 +45,7 @@ def recorded(policy: OrtPolicy, batch: Mapping[str, np.ndarray], settings: Golde
     golden = Golden(seen, policy.restored(wish[None], batch)[0], chunk, cut)
     if bundle.program.tokens is not None:
         return replace(golden, logits=policy.logits.copy())
-    if bundle.program.continues and not bundle.program.is_whole:
+    if bundle.program.continues and not bundle.program.is_whole and not spec.is_cut:
         policy.chunking = RealTimeChunking()
         continued = policy.predict(golden.batch | golden.before, keys)[0]
         policy.chunking = None

@@ -63,6 +63,7 @@ from vivace.policies.tiny.policies import (
 )
 
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 3})]
+FEW = ("step_schedule", {"sampler": "ddim", "n_steps": 2})
 EFFICIENT = [
     ("layer_skip", {"n_dropped": 1}),
     ("patch_select", {"k_final": 6, "k_key": 2}),
@@ -107,6 +108,26 @@ def diffusion(tmp_path_factory):
     plan = calibrate(loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), CACHED)
     export(loaded, plan, data, base / "bundle")
     return loaded, plan, data, base / "bundle"
+
+
+@pytest.mark.long
+def test_a_bundle_of_the_executed_actions_alone_has_shorter_chunks(diffusion, tmp_path):
+    loaded, whole, data, _ = diffusion
+    fitted = replace(data, noise_keys=FITTED)
+    plan = calibrate(loaded.staged, loaded.fingerprint, fitted, [FEW, ("dead_actions", {}), ("hoist", {})])
+    bundle = export(loaded, plan, data, tmp_path / "short")
+    assert (bundle.spec.horizon, bundle.spec.latent_horizon, bundle.spec.is_cut) == (5, 8, True)
+    seen = {key: value[:1] for key, value in raw(loaded).items()}
+    session = Session(loaded, accelerate(loaded.staged, plan))
+    found, wanted = (one.predict(seen, [(3, 0)]) for one in (OrtPolicy(bundle), session))
+    assert found.shape == (1, 4, 3)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    with pytest.raises(UnsupportedPolicy, match="the first actions alone are computed; leave dead_actions"):
+        OrtPolicy(bundle, chunking=RealTimeChunking())
+    with pytest.raises(
+        UnsupportedPolicy, match="chunks of several lengths .plan 8, short 5., a bundle has one"
+    ):
+        export(loaded, {"plan": whole, "short": plan}, data, tmp_path / "both")
 
 
 @pytest.fixture(scope="module")
