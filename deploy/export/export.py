@@ -60,6 +60,7 @@ def export(
     into: bool = False,
     sign_key: str | Path = "",
     provider: str = "cpu",
+    prompt_tokens: int = 0,
 ) -> Bundle:
     """Write a bundle; nothing is at `folder` until it is whole and its parity is proven.
 
@@ -78,6 +79,7 @@ def export(
         sign_key: PEM file of an ed25519 private key to sign the bundle with; empty: it is not signed. A
             bundle that was signed is added to only with its own key, for adding makes another manifest.
         provider: of ONNX Runtime, that chunks are proven on: cpu, cuda, tensorrt, openvino.
+        prompt_tokens: of the longest prompt, if fewer than the policy reads; 0: as many. Of a new bundle.
 
     Raises:
         BadSetting: the policy was not loaded in float32, this ONNX Runtime lacks the provider, the key
@@ -102,7 +104,7 @@ def export(
             is_known = processing.relative is None  # statistics of offsets say nothing of targets
             known = _action_range(loaded, next(iter(runs.values())), data) if is_known else None
             spec = replace(spec, action_range=known)
-            bundle = _begun(loaded, processing, spec, unfinished, instructions)
+            bundle = _begun(loaded, processing, spec, unfinished, instructions, prompt_tokens)
         subject = Subject.of(loaded, runs, data, bundle)
         with torch.no_grad():
             bundle = _with_plans(bundle, subject, precision, on_graph, runtime)
@@ -151,14 +153,15 @@ def _begun(
     spec: PolicySpec,
     folder: Path,
     instructions: Sequence[str],
+    prompt_tokens: int,
 ) -> Bundle:
     """A bundle without plans yet."""
     (folder / PLANS).mkdir(parents=True)
     if reads_packed(loaded):
         packs = packing(loaded, picture_sizes(spec, processing.renamed or {}))
-        texts, settings = packed_prompts(loaded, packs, instructions, folder)
+        texts, settings = packed_prompts(loaded, packs, instructions, folder, prompt_tokens)
     else:
-        texts, settings = prompts(loaded, instructions)
+        texts, settings = prompts(loaded, instructions, prompt_tokens)
         settings = with_tokenizer(loaded, settings, instructions, folder)
     return Bundle(
         folder=folder,

@@ -95,11 +95,7 @@ def packing(loaded: LoadedPolicy, sizes: Mapping[str, tuple[int, int]]) -> Packi
     Raises:
         UnsupportedPolicy: they do something that no graph can.
     """
-    if loaded.policy.config.use_relative_actions:
-        raise UnsupportedPolicy(
-            "policy 'groot' has use_relative_actions, whose actions lerobot selects only as whole chunks; a "
-            "bundle cannot"
-        )
+    _check_config(loaded.policy.config)
     packs, reads = (_step(loaded.preprocess, kind) for kind in (PACKS, READS))
     images = reads.proc.image_processor
     _check_images(reads, images)
@@ -173,6 +169,19 @@ def _decoded(step: Any) -> tuple[np.ndarray, np.ndarray]:
         _refuse(step, "has statistics of every action of a chunk, or none")
     low, high = (np.concatenate(parts) for parts in found)
     return low, high
+
+
+def _check_config(config: Any) -> None:
+    if config.use_relative_actions:
+        raise UnsupportedPolicy(
+            "policy 'groot' has use_relative_actions, whose actions lerobot selects only as whole chunks; a "
+            "bundle cannot"
+        )
+    if config.use_bf16:
+        raise UnsupportedPolicy(
+            "policy 'groot' computes in bfloat16 (use_bf16), graphs are made of float32: set it to false in "
+            "config.json, and choose theirs by --export.precision"
+        )
 
 
 def _check_images(reads: Any, images: Any) -> None:

@@ -17,6 +17,7 @@ from vivace.deploy.bundle.form import INSTRUCTION, MASK, STATE_TOLD, TOKENS, Pro
 from vivace.deploy.export.packed import Packing
 from vivace.deploy.export.processors import ENDS_LINE, READS_TEXT, TELLS_STATE
 from vivace.deploy.inference.tokenize import formal, state_told, written
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.language.tokenize import PromptStep
 from vivace.policies.load import LoadedPolicy
@@ -26,12 +27,14 @@ from vivace.policies.spec import STATE
 TOKENIZER = "tokenizer.json"
 _ROOM = 32
 """Tokens that an instruction may have more than those at export, where there is no longest one."""
+_FAR = np.float32(1e6)
+"""A state that is told by three digits a number."""
 _ANY = "a"
 """An instruction, to see how any is padded."""
 
 
 def prompts(
-    loaded: LoadedPolicy, instructions: Sequence[str]
+    loaded: LoadedPolicy, instructions: Sequence[str], at_most: int = 0
 ) -> tuple[dict[str, tuple[int, ...]], PromptSettings | None]:
     """Return instruction -> token ids, and how they are padded; nothing of a policy that reads none.
 
@@ -40,8 +43,13 @@ def prompts(
     A bundle pads every instruction to the longest that the policy reads, where the checkpoint pads to the
     longest of a batch; that the policy does not notice, `parity.prove_processors` proves.
 
+    Args:
+        loaded: the checkpoint.
+        instructions: texts.
+        at_most: tokens of the longest prompt, if fewer than the policy reads; 0: as many.
+
     Raises:
-        BadSetting: it reads one, and none is given.
+        BadSetting: it reads one, and none is given; or one is longer than asked for.
         UnsupportedPolicy: it pads on the left.
     """
     step = _step(loaded)
@@ -62,13 +70,29 @@ def prompts(
                 f"{_ANY!r}, or does not pad behind the text; a bundle needs padding_side='right' and "
                 "padding='max_length' or 'longest'"
             )
+    if at_most:
+        settings = _cut(loaded, settings, at_most, instructions)
     is_ours = type(step) is PromptStep
     named = {text.strip().lower() if is_ours else text: found[text] for text in instructions}
     return {text: tuple(ids[mask].tolist()) for text, (ids, mask) in named.items()}, settings
 
 
+def _cut(
+    loaded: LoadedPolicy, settings: PromptSettings, at_most: int, instructions: Sequence[str]
+) -> PromptSettings:
+    """Settings of shorter prompts; of those that tell a state, with room for the longest state."""
+    found = {text: int(_tokens(loaded, text, is_far=True)[1].sum()) for text in instructions}
+    text = max(found, key=found.__getitem__)
+    if not found[text] <= at_most <= settings.length:
+        raise BadSetting(
+            f"export.prompt_tokens={at_most}; of {text!r} the tokenizer makes up to {found[text]} tokens "
+            f"with its prompt, and the policy reads {settings.length}; give a number between"
+        )
+    return replace(settings, length=at_most)
+
+
 def packed_prompts(
-    loaded: LoadedPolicy, packs: Packing, instructions: Sequence[str], folder: Path
+    loaded: LoadedPolicy, packs: Packing, instructions: Sequence[str], folder: Path, at_most: int = 0
 ) -> tuple[dict[str, tuple[int, ...]], PromptSettings]:
     """Return the same of a policy whose processors are groot's, and write the tokenizer.
 
@@ -76,7 +100,7 @@ def packed_prompts(
     pads in front where lerobot's batches are uneven; behind, where a bundle does, is as good to it.
 
     Raises:
-        BadSetting: no instruction is given.
+        BadSetting: no instruction is given, or one is longer than asked for.
         UnsupportedPolicy: the tokenizer is none that the package tokenizers reads.
     """
     if not instructions:
@@ -97,8 +121,14 @@ def packed_prompts(
                 f"{len(found[text])}, or others; a bundle needs one that it reads"
             )
     (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    longest = max(map(len, found.values()))
+    if at_most and at_most < longest:
+        raise BadSetting(
+            f"export.prompt_tokens={at_most}; the instructions make up to {longest} tokens with pictures and "
+            "prompt; give as many or more"
+        )
     return found, PromptSettings(
-        length=max(map(len, found.values())) + _ROOM,
+        length=at_most or longest + _ROOM,
         pad=int(theirs.pad_token_id or 0),
         tokenizer=TOKENIZER,
         template=packs.template,
@@ -113,9 +143,16 @@ def padded(data: CalibrationData, settings: PromptSettings | None) -> Calibratio
         return data
 
     def longer(value: Any, pad: Any) -> Tensor:
-        rows = value if isinstance(value, list) else [value]
+        rows = value if isinstance(value, list) else [value]  # what is longer than a bundle's is cut
         return torch.cat([F.pad(row, (0, settings.length - row.shape[1]), value=pad) for row in rows])
 
+    masks = data.batch[MASK]
+    longest = max(int(mask.sum(-1).max()) for mask in (masks if isinstance(masks, list) else [masks]))
+    if longest > settings.length:
+        raise BadSetting(
+            f"an observation to prove parity on has a prompt of {longest} tokens, the bundle's have at most "
+            f"{settings.length}; export with a larger --export.prompt_tokens"
+        )
     tokens, mask = longer(data.batch[TOKENS], settings.pad), longer(data.batch[MASK], 0)
     return replace(data, batch={**data.batch, TOKENS: tokens, MASK: mask})
 
@@ -201,8 +238,14 @@ def _step(loaded: LoadedPolicy) -> Any:
     return next((step for step in pipeline.steps if type(step) in READS_TEXT), None)
 
 
-def _tokens(loaded: LoadedPolicy, text: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Ids (L,) of an instruction beside a blank observation, their mask, and how that state is told."""
-    ready = Session(loaded, task=text).blank()
+def _tokens(loaded: LoadedPolicy, text: str, is_far: bool = False) -> tuple[np.ndarray, np.ndarray, str]:
+    """Ids (L,) of an instruction beside a blank observation, their mask, and how that state is told.
+
+    With `is_far` it is so far from zero that it is told by as many tokens as there may be.
+    """
+    session = Session(loaded, task=text)
+    seen = session.blank_observation()
+    far = {key: value + _FAR for key, value in seen.items() if is_far and not is_image(key)}
+    ready = session.prepare(seen | far)
     state = state_told(ready[STATE][0, -1].cpu().numpy()) if STATE in ready else ""
     return ready[TOKENS][0].cpu().numpy(), ready[MASK][0].bool().cpu().numpy(), state

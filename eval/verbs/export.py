@@ -38,6 +38,9 @@ class ExportOptions:
     """Observations of other episodes than the plan was calibrated on, to prove parity on."""
     instructions: list[str] = field(default_factory=list)
     """Texts a policy that reads one will be told; those of the recording or the tasks named when empty."""
+    prompt_tokens: int = 0
+    """Tokens of the longest prompt that the graphs read; 0: as many as the policy does. Padding costs as much
+    as text, so fewer are faster, and as exact; instructions that need more are refused."""
     sign_key: str = ""
     """PEM file of an ed25519 private key to sign the bundle with (openssl genpkey -algorithm ed25519); robots
     check it with --public_key."""
@@ -86,6 +89,7 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
             into=bool(command.export.into),
             sign_key=command.export.sign_key,
             provider=command.export.provider,
+            prompt_tokens=command.export.prompt_tokens,
         )
     console.print(f"parity proven on observations: {data.source}", highlight=False)
     return _summary(bundle, folder, list(plans)) | {"observations": data.source}, True
@@ -93,6 +97,10 @@ def run(command: ExportCommand) -> tuple[dict[str, Any], bool]:
 
 def _folder(command: ExportCommand) -> Path:
     """Folder of the bundle that is made, or added to."""
+    if command.export.prompt_tokens < 0 or (command.export.prompt_tokens and command.export.into):
+        raise BadSetting(
+            f"export.prompt_tokens={command.export.prompt_tokens}; a number above 0 for a new bundle, or 0"
+        )
     if command.export.into:
         if command.output_dir is not None:
             raise BadSetting("vivace export takes --output_dir for a new bundle or --export.into, not both")

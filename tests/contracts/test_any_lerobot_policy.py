@@ -59,14 +59,12 @@ DRAWS = "policy '{}' is opaque and draws noise, which a graph would draw once fo
 OWN_WAY = (
     "policy '{}' has its actions widened or normalised by its processors in a way of its own, so no chunk"
 )
-OWN_STEPS = "processor step GrootN17PackInputsStep is not one that can be exported"
 SELECTS = "policy '{}' is opaque and asked by its own select_action, which is no graph; of opaque policies"
 TOKENS = "policy '{}' writes tokens of its own kind; token_vla can be exported"
 SHORTLY = {
     WORKS: YES,
     NO_RTC: "no: has none",
     OWN_WAY: "no: own processors",
-    OWN_STEPS: "no: own processors",
     DRAWS: "no: draws noise",
     SELECTS: "no: own queue",
     TOKENS: "no: own tokens",
@@ -79,7 +77,7 @@ OPAQUE = ("vqbet", "tdmpc", "gaussian_actor", "eo1", "vla_jepa", "evo1")
 REFUSED = {
     "act": {"rtc": NO_RTC},
     **dict.fromkeys(("vqbet", "tdmpc", "gaussian_actor"), OWN_LOOP),
-    "groot": {"export": OWN_STEPS, "rtc": OWN_WAY},
+    "groot": {"rtc": OWN_WAY},
     **dict.fromkeys(("eo1", "vla_jepa"), DENOISES | {"rtc": NO_RTC}),
     "evo1": DENOISES | {"rtc": OWN_WAY},
     "pi0_fast": {"export": TOKENS, "rtc": NO_RTC},
@@ -92,7 +90,7 @@ NOT_SMALL = ("fastwam", "lingbot_va", "molmoact2", "wall_x")
 """Types that are not built small without a network: refused."""
 AS_THEY_ARE = ("xvla",)
 """Types that do not normalise actions unless they are asked to."""
-EXPORTED_ELSEWHERE = ("diffusion", "multi_task_dit", "pi0", "pi05", "smolvla", "xvla", *OURS)
+EXPORTED_ELSEWHERE = ("diffusion", "groot", "multi_task_dit", "pi0", "pi05", "smolvla", "xvla", *OURS)
 """Types whose export takes long, and is tested in tests/deploy/export."""
 
 

@@ -374,14 +374,14 @@ def test_what_a_sampler_magnifies_is_judged_by_torchs_own_rounding(
         return sample(execution, one.batch, EpisodeNoise(one.noise_keys)).numpy()
 
     for one in data.ones():
-        assert 0 < np.abs(exact(loaded, execution, one, NOTHING) - torchs(one)).max() < 1e-5, (
+        assert 0 < np.abs(exact(loaded, execution, one, NOTHING, None) - torchs(one)).max() < 1e-5, (
             "float64 is near float32"
         )
         nudged = sample(execution, one.batch, parity._Nudged(one, seed=0)).numpy()
         assert 0 < np.abs(nudged - torchs(one)).max() < 1e-5
     monkeypatch.setattr(parity, "_NUDGES", 0)
     monkeypatch.setattr(parity, "sample_bundle", lambda policy, one, carry: torchs(one) + 3e-5)
-    monkeypatch.setattr(parity, "_exact", lambda loaded, execution, one, carry: torchs(one) + rounding)
+    monkeypatch.setattr(parity, "_exact", lambda loaded, execution, one, carry, packs: torchs(one) + rounding)
     receipt = parity.prove(OrtPolicy(bundle), loaded, execution, data, "fp32")
     assert receipt["chunk_error"] == pytest.approx(3e-5, rel=0.01)
     assert receipt["rounding_error"] == pytest.approx(rounding, rel=0.01)

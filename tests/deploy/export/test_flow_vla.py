@@ -6,9 +6,12 @@ from lerobot_itself import moments
 from lerobot_policies import TASK, saved
 
 from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.deploy.bundle.form import TOKENS
 from vivace.deploy.export.export import export
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.session import Session
 
@@ -22,6 +25,24 @@ PLANS = {
         ("hoist", {}),
     ],
 }
+
+
+def test_prompts_are_as_long_as_they_are_asked_for(tmp_path):
+    """What is left out is padding: the chunks are the same, and longer instructions are refused."""
+    loaded = load_policy(saved("smolvla"))
+    session = Session(loaded, task=TASK)
+    raw = {key: value[:, None] for key, value in moments(session.spec)[0].items()}
+    data = CalibrationData(session.prepare(raw), ((5, 0),), raw=raw)
+    plan = AccelerationPlan(loaded.fingerprint)
+    with pytest.raises(BadSetting, match=r"prompt_tokens=2; of .* makes up to \d+ tokens"):
+        export(loaded, plan, data, tmp_path / "none", [TASK], prompt_tokens=2)
+    bundle = export(loaded, plan, data, tmp_path / "bundle", [TASK], prompt_tokens=32)
+    assert bundle.graphs[0].inputs[TOKENS] == (1, 32)
+    policy = OrtPolicy(bundle, task=TASK)
+    np.testing.assert_allclose(*(it.predict(raw, [(3, 0)]) for it in (policy, session)), rtol=0, atol=1e-4)
+    policy.task = "put the red cube on the plate and then the other one on the table beside it"
+    with pytest.raises(BadSetting, match="this policy reads at most 32; shorten it"):
+        policy.predict(raw, [(3, 0)])
 
 
 @pytest.mark.long

@@ -59,3 +59,17 @@ def test_weights_that_are_read_several_times_are_written_once(precision, largest
     with torch.no_grad():
         wanted = module(*inputs.values())[0].numpy()
     np.testing.assert_allclose(found, wanted, rtol=0, atol=largest)
+
+
+def test_weights_behind_2_gb_are_found(inputs, tmp_path):
+    """As those of a policy of 3 billion parameters are; the file has a hole where the first ones would be."""
+    far = 2**31 + 4096
+    (tmp_path / "graphs").mkdir()
+    with (tmp_path / "graphs" / "weights.bin").open("wb") as file:
+        file.truncate(far)
+    writer = GraphWriter(tmp_path, _end=far)
+    writer.add(Origin("encode", "x"), Thrice(), inputs, ["seen"])
+    (graph,) = writer.graphs
+    assert graph.error <= 1e-5
+    data = (tmp_path / graph.file).read_bytes()
+    assert min(part.offset for part in external_data(data, graph.file)) >= far

@@ -122,6 +122,16 @@ def test_what_is_no_range_of_each_number_is_refused(exported, change, told):
         restoring(decoding(exported, **change), 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("use_bf16", "graphs are made of float32"), ("use_relative_actions", "whole chunks")]
+)
+def test_what_a_graph_of_float32_targets_is_not_is_refused(name, told):
+    loaded = load_policy(saved("groot"))
+    setattr(loaded.policy.config, name, True)
+    with pytest.raises(UnsupportedPolicy, match=f"{name}.*{told}"):
+        read_processors(loaded)
+
+
 def test_pictures_that_are_resized_by_opencv_are_refused():
     loaded = load_policy(saved("groot"))
     step = next(step for step in loaded.preprocess.steps if hasattr(step, "use_albumentations"))
