@@ -1,5 +1,6 @@
 """Options of the whole suite, and the signals that it needs."""
 
+import gc
 import logging
 import os
 import signal
@@ -101,6 +102,12 @@ def collected(request: pytest.FixtureRequest) -> list[pytest.Item]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     config.stash[COLLECTED] = list(items)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a search for garbage, with which every timing begins, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

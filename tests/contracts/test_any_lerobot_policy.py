@@ -45,11 +45,15 @@ VERBS = {
 }
 """Column -> command."""
 MORE = {
-    ("diffusion", "bench"): ["--bench.only=[bac,uniform]"],
-    ("multi_task_dit", "bench"): ["--bench.only=[bac,uniform]"],
+    **dict.fromkeys(
+        ((kind, "bench") for kind in ("dp_transformer", "diffusion", "multi_task_dit")),
+        ["--bench.only=[bac,uniform]"],
+    ),
     ("groot", "bench"): ["--bench.only=[hoist]"],
-    ("pi0_fast", "bench"): ["--bench.only=[jacobi]"],
-    **dict.fromkeys(((kind, "bench") for kind in ("pi0", "pi05", "smolvla")), ["--bench.only=[cache]"]),
+    **dict.fromkeys(((kind, "bench") for kind in ("pi0_fast", "token_vla")), ["--bench.only=[jacobi]"]),
+    **dict.fromkeys(
+        ((kind, "bench") for kind in ("cogact", "pi0", "pi05", "smolvla")), ["--bench.only=[cache]"]
+    ),
     ("pi0_fast", "calibrate"): ["--accel.techniques=[jacobi]"],
 }
 

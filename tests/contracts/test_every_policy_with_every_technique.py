@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from technique_cases import daily, examples, needs
 from vivace.accel.apply import accelerate, calibrate, exact_plan
 from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
-from vivace.accel.flops import count_flops
+from vivace.accel.flops import Flops, count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import techniques
 from vivace.accel.technique import CalibrationData, Need
@@ -54,6 +55,16 @@ class Subject:
     mark: Fingerprint
     data: CalibrationData
     has: set[Need]
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        """Its chunks as trained, computed once for all tests."""
+        return run(as_trained(self.staged), self)
+
+    @cached_property
+    def plain_costs(self) -> Flops:
+        """What one of them costs."""
+        return count_flops(as_trained(self.staged), self.data.one)
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +134,14 @@ def run(execution, subject) -> torch.Tensor:
 
 @every_pair
 def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
-    plain = as_trained(subject.staged)
     before = {name: value.clone() for name, value in subject.policy.state_dict().items()}
-    reference = run(plain, subject)
+    reference = subject.plain
     execution = accelerate(subject.staged, plan, subject.mark)
     actions = run(execution, subject)
     assert actions.shape == (len(reference), execution.policy.spec.horizon, reference.shape[2])
     assert actions.isfinite().all()
     assert torch.equal(actions, run(execution, subject)), "not deterministic"
-    assert torch.equal(reference, run(plain, subject)), "the policy itself was changed"
+    assert torch.equal(reference, run(as_trained(subject.staged), subject)), "the policy itself was changed"
     after = subject.policy.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     plan.save(tmp_path)
@@ -142,7 +152,7 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
         torch.testing.assert_close(
             executed(actions, subject), executed(reference, subject), atol=1e-5, rtol=0
         )
-    costs = count_flops(plain, subject.data.one), count_flops(execution, subject.data.one)
+    costs = subject.plain_costs, count_flops(execution, subject.data.one)
     if TOKENS not in subject.has:  # there it depends on how many guesses are right
         assert costs[1].total <= costs[0].total
         if any(technique.saves_flops for technique in plan.techniques):
@@ -162,8 +172,9 @@ def test_a_plan_of_other_weights_is_refused(subject):
 
 @with_()
 def test_the_identity_plan_is_no_plan_bit_for_bit(subject):
-    plain = run(as_trained(subject.staged), subject)
-    assert torch.equal(plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject))
+    assert torch.equal(
+        subject.plain, run(accelerate(subject.staged, AccelerationPlan(subject.mark)), subject)
+    )
 
 
 @pytest.mark.shows("exact", by="subject")
@@ -172,11 +183,11 @@ def test_work_that_nobody_needs_is_left_out_at_no_error(subject):
     """What is done where nobody says what: `hoist`, dead work, and whatever else is exact."""
     plan = exact_plan(subject.staged, subject.mark)
     assert all(technique.is_exact for technique in plan.techniques)
-    plain, exact = as_trained(subject.staged), accelerate(subject.staged, plan, subject.mark)
-    found, wanted = (executed(run(it, subject), subject) for it in (exact, plain))
+    exact = accelerate(subject.staged, plan, subject.mark)
+    found, wanted = (executed(chunks, subject) for chunks in (run(exact, subject), subject.plain))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     if TOKENS not in subject.has:  # there it depends on how many guesses are right
-        costs = [count_flops(it, subject.data.one).total for it in (exact, plain)]
+        costs = count_flops(exact, subject.data.one).total, subject.plain_costs.total
         assert costs[0] < costs[1] if plan.techniques else costs[0] == costs[1]
 
 
@@ -186,14 +197,14 @@ def test_computing_every_step_is_the_plain_loop_bit_for_bit(subject, kind):
     options = {"method": "uniform", "updates": len(subject.staged.sampler)}
     plan = calibrate(subject.staged, subject.mark, subject.data, [(kind, options)])
     execution = accelerate(subject.staged, plan)
-    assert torch.equal(run(as_trained(subject.staged), subject), run(execution, subject))
+    assert torch.equal(subject.plain, run(execution, subject))
 
 
 @with_(DENOISER)
 def test_hoisting_changes_rounding_only(subject):
     plan = calibrate(subject.staged, subject.mark, subject.data, [("hoist", {})])
     hoisted = run(accelerate(subject.staged, plan), subject)
-    torch.testing.assert_close(hoisted, run(as_trained(subject.staged), subject), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hoisted, subject.plain, atol=1e-5, rtol=0)
 
 
 @with_()
@@ -329,7 +340,7 @@ def test_a_twin_runs_other_blocks_everywhere(subject):
         return replace(block, fn=lambda *args: (ran.update([block.id]), block.fn(*args))[1])
 
     twin = subject.staged.with_blocks(told)
-    assert torch.equal(run(as_trained(twin), subject), run(as_trained(subject.staged), subject))
+    assert torch.equal(run(as_trained(twin), subject), subject.plain)
     language = {block.id for block in subject.staged.language.blocks} if LANGUAGE in subject.has else set()
     assert {name for name in ran if name.startswith(("action.", "language."))} == {*spec.block_ids, *language}
     steps = 0 if TOKENS in subject.has else len(subject.staged.sampler)

@@ -33,7 +33,7 @@ PLANS = {
 
 def evaluated(policy: Path, out: Path) -> tuple[float, float, dict]:
     """Seconds by the clock and of the processor, and rewards and successes."""
-    world = ["--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=48"]
+    world = ["--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=24"]
     flags = ["--eval.n_episodes=2", "--eval.batch_size=1", "--eval.use_async_envs=false", "--seed=7"]
     sys.argv = ["lerobot-eval", f"--policy.path={policy}", "--policy.device=cpu", *world, *flags]
     sys.argv.append(f"--output_dir={out}")
@@ -47,7 +47,7 @@ def evaluated(policy: Path, out: Path) -> tuple[float, float, dict]:
 
 def measure(folder: Path) -> None:
     """Print a table of medians."""
-    size = {"down_dims": (64, 128, 256), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 64}
+    size = {"down_dims": (32, 64, 128), "kernel_size": 5, "n_groups": 8, "diffusion_step_embed_dim": 64}
     run = {"horizon": 16, "n_action_steps": 8, "num_train_timesteps": 100}
     policies = {"lerobot's own": pusht_checkpoint(folder / "base", **size, **run)}
     weights = sum(value.numel() for value in load_file(folder / "base" / "model.safetensors").values())
