@@ -126,18 +126,11 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     requirements = read_requirements(command.require, RUNS, ("success",))
     _check(command)
     loaded = load(command)
-    check_world(command)
-    if len(command.env.tasks) > 1:
-        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
+    _check_task(command)
     plan = find_plan(command, loaded)
-    both = {PLAIN.name: as_trained(loaded.staged)}
-    if plan is None:
-        read_requirements(command.require, list(both), ("success",))
-    else:
-        both[ACCELERATED.name] = accelerate(loaded.staged, plan)
+    both = _both(command, loaded, plan)
     ours, mine = list(both.items())[-1]
-    asked = rollout_settings(command, NoLatency())  # refuses before it measures, as the next line
-    asked.loop.fresh_actions(loaded.staged.spec)
+    rollout_settings(command, NoLatency()).loop.fresh_actions(loaded.staged.spec)  # before it measures
     folder = output_folder("eval", command.output_dir, command.job_name)
     notes = _notes(command, folder)
     if command.scale.share:
@@ -165,10 +158,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         "curve": trials.curve(runs),
         "threads": threads | {"episodes": command.scale.threads_of_episodes(threads["used"])},
         "scale": vars(command.scale),
-        "baselines": [
-            {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
-            for r in rivals
-        ],
+        "baselines": _baselines(rivals, ratios),
         "left_out": built.left_out | skipped,
         "pareto": _pareto(variants, executions, measured, data),
         "calibration": calibration_section(mine, fitted),
@@ -179,20 +169,22 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     jobs = trials.jobs(runs)
     with Workforce(command.scale, loading(command)) as workforce:
         episodes = workforce.run(jobs, folder / "episodes")
-    if command.eval.video and (command.scale.share is None or command.scale.share.is_first):
-        results["video"] = trials.film([run for run in runs if not run.ladder], command.seed)
-        results["patches"] = trials.film_patches(runs[-1 if plan is None else 1], command.seed)
-    else:
-        results["video"] = results["patches"] = None
+    results |= _films(command, trials, runs, runs[-1 if plan is None else 1])
     results["wall"] = {"total_s": round(time.monotonic() - began, 1), **workforce.stopwatch.summary()}
     if command.scale.share:
-        return write_share(
-            folder, command.scale.share, identity, jobs, results | {"ours": ours}, episodes
-        ), True
+        results["ours"] = ours
+        return write_share(folder, command.scale.share, identity, jobs, results, episodes), True
     results = with_episodes(results, episodes, ours)
     write_results(folder, results)
     Console().print(table(results))
-    summary = {
+    summary = _summary(results)
+    report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
+    return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
+
+
+def _summary(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the last line says of every run, by its name."""
+    return {
         entry["name"]: {
             "latency_ms": round(1e3 * entry["latency"]["p50_s"], 2),
             "success": entry["successes"] / entry["n"],
@@ -202,8 +194,34 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         }
         for entry in results["runs"]
     }
-    report = {"report": str(folder / "report.html"), "results": str(folder / "results.json")}
-    return {**report, "runs": summary, "wall": results["wall"]}, are_met(requirements, summary)
+
+
+def _baselines(rivals: Sequence[Rival], ratios: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The policy with fewer steps and no plan, as results.json tells it."""
+    return [
+        {"name": r.name, "sampler": r.sampler, "n_steps": r.n_steps, "latency_ratio": ratios[r.name]}
+        for r in rivals
+    ]
+
+
+def _films(command: EvalCommand, trials: Trials, runs: Sequence[Trial], ours: Trial) -> dict[str, Any]:
+    """Film an episode of every run, and the patches of ours; of several shares the first does."""
+    if not command.eval.video or (command.scale.share is not None and not command.scale.share.is_first):
+        return {"video": None, "patches": None}
+    return {
+        "video": trials.film([run for run in runs if not run.ladder], command.seed),
+        "patches": trials.film_patches(ours, command.seed),
+    }
+
+
+def _both(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan | None) -> dict[str, Execution]:
+    """The policy as trained and, if there is a plan, under it; the last one is what it is all about."""
+    found = {PLAIN.name: as_trained(loaded.staged)}
+    if plan is None:
+        read_requirements(command.require, list(found), ("success",))
+    else:
+        found[ACCELERATED.name] = accelerate(loaded.staged, plan)
+    return found
 
 
 def _check(command: EvalCommand) -> None:
@@ -215,6 +233,13 @@ def _check(command: EvalCommand) -> None:
     unknown = sorted(set(command.eval.curve_modes) - set(Mode))
     if unknown:
         raise BadSetting(f"eval.curve_modes names {unknown[0]!r}; the modes: {', '.join(Mode)}")
+
+
+def _check_task(command: EvalCommand) -> None:
+    """Raise `BadSetting` unless the world is known, and one task of it is asked for."""
+    check_world(command)
+    if len(command.env.tasks) > 1:
+        raise BadSetting(f"env.task={command.env.task!r}: eval takes one task; bench takes several")
 
 
 def _runs(

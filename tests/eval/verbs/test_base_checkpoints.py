@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from vivace.deploy.bundle.bundle import Bundle
 from vivace.eval.cli import main
 
 FEW = ["--accel.samples=2", "--accel.judged_samples=2"]
@@ -94,6 +95,18 @@ def test_a_dataset_lends_it_its_own(base, strangers_policy, recordings, capsys, 
     assert plans[0]["fingerprint"] == plans[1]["fingerprint"]
     assert contents(base) == before
     assert asked("explain", base, data, f"--accel.path={tmp_path / 'plan-base'}") == 0
+
+
+@pytest.mark.long
+def test_a_bundle_of_it_holds_what_was_lent(base, recordings, strangers_policy, tmp_path):
+    data, made = f"--data.repo={recordings}", []
+    for folder in (base, strangers_policy):
+        out = tmp_path / f"bundle-{folder.name}"
+        assert asked("export", folder, data, "--export.samples=1", f"--output_dir={out}") == 0
+        made.append(Bundle.load(out))
+    lent, own = (bundle.observations["observation.state"] for bundle in made)
+    np.testing.assert_array_equal(lent.low, own.low)
+    np.testing.assert_array_equal(lent.span, own.span)
 
 
 def test_a_dataset_of_another_robot_lends_nothing(base, capsys, recordings, tmp_path):
