@@ -9,12 +9,23 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.eval.cli import main
 from vivace.eval.tune import search
 
-QUICK = (
-    "--env.type=planted --env.task=follow --budget.hz=20 --accel.samples=2 --accel.episodes=1 "
-    "--accel.judged_episodes=1 --tune.samples=2 --tune.candidates=4 --tune.timed=1 --tune.finalists=1 "
-    "--tune.threads=1 --tune.techniques=[step_schedule] --tune.n_episodes=2 --tune.confirm=3 "
-    "--tune.ladder=true"
-).split()
+QUICK = [
+    "--env.type=planted",
+    "--env.task=follow",
+    "--budget.hz=20",
+    "--accel.samples=2",
+    "--accel.episodes=1",
+    "--accel.judged_episodes=1",
+    "--tune.samples=2",
+    "--tune.candidates=4",
+    "--tune.timed=1",
+    "--tune.finalists=1",
+    "--tune.threads=1",
+    "--tune.techniques=[step_schedule]",
+    "--tune.n_episodes=2",
+    "--tune.confirm=3",
+    "--tune.ladder=true",
+]
 
 
 def test_a_ladder_is_written_with_its_plans(tmp_path, monkeypatch, capsys):
