@@ -13,8 +13,8 @@ from vivace.eval.tune import search
 from vivace.eval.tune.candidate import Status
 from vivace.eval.tune.store import Store
 
-QUICK = ("--env.type=planted", "--env.task=follow", "--budget.hz=20", "--accel.samples=2", "--accel.episodes=1",
-         "--accel.judged_episodes=1", "--tune.samples=2", "--tune.candidates=6",
+QUICK = ("--env.type=planted", "--env.task=follow", "--budget.hz=20", "--accel.samples=2",
+         "--accel.episodes=1", "--accel.judged_episodes=1", "--tune.samples=2", "--tune.candidates=6",
          "--tune.timed=1", "--tune.finalists=2", "--tune.threads=1", "--tune.techniques=[step_schedule]",
          "--tune.n_episodes=4", "--tune.confirm=3")  # fmt: skip
 
