@@ -45,7 +45,7 @@ def predict(observations, keys):
     return np.stack([np.random.default_rng(key).normal(size=(8, 2)) for key in keys])
 
 
-OF_TIME = ("command", "created", "wall", "scale", "shares")
+OF_TIME = ("command", "commit", "created", "wall", "scale", "shares")
 DIES = "--env.kwargs={{dies_at: {seed}, lives: '{file}'}}"
 
 
