@@ -157,8 +157,8 @@ class PatchSelect(PatchSelectOptions, Technique):
             return _Same(self.layer, rows, self.early)(view)
         relevance = self.relevance(view)
         if self.method == SHARED:
-            kept = shared_out(relevance, view.prefix.n_patches, self.k_final, self.tau)
-            return _left(kept, self.early)
+            found = shared_out(relevance, view.prefix.n_patches, self.k_final, self.tau)
+            return _left(found, self.early)
         patches = view.prefix.patches_of(view.h)
         counts = view.prefix.n_patches if self.per_camera else (relevance.shape[1],)
         kept, first = [], 0
