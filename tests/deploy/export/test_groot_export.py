@@ -88,7 +88,7 @@ def test_a_side_is_resized_as_by_torchvision(before, after):
 STATISTICS = {"min": [0.0, -1.0, 2.0], "max": [1.0, 1.0, 4.0]}
 
 
-def decoding(exported, **changes):
+def decoding(**changes):
     """groot's step of a checkpoint with statistics of its own, group by group."""
     from lerobot.policies.groot.processor_groot import GrootN17ActionDecodeStep
 
@@ -99,8 +99,8 @@ def decoding(exported, **changes):
     return GrootN17ActionDecodeStep(**settings | changes)
 
 
-def test_groups_of_actions_are_brought_back_as_by_lerobot(exported):
-    step = decoding(exported)
+def test_groups_of_actions_are_brought_back_as_by_lerobot():
+    step = decoding()
     actions = torch.linspace(-1.5, 1.5, 12).view(1, 4, 3)
     wanted = step({"action": actions})["action"]
     np.testing.assert_allclose(restoring(step, 3).restore(actions.numpy()), wanted, atol=1e-6)
@@ -117,9 +117,9 @@ def test_groups_of_actions_are_brought_back_as_by_lerobot(exported):
         ),
     ],
 )
-def test_what_is_no_range_of_each_number_is_refused(exported, change, told):
+def test_what_is_no_range_of_each_number_is_refused(change, told):
     with pytest.raises(UnsupportedPolicy, match=told):
-        restoring(decoding(exported, **change), 3)
+        restoring(decoding(**change), 3)
 
 
 @pytest.mark.parametrize(
