@@ -16,6 +16,7 @@ from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
+from vivace.policies.seeing import has_sight, looks_apart, renews
 from vivace.policies.staged import (
     DeadWorkPolicy,
     LanguagePolicy,
@@ -26,7 +27,6 @@ from vivace.policies.staged import (
     has_dead_work,
     has_guidance,
     has_language,
-    has_sight,
     has_stages,
     has_vision,
     runs_jointly,
@@ -120,6 +120,8 @@ class Need(Enum):
     GATED = "cuts the gated MLPs of a language stage", "has none"
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
+    CAMERAS = "looks at several cameras in one call", "has not several, or does so"
+    RENEWAL = "reads some patches anew beside others that it kept", "keeps nothing of single patches"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -165,6 +167,8 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.GATED: lambda policy: has_language(policy) and policy.language.has_gated_mlps,
     Need.DEAD_WORK: has_dead_work,
     Need.SIGHT: has_sight,
+    Need.CAMERAS: looks_apart,
+    Need.RENEWAL: renews,
 }
 
 

@@ -20,7 +20,7 @@ from vivace.policies.tiny.policies import (
 KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
 STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
-SIGHT, CONVOLUTIONS = Need.SIGHT, Need.CONVOLUTIONS
+SIGHT, CONVOLUTIONS, CAMERAS, RENEWAL = Need.SIGHT, Need.CONVOLUTIONS, Need.CAMERAS, Need.RENEWAL
 VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
 
 
@@ -40,9 +40,15 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     ),
     "cogact": (lambda clip: tiny_cogact(), {DENOISER, GUIDANCE, *VLA}),
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
-    "smolvla": (_built("smolvla", num_vlm_layers=4, num_steps=10), {DENOISER, Need.VISION, *VLA}),
-    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, *VLA}),
-    "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
+    "smolvla": (
+        _built("smolvla", num_vlm_layers=4, num_steps=10),
+        {DENOISER, Need.VISION, SIGHT, CAMERAS, RENEWAL, *VLA},
+    ),
+    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA}),
+    "pi05": (
+        _built("pi05", num_inference_steps=10, empty_cameras=1),
+        {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA},
+    ),
     "xvla": (
         _built("xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)),
         {DENOISER, LANGUAGE, JOINT, DEAD_WORK, SIGHT, STAGES},
