@@ -19,8 +19,8 @@ class SeeingPolicy(DenoisingPolicy, Protocol):
     """A policy whose context comes apart: what is seen, which is slow to read, and what is felt now.
 
     `encode` is `perceive` of what `see` reads, up to rounding. What is felt, such as the state, is all in
-    `perceive`. Where what is seen looks at what is felt, as in a prompt that tells the state, `perceive` reads
-    that prompt anew, and what was seen before knows what was felt then.
+    `perceive`. Where what is seen looks at what is felt, as in a prompt that tells the state, `perceive`
+    reads that prompt anew, and what was seen before knows what was felt then.
     """
 
     @property
@@ -38,8 +38,8 @@ class SeeingPolicy(DenoisingPolicy, Protocol):
 class LookingPolicy(Protocol):
     """A policy, of either form, that runs its vision tower once a camera.
 
-    If it is a `SeeingPolicy` too, its `see` takes what was looked at before, `see(..., looks)`: it looks at the
-    other cameras alone.
+    If it is a `SeeingPolicy` too, its `see` takes what was looked at before, `see(..., looks)`: it looks at
+    the other cameras alone.
     """
 
     spec: PolicySpec
@@ -66,10 +66,17 @@ class RenewingPolicy(SeeingPolicy, Protocol):
             UnsupportedPolicy: patches do not tile the picture in a square.
         """
 
-    def renew(self, batch: Batch, seen: Any, patches: Tensor, run: Runner = compute) -> Any:
-        """Return what was seen, with some patches (B, k), and the instruction, read anew.
+    def renew(self, batch: Batch, seen: Any, patches: Tensor, run: Runner = compute) -> tuple[Context, Any]:
+        """Read some patches anew, and the instruction, which look at the other patches as they were read.
 
-        They look at the other patches as those were read before. `seen` is of as many patches.
+        Args:
+            batch: normalised observations.
+            seen: what `see`, or this, made of as many patches before.
+            patches: which (B, k), counted over all cameras; the number of patches, where a row has fewer.
+            run: runs the blocks of the language stage.
+
+        Returns:
+            The context of now, and what is seen by now.
         """
 
 

@@ -6,14 +6,14 @@ left, and with the state and the noise of their own moment. FlashRT runs a VLA s
 turn. The first chunk of an episode looks, and so does one after a late, skipped or refused chunk.
 
 Cameras may have rates of their own, such as a wrist's every chunk and a table's every third. A chunk that
-looks at some of them saves the vision tower of the others alone: patches are mixed in the language stage, which
-reads them all once more. One that looks at none saves both.
+looks at some of them saves the vision tower of the others alone: patches are mixed in the language stage,
+which reads them all once more. One that looks at none saves both.
 
 It fits policies whose context comes apart into what is seen and what is felt (`SeeingPolicy`). Where pictures
-look at a prompt that tells the state (`pi05`), the prompt is read anew beside what was seen, so actions look at
-the state of now, and at pictures as they were read beside the state of then. Where the state cannot be told
-from the rest, reusing the context would act on a state of n - 1 chunks ago and say nothing of it: such a policy
-is refused.
+look at a prompt that tells the state (`pi05`), the prompt is read anew beside what was seen, so actions look
+at the state of now, and at pictures as they were read beside the state of then. Where the state cannot be
+told from the rest, reusing the context would act on a state of n - 1 chunks ago and say nothing of it: such a
+policy is refused.
 """
 
 from collections.abc import Mapping
@@ -51,11 +51,10 @@ class FrameCacheOptions:
         for camera, every in self.cameras.items():
             if not 1 <= every <= _MOST:
                 raise BadSetting(f"frame_cache reads {camera} every {every}; needed: 1..{_MOST}")
-        if lcm(*self.cameras.values()) > _MOST or lcm(self.every, *self.cameras.values()) > _MOST:
+        if lcm(self.every, *self.cameras.values()) > _MOST:
             told = ", ".join(map(str, (self.every, *self.cameras.values())))
             raise BadSetting(
-                f"frame_cache looks every {told} chunks, which meet after "
-                f"{lcm(self.every, *self.cameras.values())}; choose rates that meet within {_MOST}"
+                f"frame_cache looks every {told} chunks, which meet not within {_MOST}; choose such as do"
             )
 
 
@@ -92,8 +91,8 @@ class FrameCache(Technique):
         if unknown or max(self._rates(known).values()) == 1:
             told = f"{unknown[0]!r}, which is none" if unknown else "each at every chunk"
             raise PlanMismatch(
-                f"frame_cache has rates of cameras, {told}; this policy has {', '.join(known)}, and one of them "
-                "at least must be read more seldom than every chunk"
+                f"frame_cache has rates of cameras, {told}; this policy has {', '.join(known)}, and one of "
+                "them at least must be read more seldom than every chunk"
             )
 
     def apply(self, execution: Execution) -> Execution:
@@ -158,7 +157,7 @@ def reads_afresh(execution: Denoising, kind: str) -> Denoising:
     """Return an execution whose reading is as trained; raises `PlanMismatch` if another changed it."""
     if execution.read is not read_afresh:
         raise PlanMismatch(
-            f"{kind} decides what is read of an observation, and so does another technique of the plan; leave "
-            "one of them out"
+            f"{kind} decides what is read of an observation, and so does another technique of the plan; "
+            "leave one of them out"
         )
     return execution

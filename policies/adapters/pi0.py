@@ -152,8 +152,15 @@ class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
         seen, _ = pictures(self.policy, batch)
         return tuple(pixels_of(picture, self.n_patches[0]) for picture in seen.values())
 
-    def renew(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute) -> Sight:
-        """What was seen, with some patches (B, k), and the prompt, read anew."""
+    def renew(
+        self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute
+    ) -> tuple[Context, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
+        found = self._renewed(batch, seen, patches, run)
+        return self.perceive(batch, found), found
+
+    def _renewed(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner) -> Sight:
+        """What is written of pictures and prompt."""
         h, prefix = self._embedded(batch)
         of_patches = seen.without_last(seen.n_rows - prefix.n_visual)
         return self.language.renew(Fresh.of(h, prefix, patches), of_patches, run)

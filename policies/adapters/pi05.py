@@ -41,10 +41,12 @@ class StagedPI05(StagedPI0):
         seen, prefix = self._read(batch, run, select, looks)
         return seen.without_last(prefix.is_text.shape[1])
 
-    def renew(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute) -> Sight:
-        """What was seen of the pictures, with some patches (B, k) read anew."""
-        found = super().renew(batch, seen, patches, run)
-        return found.without_last(found.n_rows - seen.n_rows)
+    def renew(
+        self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute
+    ) -> tuple[Context, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
+        found = self._renewed(batch, seen, patches, run)
+        return self._acting(found), found.without_last(found.n_rows - seen.n_rows)
 
     def perceive(self, batch: Batch, seen: Sight) -> Context:
         """What the expert looks at: what was written of the pictures, and the prompt, which is read anew."""

@@ -222,11 +222,12 @@ class StagedSmolVLA(CamerasForm, LanguageForm, DenoisingForm):
         """Pixels of each patch (B, n, p) of each camera there is; of a token around them there are none."""
         return self._reader.pixels(batch)
 
-    def renew(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute) -> Sight:
-        """What was seen, with some patches (B, k), and the prompt, read anew."""
+    def renew(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute) -> tuple[Any, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
         h, prefix, _ = self._reader(batch, self.left_out, has_state=False)
         of_patches = seen.without_last(seen.n_rows - prefix.n_visual)
-        return self.language.renew(Fresh.of(h, prefix, patches), of_patches, run)
+        found = self.language.renew(Fresh.of(h, prefix, patches), of_patches, run)
+        return self.perceive(batch, found), found
 
     def _read(self, given: tuple[Tensor, PrefixRows, Tensor], run: Runner, select: PatchSelector) -> Sight:
         """What every language layer writes of a prefix, as `SmolReader` gives it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.policies.errors import ObservationMismatch
@@ -110,7 +111,8 @@ class Fresh(NamedTuple):
     there: Tensor
     """Which of the T may be looked at (B, T) bool."""
     places: Tensor | None = None
-    """Whose place the k take (B, k), among the rows that were read before; None: there are none."""
+    """Whose place the k take (B, k), among the S rows that were read before; S: that of none, so that rows of
+    a batch may have fewer than others. None: k is 0."""
 
     @classmethod
     def of(cls, h: Tensor, prefix: PrefixRows, patches: Tensor) -> "Fresh":
@@ -131,7 +133,8 @@ class Fresh(NamedTuple):
         if self.places is not None:
             k = self.places.shape[1]
             index = self.places[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
-            old, own = old.scatter(2, index, own[:, :, :k]), own[:, :, k:]
+            old = F.pad(old, (0, 0, 0, 1)).scatter(2, index, own[:, :, :k])[:, :, :-1]
+            own = own[:, :, k:]
         return torch.cat([old, own], dim=2)
 
 

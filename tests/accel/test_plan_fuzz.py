@@ -106,7 +106,7 @@ def suited(needs: tuple[Need, ...]) -> str:
         return "tokens"
     if {Need.JOINT, Need.DEAD_WORK, Need.SIGHT}.intersection(needs):
         return "joint"
-    if Need.VISION in needs:
+    if {Need.VISION, Need.CAMERAS, Need.RENEWAL}.intersection(needs):
         return "vision"
     if Need.CONVOLUTIONS in needs:
         return "convolutions"

@@ -54,8 +54,11 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
         {DENOISER, LANGUAGE, JOINT, DEAD_WORK, SIGHT, STAGES},
     ),
     "groot": (_built("groot", num_inference_timesteps=10), {DENOISER, SIGHT, *VLA}),
-    "act": (_built("act"), {STAGES, DEAD_WORK}),
-    "act-pre-norm": (_built("act", pre_norm=True, n_decoder_layers=2, use_vae=True), {STAGES, DEAD_WORK}),
+    "act": (_built("act"), {STAGES, DEAD_WORK, CAMERAS}),
+    "act-pre-norm": (
+        _built("act", pre_norm=True, n_decoder_layers=2, use_vae=True),
+        {STAGES, DEAD_WORK, CAMERAS},
+    ),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
     "token_vla-two-cameras": (
