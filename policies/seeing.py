@@ -1,6 +1,7 @@
 """The staged forms of policies that see: what comes apart of how they read their cameras."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from vivace.policies.block import Runner, compute
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.spec import PolicySpec
 from vivace.policies.staged import Context, DenoisingPolicy
-from vivace.policies.vla.cameras import Looks
+from vivace.policies.vla.cameras import NO_LOOKS, Looks
 
 
 @runtime_checkable
@@ -32,6 +33,19 @@ class SeeingPolicy(DenoisingPolicy, Protocol):
 
     def perceive(self, batch: Batch, seen: Any) -> Context:
         """Make the context of what was seen, now or before, and of what is felt now."""
+
+
+@runtime_checkable
+class PromptedPolicy(SeeingPolicy, Protocol):
+    """A policy whose prompt tells what it feels, and is looked at by what it sees.
+
+    `perceive` reads the prompt once more, which is wasted on a chunk that sees.
+    """
+
+    def read(
+        self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all, looks: Looks = NO_LOOKS
+    ) -> tuple[Context, Any]:
+        """Return the context of now, and what is seen of it; arguments as of `see`."""
 
 
 @runtime_checkable
@@ -78,6 +92,29 @@ class RenewingPolicy(SeeingPolicy, Protocol):
         Returns:
             The context of now, and what is seen by now.
         """
+
+
+def read(
+    policy: SeeingPolicy,
+    batch: Batch,
+    run: Runner = compute,
+    select: PatchSelector = keep_all,
+    looks: Looks = NO_LOOKS,
+) -> tuple[Context, Any]:
+    """Return the context of now, and what is seen of it.
+
+    Args:
+        policy: that sees.
+        batch: normalised observations.
+        run: as of `see`.
+        select: as of `see`.
+        looks: as of `LookingPolicy`, which it must be if there are any.
+    """
+    if isinstance(policy, PromptedPolicy):
+        return policy.read(batch, run, select, looks)
+    see: Any = partial(policy.see, looks=looks) if looks else policy.see
+    seen = see(batch, run, select)
+    return policy.perceive(batch, seen), seen
 
 
 def has_sight(policy: object) -> TypeIs[SeeingPolicy]:

@@ -28,8 +28,9 @@ from vivace.policies.carry import LOOKED, LOOKS, SEEN, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, read_afresh
 from vivace.policies.plain_data import Longest
-from vivace.policies.seeing import LookingPolicy
+from vivace.policies.seeing import LookingPolicy, read
 from vivace.policies.staged import Batch, Context
+from vivace.policies.vla.cameras import NO_LOOKS
 
 _MOST = 64
 
@@ -141,16 +142,13 @@ class EveryNth:
         """Make a context of the last look, or look anew, at all cameras or at those whose turn it is."""
         policy: Any = execution.policy
         n = carry[LOOKED] % self.cycle if carry else 0
-        left = {**carry, LOOKED: n + 1}
-        if self.rates:
-            due = [camera for camera, rate in self.rates.items() if n % rate == 0 and camera in batch]
-            if due:
-                left[LOOKS] = {**carry.get(LOOKS, {}), **policy.look(batch, due)}
-                left[SEEN] = policy.see(batch, execution.language, execution.select, left[LOOKS])
-        elif n == 0:
-            left[SEEN] = policy.see(batch, execution.language, execution.select)
-        kept = {name: left[name] for name in (SEEN, LOOKED, LOOKS) if name in left}
-        return policy.perceive(batch, left[SEEN]), kept
+        due = [camera for camera, rate in self.rates.items() if n % rate == 0 and camera in batch]
+        if n and not due:
+            kept = {name: carry[name] for name in (SEEN, LOOKS) if name in carry}
+            return policy.perceive(batch, carry[SEEN]), {**kept, LOOKED: n + 1}
+        looks = {**(carry[LOOKS] if n else {}), **policy.look(batch, due)} if due else NO_LOOKS
+        context, seen = read(policy, batch, execution.language, execution.select, looks)
+        return context, {SEEN: seen, LOOKED: n + 1, **({LOOKS: looks} if due else {})}
 
 
 def reads_afresh(execution: Denoising, kind: str) -> Denoising:

@@ -22,7 +22,7 @@ which is the least: as much as if the share that is kept at most always were.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lerobot.utils.constants import OBS_LANGUAGE_TOKENS
@@ -37,6 +37,7 @@ from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution
 from vivace.policies.language.prefix import keep_all
 from vivace.policies.plain_data import Between
+from vivace.policies.seeing import RenewingPolicy, read
 from vivace.policies.staged import Batch, Context
 
 
@@ -72,6 +73,7 @@ class StaticPatches(StaticPatchesOptions, Technique):
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.RENEWAL)
     is_static: ClassVar[bool] = False
     Options: ClassVar[type] = StaticPatchesOptions
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"every": 2}}
 
     def apply(self, execution: Execution) -> Execution:
         """Read what changed."""
@@ -130,9 +132,8 @@ class Changed:
 
     def _anew(self, execution: Denoising, batch: Batch, left: dict[str, Any]) -> tuple[Context, Carry]:
         """Read everything."""
-        policy: Any = execution.policy
-        seen = policy.see(batch, execution.language)
-        return policy.perceive(batch, seen), {**left, SEEN: seen, LOOKED: 1}
+        context, seen = read(cast(RenewingPolicy, execution.policy), batch, execution.language)
+        return context, {**left, SEEN: seen, LOOKED: 1}
 
 
 def _alike(carry: Carry, pixels: tuple[Tensor, ...]) -> bool:

@@ -38,8 +38,18 @@ class StagedPI05(StagedPI0):
         looks: Looks = NO_LOOKS,
     ) -> Sight:
         """Read pictures and prompt; what is written of the pictures."""
+        return self.read(batch, run, select, looks)[1]
+
+    def read(
+        self,
+        batch: Batch,
+        run: Runner = compute,
+        select: PatchSelector = keep_all,
+        looks: Looks = NO_LOOKS,
+    ) -> tuple[Context, Sight]:
+        """What the expert looks at, and what is written of the pictures."""
         seen, prefix = self._read(batch, run, select, looks)
-        return seen.without_last(prefix.is_text.shape[1])
+        return self._acting(seen), seen.without_last(prefix.is_text.shape[1])
 
     def renew(
         self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute

@@ -14,6 +14,7 @@ from vivace.policies.execution import Denoising, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.seeing import read
 from vivace.policies.vla.cameras import look_at, pixels_of
 
 STATE, TOKENS = "observation.state", "observation.language.tokens"
@@ -69,6 +70,14 @@ def test_seen_and_felt_make_the_context(seeing):
     )
 
 
+def test_what_is_read_at_once_is_the_policy_itself_and_all_that_is_seen(seeing):
+    policy, batch = seeing.policy, seeing.batch
+    close(chunk(seeing, batch, lambda b: read(policy, b)[0]), chunk(seeing, batch))
+    seen, looks = policy.see(batch), policy.look(batch, policy.cameras)
+    for found in (read(policy, batch)[1], read(policy, batch, looks=looks)[1]):
+        assert all(map(torch.equal, found.keys, seen.keys))
+
+
 def test_what_is_felt_is_felt_now(seeing):
     policy, other = seeing.policy, felt_anew(seeing)
     seen = policy.see(seeing.batch)
@@ -116,11 +125,11 @@ def test_patches_that_are_not_read_anew_stay(seeing):
     seen, n = policy.see(batch), sum(policy.n_patches)
     _, found = policy.renew(moved, seen, torch.tensor([[2, 5], [5, n], [n, n]]))
     fresh = policy.see(moved)
-    for row, read in enumerate(([2, 5], [5], [])):
-        kept = [i for i in range(n) if i not in read]
+    for row, anew in enumerate(([2, 5], [5], [])):
+        kept = [i for i in range(n) if i not in anew]
         for layer in range(len(seen.keys)):
             assert torch.equal(found.keys[layer][row, :, kept], seen.keys[layer][row, :, kept])
-        close(found.keys[0][row, :, read], fresh.keys[0][row, :, read])
+        close(found.keys[0][row, :, anew], fresh.keys[0][row, :, anew])
 
 
 def test_one_call_for_all_cameras_changes_rounding_only(seeing, monkeypatch):
