@@ -9,10 +9,10 @@ from typing_extensions import TypeIs
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute
+from vivace.policies.cameras import NO_LOOKS, Looks
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.spec import PolicySpec
 from vivace.policies.staged import Context, DenoisingPolicy
-from vivace.policies.vla.cameras import NO_LOOKS, Looks
 
 
 @runtime_checkable

@@ -24,13 +24,13 @@ from typing import Annotated, Any, ClassVar, cast
 from vivace.accel.registry import register
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.variant import Choices
+from vivace.policies.cameras import NO_LOOKS
 from vivace.policies.carry import LOOKED, LOOKS, SEEN, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, read_afresh
 from vivace.policies.plain_data import Longest
 from vivace.policies.seeing import LookingPolicy, read
 from vivace.policies.staged import Batch, Context
-from vivace.policies.vla.cameras import NO_LOOKS
 
 _MOST = 64
 
@@ -106,11 +106,6 @@ class FrameCache(Technique):
     def _rates(self, cameras: tuple[str, ...]) -> dict[str, int]:
         """Camera -> chunks made of one look at it, of all there are."""
         return {camera: self.cameras.get(camera, self.every) for camera in cameras}
-
-    @property
-    def is_exportable(self) -> bool:
-        """A bundle looks at all cameras at once."""
-        return not self.cameras
 
     @property
     def remark(self) -> str:

@@ -31,6 +31,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from vivace.policies.batch import Batch, rows_of
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.cameras import Looks, look_at
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.forms import CamerasForm, DenoisingForm, check_own_blocks, policy_spec
@@ -38,7 +39,6 @@ from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
 from vivace.policies.spec import ActionKind
-from vivace.policies.vla.cameras import Looks, look_at
 
 CONSTANTS, ATTENTION_WEIGHTS = "constants", "attention_weights"
 Branch = Callable[..., Tensor]

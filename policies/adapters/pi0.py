@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.cameras import NO_LOOKS, Looks, pixels_of
 from vivace.policies.forms import CamerasForm, DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.attention import EAGER, masks_of
 from vivace.policies.language.expert import ExpertLayer, Kept, modulated
@@ -40,7 +41,6 @@ from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import STATE, ActionKind
-from vivace.policies.vla.cameras import NO_LOOKS, Looks, pixels_of
 
 
 class Context(NamedTuple):

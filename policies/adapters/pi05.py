@@ -18,9 +18,9 @@ from torch import Tensor
 from vivace.policies.adapters.pi0 import Context, StagedPI0
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute
+from vivace.policies.cameras import NO_LOOKS, Looks
 from vivace.policies.language.paligemma import prompt, prompt_rows
 from vivace.policies.language.prefix import PatchSelector, Sight, keep_all
-from vivace.policies.vla.cameras import NO_LOOKS, Looks
 
 
 class StagedPI05(StagedPI0):

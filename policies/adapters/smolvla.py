@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
+from vivace.policies.cameras import NO_LOOKS, Looks
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.forms import CamerasForm, DenoisingForm, LanguageForm, policy_spec, told_of
 from vivace.policies.language.llama import Reads
@@ -46,7 +47,6 @@ from vivace.policies.language.smolvlm import angles_at, staged_language
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import ActionKind
-from vivace.policies.vla.cameras import NO_LOOKS, Looks
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import earlier, expert_layers, into
 from vivace.policies.vla.smol_reader import SmolReader

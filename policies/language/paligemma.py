@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vivace.policies.batch import Batch
+from vivace.policies.cameras import NO_LOOKS, Looks, look_at
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.language.prefix import Fresh, Layout, PrefixRows, token_mask
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
-from vivace.policies.vla.cameras import NO_LOOKS, Looks, look_at
 
 _CORE = "model.paligemma_with_expert.paligemma.model"
 STAGES = {

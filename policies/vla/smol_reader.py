@@ -16,11 +16,11 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor
 
 from vivace.policies.batch import Batch
+from vivace.policies.cameras import NO_LOOKS, Looks, look_at, pixels_of
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.language.prefix import Layout, PrefixRows
 from vivace.policies.placement import Placement
 from vivace.policies.shapes import are_fixed
-from vivace.policies.vla.cameras import NO_LOOKS, Looks, look_at, pixels_of
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import into
 

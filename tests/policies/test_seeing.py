@@ -9,13 +9,13 @@ from policy_cases import KEYS, observations
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.technique import CalibrationData
+from vivace.policies.cameras import look_at, pixels_of
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Denoising, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.seeing import read
-from vivace.policies.vla.cameras import look_at, pixels_of
 
 STATE, TOKENS = "observation.state", "observation.language.tokens"
 MASK = "observation.language.attention_mask"
