@@ -1,7 +1,6 @@
 """The staged forms of policies that see: what comes apart of how they read their cameras."""
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -112,8 +111,8 @@ def read(
     """
     if isinstance(policy, PromptedPolicy):
         return policy.read(batch, run, select, looks)
-    see: Any = partial(policy.see, looks=looks) if looks else policy.see
-    seen = see(batch, run, select)
+    sees: Any = policy
+    seen = sees.see(batch, run, select, looks) if looks else sees.see(batch, run, select)
     return policy.perceive(batch, seen), seen
 
 
