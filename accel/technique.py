@@ -14,9 +14,10 @@ from vivace.policies import execution as executions
 from vivace.policies.batch import Batch, take
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
-from vivace.policies.language.attention import LookingPolicy, looks_eagerly
+from vivace.policies.language.attention import AttendingPolicy, looks_eagerly
 from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import build
+from vivace.policies.seeing import has_sight, looks_apart, renews
 from vivace.policies.staged import (
     LanguagePolicy,
     PolicyOfStages,
@@ -25,7 +26,6 @@ from vivace.policies.staged import (
     denoises,
     has_guidance,
     has_language,
-    has_sight,
     has_stages,
     has_vision,
     runs_jointly,
@@ -122,6 +122,8 @@ class Need(Enum):
     DEAD_WORK = "leaves out work whose result nobody reads", "has none that is known"
     TAIL = "leaves out actions behind those executed", "has none, or looks at them for the others"
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
+    CAMERAS = "looks at several cameras in one call", "has not several, or does so"
+    RENEWAL = "reads some patches anew beside others that it kept", "keeps nothing of single patches"
 
     def is_met(self, policy: Any) -> bool:
         """Whether a staged policy has it."""
@@ -169,6 +171,8 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.DEAD_WORK: has_dead_work,
     Need.TAIL: has_tail,
     Need.SIGHT: has_sight,
+    Need.CAMERAS: looks_apart,
+    Need.RENEWAL: renews,
 }
 
 
@@ -290,10 +294,10 @@ def with_stages(execution: Execution, kind: str) -> PolicyOfStages:
     return cast(PolicyOfStages, execution.policy)
 
 
-def with_eager(execution: Execution, kind: str) -> LookingPolicy:
+def with_eager(execution: Execution, kind: str) -> AttendingPolicy:
     """Return the execution's policy if it looks at keys by matrix products; raises `UnsupportedPolicy`."""
     Need.EAGER.require(execution.policy, kind)
-    return cast(LookingPolicy, execution.policy)
+    return cast(AttendingPolicy, execution.policy)
 
 
 def with_vision(execution: Execution, kind: str) -> VisionPolicy:

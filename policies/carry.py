@@ -34,6 +34,9 @@ followed: actions of it that are past (B,)."""
 SEEN, LOOKED = "seen", "looked"
 """Names of what is left where not every chunk looks: what the last look gave, and how many chunks were made
 of it."""
+LOOKS, PIXELS, WORDS = "looks", "pixels", "words"
+"""And of what was made of each camera's picture, where they are looked at at rates of their own; and of the
+pixels of each patch and the tokens as they were read, where patches are read anew once they change."""
 
 
 class Slot:

@@ -103,6 +103,26 @@ class CausalForm(DenoisingForm):
         raise NotImplementedError
 
 
+class CamerasForm(_OfLeRobot):
+    """What runs its vision tower once a camera."""
+
+    is_together = False
+    """Whether pictures of one size go through it in one call instead."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those that somebody has."""
+        config = self.policy.config
+        n_empty = getattr(config, "empty_cameras", 0)
+        return tuple(config.image_features)[: len(config.image_features) - n_empty]
+
+    def with_cameras_together(self) -> Self:
+        """Return a twin that looks at pictures of one size in one call."""
+        twin = copy.copy(self)
+        twin.is_together = True
+        return twin
+
+
 class LanguageForm(_OfLeRobot):
     """What has a language stage: its layers, its weights, its blocks."""
 

@@ -196,24 +196,6 @@ class GuidedPolicy(DenoisingPolicy, Protocol):
 
 
 @runtime_checkable
-class SeeingPolicy(DenoisingPolicy, Protocol):
-    """A policy whose context comes apart: what is seen, which is slow to read, and what is felt now.
-
-    `encode` is `perceive` of what `see` reads. What is felt, such as the state, is all in `perceive`.
-    """
-
-    @property
-    def sees(self) -> bool:
-        """Whether it has cameras at all."""
-
-    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Any:
-        """Read cameras and instruction; a tree of tensors (B, ...)."""
-
-    def perceive(self, batch: Batch, seen: Any) -> Context:
-        """Make the context of what was seen, now or before, and of what is felt now."""
-
-
-@runtime_checkable
 class ContinuingPolicy(DenoisingPolicy, Protocol):
     """A policy whose chunks continue others by means of its own, such as lerobot's real-time chunking."""
 
@@ -335,11 +317,6 @@ def has_guidance(policy: object) -> TypeIs[GuidedPolicy]:
 def runs_jointly(policy: object) -> TypeIs[JointPolicy]:
     """Whether a policy's denoiser runs its context with the action tokens."""
     return isinstance(policy, JointPolicy)
-
-
-def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
-    """Whether what a policy sees can be read apart from what it feels."""
-    return isinstance(policy, SeeingPolicy) and policy.sees
 
 
 def continues_itself(policy: object) -> TypeIs[ContinuingPolicy]:

@@ -84,7 +84,7 @@ class FusedAttention(Technique):
         if not cls.read_options(options).measure:
             return cls(is_fused=True, device=device)
         counts, seen = _looked_at(execution, data)
-        measured = {sizes: _timed(policy.look, given) for sizes, given in seen.items()}
+        measured = {sizes: _timed(policy.attend, given) for sizes, given in seen.items()}
         eager, fused = (sum(counts[sizes] * both[i] for sizes, both in measured.items()) for i in (0, 1))
         return cls(is_fused=fused < _GAIN * eager, device=device, measured_ms=measured)
 
@@ -101,13 +101,13 @@ class FusedAttention(Technique):
 
 def _looking(execution: Execution, look: Look) -> Execution:
     """Run a twin that looks so."""
-    twin: Any = with_eager(execution, FusedAttention.kind).looking(look)
+    twin: Any = with_eager(execution, FusedAttention.kind).attending(look)
     return replace(execution, policy=twin)
 
 
 def _looked_at(execution: Execution, data: CalibrationData) -> tuple[Counter[str], dict[str, _Given]]:
     """How often a chunk of one observation looks at keys of each size, and what it looked at once."""
-    look = with_eager(execution, FusedAttention.kind).look
+    look = with_eager(execution, FusedAttention.kind).attend
     counts: Counter[str] = Counter()
     seen: dict[str, _Given] = {}
 

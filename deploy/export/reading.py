@@ -28,6 +28,11 @@ class Reading(NamedTuple):
 
 def check_carried(execution: Denoising) -> None:
     """Raise `UnsupportedPolicy` unless what chunks leave to each other can be held by a bundle."""
+    if isinstance(execution.read, EveryNth) and execution.read.rates:
+        raise UnsupportedPolicy(
+            "frame_cache reads cameras at rates of their own, and a bundle looks at all of them at once; "
+            "leave its cameras out of the plan"
+        )
     is_read = execution.read is read_afresh or isinstance(execution.read, EveryNth)
     if not is_read or execution.begin not in (begin_with_noise, begin_warm):
         raise UnsupportedPolicy("the plan carries something from chunk to chunk that a bundle does not know")

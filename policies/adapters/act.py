@@ -16,8 +16,9 @@ Left out on request, equal to 1e-5:
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
@@ -30,9 +31,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from vivace.policies.batch import Batch, rows_of
 from vivace.policies.block import Block, Runner, compute, through
+from vivace.policies.cameras import Looks, look_at
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.forms import DenoisingForm, check_own_blocks, policy_spec
+from vivace.policies.forms import CamerasForm, DenoisingForm, check_own_blocks, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN
@@ -61,7 +63,7 @@ class _Constants:
     """Of all tokens of the encoder (S, 1, D)."""
 
 
-class StagedACT(DenoisingForm):
+class StagedACT(CamerasForm, DenoisingForm):
     """lerobot's Action Chunking Transformer, over its own modules."""
 
     _needs_weights = True
@@ -138,10 +140,8 @@ class StagedACT(DenoisingForm):
         """Encode the latest observation (B, 1, ...): latent, state, what is told of the world, pictures."""
         own = self.policy.config.input_features
         batch = cast({key: batch[key][:, 0] for key in own}, self.placement.dtype)
-        seen = [
-            through(run, block, batch[key])
-            for block, key in zip(self.vision, self.policy.config.image_features, strict=True)
-        ]
+        pictures = {key: batch[key] for key in self.policy.config.image_features}
+        seen = list(self._looks(pictures, run).values())
         tokens = torch.cat([torch.stack(self._vectors(batch)), *map(_rows, seen)])  # (S, B, D)
         positions = self._positions(seen) if self._constants is None else self._constants.positions
         if len(positions) != len(tokens):
@@ -153,6 +153,18 @@ class StagedACT(DenoisingForm):
             tokens = through(run, attend, tokens, positions)
             tokens = through(run, think, tokens)
         return Context(self.network.encoder.norm(tokens), positions)
+
+    def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
+        """What the ResNet makes of the pictures of these cameras, (B, D, h, w) each."""
+        chosen = {key: batch[key][:, 0] for key in self.policy.config.image_features if key in cameras}
+        return self._looks(cast(chosen, self.placement.dtype), compute)
+
+    def _looks(self, pictures: Looks, run: Runner) -> Looks:
+        """What the ResNet makes of pictures: each camera's block, or the first one of all."""
+        if self.is_together:
+            return look_at(partial(through, run, self.vision[0]), pictures, is_together=True)
+        blocks = dict(zip(self.policy.config.image_features, self.vision, strict=True))
+        return {key: through(run, blocks[key], picture) for key, picture in pictures.items()}
 
     def _vectors(self, batch: Batch) -> list[Tensor]:
         """Tokens (B, D) of what is no picture."""

@@ -10,7 +10,7 @@ values then stand among those of the prefix.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -22,28 +22,25 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec, told_of
-from vivace.policies.language.attention import EAGER
-from vivace.policies.language.expert import ExpertLayer, Kept, masks_of, modulated
+from vivace.policies.cameras import NO_LOOKS, Looks, pixels_of
+from vivace.policies.forms import CamerasForm, DenoisingForm, LanguageForm, policy_spec, told_of
+from vivace.policies.language.attention import EAGER, masks_of
+from vivace.policies.language.expert import ExpertLayer, Kept, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import STAGES, dead_work, embedded, patches_of, prompt
-from vivace.policies.language.prefix import PatchSelector, keep_all, of_all_cameras, token_mask
+from vivace.policies.language.paligemma import STAGES, dead_work, embedded, look, patches_of, pictures, prompt
+from vivace.policies.language.prefix import (
+    Fresh,
+    PatchSelector,
+    PrefixRows,
+    Sight,
+    keep_all,
+    of_all_cameras,
+    token_mask,
+)
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import STATE, ActionKind
-
-
-class Sight(NamedTuple):
-    """What was read of pictures and prompt; a tree of tensors."""
-
-    keys: tuple[Tensor, ...]
-    """Of each language layer (B, heads, S_l, d)."""
-    values: tuple[Tensor, ...]
-    there: tuple[Tensor, ...]
-    """Which of these rows may be looked at (B, S_l)."""
-    position: Tensor
-    """Of the first row behind them (B, 1)."""
 
 
 class Context(NamedTuple):
@@ -62,7 +59,7 @@ class Condition(NamedTuple):
     """What the step's time makes (B or 1, ...)."""
 
 
-class StagedPI0(LanguageForm, DenoisingForm):
+class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     sees = True
@@ -113,20 +110,60 @@ class StagedPI0(LanguageForm, DenoisingForm):
         """Read pictures and prompt once; what the language layers write down, and the state."""
         return self.perceive(batch, self.see(batch, run, select))
 
-    def see(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Sight:
-        """Read pictures and prompt.
+    def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
+        """What the vision tower makes of the pictures of these cameras, (B, n, D) each."""
+        return look(self.policy, batch, cameras, self.is_together)
+
+    def see(
+        self,
+        batch: Batch,
+        run: Runner = compute,
+        select: PatchSelector = keep_all,
+        looks: Looks = NO_LOOKS,
+    ) -> Sight:
+        """Read pictures and prompt; as of `LookingPolicy`.
 
         Raises:
             ObservationMismatch: there is no picture, or patches are to be dropped and a camera is missing.
         """
-        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
-        h, prefix = embedded(self.policy, batch, tokens, is_text, "empty_cameras" not in self.left_out)
+        return self._read(batch, run, select, looks)[0]
+
+    def _read(
+        self, batch: Batch, run: Runner, select: PatchSelector, looks: Looks = NO_LOOKS
+    ) -> tuple[Sight, PrefixRows]:
+        """What is written of pictures and prompt, and what they are."""
+        h, prefix = self._embedded(batch, looks)
         select = of_all_cameras(select, self.n_patches)
         rows: list[tuple[Tensor, Tensor]] = []
         self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
         keys, values = (tuple(pair[k] for pair in rows) for k in (0, 1))
         there = tuple(token_mask(prefix.is_text, each.shape[2]) for each in keys)
-        return Sight(keys, values, there, token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True))
+        position = token_mask(prefix.is_text, h.shape[1]).sum(1, keepdim=True)
+        return Sight(keys, values, there, position), prefix
+
+    def _embedded(self, batch: Batch, looks: Looks = NO_LOOKS) -> tuple[Tensor, PrefixRows]:
+        """What the language stage reads (B, S, D), and what it is."""
+        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
+        reads_missing = "empty_cameras" not in self.left_out
+        return embedded(self.policy, batch, tokens, is_text, reads_missing, looks, self.is_together)
+
+    def pixels(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Pixels of each patch (B, n, p) of each camera there is."""
+        seen, _ = pictures(self.policy, batch)
+        return tuple(pixels_of(picture, self.n_patches[0]) for picture in seen.values())
+
+    def renew(
+        self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute
+    ) -> tuple[Context, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
+        found = self._renewed(batch, seen, patches, run)
+        return self.perceive(batch, found), found
+
+    def _renewed(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner) -> Sight:
+        """What is written of pictures and prompt."""
+        h, prefix = self._embedded(batch)
+        of_patches = seen.without_last(seen.n_rows - prefix.n_visual)
+        return self.language.renew(Fresh.of(h, prefix, patches), of_patches, run)
 
     def perceive(self, batch: Batch, seen: Sight) -> Context:
         """What the expert looks at: what was read, and the state, which comes first behind it."""
@@ -152,7 +189,7 @@ class StagedPI0(LanguageForm, DenoisingForm):
         """What rows look at that come behind what was seen, and see each other so (T, T)."""
         at = seen.position + torch.arange(len(among), device=among.device)
         cos, sin = self.expert.rotary_emb(seen.keys[0], at)
-        return Kept(seen.keys, seen.values, masks_of(EAGER, seen.there, among), cos, sin)
+        return Kept(seen.keys, seen.values, masks_of(EAGER, seen.there, among[None]), cos, sin)
 
     def said(self, context: Context) -> Tensor:
         """Values of the last layer, mean over its rows (B, n): of what it says the expert reads no more."""

@@ -3,6 +3,10 @@
 Every norm of the expert is modulated by the time, c = SiLU(MLP(sines(t))): scale, shift and the gate of its
 branch are one linear layer of c (`policies.language.expert`). Nothing else enters them, so hoisting makes
 them a table over the sampler's steps.
+
+Pictures and prompt see each other, and the state is in the prompt. So what was seen is what the language
+stage wrote of the pictures' rows alone, and the prompt is read anew beside them: its rows, which the actions
+look at, know the state of now. Those of pictures that were seen before know the state of then.
 """
 
 from collections.abc import Sequence
@@ -11,17 +15,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vivace.policies.adapters.pi0 import Context, Sight, StagedPI0
+from vivace.policies.adapters.pi0 import Context, StagedPI0
 from vivace.policies.batch import Batch
+from vivace.policies.block import Runner, compute
+from vivace.policies.cameras import NO_LOOKS, Looks
+from vivace.policies.language.paligemma import prompt, prompt_rows
+from vivace.policies.language.prefix import PatchSelector, Sight, keep_all
 
 
 class StagedPI05(StagedPI0):
     """A pi05 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
-    sees = False
-    """Not apart from the state, which is in the prompt."""
+    def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Context:
+        """Read pictures and prompt once; what the language layers write down."""
+        return self._acting(self._read(batch, run, select)[0])
+
+    def see(
+        self,
+        batch: Batch,
+        run: Runner = compute,
+        select: PatchSelector = keep_all,
+        looks: Looks = NO_LOOKS,
+    ) -> Sight:
+        """Read pictures and prompt; what is written of the pictures."""
+        return self.read(batch, run, select, looks)[1]
+
+    def read(
+        self,
+        batch: Batch,
+        run: Runner = compute,
+        select: PatchSelector = keep_all,
+        looks: Looks = NO_LOOKS,
+    ) -> tuple[Context, Sight]:
+        """What the expert looks at, and what is written of the pictures."""
+        seen, prefix = self._read(batch, run, select, looks)
+        return self._acting(seen), seen.without_last(prefix.is_text.shape[1])
+
+    def renew(
+        self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute
+    ) -> tuple[Context, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
+        found = self._renewed(batch, seen, patches, run)
+        return self._acting(found), found.without_last(found.n_rows - seen.n_rows)
 
     def perceive(self, batch: Batch, seen: Sight) -> Context:
+        """What the expert looks at: what was written of the pictures, and the prompt, which is read anew."""
+        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
+        rows = prompt_rows(self.policy, tokens, is_text, seen.position)
+        return self._acting(self.language.renew(rows, seen))
+
+    def _acting(self, seen: Sight) -> Context:
         """What the expert looks at: what was read."""
         horizon = self.spec.horizon
         every = torch.ones(horizon, horizon, dtype=torch.bool, device=seen.position.device)

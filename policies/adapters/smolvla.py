@@ -3,7 +3,8 @@
 SmolVLM reads images, instruction and state once a chunk; of it an expert of as many layers, or fewer, reads
 the keys and values of each of its layers. A layer of the expert looks at them beside those of the actions
 up to each (self-attention), or at them alone, projected once more by its own matrices (cross-attention).
-`StagedSmolVLA` runs lerobot's own modules and is bit-equal to its chunk in float32.
+`StagedSmolVLA` runs lerobot's own modules and is bit-equal to its chunk in float32. No row of pictures and
+text sees the state's, so those may be read apart from it (`see`, `perceive`): equal to 1e-5.
 
 `HoistedSmolVLA` computes once what x does not enter: keys and values of the cross layers, masks and angles
 once a chunk; and once at all the time's part of what enters the expert,
@@ -14,7 +15,7 @@ What nobody reads is left out by `without`: see `dead_work`.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -26,13 +27,24 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute, through
+from vivace.policies.cameras import NO_LOOKS, Looks
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
-from vivace.policies.forms import CausalForm, LanguageForm, check_own_blocks, policy_spec, told_of
+from vivace.policies.forms import (
+    CamerasForm,
+    CausalForm,
+    LanguageForm,
+    check_own_blocks,
+    policy_spec,
+    told_of,
+)
 from vivace.policies.language.attention import Look
 from vivace.policies.language.llama import Reads
 from vivace.policies.language.prefix import (
+    Fresh,
     LayerView,
     PatchSelector,
+    PrefixRows,
+    Sight,
     Survivors,
     keep_all,
     of_all_cameras,
@@ -78,7 +90,7 @@ Condition = tuple[Tensor, Attended]
 """What time adds, (B, W), and what the layers look at."""
 
 
-class StagedSmolVLA(LanguageForm, CausalForm):
+class StagedSmolVLA(CamerasForm, LanguageForm, CausalForm):
     """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
 
     With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
@@ -90,6 +102,7 @@ class StagedSmolVLA(LanguageForm, CausalForm):
 
     chunk_method = "_get_action_chunk"
 
+    sees = True
     last_read = Reads.NOTHING
 
     def __init__(self, policy: SmolVLAPolicy, action_kinds: tuple[ActionKind, ...] = ()):
@@ -156,17 +169,23 @@ class StagedSmolVLA(LanguageForm, CausalForm):
         return twin
 
     @property
-    def look(self) -> Look:
+    def attend(self) -> Look:
         """How rows look at keys, in the language model and in the expert."""
         return self.language.attention.look
 
-    def looking(self, look: Look) -> Self:
+    def attending(self, look: Look) -> Self:
         """Return a twin that looks so."""
         check_own_blocks(self, self.spec, "choose how it looks at keys")
         twin = copy.copy(self)
         twin.language = self.language.looking(look)
         twin._expert = tuple(layer.looking(look) for layer in self._expert)
         twin.blocks = tuple(block for layer in twin._expert for block in layer.blocks)
+        return twin
+
+    def with_cameras_together(self) -> Self:
+        """Return a twin that looks at pictures of one size in one call."""
+        twin = super().with_cameras_together()
+        twin._reader = self._reader.together()
         return twin
 
     def with_layers(self, kept: tuple[int, ...]) -> Self:
@@ -195,15 +214,48 @@ class StagedSmolVLA(LanguageForm, CausalForm):
         Raises:
             ObservationMismatch: patches are to be dropped, and a camera is missing.
         """
-        h, prefix, there = self._reader(batch, self.left_out)
-        keys: dict[int, Tensor] = {}
-        values: dict[int, Tensor] = {}
+        return self._context(self._read(self._reader(batch, self.left_out), run, select))
+
+    def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
+        """What the vision tower makes of the pictures of these cameras, (B, n, D) each."""
+        return self._reader.look(batch, cameras)
+
+    def see(
+        self,
+        batch: Batch,
+        run: Runner = compute,
+        select: PatchSelector = keep_all,
+        looks: Looks = NO_LOOKS,
+    ) -> Sight:
+        """Read pictures and prompt, of which no row sees the state; as of `LookingPolicy`.
+
+        Raises:
+            ObservationMismatch: as of `encode`.
+        """
+        return self._read(self._reader(batch, self.left_out, looks, has_state=False), run, select)
+
+    def perceive(self, batch: Batch, seen: Sight) -> Any:
+        """Keys and values of what was seen and, behind it, of the state, which is read now."""
+        h = self._reader.felt(batch)
+        one = torch.ones(len(h), 1, dtype=torch.bool, device=h.device)
+        return self._context(self.language.renew(Fresh(h, seen.position, one[:, None], one), seen))
+
+    def pixels(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Pixels of each patch (B, n, p) of each camera there is; of a token around them there are none."""
+        return self._reader.pixels(batch)
+
+    def renew(self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute) -> tuple[Any, Sight]:
+        """Read some patches (B, k), and the prompt, anew; as of `RenewingPolicy`."""
+        h, prefix, _ = self._reader(batch, self.left_out, has_state=False)
+        of_patches = seen.without_last(seen.n_rows - prefix.n_visual)
+        found = self.language.renew(Fresh.of(h, prefix, patches), of_patches, run)
+        return self.perceive(batch, found), found
+
+    def _read(self, given: tuple[Tensor, PrefixRows, Tensor], run: Runner, select: PatchSelector) -> Sight:
+        """What every language layer writes of a prefix, as `SmolReader` gives it."""
+        h, prefix, there = given
+        rows: list[tuple[Tensor, Tensor]] = []
         masks = [there]
-
-        def keep(layer_keys: Tensor, layer_values: Tensor) -> None:
-            layer = self.language.layers[len(keys)]
-            keys[layer], values[layer] = layer_keys, layer_values
-
         select = of_all_cameras(select, self.n_patches)
 
         def selecting(view: LayerView) -> Tensor | Survivors | None:
@@ -214,15 +266,19 @@ class StagedSmolVLA(LanguageForm, CausalForm):
                 masks[:] = [there, cut] if chosen.early == "keep" else [cut]
             return kept
 
-        self.language(h, prefix, run, selecting, keep)
-        read = [it.reads for it in self._expert]
-        lengths = {keys[layer].shape[2] for layer in read}
-        return Context(
-            tuple(keys[layer] for layer in read),
-            tuple(values[layer] for layer in read),
-            tuple(mask for mask in masks if mask.shape[1] in lengths),
-            there.sum(1, keepdim=True),
+        self.language(h, prefix, run, selecting, lambda keys, values: rows.append((keys, values)))
+        keys, values = (tuple(pair[k] for pair in rows) for k in (0, 1))
+        of_length = {mask.shape[1]: mask for mask in masks}
+        return Sight(
+            keys, values, tuple(of_length[each.shape[2]] for each in keys), there.sum(1, keepdim=True)
         )
+
+    def _context(self, seen: Sight) -> Context:
+        """Keys and values of the language layers that the expert reads."""
+        read = [self.language.layers.index(it.reads) for it in self._expert]
+        there = {seen.there[i].shape[1]: seen.there[i] for i in read}
+        keys, values = (tuple(rows[i] for i in read) for rows in (seen.keys, seen.values))
+        return Context(keys, values, tuple(there.values()), seen.position)
 
     def said(self, context: Any) -> Tensor:
         """Return the mean value (B, heads x d) of the last layer that the expert reads."""
@@ -339,6 +395,10 @@ class HoistedSmolVLA(StagedSmolVLA):
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Attended:
         """What every layer of the expert looks at."""
         return self._attended(super().encode(batch, run, select))
+
+    def perceive(self, batch: Batch, seen: Sight) -> Attended:
+        """What every layer of the expert looks at."""
+        return self._attended(super().perceive(batch, seen))
 
     def condition(self, step: Step, context: Attended) -> Condition:  # type: ignore[override]
         """What the time adds (W,), and what every layer of the expert looks at."""

@@ -1,6 +1,6 @@
 """How rows look at keys and values: what differs between language models of one form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -43,7 +43,7 @@ class Attention:
 
 
 @runtime_checkable
-class LookingPolicy(Protocol):
+class AttendingPolicy(Protocol):
     """A policy whose language stage and action expert look at keys by matrix products, one after another.
 
     It tells `look` of its masks as bool, so that torch's own kernels (`FUSED`) can stand for them.
@@ -53,16 +53,16 @@ class LookingPolicy(Protocol):
     placement: Placement
 
     @property
-    def look(self) -> Look:
+    def attend(self) -> Look:
         """How it looks."""
 
-    def looking(self, look: Look) -> Self:
+    def attending(self, look: Look) -> Self:
         """Return a twin that looks so; before its blocks are replaced."""
 
 
-def looks_eagerly(policy: object) -> TypeIs[LookingPolicy]:
+def looks_eagerly(policy: object) -> TypeIs[AttendingPolicy]:
     """Whether a policy looks at keys by matrix products."""
-    return isinstance(policy, LookingPolicy)
+    return isinstance(policy, AttendingPolicy)
 
 
 def _fused(module: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,3 +91,21 @@ FUSED = Attention(lambda seen: seen, _fused)
 """torch's own kernels."""
 EAGER = Attention(_added, _eager)
 """transformers' matrix products with an added mask, which it needs, as lerobot's pi0 and pi05 have them."""
+
+
+def masks_of(attention: Attention, seen: Sequence[Tensor], among: Tensor) -> tuple[Tensor, ...]:
+    """What K rows see of what was kept and of rows behind it, as an attention is told it; one a length.
+
+    Args:
+        attention: that is told.
+        seen: which rows of each layer they see (B, S_l) bool.
+        among: which of T rows behind those each of them sees (B or 1, K, T) bool.
+    """
+    lengths = {each.shape[1]: each for each in seen}
+    rows = among.shape[1]
+    return tuple(
+        attention.mask(
+            torch.cat([each[:, None].expand(-1, rows, -1), among.expand(len(each), -1, -1)], dim=2)[:, None]
+        )
+        for each in lengths.values()
+    )

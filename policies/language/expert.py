@@ -10,7 +10,6 @@ Without a modulation a norm is the model's own, and there is no gate.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -131,23 +130,3 @@ def modulated(norm: Any, h: Tensor, modulation: Tensor | None = None) -> tuple[T
 def gated(branch: Tensor, gate: Tensor | None) -> Tensor:
     """Return a branch times its gate, if it has one."""
     return branch if gate is None else branch * gate
-
-
-def masks_of(attention: Attention, seen: Sequence[Tensor], among: Tensor) -> tuple[Tensor, ...]:
-    """What T rows see of what was kept and of each other, as an attention is told it; one for each length.
-
-    Args:
-        attention: that is told.
-        seen: which rows of each layer they see (B, S_l) bool.
-        among: which of the T rows each of them sees (T, T) bool.
-    """
-    lengths = {each.shape[1]: each for each in seen}
-    rows = among.shape[0]
-    return tuple(
-        attention.mask(
-            torch.cat([each[:, None].expand(-1, rows, -1), among[None].expand(each.shape[0], -1, -1)], dim=2)[
-                :, None
-            ]
-        )
-        for each in lengths.values()
-    )

@@ -19,14 +19,16 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.language.attention import FUSED, Attention, Look, heads
+from vivace.policies.language.attention import FUSED, Attention, Look, heads, masks_of
 from vivace.policies.language.layers import Layers
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import (
+    Fresh,
     LayerView,
     Layout,
     PatchSelector,
     PrefixRows,
+    Sight,
     keep_all,
     survivors,
     take_rows,
@@ -156,6 +158,35 @@ class StagedLlama(Layers):
         for keys, values in written:
             keep(keys, values)
         return normed(self.model.norm, h)
+
+    def renew(self, fresh: Fresh, seen: Sight, run: Runner = compute) -> Sight:
+        """Read some rows where others were read before, which they look at as those were written.
+
+        Args:
+            fresh: what is read.
+            seen: what was written of the others.
+            run: runs the blocks.
+
+        Returns:
+            What is written now, of all rows.
+        """
+        h, last = fresh.h, len(self._layers) - 1
+        cos, sin = self.angles(fresh.positions, h)
+        masks = {mask.shape[3]: mask for mask in masks_of(self.attention, seen.there, fresh.among)}
+        keys, values = [], []
+        for index, (project, attend, feed_forward) in enumerate(self._layers):
+            own_keys, own_values = run(project, h, cos, sin)  # type: ignore[misc]  # never skipped
+            keys.append(fresh.into(seen.keys[index], own_keys))
+            values.append(fresh.into(seen.values[index], own_values))
+            if index == last and self.reads is Reads.NOTHING:
+                break
+            if index not in self.keys_only:
+                mask = masks[keys[-1].shape[2]]
+                h = through(run, attend, h, cos, sin, keys[-1], values[-1], mask)
+                h = through(run, feed_forward, h)
+        there = tuple(torch.cat([each, fresh.there], dim=1) for each in seen.there)
+        position = seen.position + fresh.there.sum(1, keepdim=True)
+        return Sight(tuple(keys), tuple(values), there, position)
 
     def query(self, hidden: Tensor, prefix: PrefixRows) -> Tensor:
         """Row (B, D) of the last text token, of what a call returned."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.policies.errors import ObservationMismatch
@@ -70,6 +71,71 @@ class PrefixRows:
         n = self.is_text.shape[1]
         places = torch.arange(n, device=self.is_text.device)
         return length - n + (places * self.is_text).amax(1, keepdim=True)
+
+
+class Sight(NamedTuple):
+    """What the layers of a language model wrote down of rows that they read; a tree of tensors."""
+
+    keys: tuple[Tensor, ...]
+    """Of each layer (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Which of these rows may be looked at (B, S_l)."""
+    position: Tensor
+    """Of the first row behind them (B, 1)."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the first layer."""
+        return self.keys[0].shape[2]
+
+    def without_last(self, n: int) -> "Sight":
+        """Return it without the n rows that were read last."""
+        keys, values = (
+            tuple(rows[:, :, : rows.shape[2] - n] for rows in each) for each in (self.keys, self.values)
+        )
+        last = self.there[0][:, self.there[0].shape[1] - n :].sum(1, keepdim=True)
+        there = tuple(each[:, : each.shape[1] - n] for each in self.there)
+        return Sight(keys, values, there, self.position - last)
+
+
+class Fresh(NamedTuple):
+    """Rows to be read where others were read before: some of those once more, and some behind them."""
+
+    h: Tensor
+    """Their embeddings (B, k + T, D): k that take the place of others, T that come behind all."""
+    positions: Tensor
+    """Their rotary positions (B, k + T)."""
+    among: Tensor
+    """Which of the T each of them sees (B or 1, k + T, T) bool; of what was read before they see all."""
+    there: Tensor
+    """Which of the T may be looked at (B, T) bool."""
+    places: Tensor | None = None
+    """Whose place the k take (B, k), among the S rows that were read before; S: that of none, so that rows of
+    a batch may have fewer than others. None: k is 0."""
+
+    @classmethod
+    def of(cls, h: Tensor, prefix: PrefixRows, patches: Tensor) -> "Fresh":
+        """Some patches (B, k) once more, and the text, of a prefix (B, S, D) that says what its rows see."""
+        layout, n = cast(Layout, prefix.layout), prefix.n_visual
+        positions = layout.positions.expand(len(h), -1)
+        seen = layout.seen[..., n:].expand(len(h), -1, -1)
+        return cls(
+            torch.cat([take_rows(h, patches), h[:, n:]], dim=1),
+            torch.cat([positions.gather(1, patches), positions[:, n:]], dim=1),
+            torch.cat([take_rows(seen, patches), seen[:, n:]], dim=1),
+            prefix.is_text,
+            patches,
+        )
+
+    def into(self, old: Tensor, own: Tensor) -> Tensor:
+        """Put their keys or values (B, heads, k + T, d) to those of before (B, heads, S, d)."""
+        if self.places is not None:
+            k = self.places.shape[1]
+            index = self.places[:, None, :, None].expand(-1, own.shape[1], -1, own.shape[3])
+            old = F.pad(old, (0, 0, 0, 1)).scatter(2, index, own[:, :, :k])[:, :, :-1]
+            own = own[:, :, k:]
+        return torch.cat([old, own], dim=2)
 
 
 @dataclass(frozen=True)

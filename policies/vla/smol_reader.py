@@ -6,6 +6,7 @@ of cameras that an observation lacks or marks as padding: lerobot fills them, re
 
 import copy
 import math
+from collections.abc import Collection
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TO
 from torch import Tensor
 
 from vivace.policies.batch import Batch
+from vivace.policies.cameras import NO_LOOKS, Looks, look_at, pixels_of
 from vivace.policies.errors import ObservationMismatch
 from vivace.policies.language.prefix import Layout, PrefixRows
 from vivace.policies.placement import Placement
@@ -36,6 +38,9 @@ class SmolReader:
         placement: where it computes.
     """
 
+    is_together = False
+    """Whether pictures of one size go through the tower in one call."""
+
     def __init__(self, policy: Any, placement: Placement):
         self._policy, self._core, self._vlm = policy, policy.model, policy.model.vlm_with_expert
         self.vision = StagedSiglip(self._vlm.get_vlm_model().vision_model)
@@ -43,19 +48,59 @@ class SmolReader:
         ids = (self._core.global_image_start_token, self._core.image_end_token)
         self._special = tuple(placement.move(each) for each in ids)
 
+    def together(self) -> Self:
+        """Return a twin that runs its tower on pictures of one size in one call."""
+        twin = copy.copy(self)
+        twin.is_together = True
+        return twin
+
     def with_vision(self, vision: StagedSiglip) -> Self:
         """Return a twin with another form of its tower."""
         twin = copy.copy(self)
         twin.vision = vision
         return twin
 
-    def __call__(self, batch: Batch, left_out: frozenset[str]) -> tuple[Tensor, PrefixRows, Tensor]:
+    def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
+        """What the tower makes of the pictures of these cameras, (B, n, D) each."""
+        chosen = {key: batch[key] for key in self._policy.config.image_features if key in cameras}
+        images, _ = self._policy.prepare_images(chosen)
+        pictures = dict(zip(chosen, images, strict=False))  # those of missing cameras are filled, and last
+        return look_at(self._tower, pictures, self.is_together)
+
+    def pixels(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Pixels of each patch (B, n, p) of each camera there is; none of the tokens around them."""
+        images, _ = self._policy.prepare_images(batch)
+        around = 0 if not self._policy.config.add_image_special_tokens else _SPECIAL
+        n_present = sum(key in batch for key in self._policy.config.image_features)
+        found = []
+        for image in images[:n_present]:
+            tiles = pixels_of(image, _n_patches(self._vlm.get_vlm_model(), *image.shape[2:]))
+            found.append(F.pad(tiles, (0, 0, around - 1, 1)) if around else tiles)
+        return tuple(found)
+
+    def felt(self, batch: Batch) -> Tensor:
+        """What the language stage reads of the state (B, 1, D)."""
+        return self._cast(into(self._core.state_proj, self._state(batch))[:, None])
+
+    def __call__(
+        self,
+        batch: Batch,
+        left_out: frozenset[str],
+        looks: Looks = NO_LOOKS,
+        has_state: bool = True,
+    ) -> tuple[Tensor, PrefixRows, Tensor]:
         """What the language stage reads (B, S, D), what it is, and which rows are there (B, S).
+
+        Args:
+            batch: normalised observations.
+            left_out: parts of the work that are left out.
+            looks: what the tower made of some cameras' pictures already.
+            has_state: it ends with the state, and padding if there is any.
 
         Raises:
             ObservationMismatch: there is no picture.
         """
-        cameras = self._cameras(batch, "empty_cameras" in left_out)
+        cameras = self._cameras(batch, "empty_cameras" in left_out, looks)
         n_present = sum(key in batch for key in self._policy.config.image_features)
         counts = tuple(sum(rows.shape[1] for rows, _ in parts) for parts in cameras[:n_present])
         tokens, is_text = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK].bool()
@@ -63,22 +108,26 @@ class SmolReader:
             n = 1 + max((i for i, is_read in enumerate(is_text.any(0).tolist()) if is_read), default=0)
             tokens, is_text = tokens[:, :n], is_text[:, :n]
         text = self._vlm.embed_language_tokens(tokens)
-        state = into(self._core.state_proj, self._state(batch))[:, None]
-        parts = [
-            *sum(cameras, []),
-            (text * math.sqrt(text.shape[-1]), is_text),
-            (state, is_text.new_ones(state.shape[:2])),
-        ]
+        parts = [*sum(cameras, []), (text * math.sqrt(text.shape[-1]), is_text)]
+        if has_state:
+            state = into(self._core.state_proj, self._state(batch))[:, None]
+            parts.append((state, is_text.new_ones(state.shape[:2])))
         h = torch.cat([rows for rows, _ in parts], dim=1)
         there = torch.cat([mask for _, mask in parts], dim=1)
-        n, length = there.shape[1], 0 if "prompt_padding" in left_out else self._core.prefix_length
-        is_late = torch.arange(max(n, length), device=h.device) >= n - 1  # the state sees all, nobody it
+        is_padded = has_state and "prompt_padding" not in left_out
+        n, length = there.shape[1], self._core.prefix_length if is_padded else 0
+        n_before = n - has_state
+        is_late = torch.arange(max(n, length), device=h.device) >= n_before  # the state sees all, nobody it
         h, there = (F.pad(h, (0, 0, 0, len(is_late) - n)), F.pad(there, (0, len(is_late) - n)))
         sees = (is_late[None, :] <= is_late[:, None]) & (there[:, None, :] & there[:, :, None])
         prefix = PrefixRows(counts, there[:, sum(counts) :], 0, Layout(there.cumsum(1) - 1, sees))
-        return h.to(self._vlm.get_vlm_model().text_model.norm.weight.dtype), prefix, there
+        return self._cast(h), prefix, there
 
-    def _cameras(self, batch: Batch, leaves_out: bool) -> list[list[tuple[Tensor, Tensor]]]:
+    def _cast(self, h: Tensor) -> Tensor:
+        """In what the language stage computes in."""
+        return h.to(self._vlm.get_vlm_model().text_model.norm.weight.dtype)
+
+    def _cameras(self, batch: Batch, leaves_out: bool, looks: Looks) -> list[list[tuple[Tensor, Tensor]]]:
         """Rows of each camera, those that lerobot fills behind the others, and which of them are there."""
         config = self._policy.config
         present = [key for key in config.image_features if key in batch]
@@ -89,12 +138,18 @@ class SmolReader:
             )
         images, masks = self._policy.prepare_images(batch)
         dark = _dark(batch, present) if leaves_out and not are_fixed() else set()
+        pictures = dict(zip(present, images, strict=False))
+        unread = {key: image for key, image in pictures.items() if key not in looks and key not in dark}
+        looks = {**looks, **look_at(self._tower, unread, self.is_together)}
         cameras = []
         for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
             is_missing = i >= len(present)
             patches = []
-            if not (is_missing and leaves_out):
-                patches.append(self._patches(image, mask, is_read=is_missing or present[i] not in dark))
+            if is_missing and not leaves_out:
+                patches.append(_masked(self._tower(image), mask))
+            elif not is_missing:
+                seen = self._zeros(image) if present[i] in dark else looks[present[i]]
+                patches.append(_masked(seen, mask))
             if config.add_image_special_tokens:  # they are there even where the camera is not
                 ends = [
                     self._vlm.embed_language_tokens(ids)[None].expand(len(image), -1, -1)
@@ -105,17 +160,19 @@ class SmolReader:
             cameras.append(patches)
         return cameras
 
-    def _patches(self, image: Tensor, mask: Tensor, is_read: bool) -> tuple[Tensor, Tensor]:
-        """Patches (B, n, D) of one camera, zeros if nobody reads them, and whether they are there."""
-        vlm = self._vlm.get_vlm_model()
-        if not is_read:
-            width = vlm.text_model.config.hidden_size
-            n = _n_patches(vlm, *image.shape[2:])
-            return image.new_zeros(len(image), n, width), mask[:, None].expand(-1, n)
-        patches = vlm.connector(self.vision(image))
+    def _tower(self, image: Tensor) -> Tensor:
+        """Patches (B, n, D) of pictures (B, 3, H, W) of one camera."""
+        patches = self._vlm.get_vlm_model().connector(self.vision(image))
         width = patches.shape[-1]
         scale = torch.full((), width**0.5, dtype=patches.dtype, device=patches.device)
-        return patches * scale, mask[:, None].expand(-1, patches.shape[1])
+        return patches * scale
+
+    def _zeros(self, image: Tensor) -> Tensor:
+        """Patches (B, n, D) of pictures (B, 3, H, W) that nobody reads."""
+        vlm = self._vlm.get_vlm_model()
+        return image.new_zeros(
+            len(image), _n_patches(vlm, *image.shape[2:]), vlm.text_model.config.hidden_size
+        )
 
     def _state(self, batch: Batch) -> Tensor:
         """State (B, max_state_dim), as lerobot's policy prepares it."""
@@ -124,6 +181,11 @@ class SmolReader:
         if self._policy.config.adapt_to_pi_aloha:
             state = self._policy._pi_aloha_decode_state(state.clone())
         return pad_vector(state, self._policy.config.max_state_dim)
+
+
+def _masked(patches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches (B, n, D), and whether they are there (B, n), as their camera is (B,)."""
+    return patches, mask[:, None].expand(-1, patches.shape[1])
 
 
 def _dark(batch: Batch, cameras: list[str]) -> set[str]:

@@ -46,7 +46,7 @@ MAKERS = {
         resize_imgs_with_padding=(16, 16),
         depth=1,
     ),
-    "vision": lambda folder: build("smolvla", folder, **features(cameras=1), num_vlm_layers=2, num_steps=4),
+    "vision": lambda folder: build("smolvla", folder, **features(), num_vlm_layers=2, num_steps=4),
     "convolutions": lambda folder: tiny_diffusion(num_train_timesteps=10, num_inference_steps=4),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def suited(needs: tuple[Need, ...]) -> str:
         return "tokens"
     if {Need.JOINT, Need.DEAD_WORK, Need.SIGHT}.intersection(needs):
         return "joint"
-    if {Need.VISION, Need.EAGER}.intersection(needs):
+    if {Need.VISION, Need.EAGER, Need.CAMERAS, Need.RENEWAL}.intersection(needs):
         return "vision"
     if Need.CONVOLUTIONS in needs:
         return "convolutions"

@@ -61,7 +61,7 @@ ENDS_BY_ITSELF = {"pi0_fast"}
 """Policies whose chunks end with a token, which greedy decoding looks for."""
 PADDED = {"pi0", "pi05", "pi0_fast"}
 """Policies whose prompts are padded."""
-TIMED = {"convolutions", "fused_attention"}
+TIMED = {"cameras_together", "convolutions", "fused_attention"}
 """Techniques whose calibration measures times."""
 BACKWARDS = ("dp_transformer", "diffusion-images", "multi_task_dit-flow", "cogact")
 """Policies whose chunks are also drawn towards others by a backward pass; one of a type."""

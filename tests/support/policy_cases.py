@@ -21,6 +21,7 @@ KEYS = ((1, 0), (2, 0), (2, 8))
 LANGUAGE, GUIDANCE, TOKENS, DENOISER = Need.LANGUAGE, Need.GUIDANCE, Need.TOKENS, Need.DENOISER
 STAGES, GATED, JOINT, DEAD_WORK = Need.STAGES, Need.GATED, Need.JOINT, Need.DEAD_WORK
 SIGHT, CONVOLUTIONS, TAIL = Need.SIGHT, Need.CONVOLUTIONS, Need.TAIL
+CAMERAS, RENEWAL = Need.CAMERAS, Need.RENEWAL
 VLA = {LANGUAGE, GATED, STAGES, DEAD_WORK}
 
 
@@ -42,17 +43,23 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
     "cogact-two-cameras": (lambda clip: tiny_cogact(cameras=2, guidance_scale=1.0), {DENOISER, *VLA}),
     "smolvla": (
         _built("smolvla", num_vlm_layers=4, num_steps=10),
-        {DENOISER, Need.VISION, Need.EAGER, TAIL, *VLA},
+        {DENOISER, Need.VISION, Need.EAGER, TAIL, SIGHT, CAMERAS, RENEWAL, *VLA},
     ),
-    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, *VLA}),
-    "pi05": (_built("pi05", num_inference_steps=10, empty_cameras=1), {DENOISER, *VLA}),
+    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA}),
+    "pi05": (
+        _built("pi05", num_inference_steps=10, empty_cameras=1),
+        {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA},
+    ),
     "xvla": (
         _built("xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)),
         {DENOISER, LANGUAGE, JOINT, DEAD_WORK, SIGHT, STAGES},
     ),
     "groot": (_built("groot", num_inference_timesteps=10), {DENOISER, SIGHT, *VLA}),
-    "act": (_built("act"), {STAGES, DEAD_WORK}),
-    "act-pre-norm": (_built("act", pre_norm=True, n_decoder_layers=2, use_vae=True), {STAGES, DEAD_WORK}),
+    "act": (_built("act"), {STAGES, DEAD_WORK, CAMERAS}),
+    "act-pre-norm": (
+        _built("act", pre_norm=True, n_decoder_layers=2, use_vae=True),
+        {STAGES, DEAD_WORK, CAMERAS},
+    ),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
     "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
     "token_vla-two-cameras": (

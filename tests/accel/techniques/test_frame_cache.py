@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lerobot_policies import build
+from policy_cases import KEYS, observations
 
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.flops import count_flops
@@ -14,12 +16,14 @@ from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.frame_cache import FrameCache
 from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.timing import Rounds
-from vivace.policies.carry import FOLLOWED, SLOTS, Slot
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
-from vivace.policies.execution import Denoising, as_trained
+from vivace.policies.batch import take
+from vivace.policies.carry import FOLLOWED, NOTHING, PAST, SLOTS, Slot
+from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Denoising, as_trained, sample, sample_after
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
+from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
@@ -144,3 +148,57 @@ def test_what_it_does_not_fit_is_refused_by_name(loaded):
             accelerate(staged, AccelerationPlan(mark, (FrameCache(),)))
     with pytest.raises(BadSetting, match=r"frame_cache every=1; needed: 2\.\.64"):
         planned(loaded, ("frame_cache", {"every": 1}))
+
+
+@pytest.fixture(scope="module")
+def two_cameras(tmp_path_factory):
+    """A flow VLA with two cameras."""
+    staged = stage(build("smolvla", tmp_path_factory.mktemp("rates"), num_vlm_layers=2, num_steps=2))
+    return staged, fingerprint(staged.policy, staged.spec.block_ids), observations(staged.policy)
+
+
+@pytest.mark.parametrize("rates", [(1, 3), (2, 4)])
+def test_cameras_are_read_at_rates_of_their_own(two_cameras, rates):
+    staged, mark, batch = two_cameras
+    cameras = staged.cameras
+    technique = FrameCache(every=rates[1], cameras={cameras[0]: rates[0]})
+    execution = accelerate(staged, AccelerationPlan(mark, (technique,)))
+    carry = NOTHING
+    pictures = [{camera: torch.full_like(batch[camera], n / 5) for camera in cameras} for n in range(5)]
+    for n in range(5):
+        last = [n - n % rate for rate in rates]  # when each camera was read
+        shown = {camera: pictures[i][camera] for camera, i in zip(cameras, last, strict=True)}
+        felt = batch | {STATE: batch[STATE] + n}
+        carry = {**carry, PAST: torch.tensor([1] * len(KEYS))} if carry else carry
+        found, carry = sample_after(execution, felt | pictures[n], EpisodeNoise(KEYS), carry)
+        wanted = sample(as_trained(staged), felt | shown, EpisodeNoise(KEYS))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert technique.remark == (
+        f"every {rates[1]}, {cameras[0].rpartition('.')[2]} every {rates[0]}, mean of {rates[1]} chunks"
+    )
+
+
+def test_a_camera_that_is_read_seldom_saves_its_tower_alone(two_cameras):
+    staged, mark, batch = two_cameras
+    one = take(batch, [0])
+    plain = count_flops(as_trained(staged), one)
+    cached = accelerate(staged, AccelerationPlan(mark, (FrameCache(cameras={staged.cameras[0]: 1}),)))
+    found = count_flops(cached, one)
+    assert found.language == pytest.approx(plain.language, rel=0.05), "patches are mixed at every chunk"
+    tower = (plain.encode - plain.language) / 2
+    assert plain.encode - found.encode == pytest.approx(tower / 2, rel=0.2)
+
+
+def test_rates_that_make_no_sense_are_refused(two_cameras, loaded):
+    staged, mark, _ = two_cameras
+    front, wrist = staged.cameras
+    with pytest.raises(PlanMismatch, match=r"'observation.images.nowhere', which is none; this policy has"):
+        accelerate(staged, AccelerationPlan(mark, (FrameCache(cameras={"observation.images.nowhere": 2}),)))
+    with pytest.raises(PlanMismatch, match="each at every chunk"):
+        accelerate(staged, AccelerationPlan(mark, (FrameCache(cameras={front: 1, wrist: 1}),)))
+    with pytest.raises(UnsupportedPolicy, match="frame_cache looks at several cameras in one call, but"):
+        planned(loaded, ("frame_cache", {"cameras": {CAMERA: 3}}))
+    with pytest.raises(BadSetting, match=f"reads {front} every 0; needed: 1"):
+        FrameCache(cameras={front: 0})
+    with pytest.raises(BadSetting, match=r"every 7, 11 chunks, which meet not within 64"):
+        FrameCache(every=7, cameras={front: 11})
