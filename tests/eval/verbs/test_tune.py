@@ -197,7 +197,8 @@ def test_a_trial_that_raises_is_recorded_skipped_and_named(tune, monkeypatch):
         def calibrate(cls, execution, data, options):
             raise ZeroDivisionError("nothing is divided by nothing")
 
-    code, last, told = tune("--budget.ms=100000", "--tune.techniques=[broken,step_schedule]")
+    asked = ("--tune.techniques=[broken,step_schedule]", "--tune.candidates=20")
+    code, last, told = tune("--budget.ms=100000", *asked)
     assert code == 0
     failed = [one for one in Store(Path("out")).trials.values() if one.status is Status.FAILED]
     assert failed
