@@ -14,6 +14,7 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.bundle import MANIFEST, PLANS, Bundle
+from vivace.deploy.bundle.form import PromptSettings
 from vivace.deploy.bundle.golden import FOLDER, GoldenSettings, golden_file
 from vivace.deploy.bundle.program import Program
 from vivace.deploy.bundle.signature import FILE_NAME as SIGNATURE
@@ -159,6 +160,7 @@ def _begun(
     (folder / PLANS).mkdir(parents=True)
     if reads_packed(loaded):
         packs = packing(loaded, picture_sizes(spec, processing.renamed or {}))
+        settings: PromptSettings | None
         texts, settings = packed_prompts(loaded, packs, instructions, folder, prompt_tokens)
     else:
         texts, settings = prompts(loaded, instructions, prompt_tokens)

@@ -203,7 +203,7 @@ def _framing(reads: Any, images: Any, size: tuple[int, int]) -> Framing:
     last = target
     if images.do_resize:
         bounds = {"min_pixels": images.size.shortest_edge, "max_pixels": images.size.longest_edge}
-        last = smart_resize(*target, factor=images.patch_size * images.merge_size, **bounds)
+        last = smart_resize(target[0], target[1], factor=images.patch_size * images.merge_size, **bounds)
     is_square = size[0] == size[1]
     return Framing(reads.letter_box_transform and not is_square, edge, crop, (target, last))
 
@@ -213,11 +213,12 @@ def _template(reads: Any, counts: Sequence[int]) -> str:
     content: list[dict[str, Any]] = [{"type": "image"} for _ in counts]
     content.append({"type": "text", "text": INSTRUCTION})
     conversation = [{"role": "user", "content": content}]
-    text = reads.proc.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)
-    first, *rest = text.split(reads.proc.image_token)
+    text: str = reads.proc.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)
+    token: str = reads.proc.image_token
+    first, *rest = text.split(token)
     if len(rest) != len(counts):
         _refuse(reads, f"writes {len(rest)} pictures into a prompt of {len(counts)}")
-    return first + "".join(reads.proc.image_token * n + part for n, part in zip(counts, rest, strict=True))
+    return first + "".join(token * n + part for n, part in zip(counts, rest, strict=True))
 
 
 def _numbers_of(step: Any, key: str) -> Mapping[str, Any]:
@@ -230,7 +231,8 @@ def _low(step: Any) -> np.ndarray:
 
 
 def _span(step: Any) -> np.ndarray:
-    return _array(_numbers_of(step, STATE)["max"]) - _low(step)
+    span: np.ndarray = _array(_numbers_of(step, STATE)["max"]) - _low(step)
+    return span
 
 
 def _array(values: Any) -> np.ndarray:
