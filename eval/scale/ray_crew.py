@@ -91,7 +91,7 @@ class RayCrew:
             return Failed(cause if isinstance(cause, Exception) else error)
         except errors.RayError as error:
             self._awaited.pop(ready, None)
-            return Died(f"was lost ({in_one_line(error)})")
+            return Died(f"was lost ({in_one_line(error, 100)})")
 
 
 def _connect(ray: Any, address: str) -> None:
