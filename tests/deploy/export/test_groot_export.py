@@ -43,6 +43,8 @@ def exported(tmp_path_factory):
     return SimpleNamespace(loaded=loaded, plan=plan, bundle=bundle, raw=raw, data=data)
 
 
+@pytest.mark.long
+@pytest.mark.shows("export", of="groot")
 def test_a_bundle_acts_as_torch_does(exported):
     """From raw observations to the robot's units, whatever it is told."""
     policy = OrtPolicy(exported.bundle)
@@ -60,6 +62,7 @@ def test_a_bundle_acts_as_torch_does(exported):
     assert receipt["lerobot_error"] <= 1e-4
 
 
+@pytest.mark.long
 def test_it_continues_no_chunks(exported):
     """lerobot writes what is known into groot's noise, which a bundle does not."""
     with pytest.raises(UnsupportedPolicy, match="'groot' continues chunks in a way of its own"):
@@ -67,6 +70,7 @@ def test_it_continues_no_chunks(exported):
     assert exported.bundle.recorded.continued is None
 
 
+@pytest.mark.long
 def test_pictures_are_prepared_bit_for_bit(exported):
     loaded, raw = exported.loaded, exported.raw
     packs = packing(loaded, picture_sizes(exported.bundle.spec, {}))
