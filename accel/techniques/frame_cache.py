@@ -41,7 +41,7 @@ class FrameCacheOptions:
 
     every: int = 2
     """Chunks made of one look: 2 to 64."""
-    cameras: Annotated[Mapping[str, int], Longest(16)] = field(default_factory=dict)
+    cameras: Mapping[str, int] = field(default_factory=dict)
     """Camera -> chunks made of one look at it, 1 to 64, where that is not `every`; names are those of the
     policy's observations, observation.images.…"""
 

@@ -16,7 +16,7 @@ from vivace.policies.spec import ActionKind
 def test_actions_mean_what_the_environment_says_unless_export_is_told_otherwise(monkeypatch, checkpoint):
     asked = []
 
-    def load_policy(path, device, kinds, *others):
+    def load_policy(path, device, kinds, *others, **more):
         asked.append(kinds)
         return load.load_policy(checkpoint, device, kinds)
 

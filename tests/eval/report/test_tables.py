@@ -159,7 +159,7 @@ def test_report_prints_a_table_and_fills_a_file(tmp_path, monkeypatch, capsys):
         (["--into=PAGE.md", "--table=eval"], "leave --results and --table out"),
         (["--into=gone.md"], "gone.md cannot be read"),
         (["--into=results.json"], "has no line <!-- table: NAME results=PATH -->"),
-        ([], "give --results, or --into"),
+        ([], "give --results, --into or --merge"),
     ):
         assert main(["report", *asked]) == 2
         assert said in capsys.readouterr().err
