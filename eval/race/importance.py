@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
@@ -65,7 +65,9 @@ def _ranged(values: Sequence[Any]) -> list[str]:
 
 
 def _shares(choices: Mapping[str, Sequence[str]], values: Sequence[float]) -> dict[str, float]:
-    distributions = {name: CategoricalDistribution(sorted(set(found))) for name, found in choices.items()}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(sorted(set(found))) for name, found in choices.items()
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -21,8 +21,8 @@ def layers(points: np.ndarray) -> list[list[int]]:
     while left:
         some = points[left]
         no_larger = (some[None] <= some[:, None]).all(-1)  # [i, j]: j is nowhere larger than i
-        smaller = (some[None] < some[:, None]).any(-1)
-        front = [left[i] for i in np.flatnonzero(~(no_larger & smaller).any(1))]
+        smaller = np.any(some[None] < some[:, None], axis=-1)
+        front = [left[i] for i in np.flatnonzero(~np.any(no_larger & smaller, axis=1))]
         found.append(sorted(front, key=lambda i: tuple(points[i])))
         left = [i for i in left if i not in front]
     return found

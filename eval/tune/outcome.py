@@ -199,7 +199,10 @@ def save_ladder(
             }
         )
     first, *others = found.steps
-    flags = [f"--export.plans=[{','.join(rung['plan'] for rung in rungs)}]", f"--bundle=BUNDLE#{first.key}"]
+    flags = [
+        f"--export.plans=[{','.join(str(rung['plan']) for rung in rungs)}]",
+        f"--bundle=BUNDLE#{first.key}",
+    ]
     if others:
         flags.append(f"--loop.ladder=[{','.join(f'#{one.key}@{one.from_load:g}' for one in others)}]")
     told = {"rungs": rungs, "told": found.told, "export_and_run_with": flags}

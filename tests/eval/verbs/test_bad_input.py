@@ -181,4 +181,6 @@ def test_verbs_and_results_that_do_not_exist(tmp_path, monkeypatch, capsys):
     assert "unknown verb 'evaluate'; verbs: eval, bench" in capsys.readouterr().err
     assert "no results.json" in refused(capsys, "report", "--results=nowhere.json")
     (tmp_path / "results.json").write_text("[1]")
-    assert "not results of vivace eval, bench, run or tune" in refused(capsys, "report", "--results=results.json")
+    assert "not results of vivace eval, bench, run or tune" in refused(
+        capsys, "report", "--results=results.json"
+    )
