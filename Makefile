@@ -8,7 +8,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-ROBOT := deploy envs $(filter-out eval/training,$(wildcard eval/*)) \
+ROBOT := deploy envs $(filter-out eval/training %.md %.typed,$(wildcard eval/*)) \
   $(patsubst %,policies/%.py,action_kinds arrays backports carry errors extras files plain_data plugins registry spec \
   training_range sampling/real_time_chunking sampling/step_table sampling/streams)
 export HF_HUB_OFFLINE = 1

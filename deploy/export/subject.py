@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from vivace.deploy.export.processors import picture_sizes
 from vivace.deploy.export.prompts import padded
 from vivace.deploy.inference.ort_policy import normalised
 from vivace.deploy.inference.tokenize import InstructionTokenizer
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
