@@ -5,8 +5,10 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import drifting_world
 import gymnasium
 import numpy as np
 import psutil
@@ -202,6 +204,8 @@ def test_an_interrupted_run_on_workers_continues_and_leaves_none_behind(home, ev
 @pytest.mark.long
 def test_ray_gives_the_same_though_an_actor_is_killed(home, evaluated, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'vivace[ray]'")
+    here = Path(drifting_world.__file__).parent  # a cluster's processes find what PYTHONPATH says
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     file = tmp_path / "lives"
     file.write_text("1")
     with ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False):
