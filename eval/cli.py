@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vivace.eval.help import help_page, usage
-from vivace.eval.plugins import import_plugin
+from vivace.eval.plugins import forget_plugins, import_plugin
 from vivace.policies.errors import BadSetting, VivaceError, in_one_line
 
 VERBS = {
@@ -151,6 +151,7 @@ def _discover(arguments: list[str]) -> list[str]:
     Raises:
         BadSetting: a package cannot be imported.
     """
+    forget_plugins()
     named = [a for a in arguments if a.startswith("--") and a.partition("=")[0].endswith(_DISCOVER)]
     for argument in named:
         flag, _, package = argument.partition("=")

@@ -17,6 +17,11 @@ def import_plugin(package: str) -> None:
         _named.append(package)
 
 
+def forget_plugins() -> None:
+    """Begin a command that names none yet; what is imported stays imported."""
+    _named.clear()
+
+
 def plugins() -> tuple[str, ...]:
-    """Packages that were named so far, in their order."""
+    """Packages that this command has named, in their order."""
     return tuple(_named)

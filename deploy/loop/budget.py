@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vivace.policies.errors import BadSetting
@@ -37,6 +38,19 @@ def read_rung(text: str) -> tuple[str, float | None]:
         return (name, float(load)) if at else (text, None)
     except ValueError:  # a folder may have an @ in its name
         return text, None
+
+
+def read_ladder(texts: Sequence[str]) -> dict[str, float | None]:
+    """Plan -> load from which on it is taken, of plans told as `read_rung` reads them, best first.
+
+    Raises:
+        BadSetting: a plan is there twice.
+    """
+    found = [read_rung(text) for text in texts]
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):
+        raise BadSetting(f"the ladder has plans {names}; each may be there once")
+    return dict(found)
 
 
 class LatencyBudget:

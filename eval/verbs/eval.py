@@ -21,7 +21,7 @@ from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.variant import Variant
-from vivace.deploy.loop.budget import read_rung
+from vivace.deploy.loop.budget import read_ladder
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.fewer_steps import Rival, find_rival, latency_ratio, samplers
@@ -249,7 +249,7 @@ def _runs(
     measured: Measured,
 ) -> list[Trial]:
     """Every run of the evaluation; a ladder comes last, the plans on it run alone too."""
-    loads = _ladder(command)
+    loads = read_ladder(command.loop.ladder)
 
     def latency(name: str) -> LatencyModel:
         return command.latency.for_run(name, measured.times_s[name], measured.first_s.get(name, ()))
@@ -304,7 +304,7 @@ def _executions(
     built = Built(tuple(one for one in (PLAIN, ACCELERATED) if one.name in both), dict(both), {})
     if len(both) == 1 or both[PLAIN.name].is_opaque:
         return built
-    runs, ladder = _episodic(command), _ladder(command)
+    runs, ladder = _episodic(command), read_ladder(command.loop.ladder)
     others = [
         one
         for one in variants_of(loaded.staged, command.accel.chosen())
@@ -368,20 +368,7 @@ def _latencies(
 
 def _episodic(command: EvalCommand) -> tuple[str, ...]:
     """Names of the rows that run episodes, as far as there are such."""
-    return (*RUNS, *_ladder(command))
-
-
-def _ladder(command: EvalCommand) -> dict[str, float | None]:
-    """Plan on the ladder -> load from which on it is taken, if one is said.
-
-    Raises:
-        BadSetting: a plan is there twice.
-    """
-    found = [read_rung(text) for text in command.loop.ladder]
-    names = [name for name, _ in found]
-    if len(set(names)) < len(names):
-        raise BadSetting(f"the ladder has plans {names}; each may be there once")
-    return dict(found)
+    return (*RUNS, *read_ladder(command.loop.ladder))
 
 
 def _notes(command: EvalCommand, folder: Path) -> Notes:

@@ -17,7 +17,7 @@ What nobody reads is left out by `without`: see `dead_work`.
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -56,35 +56,8 @@ from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.vla.siglip import StagedSiglip
-from vivace.policies.vla.smol_expert import earlier, expert_layers, into
+from vivace.policies.vla.smol_expert import Attended, Context, earlier, expert_layers, into
 from vivace.policies.vla.smol_reader import SmolReader
-
-
-class Context(NamedTuple):
-    """What the language stage leaves to the expert; S_l rows, fewer behind a layer that drops patches."""
-
-    keys: tuple[Tensor, ...]
-    """Of each language layer that the expert reads, (B, heads, S_l, d)."""
-    values: tuple[Tensor, ...]
-    there: tuple[Tensor, ...]
-    """Which rows are not padding, (B, S_l) bool; one for each S_l there is."""
-    position: Tensor
-    """Of the first action (B, 1)."""
-
-
-class Attended(NamedTuple):
-    """What the layers of the expert look at."""
-
-    keys: tuple[Tensor, ...]
-    """Of each of them, (B, heads, S_l, d)."""
-    values: tuple[Tensor, ...]
-    there: tuple[Tensor, ...]
-    """Rows that every action sees, (B, 1, 1, S_l) bool; of layers that cross."""
-    beside: tuple[Tensor, ...]
-    """Rows, and actions, that each action sees, (B, 1, n, S_l + n) bool; of layers that do not."""
-    angles: tuple[Tensor, ...]
-    """Cosines and sines (B, n, d / 2) of the actions' positions; of layers that do not."""
-
 
 Condition = tuple[Tensor, Attended]
 """What time adds, (B, W), and what the layers look at."""

@@ -1,6 +1,6 @@
 """The action expert of lerobot's smolvla: which language layer each of its layers reads, and in which way."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,32 @@ from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.language.attention import Attention, heads
 from vivace.policies.language.expert import ExpertLayer
 from vivace.policies.language.smolvlm import attention_of
+
+
+class Context(NamedTuple):
+    """What the language stage leaves to the expert; S_l rows, fewer behind a layer that drops patches."""
+
+    keys: tuple[Tensor, ...]
+    """Of each language layer that the expert reads, (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Which rows are not padding, (B, S_l) bool; one for each S_l there is."""
+    position: Tensor
+    """Of the first action (B, 1)."""
+
+
+class Attended(NamedTuple):
+    """What the layers of the expert look at."""
+
+    keys: tuple[Tensor, ...]
+    """Of each of them, (B, heads, S_l, d)."""
+    values: tuple[Tensor, ...]
+    there: tuple[Tensor, ...]
+    """Rows that every action sees, (B, 1, 1, S_l) bool; of layers that cross."""
+    beside: tuple[Tensor, ...]
+    """Rows, and actions, that each action sees, (B, 1, n, S_l + n) bool; of layers that do not."""
+    angles: tuple[Tensor, ...]
+    """Cosines and sines (B, n, d / 2) of the actions' positions; of layers that do not."""
 
 
 class SmolExpertLayer(ExpertLayer):

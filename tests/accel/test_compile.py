@@ -46,7 +46,7 @@ def test_compiled_equals_eager(is_cached):
 @pytest.mark.parametrize(
     "decoder",
     [
-        greedy,
+        pytest.param(greedy, marks=pytest.mark.long),
         pytest.param(Jacobi(freeze=False), marks=pytest.mark.long),
         pytest.param(Jacobi(), marks=pytest.mark.long),
     ],

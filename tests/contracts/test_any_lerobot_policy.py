@@ -126,7 +126,11 @@ def says(kind: str, column: str) -> str:
 
 
 CELLS = [
-    pytest.param(kind, column, marks=shows(column, kind, says(kind, column)))
+    pytest.param(
+        kind,
+        column,
+        marks=[shows(column, kind, says(kind, column)), *([pytest.mark.long] if kind in OURS else [])],
+    )
     for kind in EVERY
     for column in VERBS
     if column != "export" or kind not in ("act", *EXPORTED_ELSEWHERE)

@@ -114,6 +114,7 @@ def test_a_unit_that_was_interrupted_runs_again_whole_and_what_was_stored_stands
     assert max(sizes) == 3
 
 
+@pytest.mark.long
 def test_two_workers_one_of_which_is_killed_give_what_one_process_gives(home, evaluated, tmp_path):
     assert evaluated("alone", "--bench.threads=1")[0] == 0
     file = tmp_path / "lives"

@@ -78,6 +78,7 @@ def test_it_is_blind_to_where_things_are(recipe, demonstrations):
     np.testing.assert_allclose(seen[:, :4].std(0, correction=0), 1, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_it_is_begun_trained_and_gone_on_from(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

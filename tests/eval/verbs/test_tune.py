@@ -76,6 +76,7 @@ def test_without_a_world_the_nearest_actions_that_keep_the_budget_are_the_plan(t
     assert results["on_front"]["step_schedule"] in (True, False)
 
 
+@pytest.mark.long
 def test_a_tight_budget_takes_approximation(tune):
     """Less than exact work takes: the plan has fewer steps, and the nearest that keep it."""
     _, last, _ = tune("--budget.ms=100000")

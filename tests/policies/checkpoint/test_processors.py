@@ -83,6 +83,7 @@ def test_a_pipeline_without_a_device_step_loads(copy):
 def test_a_package_of_steps_is_named_by_a_flag(copy, tmp_path, monkeypatch, capsys):
     """A24: as lerobot's users name packages of environments and robots."""
     from vivace.eval.cli import _discover
+    from vivace.eval.plugins import plugins
     from vivace.policies.errors import BadSetting
 
     (tmp_path / "my_lab_steps.py").write_text(
@@ -95,7 +96,9 @@ def test_a_package_of_steps_is_named_by_a_flag(copy, tmp_path, monkeypatch, caps
     assert "my_lab_test_step" in refusal(copy)
     rest = _discover(["--policy.path=x", "--policy.discover_packages_path=my_lab_steps", "--seed=1"])
     assert rest == ["--policy.path=x", "--seed=1"]
+    assert plugins() == ("my_lab_steps",)
     assert load_policy(copy)
     del sys.modules["my_lab_steps"]
     with pytest.raises(BadSetting, match="--policy.discover_packages_path=nowhere_at_all cannot be imported"):
         _discover(["--policy.discover_packages_path=nowhere_at_all"])
+    assert plugins() == (), "the next command in this process names its own"
