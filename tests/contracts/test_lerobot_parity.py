@@ -76,7 +76,9 @@ CHUNKED = (
     "vla_jepa",
     "groot",
 )
-TOLERANCE = {"multi_task_dit": ROUNDED}
+TOLERANCE = {
+    "multi_task_dit": {"rtol": 1e-4, "atol": 5e-4}
+}  # its sampler magnifies rounding; actions are around 10
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
 
@@ -93,7 +95,7 @@ def test_a_policy_acts_as_in_lerobot(kind):
     np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
     assert np.ptp(wanted) > 0.1
     found, wanted = both(saved(kind), rows=2)
-    np.testing.assert_allclose(found, wanted, **ROUNDED)
+    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, ROUNDED))
     assert not np.allclose(wanted[0], wanted[1], **ROUNDED)
 
 
