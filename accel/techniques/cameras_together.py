@@ -9,18 +9,16 @@ plan: on another device it is as right, and may be slower. A bundle is made with
 one call as they are.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Self, cast
 
-import torch
-
+from vivace.accel.in_turn import least_ms
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique
 from vivace.policies.batch import Batch
 from vivace.policies.execution import Execution
-from vivace.policies.placement import synchroniser
 from vivace.policies.seeing import LookingPolicy
 
 _REPEATS = 3
@@ -88,17 +86,10 @@ class CamerasTogether(Technique):
         return replace(execution, policy=twin)
 
 
-@torch.inference_mode()
 def _timed(policy: LookingPolicy, one: Batch) -> tuple[float, float]:
-    """Least time [ms] of looking camera by camera, and at once, in turn: what else runs only adds to it."""
+    """Least time [ms] of looking camera by camera, and at once."""
     cameras = [camera for camera in policy.cameras if camera in one]
-    synchronise = synchroniser(one[cameras[0]].device)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_REPEATS + 1):
-        for twin, found in zip((policy, policy.with_cameras_together()), times, strict=True):
-            synchronise()
-            began = time.perf_counter()
-            twin.look(one, cameras)
-            synchronise()
-            found.append(1e3 * (time.perf_counter() - began))
-    return min(times[0][1:]), min(times[1][1:])
+    twin = policy.with_cameras_together()
+    ways = (partial(each.look, one, cameras) for each in (policy, twin))
+    apart, at_once = least_ms(one[cameras[0]].device, _REPEATS, *ways)
+    return apart, at_once

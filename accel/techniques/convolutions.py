@@ -11,23 +11,21 @@ it is faster. What was measured is in the plan: on another device it is as right
 is made without it, since its runtime has convolutions of its own.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vivace.accel.in_turn import least_ms
 from vivace.accel.registry import exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, time_convolutions, with_stages
 from vivace.accel.techniques.mlp_prune import copy_sharing_tensors
 from vivace.accel.variant import Variant
 from vivace.policies.errors import PlanMismatch
 from vivace.policies.execution import Denoising, Execution, sample
-from vivace.policies.placement import synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import PolicyOfStages
 
@@ -167,19 +165,10 @@ def _inputs(execution: Execution, data: CalibrationData) -> dict[str, Tensor]:
     return seen
 
 
-@torch.inference_mode()
 def _timed(conv: nn.Conv1d, x: Tensor) -> tuple[float, float]:
-    """Least time [ms] of a convolution and of its product, in turn: what else runs only makes them slower."""
-    both, synchronise = (conv, MatrixConv1d(conv)), synchroniser(x.device)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_REPEATS + 1):
-        for layer, found in zip(both, times, strict=True):
-            synchronise()
-            began = time.perf_counter()
-            layer(x)
-            synchronise()
-            found.append(1e3 * (time.perf_counter() - began))
-    return min(times[0][1:]), min(times[1][1:])
+    """Least time [ms] of a convolution, and of the product."""
+    as_is, product = least_ms(x.device, _REPEATS, partial(conv, x), partial(MatrixConv1d(conv), x))
+    return as_is, product
 
 
 def _with_layers(execution: Execution, others: Mapping[str, Callable[[nn.Conv1d], nn.Module]]) -> Execution:

@@ -10,21 +10,19 @@ Calibration times both on queries and keys as one chunk has them, and keeps the 
 all. What was measured is in the plan. A bundle is made without it: its runtime fuses what it likes.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
 
+from vivace.accel.in_turn import least_ms
 from vivace.accel.registry import exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, with_eager
 from vivace.accel.variant import Variant
 from vivace.policies.execution import Execution, sample
 from vivace.policies.language.attention import FUSED, Look
-from vivace.policies.placement import synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 
 _Given = tuple[Any, ...]
@@ -122,16 +120,7 @@ def _looked_at(execution: Execution, data: CalibrationData) -> tuple[Counter[str
     return counts, seen
 
 
-@torch.inference_mode()
 def _timed(look: Look, given: _Given) -> tuple[float, float]:
-    """Least time [ms] of the products and of the kernel, in turn: what else runs only makes them slower."""
-    synchronise = synchroniser(given[1].device)
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_REPEATS + 1):
-        for one, found in zip((look, FUSED.look), times, strict=True):
-            synchronise()
-            began = time.perf_counter()
-            one(*given)
-            synchronise()
-            found.append(1e3 * (time.perf_counter() - began))
-    return min(times[0][1:]), min(times[1][1:])
+    """Least time [ms] of the products, and of the kernel."""
+    eager, fused = least_ms(given[1].device, _REPEATS, lambda: look(*given), lambda: FUSED.look(*given))
+    return eager, fused

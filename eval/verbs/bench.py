@@ -32,7 +32,7 @@ from vivace.eval.measure.judge import (
     judge,
     judging_jobs,
 )
-from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
+from vivace.eval.measure.latencies import Measured, chunk_latencies, compile_graphs
 from vivace.eval.measure.layer_curve import policy_curve
 from vivace.eval.measure.pareto import pareto_row
 from vivace.eval.measure.threads import choose_threads, restored_threads
@@ -148,15 +148,10 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     others = {run.name: run for run in exported}
     sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
     measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
-    times = measured.times_s
-    reference = sample_all(built.executions["plain"], data)
-    rows = [pareto_row(v, built.executions[v.name], times, reference, data) for v in built.variants]
-    rows += [run.row(times, reference, data) for run in exported]
-    for row in rows:
-        row["stages_s"] = measured.stages_s.get(row["name"], {})
+    rows = _rows(built, exported, measured, data)
     results = circumstances("bench", command, loaded) | {
         "pareto": rows,
-        "latencies_s": times,
+        "latencies_s": measured.times_s,
         "threads": threads | {"episodes": command.scale.threads_of_episodes(threads["used"])},
         "observations": {"fitted": counts(fitted), "judged": counts(data)},
         "left_out": built.left_out,
@@ -185,6 +180,18 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
 
 _TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "score", "confirmed")
 """What the last line says of a row."""
+
+
+def _rows(
+    built: "Built", exported: Sequence[BundleRun], measured: Measured, data: CalibrationData
+) -> list[dict[str, Any]]:
+    """Latency, action error and stages of what was measured."""
+    times, reference = measured.times_s, sample_all(built.executions["plain"], data)
+    rows = [pareto_row(v, built.executions[v.name], times, reference, data) for v in built.variants]
+    rows += [run.row(times, reference, data) for run in exported]
+    for row in rows:
+        row["stages_s"] = measured.stages_s.get(row["name"], {})
+    return rows
 
 
 def _judge(

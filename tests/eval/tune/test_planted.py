@@ -97,6 +97,18 @@ def test_what_keeps_the_budget_is_no_single_technique_that_works(planted: Plante
     assert min(kept, key=lambda label: kept[label].latencies_s) == "4 steps"
 
 
+def arena_of(planted: Planted, workforce: Workforce, store: Store) -> Arena:
+    """Where the planted policy's candidates race; what becomes of them goes into the store."""
+    return Arena.of(
+        planted.command,
+        planted.loaded,
+        made=planted.made,
+        workforce=workforce,
+        store=store,
+        label=lambda candidate: candidate.label,
+    )
+
+
 @pytest.mark.parametrize(
     "seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 20))]
 )
@@ -104,14 +116,7 @@ def test_the_planted_combination_is_found(planted: Planted, tmp_path: Path, seed
     store = Store(tmp_path)
     first = 100_000 + 10_000 * seed
     with Workforce(ScaleOptions(), lambda: planted.loaded) as workforce:
-        arena = Arena.of(
-            planted.command,
-            planted.loaded,
-            made=planted.made,
-            workforce=workforce,
-            store=store,
-            label=lambda candidate: candidate.label,
-        )
+        arena = arena_of(planted, workforce, store)
         kept = [trial for trial in planted.trials(store) if keeps(trial)]
         raced = arena.race(kept, range(first, first + 60), RaceRules())
         assert raced.leader == BEST.key
@@ -133,14 +138,7 @@ def test_an_interrupted_race_goes_on_where_it_was(planted: Planted, tmp_path: Pa
 
     def raced(store: Store, n: int) -> Any:
         with Workforce(ScaleOptions(), lambda: planted.loaded) as workforce:
-            arena = Arena.of(
-                planted.command,
-                planted.loaded,
-                made=planted.made,
-                workforce=workforce,
-                store=store,
-                label=lambda candidate: candidate.label,
-            )
+            arena = arena_of(planted, workforce, store)
             kept = [trial for trial in store.trials.values() if keeps(trial)]
             return arena.race(kept, range(100_000, 100_000 + n), RaceRules())
 
@@ -161,14 +159,7 @@ def test_a_ladder_is_no_worse_than_its_best_plan(planted: Planted, tmp_path: Pat
     """In this world the planted plan is the best one quiet and busy, and so it stays alone."""
     store = Store(tmp_path)
     with Workforce(ScaleOptions(), lambda: planted.loaded) as workforce:
-        arena = Arena.of(
-            planted.command,
-            planted.loaded,
-            made=planted.made,
-            workforce=workforce,
-            store=store,
-            label=lambda candidate: candidate.label,
-        )
+        arena = arena_of(planted, workforce, store)
         some = [trial for trial in planted.trials(store) if trial.candidate.label in (BEST.label, "7 steps")]
         ladder = arena.ladder(some, range(50, 75), range(75, 100))
         jobs = arena._jobs({trial.key: trial for trial in some}, range(50, 100), 25)
