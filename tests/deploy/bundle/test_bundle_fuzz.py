@@ -272,7 +272,7 @@ def test_nothing_gets_past_the_digests(subject, n):
 
 
 def test_every_field_is_read_as_what_it_is(subject, n):
-    """Every value of the manifest, one at a time replaced by what is strange; of many mutations by all of it."""
+    """Every value of the manifest in turn replaced by what is strange; of many mutations by all of it."""
     plain = json.loads((subject.folder / MANIFEST).read_text())
     seen, counts = set(), Counter()
     draw = random.Random("fields")
