@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.freeze import Freeze
+from vivace.accel.memory import remembered
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
 from vivace.accel.updates import Objective, check_updates, optimal_updates, uniform_updates
@@ -143,6 +144,7 @@ class ContextFreeze(Technique):
         }
 
 
+@remembered
 def context_similarity(execution: Denoising, data: CalibrationData) -> np.ndarray:
     """Cosine similarity of the context's keys and values between steps, every step running it, (S, S).
 
