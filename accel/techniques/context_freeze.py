@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.freeze import Freeze
+from vivace.accel.memory import remembered
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
 from vivace.accel.techniques.step_schedule import steps_under
@@ -147,6 +148,7 @@ class ContextFreeze(Technique):
         return {"full_steps": full_steps, "method": choose("method", ("uniform", "similarity"))}
 
 
+@remembered
 def context_similarity(execution: Denoising, data: CalibrationData) -> np.ndarray:
     """Cosine similarity of the context's keys and values between steps, every step running it, (S, S).
 

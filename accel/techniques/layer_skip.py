@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vivace.accel.memory import remembered
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_ascending, with_language
 from vivace.accel.variant import Choose, Request, Variant
@@ -84,7 +85,7 @@ class LayerSkip(Technique):
             raise BadSetting(
                 f"layer_skip is to drop {chosen.n_dropped} of {n} language layers; drop 0..{n - 1}"
             )
-        scores = layer_importance(execution, data.batch)
+        scores = _importance(execution, data)
         kept = keep(execution, data.batch, chosen, scores)
         return cls(kept=kept, importance=tuple(round(x, 6) for x in scores), options=asdict(chosen))
 
@@ -141,6 +142,11 @@ class LayerSkip(Technique):
 
 
 @torch.inference_mode()
+@remembered
+def _importance(execution: Execution, data: CalibrationData) -> list[float]:
+    return layer_importance(execution, data.batch)
+
+
 def layer_importance(execution: Execution, batch: Batch) -> list[float]:
     """Return I(l) of every language layer on a batch of observations, padding left out."""
     policy = execution.policy

@@ -17,14 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from vivace.accel.record import chunks
 from vivace.accel.registry import exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
-from vivace.policies.execution import Denoising, Execution, sample
+from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import SELDOM, Between
 from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
-from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.sampling.samplers import OWN, SPACINGS, Spacing, check_parts
 from vivace.policies.staged import DenoisingPolicy
@@ -262,10 +262,10 @@ def _spaced(policy: DenoisingPolicy, name: str, n_steps: int) -> dict[str, Sampl
 
 def _errors(execution: Denoising, samplers: Mapping[str, Sampler], data: CalibrationData) -> dict[str, float]:
     """Root mean square distance from the chunks as trained; spacings that give no finite ones left out."""
-    as_trained = sample(execution, data.batch, EpisodeNoise(data.noise_keys))
+    as_trained = chunks(execution, data)
     found = {}
     for spacing, sampler in samplers.items():
         with suppress(NonFiniteActions):
-            chunks = sample(replace(execution, sampler=sampler), data.batch, EpisodeNoise(data.noise_keys))
-            found[spacing] = round(float((chunks - as_trained).double().square().mean().sqrt()), 6)
+            fewer_steps = chunks(replace(execution, sampler=sampler), data)
+            found[spacing] = round(float((fewer_steps - as_trained).double().square().mean().sqrt()), 6)
     return found
