@@ -1,6 +1,7 @@
-"""Apply a plan, and make one: two pure functions."""
+"""Apply a plan, and make one, or many on the same observations."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,11 @@ from vivace.accel.judgement import FITTED
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import exact_work, technique_class
 from vivace.accel.technique import CalibrationData, Technique
+from vivace.accel.variant import Request
 from vivace.policies.batch import rows_of
 from vivace.policies.errors import CalibrationError, UnsupportedPolicy
 from vivace.policies.execution import Execution, as_trained, sample
+from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
 from vivace.policies.staged import StagedPolicy
@@ -39,41 +42,78 @@ def accelerate(
     return replace(execution, plan=plan)
 
 
+class Calibrator:
+    """Makes plans of one policy on the same observations; what several of them share is calibrated once.
+
+    Techniques are calibrated in the order of their seams, each on the policy as the earlier ones left it. So
+    one that comes behind the same ones with the same options as in an earlier plan is the same; and what is
+    found of the policy as trained, or with exact work removed, is `remembered`.
+    """
+
+    def __init__(self, policy: StagedPolicy, fingerprint: Fingerprint, data: CalibrationData) -> None:
+        """Prepare.
+
+        Args:
+            policy: a staged policy.
+            fingerprint: of the policy, stored in the plans.
+            data: observations to calibrate on.
+
+        Raises:
+            CalibrationError: there are no observations, or not as many noise keys.
+        """
+        rows = rows_of(data.batch)
+        if rows != len(data.noise_keys) or not rows:
+            raise CalibrationError(
+                f"calibration has {len(data.noise_keys)} noise keys and a batch of {rows} observations; "
+                "at least one observation and a key for each are needed"
+            )
+        self._fingerprint, self._data = fingerprint, data
+        self._bare = as_trained(policy)
+        self._known: dict[str, Technique] = {}
+        self._exact: dict[str, Execution] = {}
+
+    def plan(self, wanted: Sequence[Request]) -> tuple[AccelerationPlan, Execution]:
+        """Calibrate techniques; nobody has run them together yet.
+
+        Args:
+            wanted: (kind, options) of every technique, in any order.
+
+        Returns:
+            The plan, its measurements name the episodes it was fitted to, so that it is judged on others; and
+            the policy's execution under it.
+        """
+        execution, techniques, asked = self._bare, list[Technique](), list[Any]()
+        for kind, options in sorted(wanted, key=lambda entry: (technique_class(entry[0]).seam, entry[0])):
+            asked.append([kind, plain(options)])
+            key = json.dumps(asked, sort_keys=True)
+            technique = self._known.get(key)
+            if technique is None:
+                technique = technique_class(kind).calibrate(execution, self._data, dict(options))
+            if not getattr(technique, "tensors", {}):  # those of many plans may not fit into memory
+                self._known[key] = technique
+            techniques.append(technique)
+            execution = self._exact.get(key) or _apply(technique, execution)
+            if all(one.is_exact for one in techniques):  # few, and others are calibrated on them
+                self._exact[key] = execution
+        plan = AccelerationPlan(self._fingerprint, tuple(techniques), {FITTED: sorted(self._data.seeds)})
+        return plan, replace(execution, plan=plan)
+
+
 def calibrate(
     policy: StagedPolicy,
     fingerprint: Fingerprint,
     data: CalibrationData,
-    wanted: Sequence[tuple[str, Mapping[str, Any]]],
+    wanted: Sequence[Request],
 ) -> AccelerationPlan:
-    """Calibrate techniques in the order of their seams, each on the policy as the earlier ones left it.
-
-    Args:
-        policy: a staged policy.
-        fingerprint: of the policy, stored in the plan.
-        data: observations to calibrate on.
-        wanted: (kind, options) of every technique, in any order.
-
-    Returns:
-        The plan; its measurements name the episodes it was fitted to, so that it is judged on others.
+    """Calibrate techniques, and see that finite actions come of them; arguments as of `Calibrator`.
 
     Raises:
         CalibrationError: there are no observations, or not as many noise keys.
         NonFiniteActions: under the plan some of the observations lead to NaN or infinity.
     """
-    rows = rows_of(data.batch)
-    if rows != len(data.noise_keys) or not rows:
-        raise CalibrationError(
-            f"calibration has {len(data.noise_keys)} noise keys and a batch of {rows} observations; "
-            "at least one observation and a key for each are needed"
-        )
-    execution = as_trained(policy)
-    techniques: list[Technique] = []
-    for kind, options in sorted(wanted, key=lambda entry: (technique_class(entry[0]).seam, entry[0])):
-        technique = technique_class(kind).calibrate(execution, data, dict(options))
-        execution = _apply(technique, execution)
-        techniques.append(technique)
-    sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)  # refuses NaN and infinity
-    return AccelerationPlan(fingerprint, tuple(techniques), {FITTED: sorted(data.seeds)})
+    plan, execution = Calibrator(policy, fingerprint, data).plan(wanted)
+    sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    return plan
 
 
 def exact_plan(policy: StagedPolicy, fingerprint: Fingerprint) -> AccelerationPlan:

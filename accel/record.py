@@ -1,4 +1,4 @@
-"""Record every block's output over an uncached run: what schedules are calibrated on."""
+"""Record every block's output over an uncached run, and the chunks: what plans are calibrated on."""
 
 from collections import defaultdict
 from contextlib import suppress
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.accel.memory import remembered
 from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
 from vivace.policies.dtype import wide
 from vivace.policies.errors import CalibrationError, NonFiniteActions
-from vivace.policies.execution import Denoising, always_compute, sample
+from vivace.policies.execution import Denoising, Execution, always_compute, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import DenoisingPolicy
 
@@ -42,6 +43,7 @@ def recorded(policy: DenoisingPolicy, outputs: dict[str, list[Tensor]]) -> Denoi
     return policy.with_blocks(told)
 
 
+@remembered
 def record(execution: Denoising, data: CalibrationData) -> Recording:
     """Sample once, every block computed, and compare each block's outputs between steps.
 
@@ -65,6 +67,12 @@ def record(execution: Denoising, data: CalibrationData) -> Recording:
         similarity[name] = (unit @ unit.mT).mean(0).clamp(-1, 1).double().cpu().numpy()
         volatility[name] = float(mean_difference(features))
     return Recording(similarity, volatility)
+
+
+@remembered
+def chunks(execution: Execution, data: CalibrationData) -> Tensor:
+    """Sample normalised actions (B, H, A) of all observations, with their own noise."""
+    return sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
 
 
 def mean_difference(features: Tensor) -> Tensor:

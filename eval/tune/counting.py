@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import Calibrator
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
@@ -30,12 +30,15 @@ class Counting:
         """
         self._loaded, self._fitted, self._judged = loaded, fitted, judged
         self._reference = sample_all(as_trained(loaded.staged), judged)
+        self._calibrators: dict[int | None, Calibrator] = {}
 
     def made(self, candidate: Candidate) -> tuple[AccelerationPlan, Execution]:
         """Calibrate a candidate; the same candidate gives the same plan."""
-        policy = executing(self._loaded.staged, candidate.execution.n_action_steps)
-        plan = calibrate(policy, self._loaded.fingerprint, self._fitted, candidate.requests)
-        return plan, accelerate(policy, plan)
+        n = candidate.execution.n_action_steps
+        if n not in self._calibrators:
+            policy = executing(self._loaded.staged, n)
+            self._calibrators[n] = Calibrator(policy, self._loaded.fingerprint, self._fitted)
+        return self._calibrators[n].plan(candidate.requests)
 
     def trial(self, candidate: Candidate) -> Trial:
         """Count and compare a candidate; whatever is raised is the trial's, not the search's end."""

@@ -7,7 +7,7 @@ from dataclasses import is_dataclass, make_dataclass, replace
 import pytest
 import torch
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import Calibrator, accelerate, calibrate
 from vivace.accel.explain import _grid_lines, explain, grid, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
@@ -79,6 +79,36 @@ def test_plan_survives_json_and_files(policy, mark, data, tmp_path):
     after = sample(accelerate(policy, restored, mark), data.batch, EpisodeNoise(KEYS))
     assert torch.equal(before, after)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_many_plans_share_is_calibrated_once_and_the_plans_stay_the_same(
+    policy, mark, data, monkeypatch
+):
+    steps = ("step_schedule", {"sampler": "ddim", "n_steps": 5})
+    asked = [
+        [("block_cache", {"updates": 3}), ("hoist", {})],
+        [("block_cache", {"updates": 2})],
+        [("forecast", {}), ("hoist", {})],
+        [("hoist", {}), steps, ("block_cache", {"updates": 2})],
+        [steps],
+        [("step_schedule", {"sampler": "ddim", "n_steps": 4})],
+    ]
+    alone = [calibrate(policy, mark, data, wanted) for wanted in asked]
+    original, runs = StagedDPTransformer.denoise, []
+
+    def denoise(self, *args):
+        runs.append(args)
+        return original(self, *args)
+
+    monkeypatch.setattr(StagedDPTransformer, "denoise", denoise)
+    calibrator = Calibrator(policy, mark, data)
+    found = [calibrator.plan(wanted) for wanted in (*asked, *asked)]
+    assert [plan for plan, _ in found] == [*alone, *alone]
+    assert [execution.plan for _, execution in found] == [plan for plan, _ in found]
+    spacings = len(alone[4].techniques[0].errors)
+    recorded = {"hoisted": 10, "as trained": 10, "under five steps": 5}
+    sampled = {"as trained": 10, "at every spacing of five and of four steps": spacings * (5 + 4)}
+    assert len(runs) == sum(recorded.values()) + sum(sampled.values())
 
 
 def test_two_techniques_on_one_seam_are_refused(mark):
