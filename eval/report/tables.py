@@ -262,6 +262,32 @@ def _lateness(results: Results) -> Cells:
     return head, [row]
 
 
+def _tuned(results: Results) -> Cells:
+    """One searched plan: budget, what it takes and solves, and how it stands to what needs no search."""
+    measured, found = results["measured"], results["lineup"]["rows"]
+    before, now = measured["success_as_trained"], measured["success"]
+    kept = [row for row in found if row["keeps_budget"]]
+    best = max(kept, key=lambda row: (row["successes"], -row["latency_s"]), default=None)
+    beside = (
+        ""
+        if best is None
+        else (f"{best['label']}: {milliseconds(best['latency_s'])} ms, {best['successes']}/{best['n']}")
+    )
+    cells = (
+        f"{results['policy']['path']}, {measured['env']}",
+        f"{milliseconds(measured['budget_s'])}",
+        f"{milliseconds(measured['latency_as_trained']['p50_s'])}, {before['successes']}/{before['n']}",
+        f"{milliseconds(measured['latency']['p50_s'])}, {now['successes']}/{now['n']}",
+        results["winner"]["label"],
+        f"{sum(row['is_matched'] for row in kept)} of {len(kept)}",
+        f"{sum(row['is_beaten'] for row in kept)} of {len(kept)}",
+        beside,
+    )
+    head = ("policy, world", "budget [ms]", "as trained [ms, solved]", "plan [ms, solved]", "the plan",
+            "as good as", "better than", "best without a search")  # fmt: skip
+    return head, [cells]
+
+
 TABLES = {
     "eval": TableKind(("eval",), _compared("accelerated", "run")),
     "ladder": TableKind(("eval",), _compared("ladder", "plan")),
@@ -270,6 +296,7 @@ TABLES = {
     "tokens": TableKind(("bench",), _tokens),
     "stages": TableKind(("bench", "eval"), lambda results: stage_rows(results["pareto"])),
     "bundles": TableKind(("bench",), _bundles, joins=True),
+    "tuned": TableKind(("tune",), _tuned, joins=True),
     "lateness": TableKind(("run",), _lateness, joins=True),
 }
 """Name of a table -> what it is made of."""

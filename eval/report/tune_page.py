@@ -25,7 +25,7 @@ def tune_page(folder: Path, results: Mapping[str, Any]) -> tuple[str, str]:
     title = f"A plan for {results['policy']['path']}"
     lead = f"{results['sentence']}. Budget: {results['budget']['told']}."
     parts = [header("tune", title, lead), _cards(results), _fronts(results), _techniques(results)]
-    parts += _confirmed(results) + _race(results) + _importance(results)
+    parts += _confirmed(results) + _lineup(results) + _race(results) + _importance(results)
     parts.append(_dropped(rows))
     return title, "".join(parts)
 
@@ -166,6 +166,37 @@ def _confirmed(results: Mapping[str, Any]) -> list[str]:
     )
     own = [row["is_plan"] for row in results["confirmed"]]
     return [section("Confirmed on fresh episodes", text, table(head, lines, own))]
+
+
+def _lineup(results: Mapping[str, Any]) -> list[str]:
+    """The plan beside each technique alone and each baseline, on the same fresh episodes."""
+    found = results.get("lineup")
+    if not found:
+        return []
+    lines, marks = [], []
+    for row in found["rows"]:
+        less, more = row["difference_interval"]
+        lines.append(
+            (
+                row["label"],
+                milliseconds(row["latency_s"], 1),
+                "yes" if row["keeps_budget"] else "no",
+                f"{row['successes']}/{row['n']}",
+                f"{row['difference']:+.0%} ({less:+.0%} … {more:+.0%})",
+                "better" if row["is_beaten"] else "as good" if row["is_matched"] else "not shown as good",
+            )
+        )
+        marks.append(row["is_matched"])
+    head = (
+        "without a search",
+        "median [ms]",
+        "keeps the budget",
+        "solved",
+        "plan − this (95 %)",
+        "the plan is",
+    )
+    text = f"On the fresh episodes: {found['told']}."
+    return [section("Beside each technique alone", text, table(head, lines, marks))]
 
 
 def _race(results: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ class Origin(StrEnum):
     """What removes work at no error, and nothing else."""
     BASELINE = "baseline"
     """What a technique has to beat: fewer steps, a warm start, a uniform interval, torch.compile."""
+    FORMER = "former"
+    """The plan that lies beside the checkpoint: what somebody made by hand, or an earlier search."""
     DEFAULT = "default"
     """A technique as it is where nobody gives it options, or a row it wants in tables."""
     SEARCH = "search"
@@ -29,7 +31,7 @@ class Origin(StrEnum):
     @property
     def is_rival(self) -> bool:
         """Whether it is there to be beaten: it is never dropped before it was timed."""
-        return self in (Origin.TRAINED, Origin.EXACT, Origin.BASELINE)
+        return self in (Origin.TRAINED, Origin.EXACT, Origin.BASELINE, Origin.FORMER)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Candidate:
         """Hash of what it is, the same in every process: its name in files."""
         requests = sorted((kind, plain(options)) for kind, options in self.requests)
         return digest([requests, plain(self.execution), self.is_compiled])[:12]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether anybody could have named it without a search, in a plan file."""
+        return self.origin is not Origin.SEARCH and not self.is_compiled
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The last two stages: those that keep the budget race in closed loop, and who wins is confirmed."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from vivace.eval.options import CommonOptions
 from vivace.eval.race.confirm import Confirmation, ConfirmRules, Contender, confirm
 from vivace.eval.race.ladder import Ladder, find_ladder
 from vivace.eval.race.play import BurstyLoop, ClosedLoop, closed_loop_job
-from vivace.eval.race.race import Race, RaceRules, race
+from vivace.eval.race.race import Race, RaceRules, play_missing, race
 from vivace.eval.scale.job import Job
 from vivace.eval.scale.workforce import Workforce
 from vivace.eval.simulation.latency_model import BurstyLatency, MeasuredLatency
 from vivace.eval.subject import env_maker
+from vivace.eval.terminal import progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.policies.execution import Execution
@@ -111,6 +113,27 @@ class Arena:
             self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
         return found
 
+    def meet(self, trials: Sequence[Trial], seeds: range, seeds_at_once: int = 10) -> None:
+        """Let trials that were timed meet the episodes of a confirmation; what one has met it keeps.
+
+        Args:
+            trials: stored again, with their outcomes.
+            seeds: of the episodes.
+            seeds_at_once: so many are stepped together.
+        """
+        some = {trial.key: trial for trial in trials}
+        play = self._play(some, seeds, seeds_at_once)
+        outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
+        with progress() as bars:
+            bar = bars.add_task("meeting what needs no search", total=len(seeds))
+            for first in range(0, len(seeds), seeds_at_once):
+                known = {key: trial.confirmed for key, trial in some.items()}
+                play_missing(list(some), seeds[first : first + seeds_at_once], play, known, outcomes)
+                bars.update(bar, completed=first + seeds_at_once)
+        for key, solved in outcomes.items():
+            trial = self.store.trials[key]
+            self.store.add(replace(trial, confirmed={**trial.confirmed, **solved}))
+
     def ladder(self, trials: Sequence[Trial], seeds: range, fresh: range, seeds_at_once: int = 25) -> Ladder:
         """Find the ladder of some plans for a computer that is busy now and then, or the best single one.
 
@@ -169,7 +192,7 @@ def entrants(trials: Iterable[Trial], keeping: Sequence[Trial], most: int) -> li
 
 
 def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:
-    """What needs no search: as trained, exact work removed, and the best of the baselines that raced."""
+    """What needs no search: as trained, exact work removed, a former plan, the best baseline that raced."""
     found = [trial for trial in trials if trial.latencies_s]
     simple = [trial for trial in found if trial.candidate.origin in (Origin.TRAINED, Origin.EXACT)]
     raced = [
@@ -178,7 +201,8 @@ def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:
         if trial.candidate.origin is Origin.BASELINE and trial.key in state.keys
     ]
     best = max(raced, key=lambda trial: _rate(state.outcomes[trial.key]), default=None)
-    return simple if best is None else [*simple, best]
+    former = [trial for trial in found if trial.candidate.origin is Origin.FORMER]
+    return [*simple, *former, *([] if best is None else [best])]
 
 
 def _rate(outcomes: Mapping[int, bool]) -> float:

@@ -24,6 +24,8 @@ from vivace.eval.tune.candidate import Candidate, Origin, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
+from vivace.eval.tune.former import former
+from vivace.eval.tune.lineup import Lineup, known, lineup
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
@@ -93,6 +95,7 @@ class Search:
         most = round((1 - _LIKE) * options.candidates)
         starters = self._space.starters(self._command.accel.chosen())
         starters = tuple(one for one in starters if options.compile or not one.is_compiled)
+        starters = (*former(self._loaded, self._space.exact), *starters)
         with progress() as bars:
             bar = bars.add_task("counting work, comparing actions", total=most)
 
@@ -125,6 +128,9 @@ class Search:
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
         timing.time(trained, MANY, self._deadline.left_s(share) / 3)
+        if options.lineup:
+            alone = [trial for trial in trials.values() if trial.is_alive and trial.candidate.is_alone]
+            timing.time(alone, FEW, self._deadline.left_s(share))
         while finalists and self._deadline.left_s(share) > 0:
             timing.time(finalists, MANY, self._deadline.left_s(share))
             best = rule.keeping(trials.values())[:1]  # of few measurements it may only seem to keep it
@@ -147,6 +153,15 @@ class Search:
             arena = replace(arena, is_over=lambda: deadline.left_s() <= 0)
             simple = simple_plans(trials.values(), state)
             return state, arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+
+    def lineup(self, plan: Trial) -> Lineup:
+        """Let whatever needs no search meet the fresh episodes that the plan has met."""
+        trials = self._store.trials
+        met = range(self._fresh.start, self._fresh.start + len(trials[plan.key].confirmed))
+        others = known(trials.values())
+        with Workforce(self._command.scale, loading(self._command)) as workforce:
+            self._arena(workforce, lambda: False).meet(others, met)
+        return lineup(plan, others, trials, self._rule)
 
     def ladder(self, best: Trial) -> Ladder:
         """Find the ladder of the plan and of the best and the fastest that stayed in the race."""

@@ -70,6 +70,9 @@ class TuneOptions:
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
     fewer steps, is looked at all the same."""
+    lineup: bool = False
+    """Also let each technique alone and each baseline meet the fresh episodes, and say which of them the plan
+    is as good as; takes many episodes, after the time limit too."""
     ladder: bool = False
     """Also make a ladder of plans for a computer that is busy now and then, where one does better than its
     best plan alone; takes about as many episodes again, after the time limit too."""
@@ -159,6 +162,10 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
         judged["race"] = {"ending": state.ending, "entrants": list(state.keys)}
     if confirmation is not None:
         judged["confirmed"] = confirmation.rows()
+        if command.tune.lineup:
+            found_beside = search.lineup(best)
+            judged["lineup"] = found_beside.to_json()
+            console.print(found_beside.told, highlight=False)
         if command.tune.ladder and command.loop.mode != Mode.SYNC:
             found = search.ladder(best)
             judged["ladder"] = save_ladder(found, store.trials, search.counting, folder)
