@@ -1,17 +1,21 @@
 """Which trials are timed, which of those are timed well, and which one is the plan."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vivace.eval.tune.budget import Budget, tail
 from vivace.eval.tune.candidate import Trial
-from vivace.eval.tune.front import promising
+from vivace.eval.tune.front import promising, spread
 from vivace.eval.tune.timing import median_s
 
 _NEAR = 1.2
 """What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
+
+_FEW = 4
+"""One of so many places is for those that follow chunks before, of which nobody knows before they race."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Rule:
         return [trial for trial in trials if trial.is_alive and trial.candidate.origin.is_rival]
 
     def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those to time first: the rivals, and the front of counted work and action error."""
-        rivals = self.rivals(trials)
-        front = promising(self.candidates(trials), most, lambda trial: trial.flops or 0)
-        return list({trial.key: trial for trial in (*rivals, *front)}.values())
+        """Those to time first: the rivals, the front of counted work and action error, and some that follow."""
+        rivals, some = self.rivals(trials), self.candidates(trials)
+        front = promising(_compared(some), most, _work)
+        return _once(rivals, front, _following(some, most // _FEW, _work))
 
     def next(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those not timed that should keep the budget, the nearest actions first."""
@@ -63,7 +67,7 @@ class Rule:
         return sorted(filter(keeps, counted), key=_error)
 
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those to time as often as a p99 takes: the rivals near the budget, and the nearest actions.
+        """Those to time as often as a p99 takes: rivals near the budget, nearest actions, some that follow.
 
         Where nothing is near it the fastest ones, so that it can be said what they take.
         """
@@ -72,11 +76,11 @@ class Rule:
         if not near:
             return sorted(timed, key=median_s)[:2]
         rivals = [trial for trial in near if trial.candidate.origin.is_rival]
-        front = promising(near, most, median_s)
-        best = sorted(near, key=_error)[:most]
+        following, compared = _following(near, most // _FEW, median_s), _compared(near)
+        front = promising(compared, most, median_s)
+        best = sorted(compared, key=_error)[:most]
         mixed = [trial for pair in zip(best, front, strict=False) for trial in pair]
-        mixed = list({trial.key: trial for trial in mixed}.values())[:most]
-        return list({trial.key: trial for trial in (*mixed, *rivals)}.values())
+        return _once(_once(mixed)[: most - len(following)], following, rivals)
 
     def keeping(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those whose measured latencies keep the budget, the nearest actions first, of equals the faster."""
@@ -101,5 +105,28 @@ class Rule:
 
 
 def _error(trial: Trial) -> float:
-    """Action error, rounding left out: what is exact is as near as what is as trained."""
-    return round(trial.action_error or 0.0, 4)
+    """Action error, rounding left out: what is exact is as near as what is as trained.
+
+    One that follows chunks before it is behind all others: its error is that of chunks that follow none.
+    """
+    return math.inf if trial.follows else round(trial.action_error or 0.0, 4)
+
+
+def _compared(trials: Iterable[Trial]) -> list[Trial]:
+    """Those whose action error says something."""
+    return [trial for trial in trials if not trial.follows]
+
+
+def _following(trials: Iterable[Trial], most: int, cost: Callable[[Trial], float]) -> list[Trial]:
+    """Some of those that a world alone can judge, from the cheapest to the dearest."""
+    some = sorted((trial for trial in trials if trial.follows), key=cost)
+    return [some[i] for i in spread(range(len(some)), most)] if most else []
+
+
+def _once(*trials: Iterable[Trial]) -> list[Trial]:
+    """All of them, none twice."""
+    return list({trial.key: trial for some in trials for trial in some}.values())
+
+
+def _work(trial: Trial) -> float:
+    return float(trial.flops or 0)

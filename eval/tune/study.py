@@ -40,6 +40,9 @@ class Study:
         choices = self._space.choices_of(trial.candidate)
         params = {name: value for name, (value, _) in choices.items()}
         kinds = {name: kind for name, (_, kind) in choices.items()}
+        if trial.follows:  # its error is that of chunks that follow none, and would look too good
+            self._study.add_trial(create_trial(params=params, distributions=kinds, state=TrialState.FAIL))
+            return
         self._study.add_trial(create_trial(params=params, distributions=kinds, values=_values(trial)))
 
     def ask(self) -> Candidate | None:
