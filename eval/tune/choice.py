@@ -42,7 +42,7 @@ class Rule:
         return [trial for trial in trials if trial.is_alive and trial.candidate.origin.is_rival]
 
     def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those to time first: the rivals, the front of counted work and action error, and some that follow."""
+        """Those to time first: the rivals, the front of counted work and action error, some that follow."""
         rivals, some = self.rivals(trials), self.candidates(trials)
         front = promising(_compared(some), most, _work)
         return _once(rivals, front, _following(some, most // _FEW, _work))
