@@ -69,7 +69,7 @@ class TuneOptions:
     """Fresh episodes on which the winner is confirmed, beside what needs no search."""
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
-    fewer steps, is looked at all the same."""
+    fewer steps, is timed and races all the same."""
     ladder: bool = False
     """Also make a ladder of plans for a computer that is busy now and then, where one does better than its
     best plan alone; takes about as many episodes again, after the time limit too."""
