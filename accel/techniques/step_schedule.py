@@ -23,7 +23,7 @@ from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoi
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution
-from vivace.policies.plain_data import SELDOM, Between
+from vivace.policies.plain_data import Between
 from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.sampling.samplers import OWN, SPACINGS, Spacing, check_parts
@@ -99,7 +99,7 @@ class StepSchedule(Technique):
     spacing: str = OWN
     """leading, trailing, linspace, quadratic, uneven; own: the policy's own way, as of plans without a
     choice."""
-    widths: tuple[float, ...] = field(default=(), metadata=SELDOM)
+    widths: tuple[float, ...] = ()
     """Of uneven steps, in equal parts of the schedule, relative to each other."""
     errors: Mapping[str, float] = field(default_factory=dict)
     """Spacing -> root mean square distance of its chunks from those as trained, normalised, when chosen."""

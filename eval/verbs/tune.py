@@ -69,7 +69,7 @@ class TuneOptions:
     """Fresh episodes on which the winner is confirmed, beside what needs no search."""
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
-    fewer steps, is looked at all the same."""
+    fewer steps, is timed and races all the same."""
     lineup: bool = False
     """Also let each technique alone and each baseline meet the fresh episodes, and say which of them the plan
     is as good as; takes many episodes, after the time limit too."""

@@ -1,5 +1,6 @@
 """Schedules: the dynamic programme against brute force, unions, baselines, refusals."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -129,3 +130,17 @@ def test_numbers_that_nobody_gave_fit_the_policy():
     assert (many.updates, many.bubbling) == (10, 5)
     asked = UpdateOptions(updates=4, bubbling=0)
     assert asked.settled(100, 16) == asked
+
+
+def test_layers_may_run_at_numbers_of_steps_of_their_own():
+    """Two parts of four blocks: the outer ones keep three updates, the inner ones one."""
+    blocks = [f"action.{i}.mlp" for i in range(4)]
+    similarity = dict.fromkeys(blocks, np.eye(4))
+    options = UpdateOptions(method="layered", parts=(3, 1))
+    found = choose_updates(blocks, similarity, {}, 4, options)
+    assert [len(found[block]) for block in blocks] == [3, 3, 1, 1]
+    with pytest.raises(CalibrationError, match="updates=5, but the sampler runs 4 steps"):
+        choose_updates(blocks, similarity, {}, 4, replace(options, parts=(5, 1)))
+    for wrong in ({"method": "layered"}, {"parts": (2, 1)}):
+        with pytest.raises(BadSetting, match="parts go with method layered, and it needs them"):
+            UpdateOptions(**wrong)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from policy_cases import DENOISER, KEYS, LANGUAGE, POLICIES, TOKENS, observations
@@ -212,11 +213,17 @@ def test_what_a_technique_would_search_it_can_be(subject):
     for kind, technique in techniques().items():
         if not subject.has.issuperset(technique.needs):
             continue
-        for option, choices in technique.search_space(subject.staged).items():
-            ends = (choices.low, choices.high) if isinstance(choices, Between) else choices
-            assert len(set(ends)) > 1, f"{kind} has one {option}"
-            for choice in ends:
-                technique.read_options({option: choice})
+        for seed in range(8):
+            random = np.random.default_rng(seed)
+
+            def choose(option, choices, widest=None, kind=kind, random=random):
+                ends = (choices.low, choices.high) if isinstance(choices, Between) else choices
+                assert len(set(ends)) > 1 or widest, f"{kind} has one {option}"
+                return ends[int(random.integers(len(ends)))]
+
+            options = technique.search(subject.staged, (), choose)
+            if options is not None:
+                technique.read_options(options)
 
 
 @with_()

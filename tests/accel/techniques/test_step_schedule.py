@@ -1,5 +1,6 @@
 """Fewer steps: at which timesteps is chosen by what the policy does with them, and remembered."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -142,9 +143,12 @@ def test_flow_matching_has_one_spacing():
         ({"n_steps": 101}, "asked for 101 steps"),
         (
             {"spacing": "even"},
-            "step_schedule spacing='even'; choose auto, leading, trailing, linspace, quadratic or own",
+            "step_schedule spacing='even'; choose auto, leading, trailing, linspace, quadratic, uneven or",
         ),
-        ({"stride": 2}, "step_schedule has no option 'stride'; its options: n_steps, sampler, spacing"),
+        (
+            {"stride": 2},
+            "step_schedule has no option 'stride'; its options: n_steps, sampler, spacing, widths",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -152,9 +156,38 @@ def test_bad_options_are_refused(options, message):
         calibrated(TwoModes(clip_sample=True), **options)
 
 
+def test_widths_say_every_set_of_times_and_outlive_the_file():
+    """Two steps, the first at the last timestep of training: where the second is, widths say."""
+    policy = TwoModes(clip_sample=True)
+    sets = {}
+    for widths in ((1.0, 9.0), (1.0, 1.0), (9.0, 1.0)):
+        made = calibrated(policy, spacing="uneven", widths=widths)
+        sets[widths] = timesteps(made, policy)
+    assert list(sets.values()) == [[99, 89], [99, 49], [99, 9]]
+    plan = AccelerationPlan(Fingerprint("two modes", "", "", "", ()), (made,))
+    assert AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"spacing": "uneven"},
+            "spacing=uneven and widths=.*; widths go with spacing uneven, which",
+        ),
+        ({"spacing": "trailing", "widths": [1.0]}, "spacing=trailing and widths=.1.0.; widths go with"),
+        ({"spacing": "uneven", "widths": [1.0, 0.0]}, "widths of steps .1.0, 0.0.; at least one is needed"),
+    ],
+)
+def test_widths_that_say_nothing_are_refused(options, message):
+    with pytest.raises(BadSetting, match=message):
+        StepSchedule.read_options(options)
+
+
 def test_a_plan_never_says_auto():
     with pytest.raises(
-        BadSetting, match="step_schedule spacing='auto'; choose leading, trailing, linspace, quadratic or"
+        BadSetting,
+        match="step_schedule spacing='auto'; choose leading, trailing, linspace, quadratic, uneven",
     ):
         StepSchedule(spacing="auto")
 

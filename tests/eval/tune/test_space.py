@@ -3,12 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import optuna
 import pytest
+import torch
 
 from vivace.accel import registry
+from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import Need, Seam, Technique
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique
 from vivace.eval.measure.variants import variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin, Status, Trial
 from vivace.eval.tune.space import space_of
@@ -16,6 +19,7 @@ from vivace.eval.tune.study import Study
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.load import stage
+from vivace.policies.spec import Fingerprint
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 POLICIES = {"dp_transformer": tiny_dp_transformer, "cogact": tiny_cogact, "token_vla": tiny_token_vla}
@@ -111,12 +115,52 @@ def test_what_has_to_be_beaten_comes_first_and_every_row_of_the_tables_is_there(
 
 
 def test_a_candidate_is_said_back_in_the_names_it_was_chosen_by(staged):
+    """What is said of it are choices by which it would be chosen again."""
     space = space_of(staged)
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.RandomSampler(seed=1))
-    for _ in range(40):
-        asked = study.ask()
-        candidate = space.suggest(asked)
-        assert space.choices_of(candidate) == asked.params
+    for candidate in suggested(space, 60):
+        params = {name: value for name, (value, _) in space.choices_of(candidate).items()}
+        again = space.suggest(optuna.trial.FixedTrial(params))
+        assert again.key == candidate.key
+
+
+def test_what_is_said_of_rows_and_defaults_is_in_the_space(staged):
+    """Also where their options are not what the space would choose."""
+    space = space_of(staged)
+    for candidate in space.starters():
+        for value, kind in space.choices_of(candidate).values():
+            assert kind._contains(kind.to_internal_repr(value))
+
+
+def test_no_choice_of_steps_and_cache_is_refused_or_the_same_as_another():
+    """A cache of as many updates as there are steps is none; named spacings may mean the same times."""
+    staged = stage(tiny_dp_transformer())
+    space = space_of(staged, ["step_schedule", "block_cache"])
+    data = CalibrationData({"observation.state": torch.randn(2, 2, 5)}, ((7, 0), (7, 1)))
+    mark, times = Fingerprint("dp_transformer", "", "", "", ()), {}
+    for candidate in suggested(space, 40):
+        requests = dict(candidate.requests)
+        plan = calibrate(staged, mark, data, candidate.requests)
+        made = accelerate(staged, plan)
+        called = tuple(step.table.t for step in made.sampler.steps)
+        schedule = str(requests.get("step_schedule"))
+        assert times.setdefault((made.sampler.name, called), schedule) == schedule
+        if "block_cache" in requests:
+            updates = plan.techniques[-1].updates.values()
+            assert any(len(steps) < len(called) for steps in updates), requests
+    assert len(times) > 15
+
+
+def test_one_bred_from_another_is_like_it_and_in_the_space(staged):
+    space, random = space_of(staged), np.random.default_rng(0)
+    for parent in suggested(space, 20):
+        child = space.bred(parent, random)
+        params = {name: value for name, (value, _) in space.choices_of(child).items()}
+        assert space.suggest(optuna.trial.FixedTrial(params)).key == child.key
+    parent = suggested(space, 1)[0]
+    own = {name: value for name, (value, _) in space.choices_of(parent).items()}
+    children = [space.choices_of(space.bred(parent, random)) for _ in range(50)]
+    same = [sum(own.get(name) == value for name, (value, _) in one.items()) / len(one) for one in children]
+    assert 0.4 < np.mean(same) < 1
 
 
 def test_every_choice_can_be_calibrated_by_name(staged):

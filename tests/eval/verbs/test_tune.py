@@ -90,15 +90,16 @@ def test_a_tight_budget_takes_approximation(tune):
     assert last["measured"]["flop_ratio"] < 0.8
 
 
-def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune):
+def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune, bare_checkpoint):
     code, last, told = tune("--budget.ms=0.001")
     assert code == 1
     assert last["plan"] is None
     assert last["fastest"]["label"] in last["sentence"]
     assert last["fastest"]["latency"]["p50_s"] > 1e-6
     assert "no plan keeps 0.001 ms" in " ".join(told.split())
-    assert not Path("out", FILE_NAME).exists()
-    assert Path("out/results.json").is_file()
+    written = {"results.json", "report.html", store.FILE_NAME, "job.json"}
+    assert {file.name for file in Path("out").iterdir()} == written
+    assert list(bare_checkpoint.glob("acceleration*")) == []
 
 
 @pytest.mark.parametrize(

@@ -332,3 +332,32 @@ def test_what_a_late_step_remembers_is_the_same_without_torch(sampler):
         assert len(found) == len(wanted) == len(tables[index].memory)
         for mine, theirs in zip(found, wanted, strict=True):
             np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
+
+
+def test_widths_of_parts_bend_a_flow():
+    """Two parts, the first three times as wide: of four steps two pass 3/4 of the time."""
+    up = [(float(step.t), step.table.out) for step in make_flow_sampler("euler", 4, (3.0, 1.0)).steps]
+    assert np.allclose(up, [(0.0, 0.375), (0.375, 0.375), (0.75, 0.125), (0.875, 0.125)])
+    down = [
+        (float(step.t), step.table.out)
+        for step in make_flow_sampler("euler", 4, (3.0, 1.0), noise_at=1).steps
+    ]
+    assert np.allclose(down, [(1.0, -0.375), (0.625, -0.375), (0.25, -0.125), (0.125, -0.125)])
+
+
+def test_widths_of_one_size_are_the_plain_schedule():
+    for noise_at in (0, 1):
+        plain, same = (make_flow_sampler("euler", 5, one, noise_at=noise_at) for one in ("own", (2.0, 2.0)))
+        assert [step.table.t for step in same.steps] == pytest.approx([step.table.t for step in plain.steps])
+    clean = make_clean_flow_sampler("euler", 5, (1.0, 1.0, 1.0))
+    assert [step.table.t for step in clean.steps] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
+@pytest.mark.parametrize("widths", [(0.01, 1.0), (1.0, 0.01), (1.0, 0.2, 1.0)])
+def test_uneven_timesteps_are_as_many_as_asked_for_and_none_twice(name, widths):
+    for n in (1, 2, 7, 20, 40):
+        sampler = make_sampler(name, n, NoiseSchedule(num_train_timesteps=100), widths)
+        times = [int(step.t) for step in sampler.steps]
+        assert len(times) == n
+        assert all(a > b >= 0 for a, b in zip(times, times[1:], strict=False))

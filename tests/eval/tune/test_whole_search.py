@@ -1,0 +1,121 @@
+"""The whole search in planted worlds: it finds what wins there, and claims nothing that won by chance."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import HZ, PlantedWorld, planted_checkpoint, planted_latencies
+
+from vivace.eval.options import EnvOptions, PolicyOptions
+from vivace.eval.tune.budget import BudgetOptions
+from vivace.eval.tune.candidate import Origin, Status, Trial
+from vivace.eval.tune.store import Store
+from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
+
+SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 20))]
+FIRST = 100_000
+"""Seeds of searches are so far apart, so that none meets another's episodes."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return planted_checkpoint(tmp_path_factory.mktemp("planted") / "policy")
+
+
+def command(checkpoint: Path, folder: Path, seed: int, ms: float, **options: object) -> TuneCommand:
+    return TuneCommand(
+        policy=PolicyOptions(path=str(checkpoint)),
+        env=EnvOptions(type="planted", task="follow"),
+        budget=BudgetOptions(ms=ms),
+        seed=FIRST * seed,
+        output_dir=str(folder),
+        tune=TuneOptions(minutes=1000, threads=1, **options),  # no clock decides anything
+    )
+
+
+def rate(trial: Trial) -> float:
+    """Share of the episodes of the race that were solved."""
+    return float(np.mean([*trial.raced.values()])) if trial.raced else 0.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_planted_combination_is_found(checkpoint: Path, tmp_path: Path, seed: int) -> None:
+    """Fewer steps and a cache, as `planted` says; in the budget neither alone solves half."""
+    asked = command(
+        checkpoint,
+        tmp_path / "out",
+        seed,
+        ms=1e3 / HZ,
+        candidates=150,
+        samples=4,
+        n_episodes=60,
+        confirm=60,
+        techniques=["step_schedule", "block_cache"],
+    )
+    last, is_found = run(asked, planted_latencies)
+    assert is_found
+    trials = Store(tmp_path / "out").trials
+    plan = trials[last["winner"]["key"]]
+    assert {"step_schedule", "block_cache"} <= set(plan.candidate.kinds)
+    assert plan.status is Status.CONFIRMED
+    assert plan.latencies_s[0] <= 1 / HZ
+    assert np.mean([*plan.confirmed.values()]) >= 0.85
+    raced = [trial for trial in trials.values() if trial.raced]
+    assert min(raced, key=lambda trial: trial.latencies_s[0]).key != plan.key, "the fastest is another"
+    alone = [one for one in raced if not {"step_schedule", "block_cache"} <= set(one.candidate.kinds)]
+    assert alone
+    assert max(map(rate, alone)) < 0.6
+    rivals = {
+        kind for one in raced if one.candidate.origin is Origin.BASELINE for kind in one.candidate.kinds
+    }
+    assert "warm_start" in rivals, "what has to be beaten races, also where it is not searched"
+    labels = [row["label"] for row in last["confirmed"]]
+    assert {"as trained", "exact work removed"} & set(labels)
+
+
+class Luck(PlantedWorld):
+    """Whoever acts: a draw of its own of every action decides whether an episode is solved."""
+
+    def step(self, action: np.ndarray):
+        seen, reward, ended, is_over, info = super().step(action)
+        drawn = np.random.default_rng(np.ascontiguousarray(action).view(np.uint8)).random()
+        return seen, reward, ended, is_over, {"is_success": is_over and bool(drawn < 0.6)}
+
+
+@pytest.fixture
+def lucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing helps, and all take as long: one that is faster and no worse would hold rightly."""
+    monkeypatch.setattr("planted.PlantedWorld", Luck)
+    monkeypatch.setattr("planted.latency_s", lambda execution, trained: 0.03)
+
+
+def is_claimed(checkpoint: Path, folder: Path, seed: int) -> bool:
+    """Whether a search in a world of luck claims what needed one."""
+    asked = command(
+        checkpoint,
+        folder,
+        seed,
+        ms=1e3 / HZ,
+        candidates=30,
+        samples=2,
+        n_episodes=30,
+        confirm=40,
+        techniques=["step_schedule", "block_cache"],
+    )
+    last, is_found = run(asked, planted_latencies)
+    assert is_found
+    trials = Store(folder).trials
+    assert sum(bool(one.raced) for one in trials.values()) > 5
+    return not trials[last["winner"]["key"]].candidate.origin.is_rival
+
+
+@pytest.mark.usefixtures("lucky")
+def test_what_won_on_the_search_seeds_by_chance_is_not_claimed(checkpoint: Path, tmp_path: Path) -> None:
+    assert not is_claimed(checkpoint, tmp_path / "out", 0)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("lucky")
+def test_luck_is_claimed_no_more_often_than_stated(checkpoint: Path, tmp_path: Path) -> None:
+    claimed = sum(is_claimed(checkpoint, tmp_path / f"{seed}", seed) for seed in range(20))
+    assert claimed <= 20 * 0.025 + 3 * np.sqrt(20 * 0.025)
