@@ -15,7 +15,8 @@ from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing
+from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import PolicySpec
 from vivace.policies.vla.siglip import StagedSiglip
 

@@ -7,7 +7,7 @@ C_b are chosen in `updates`; `rows` turns them into per-step programs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from vivace.accel.record import record
@@ -19,6 +19,7 @@ from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
+from vivace.policies.plain_data import plain
 from vivace.policies.staged import guided_steps
 
 _PARTS = 3
@@ -59,7 +60,7 @@ class BlockCache(Technique):
         n_steps, blocks = len(denoising(execution, cls.kind).sampler), execution.policy.spec.blocks
         chosen = cls.read_options(options).settled(n_steps, len(blocks))
         updates = calibrate_updates(cls.kind, execution, data, chosen)
-        return cls(n_steps=n_steps, updates=updates, options=asdict(chosen))
+        return cls(n_steps=n_steps, updates=updates, options=plain(chosen))
 
     def check(self, execution: Execution) -> None:
         """Block ids and number of steps must be those of the execution."""

@@ -19,7 +19,7 @@ run, here they are differences of what was computed.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ from vivace.accel.updates import UpdateOptions
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
+from vivace.policies.plain_data import plain
 
 _BETA = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12)}
 _FUSION = ((1, 0.2), (2, 0.3), (3, 0.5))
@@ -122,13 +123,13 @@ class Forecast(Technique):
         """Choose update steps as `block_cache` does; options are the fields of `ForecastOptions`."""
         n_steps, blocks = len(denoising(execution, cls.kind).sampler), execution.policy.spec.blocks
         chosen = cls.read_options(options).settled(n_steps, len(blocks))
-        plain = UpdateOptions(**{f.name: getattr(chosen, f.name) for f in fields(UpdateOptions)})
+        asked = UpdateOptions(**{f.name: getattr(chosen, f.name) for f in fields(UpdateOptions)})
         return cls(
             n_steps=n_steps,
-            updates=calibrate_updates(cls.kind, execution, data, plain),
+            updates=calibrate_updates(cls.kind, execution, data, asked),
             rule=chosen.rule,
             order=chosen.order,
-            options=asdict(plain),
+            options=plain(asked),
         )
 
     def weights(self, history: Sequence[int], step: int) -> tuple[float, ...]:

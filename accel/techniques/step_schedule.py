@@ -26,7 +26,8 @@ from vivace.policies.execution import Denoising, Execution
 from vivace.policies.plain_data import Between
 from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 from vivace.policies.sampling.sampler import Sampler
-from vivace.policies.sampling.samplers import OWN, SPACINGS, Spacing, check_parts
+from vivace.policies.sampling.samplers import OWN, SPACINGS
+from vivace.policies.sampling.spacing import Spacing, check_parts
 from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"

@@ -37,7 +37,8 @@ from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.forms import CamerasForm, DenoisingForm, check_own_blocks, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing
+from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind
 
 CONSTANTS, ATTENTION_WEIGHTS = "constants", "attention_weights"

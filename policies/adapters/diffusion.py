@@ -27,7 +27,8 @@ from vivace.policies.forms import SeeingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing, make_sampler
+from vivace.policies.sampling.samplers import OWN, make_sampler
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 

@@ -33,7 +33,8 @@ from vivace.policies.language.qwen3_vl import StagedQwen3VL, causal, mean_text, 
 from vivace.policies.sampling.overlap import Overlap, overlap
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.staged import Batch
 from vivace.policies.vla.qwen3_vision import Pictures, Tables, look

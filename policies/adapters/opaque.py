@@ -34,7 +34,8 @@ from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import seeded
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing
+from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind, PolicySpec
 
 _REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {

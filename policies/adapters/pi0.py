@@ -39,7 +39,8 @@ from vivace.policies.language.prefix import (
 )
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import STATE, ActionKind
 
 

@@ -53,7 +53,8 @@ from vivace.policies.language.prefix import (
 )
 from vivace.policies.language.smolvlm import angles_at, staged_language
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import Attended, Context, earlier, expert_layers, into

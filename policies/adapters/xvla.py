@@ -38,7 +38,8 @@ from vivace.policies.language.bart import StagedBart
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, take_rows
 from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing
+from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.vla.davit import grids, padded_stages, see
 from vivace.policies.vla.joint_layer import JointLayer

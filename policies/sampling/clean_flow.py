@@ -15,7 +15,8 @@ from torch import Tensor
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.sampler import Memory, Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing, check_flow_steps, falling_times
+from vivace.policies.sampling.samplers import OWN, check_flow_steps
+from vivace.policies.sampling.spacing import Spacing, falling_times
 from vivace.policies.sampling.step_table import StepTable
 
 CLEAN_FLOWS = ("renoise", "euler")

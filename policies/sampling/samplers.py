@@ -30,6 +30,7 @@ from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Memory, Sampler, Step, Update
+from vivace.policies.sampling.spacing import Spacing, check_parts, falling_times
 from vivace.policies.sampling.step_table import StepTable
 
 _LAMBDA_MIN = -5.1
@@ -40,8 +41,6 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 the denser the less noise there is (DDIM, appendix D.2)."""
 OWN = "own"
 """The spacing that diffusers takes when nothing is said: linspace for DPM-Solver++, else leading."""
-Spacing = str | tuple[float, ...]
-"""A name, or how wide steps are in equal parts of the schedule, relative to each other (`falling_times`)."""
 
 
 def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: Spacing = OWN) -> Sampler:
@@ -75,29 +74,6 @@ def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: Spac
 def ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> Sampler:
     """Build a DDIM sampler of these timesteps, descending."""
     return Sampler("ddim", _ddim_at(timesteps, schedule))
-
-
-def falling_times(widths: Sequence[float], n_steps: int) -> list[float]:
-    """Return where n steps begin, from 1 (noise alone) on; the last one ends at 0.
-
-        s(u) = w_j in part j of J,    time(i) = 1 - S(i / n) / S(1),    S(u) = integral of s from 0 to u
-
-    With J = n the widths of the steps are those given, so that every set of times can be said; fewer of them
-    bend the schedule, and mean the same whatever the number of steps.
-
-    Args:
-        widths: w_j, positive, of equal parts of the schedule; only their ratios count.
-        n_steps: how many.
-    """
-    parts = np.concatenate([[0.0], np.cumsum(widths)]) / np.sum(widths)
-    passed = np.interp(np.arange(n_steps) / n_steps, np.linspace(0, 1, len(parts)), parts)
-    return [float(1 - share) for share in passed]
-
-
-def check_parts(widths: Sequence[float]) -> None:
-    """Raise `BadSetting` unless widths of steps are positive and finite, and there are some."""
-    if not widths or not all(0 < width < np.inf for width in widths):
-        raise BadSetting(f"widths of steps {list(widths)}; at least one is needed, each above 0 and finite")
 
 
 def _timesteps(spacing: Spacing, n: int, count: int, total: int) -> list[int]:

@@ -21,7 +21,8 @@ from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler
-from vivace.policies.sampling.samplers import OWN, Spacing, ddim_at, make_sampler
+from vivace.policies.sampling.samplers import OWN, ddim_at, make_sampler
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.vla.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 

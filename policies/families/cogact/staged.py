@@ -19,7 +19,8 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, Spacing
+from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import LAST_LAYER

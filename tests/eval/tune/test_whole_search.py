@@ -12,7 +12,7 @@ from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 
-SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 20))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
 FIRST = 100_000
 """Seeds of searches are so far apart, so that none meets another's episodes."""
 

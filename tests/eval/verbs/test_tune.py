@@ -199,7 +199,7 @@ def test_a_trial_that_raises_is_recorded_skipped_and_named(tune, monkeypatch):
         def calibrate(cls, execution, data, options):
             raise ZeroDivisionError("nothing is divided by nothing")
 
-    asked = ("--tune.techniques=[broken,step_schedule]", "--tune.candidates=20")
+    asked = ("--tune.techniques=[broken,step_schedule]", "--tune.candidates=40")
     code, last, told = tune("--budget.ms=100000", *asked)
     assert code == 0
     failed = [one for one in Store(Path("out")).trials.values() if one.status is Status.FAILED]
