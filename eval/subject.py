@@ -80,10 +80,11 @@ def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
     """Say what a checkpoint without statistics runs with; it is written nowhere."""
     if not loaded.is_base:
         return
-    data = command.data.repo
+    data, spec = command.data.repo, loaded.staged.spec
     told = (
-        f"normalised by the statistics of {data}, for the checkpoint holds none; it is not changed, and a "
-        f"plan fits it with --data.repo={data} alone"
+        f"normalised by the statistics of {data}, for the checkpoint holds none; it gives out actions of "
+        f"{spec.action_dim} numbers, as there; it is not changed, and a plan fits it with --data.repo={data} "
+        "alone"
         if data
         else "the checkpoint holds no statistics: nothing is normalised, only work and time mean something"
     )

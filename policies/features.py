@@ -2,14 +2,18 @@
 
 A checkpoint may rename observations in its preprocessor (lerobot's `--rename_map`): the robot's names are the
 ones before. It may have cameras that nobody has (lerobot's `empty_cameras`), which the policy fills and masks
-itself, and it may bring pictures of any size to its own.
+itself, and it may bring pictures of any size to its own. A policy that pads its state (pi0, smolvla) is given
+that of the robot it was trained for, whatever config.json still says of another.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lerobot.processor import RenameObservationsProcessorStep
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.processor import NormalizerProcessorStep, RenameObservationsProcessorStep
+from lerobot.utils.constants import ACTION, OBS_STATE
 
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import IMAGES, PolicySpec
@@ -43,6 +47,49 @@ def resizes(config: Any) -> bool:
     return any(getattr(config, name, None) for name in _RESIZES)
 
 
+def padded_state(config: Any, preprocess: Any) -> tuple[int, ...] | None:
+    """Shape of the state that a policy is given and pads, where config.json says another robot's.
+
+    lerobot's training from a base keeps the base's state in config.json, such as pi0's 32 numbers, and
+    normalises by the statistics of the dataset; so these say what the robot has. None where both agree, or
+    where the policy does not pad, or does so before it normalises.
+
+    Source: lerobot 0.6 `policies/factory.make_policy`, `scripts/lerobot_train.py`.
+    """
+    most = getattr(config, "max_state_dim", None) or 0
+    for step in getattr(preprocess, "steps", ()):
+        if getattr(step, "max_state_dim", None):
+            return None
+        if isinstance(step, NormalizerProcessorStep):
+            widths = {
+                tuple(tensor.shape)
+                for name, tensor in step.state_dict().items()
+                if name.rpartition(".")[0] == OBS_STATE and not name.endswith(".count")
+            }
+            said = step.features.get(OBS_STATE)
+            if said is None or len(widths) != 1 or tuple(said.shape) in widths:
+                return None
+            (shape,) = widths
+            return shape if len(shape) == 1 and shape[0] <= most else None
+    return None
+
+
+def take_actions_of(config: PreTrainedConfig, statistics: Mapping[str, Any]) -> None:
+    """Give a policy that pads its actions the width of a dataset's, as lerobot's training does to a base.
+
+    Args:
+        config: of the policy; changed before the policy is built of it.
+        statistics: lerobot's of the dataset, by feature.
+    """
+    known = statistics.get(ACTION, {}).get("mean")
+    said, most = config.action_feature, getattr(config, "max_action_dim", None) or 0
+    if known is not None and said is not None and len(known) <= most:
+        config.output_features = {
+            **(config.output_features or {}),
+            ACTION: PolicyFeature(FeatureType.ACTION, (len(known),)),
+        }
+
+
 def as_the_robot_has_them(spec: PolicySpec, config: Any, preprocess: Any) -> PolicySpec:
     """Return a spec whose observations are those that are to be given, under their names outside.
 
@@ -68,6 +115,9 @@ def as_the_robot_has_them(spec: PolicySpec, config: Any, preprocess: Any) -> Pol
             f"rename_map {renames(preprocess)} gives two of the policy's observations "
             f"{', '.join(spec.observation_shapes)} one name; give each its own"
         )
+    state = outside.get(OBS_STATE, OBS_STATE)
+    if state in shapes and (shape := padded_state(config, preprocess)):
+        shapes[state] = shape
     ensemble = getattr(config, "temporal_ensemble_coeff", None)
     return replace(spec, observation_shapes=shapes, resizes=resizes(config), temporal_ensemble=ensemble)
 

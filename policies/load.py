@@ -17,7 +17,7 @@ from vivace.policies.checkpoint.statistics import check_statistics, lacks_statis
 from vivace.policies.checkpoint.weights import check_finite, check_range, load_weights
 from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained
-from vivace.policies.features import as_the_robot_has_them, check_renaming
+from vivace.policies.features import as_the_robot_has_them, check_renaming, take_actions_of
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, dtype_name, most_weights, read_device, read_dtype
 from vivace.policies.registry import Registry
@@ -121,14 +121,16 @@ def load_policy(
     check_renaming(rename_map or {}, config)
     is_adapter = has_adapter(folder, config.use_peft)
     stored = base_of(folder) if is_adapter else folder
+    features = {**config.input_features, **config.output_features}
+    former = statistics_in_weights(stored, features)
+    is_base = not former and lacks_statistics(folder, config, is_lent=statistics is not None)
+    lent = statistics if is_base else None
+    if lent:
+        take_actions_of(config, lent)
     policy = load_weights(stored, config)
     if is_adapter:
         policy = merge(folder, policy)
-    features = {**config.input_features, **config.output_features}
-    former = statistics_in_weights(stored, features)
     check_finite(folder, policy)
-    is_base = not former and lacks_statistics(folder, config, is_lent=statistics is not None)
-    lent = statistics if is_base else None
     preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
     if lent != {}:
         check_statistics(folder, config, preprocess, postprocess)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vivace.policies.checkpoint.find import WEIGHTS
-from vivace.policies.checkpoint.shards import weight_files
+from vivace.policies.checkpoint.shards import tensor_names, weight_files
 from vivace.policies.errors import PolicyNotFound
 
 _BUFFER = re.compile(r"(?:normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_(\w+)\.(\w+)")
@@ -34,8 +34,10 @@ def statistics_in_weights(folder: Path, features: Iterable[str]) -> dict[str, di
     """Feature -> statistics that an earlier lerobot kept among the weights; none where it did not.
 
     Raises:
-        PolicyNotFound: there are some of a feature that is not listed.
+        PolicyNotFound: there are some of a feature that is not listed, or the weights are damaged.
     """
+    if not any(_BUFFER.fullmatch(name) for name in tensor_names(folder)):
+        return {}
     buffers = {key.replace(".", "_"): key for key in features}
     found: dict[str, dict[str, Tensor]] = {}
     for file in weight_files(folder):

@@ -20,13 +20,13 @@ from lerobot.processor import (
     UnnormalizerProcessorStep,
     create_transition,
 )
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vivace.policies.checkpoint.manifest import PIPELINES, processor_steps
 from vivace.policies.errors import NoStatistics, PolicyNotFound
-from vivace.policies.features import renames
+from vivace.policies.features import padded_state, renames
 
 
 class Scale(NamedTuple):
@@ -139,13 +139,17 @@ def _check(
     """Check the features that pass through one pipeline against its steps of one kind."""
     said = getattr(config, "normalization_mapping", None) or {}
     where = f"{folder}/{pipeline.name}.json"
+    padded = padded_state(config, pipeline)
     for key, feature in features.items():
         wanted = NormalizationMode(said.get(feature.type, NormalizationMode.IDENTITY))
         is_done = wanted is NormalizationMode.IDENTITY
         for step, name in _on_its_way(pipeline.steps, kind, key, feature):
             mode = step.norm_map.get(_type(step, name, feature), NormalizationMode.IDENTITY)
             if mode is not NormalizationMode.IDENTITY:
-                _check_step(where, step, name, step.features.get(name, feature), mode)
+                own = step.features.get(name, feature)
+                if name == OBS_STATE and padded:
+                    own = PolicyFeature(own.type, padded)
+                _check_step(where, step, name, own, mode)
                 is_done = True
         if not is_done:
             raise PolicyNotFound(

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import lerobot_policies
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,8 +16,13 @@ FEW = ["--accel.samples=2", "--accel.judged_samples=2"]
 
 @pytest.fixture
 def base(strangers_policy, tmp_path):
-    """The stranger's policy without statistics, as lerobot writes one then."""
-    folder = shutil.copytree(strangers_policy, tmp_path / "base")
+    """The stranger's policy without statistics."""
+    return without_statistics(strangers_policy, tmp_path / "base")
+
+
+def without_statistics(policy, folder):
+    """A copy of a checkpoint as lerobot writes one then."""
+    shutil.copytree(policy, folder)
     for file in folder.glob("policy_*.json"):
         pipeline = json.loads(file.read_text())
         for step in pipeline["steps"]:
@@ -107,6 +113,22 @@ def test_a_bundle_of_it_holds_what_was_lent(base, recordings, strangers_policy, 
     lent, own = (bundle.observations["observation.state"] for bundle in made)
     np.testing.assert_array_equal(lent.low, own.low)
     np.testing.assert_array_equal(lent.span, own.span)
+
+
+@pytest.mark.long
+def test_one_of_another_robot_takes_the_datasets_widths(recordings, tmp_path, capsys):
+    """Of 5 numbers of state and 4 of actions, padded to 8; the dataset has 7 of both, and other cameras."""
+    folder = without_statistics(lerobot_policies.saved("smolvla"), tmp_path / "base")
+    flags = [f"--data.repo={recordings}", *FEW, "--accel.techniques=[hoist]",
+             '--rename_map={"observation.images.top": "observation.images.front"}']  # fmt: skip
+    assert asked("calibrate", folder, *flags, f"--output_dir={tmp_path / 'plan'}") == 0
+    assert "it gives out actions of 7 numbers, as there" in said(capsys)
+    made = [*flags[:1], *flags[-1:], f"--accel.path={tmp_path / 'plan'}", "--export.samples=1"]
+    assert asked("export", folder, *made, f"--output_dir={tmp_path / 'bundle'}") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert max(told["chunk_error"], told["lerobot_error"]) <= 1e-4
+    spec = Bundle.load(tmp_path / "bundle").spec
+    assert (spec.observation_shapes["observation.state"], spec.action_dim) == ((7,), 7)
 
 
 def test_a_dataset_of_another_robot_lends_nothing(base, capsys, recordings, tmp_path):
