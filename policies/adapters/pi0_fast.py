@@ -106,6 +106,6 @@ class StagedPI0Fast(VisionForm, LanguageForm):
 
 
 def _scaled(patches: Tensor) -> Tensor:
-    """Patches as lerobot's pi0_fast scales them to and fro, which rounds them."""
+    """Patches as lerobot's pi0_fast scales them there and back, which rounds them."""
     width = 2048**0.5
     return patches / width * width
