@@ -21,6 +21,7 @@ from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
+from vivace.policies.vla.siglip import StagedSiglip
 
 
 class _OfLeRobot(HasBlocks):
@@ -120,6 +121,25 @@ class CamerasForm(_OfLeRobot):
         """Return a twin that looks at pictures of one size in one call."""
         twin = copy.copy(self)
         twin.is_together = True
+        return twin
+
+
+class VisionForm(_OfLeRobot):
+    """What reads observations by a reader, which runs a vision tower that comes apart."""
+
+    _reader: Any
+
+    @property
+    def vision(self) -> StagedSiglip:
+        """The vision tower, run once a camera."""
+        tower: StagedSiglip = self._reader.vision
+        return tower
+
+    def with_vision(self, vision: StagedSiglip) -> Self:
+        """Return a twin with another form of its vision tower."""
+        twin = copy.copy(self)
+        twin._reader = copy.copy(self._reader)
+        twin._reader.vision = vision
         return twin
 
 

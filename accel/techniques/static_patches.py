@@ -49,8 +49,8 @@ class StaticPatchesOptions:
     """Mean change of a patch's pixels up to which it is static, 0 to 2; black is -1 and white 1."""
     most: float = 0.6
     """Largest share of the patches that is kept, 0 to 1; the paper's is 150 of 256."""
-    every: int = 8
-    """Chunks after which all are read anew: 2 to 64."""
+    every: int = 2
+    """Chunks after which all are read anew: 2 to 64. What is kept grows old (accel/README.md)."""
 
     def __post_init__(self) -> None:
         """Numbers must be in range."""
@@ -73,7 +73,7 @@ class StaticPatches(StaticPatchesOptions, Technique):
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.RENEWAL)
     is_static: ClassVar[bool] = False
     Options: ClassVar[type] = StaticPatchesOptions
-    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"every": 2}}
+    examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}
 
     def apply(self, execution: Execution) -> Execution:
         """Read what changed."""

@@ -22,12 +22,18 @@ from torch import Tensor
 
 from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute, through
-from vivace.policies.cameras import NO_LOOKS, Looks, pixels_of
-from vivace.policies.forms import CamerasForm, DenoisingForm, LanguageForm, policy_spec, told_of
+from vivace.policies.cameras import NO_LOOKS, Looks
+from vivace.policies.forms import (
+    CamerasForm,
+    DenoisingForm,
+    LanguageForm,
+    VisionForm,
+    policy_spec,
+    told_of,
+)
 from vivace.policies.language.attention import EAGER, masks_of
 from vivace.policies.language.expert import ExpertLayer, Kept, modulated
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import STAGES, dead_work, embedded, look, patches_of, pictures, prompt
 from vivace.policies.language.prefix import (
     Fresh,
     PatchSelector,
@@ -42,6 +48,7 @@ from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import STATE, ActionKind
+from vivace.policies.vla.pali_reader import STAGES, PaliReader, dead_work
 
 
 class Context(NamedTuple):
@@ -60,7 +67,7 @@ class Condition(NamedTuple):
     """What the step's time makes (B or 1, ...)."""
 
 
-class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
+class StagedPI0(CamerasForm, VisionForm, LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     sees = True
@@ -76,7 +83,8 @@ class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
         self.language = StagedLlama(core.paligemma.model.language_model, attention=EAGER)
         self.layers = tuple(ExpertLayer(i, layer, EAGER) for i, layer in enumerate(self.expert.layers))
         self.blocks: tuple[Block, ...] = tuple(block for layer in self.layers for block in layer.blocks)
-        self.n_patches = patches_of(policy)
+        self._reader = PaliReader(policy, self.placement)
+        self.n_patches = self._reader.n_patches
         self.stages = {**STAGES, "action": ("model.paligemma_with_expert.gemma_expert.model.layers",)}
         self.sampler = self.resample("euler", config.num_inference_steps)
         spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)
@@ -113,7 +121,7 @@ class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
 
     def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
         """What the vision tower makes of the pictures of these cameras, (B, n, D) each."""
-        return look(self.policy, batch, cameras, self.is_together)
+        return self._reader.look(batch, cameras, self.is_together)
 
     def see(
         self,
@@ -144,14 +152,12 @@ class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
 
     def _embedded(self, batch: Batch, looks: Looks = NO_LOOKS) -> tuple[Tensor, PrefixRows]:
         """What the language stage reads (B, S, D), and what it is."""
-        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
-        reads_missing = "empty_cameras" not in self.left_out
-        return embedded(self.policy, batch, tokens, is_text, reads_missing, looks, self.is_together)
+        prompt = self._reader.prompt(batch, self.left_out)
+        return self._reader(batch, prompt, self.left_out, looks, self.is_together)
 
     def pixels(self, batch: Batch) -> tuple[Tensor, ...]:
         """Pixels of each patch (B, n, p) of each camera there is."""
-        seen, _ = pictures(self.policy, batch)
-        return tuple(pixels_of(picture, self.n_patches[0]) for picture in seen.values())
+        return self._reader.pixels(batch)
 
     def renew(
         self, batch: Batch, seen: Sight, patches: Tensor, run: Runner = compute

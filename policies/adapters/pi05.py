@@ -19,7 +19,6 @@ from vivace.policies.adapters.pi0 import Context, StagedPI0
 from vivace.policies.batch import Batch
 from vivace.policies.block import Runner, compute
 from vivace.policies.cameras import NO_LOOKS, Looks
-from vivace.policies.language.paligemma import prompt, prompt_rows
 from vivace.policies.language.prefix import PatchSelector, Sight, keep_all
 
 
@@ -60,8 +59,7 @@ class StagedPI05(StagedPI0):
 
     def perceive(self, batch: Batch, seen: Sight) -> Context:
         """What the expert looks at: what was written of the pictures, and the prompt, which is read anew."""
-        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
-        rows = prompt_rows(self.policy, tokens, is_text, seen.position)
+        rows = self._reader.beside(self._reader.prompt(batch, self.left_out), seen.position)
         return self._acting(self.language.renew(rows, seen))
 
     def _acting(self, seen: Sight) -> Context:

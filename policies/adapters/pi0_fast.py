@@ -12,17 +12,17 @@ from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
-from vivace.policies.forms import LanguageForm
+from vivace.policies.forms import LanguageForm, VisionForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
-from vivace.policies.language.paligemma import STAGES, dead_work, embedded, patches_of, prompt
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import PatchSelector, keep_all, of_all_cameras, token_mask
 from vivace.policies.spec import ActionKind, PolicySpec
 from vivace.policies.staged import Batch
+from vivace.policies.vla.pali_reader import STAGES, PaliReader, dead_work
 
 
-class StagedPI0Fast(LanguageForm):
+class StagedPI0Fast(VisionForm, LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
     last_read = Reads.QUERY
@@ -34,7 +34,8 @@ class StagedPI0Fast(LanguageForm):
         self.policy = policy.eval()
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
-        self.n_patches = patches_of(policy)
+        self._reader = PaliReader(policy, self.placement, _scaled)
+        self.n_patches = self._reader.n_patches
         self.stages = STAGES
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer
@@ -62,11 +63,11 @@ class StagedPI0Fast(LanguageForm):
 
     def encode(self, batch: Batch, run: Runner = compute, select: PatchSelector = keep_all) -> Prefix:
         """Read images and text once; their keys and values are kept."""
-        tokens, is_text = prompt(batch, self.placement, "prompt_padding" in self.left_out)
+        tokens, is_text = self._reader.prompt(batch, self.left_out)
         bos = torch.full_like(tokens[:, :1], self._bos)
         ids = torch.cat([tokens, bos], dim=1)
         is_text = torch.cat([is_text, torch.ones_like(bos, dtype=torch.bool)], dim=1)
-        h, prefix = embedded(self.policy, batch, ids, is_text, "empty_cameras" not in self.left_out)
+        h, prefix = self._reader(batch, (ids, is_text), self.left_out)
         select = of_all_cameras(select, self.n_patches)
         rows: list[tuple[Tensor, Tensor]] = []
         hidden = self.language(h, prefix, run, select, lambda keys, values: rows.append((keys, values)))
@@ -102,3 +103,9 @@ class StagedPI0Fast(LanguageForm):
         return self.policy.detokenize_actions(
             tokens, action_horizon=self.spec.horizon, action_dim=self.spec.action_dim
         )
+
+
+def _scaled(patches: Tensor) -> Tensor:
+    """Patches as lerobot's pi0_fast scales them there and back, which rounds them."""
+    width = 2048**0.5
+    return patches / width * width

@@ -33,6 +33,7 @@ from vivace.policies.forms import (
     CamerasForm,
     CausalForm,
     LanguageForm,
+    VisionForm,
     check_own_blocks,
     policy_spec,
     told_of,
@@ -56,7 +57,6 @@ from vivace.policies.sampling.sampler import Sampler, Step
 from vivace.policies.sampling.samplers import OWN, make_flow_sampler
 from vivace.policies.sampling.spacing import Spacing
 from vivace.policies.spec import ActionKind
-from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import Attended, Context, earlier, expert_layers, into
 from vivace.policies.vla.smol_reader import SmolReader
 
@@ -64,7 +64,7 @@ Condition = tuple[Tensor, Attended]
 """What time adds, (B, W), and what the layers look at."""
 
 
-class StagedSmolVLA(CamerasForm, LanguageForm, CausalForm):
+class StagedSmolVLA(CamerasForm, VisionForm, LanguageForm, CausalForm):
     """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
 
     With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
@@ -129,17 +129,6 @@ class StagedSmolVLA(CamerasForm, LanguageForm, CausalForm):
         if "last_layer" in parts:
             n = 1 + self.language.layers.index(self._expert[-1].reads)
             twin.language = twin.language.with_layers(tuple(range(n)))
-        return twin
-
-    @property
-    def vision(self) -> StagedSiglip:
-        """The vision tower, run once a camera."""
-        return self._reader.vision
-
-    def with_vision(self, vision: StagedSiglip) -> Self:
-        """Return a twin with another form of its vision tower."""
-        twin = copy.copy(self)
-        twin._reader = self._reader.with_vision(vision)
         return twin
 
     @property

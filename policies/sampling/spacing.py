@@ -1,4 +1,4 @@
-"""Where steps begin: by a name, or by how wide they are (AutoDiffusion's free sets of times, arXiv 2309.10438)."""
+"""Where steps begin: by a name, or by how wide they are (free sets of times: AutoDiffusion, 2309.10438)."""
 
 from collections.abc import Sequence
 

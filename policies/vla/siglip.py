@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from vivace.policies.block import Block, HasBlocks, compute, through
@@ -46,9 +45,15 @@ class Merging:
 class StagedSiglip(HasBlocks):
     """Encoder layers of a vision tower as blocks `vision.i.{attn,mlp}`, over pictures without padding."""
 
-    def __init__(self, tower: Any):
-        """Take a tower apart; its modules are used, not copied."""
-        self._tower = tower
+    def __init__(self, tower: Any, places: Callable[[tuple[int, int], Tensor], Tensor]):
+        """Take a tower apart; its modules are used, not copied.
+
+        Args:
+            tower: transformers' module.
+            places: what places (1, N) in its table patches have that stand in so many rows and columns; it is
+                given pixels too, for where and in what to compute.
+        """
+        self._tower, self._places = tower, places
         self._merging: Merging | None = None
         self.blocks = tuple(
             block for i, layer in enumerate(tower.encoder.layers) for block in _layer_blocks(i, layer)
@@ -100,21 +105,12 @@ class StagedSiglip(HasBlocks):
         return (q @ k.mT * module.self_attn.scale).float().softmax(-1).mean((1, 2))
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patches (B, N, D) and how they stand, as SmolVLM's tower has them of pictures of any size."""
+        """Patches (B, N, D) and in how many rows and columns they stand."""
         embeddings = self._tower.embeddings
         patches = embeddings.patch_embedding(pixels)  # (B, D, rows, columns)
-        side, grid = embeddings.num_patches_per_side, (patches.shape[2], patches.shape[3])
-        rows, columns = (_buckets(n, side, pixels) for n in grid)
-        places = (rows[:, None] * side + columns).flatten()[None]
-        return patches.flatten(2).transpose(1, 2) + embeddings.position_embedding(places), grid
-
-
-def _buckets(n: int, side: int, like: Tensor) -> Tensor:
-    """Which of `side` places each of n patches in a row stands at, with the rounding of SmolVLM's tower."""
-    boundaries = torch.arange(1 / side, 1.0, 1 / side, device=like.device)
-    width = 1.0 / torch.full((), n, device=like.device)
-    at = torch.arange(n, device=like.device, dtype=torch.float32) * width
-    return torch.bucketize(at.clamp(max=1.0 - 1e-6).to(like.dtype), boundaries, right=True)
+        grid = (patches.shape[2], patches.shape[3])
+        places = embeddings.position_embedding(self._places(grid, pixels))
+        return patches.flatten(2).transpose(1, 2) + places, grid
 
 
 def _layer_blocks(i: int, layer: Any) -> tuple[Block, Block]:

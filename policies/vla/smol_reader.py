@@ -7,6 +7,7 @@ of cameras that an observation lacks or marks as padding: lerobot fills them, re
 import copy
 import math
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -43,7 +44,8 @@ class SmolReader:
 
     def __init__(self, policy: Any, placement: Placement):
         self._policy, self._core, self._vlm = policy, policy.model, policy.model.vlm_with_expert
-        self.vision = StagedSiglip(self._vlm.get_vlm_model().vision_model)
+        tower = self._vlm.get_vlm_model().vision_model
+        self.vision = StagedSiglip(tower, partial(_places, tower.embeddings.num_patches_per_side))
         self.n_patches = _patches(policy.config, self._vlm.get_vlm_model())
         ids = (self._core.global_image_start_token, self._core.image_end_token)
         self._special = tuple(placement.move(each) for each in ids)
@@ -52,12 +54,6 @@ class SmolReader:
         """Return a twin that runs its tower on pictures of one size in one call."""
         twin = copy.copy(self)
         twin.is_together = True
-        return twin
-
-    def with_vision(self, vision: StagedSiglip) -> Self:
-        """Return a twin with another form of its tower."""
-        twin = copy.copy(self)
-        twin.vision = vision
         return twin
 
     def look(self, batch: Batch, cameras: Collection[str]) -> Looks:
@@ -211,3 +207,17 @@ def _n_patches(vlm: Any, height: int, width: int) -> int:
     """Patches that are left of a picture where they are merged."""
     patch = vlm.vision_model.patch_size
     return (height // patch) * (width // patch) // vlm.connector.scale_factor**2
+
+
+def _places(side: int, grid: tuple[int, int], like: Tensor) -> Tensor:
+    """Places (1, N) in a table of `side` x `side` of patches of pictures of any size."""
+    rows, columns = (_buckets(n, side, like) for n in grid)
+    return (rows[:, None] * side + columns).flatten()[None]
+
+
+def _buckets(n: int, side: int, like: Tensor) -> Tensor:
+    """Which of `side` places each of n patches in a row stands at, with the rounding of SmolVLM's tower."""
+    boundaries = torch.arange(1 / side, 1.0, 1 / side, device=like.device)
+    width = 1.0 / torch.full((), n, device=like.device)
+    at = torch.arange(n, device=like.device, dtype=torch.float32) * width
+    return torch.bucketize(at.clamp(max=1.0 - 1e-6).to(like.dtype), boundaries, right=True)

@@ -44,7 +44,7 @@ READS: dict[str, set[str]] = {
     "a session": {"checked", "Session.predict"},  # the actions themselves
     "pictures of any size": {"Pictures.read"},  # their sizes, and whether prompts are padded, once
     "a chunk that ends by itself": {"greedy"},  # is it over, at every token
-    "padding left out": {"prompt"},  # how long the longest prompt is, once
+    "padding left out": {"PaliReader.prompt"},  # how long the longest prompt is, once
     "jacobi": {"unread"},  # how many tokens have not settled, at every pass
     "sjd": {"unread"},
     "token_recycling": {"decode_by_tree"},  # is every row done, at every pass

@@ -45,10 +45,10 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
         _built("smolvla", num_vlm_layers=4, num_steps=10),
         {DENOISER, Need.VISION, Need.EAGER, TAIL, SIGHT, CAMERAS, RENEWAL, *VLA},
     ),
-    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA}),
+    "pi0": (_built("pi0", num_inference_steps=10), {DENOISER, Need.VISION, SIGHT, CAMERAS, RENEWAL, *VLA}),
     "pi05": (
         _built("pi05", num_inference_steps=10, empty_cameras=1),
-        {DENOISER, SIGHT, CAMERAS, RENEWAL, *VLA},
+        {DENOISER, Need.VISION, SIGHT, CAMERAS, RENEWAL, *VLA},
     ),
     "xvla": (
         _built("xvla", num_denoising_steps=6, resize_imgs_with_padding=(32, 32)),
@@ -61,7 +61,7 @@ POLICIES: dict[str, tuple[Callable[[Path], Any], set[Need]]] = {
         {STAGES, DEAD_WORK, CAMERAS},
     ),
     "token_vla": (lambda clip: tiny_token_vla(), {TOKENS, *VLA}),
-    "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, *VLA}),
+    "pi0_fast": (lambda clip: tiny_pi0_fast(), {TOKENS, Need.VISION, *VLA}),
     "token_vla-two-cameras": (
         lambda clip: tiny_token_vla(cameras=2, horizon=2, n_action_steps=1),
         {TOKENS, *VLA},

@@ -65,7 +65,7 @@ def watched(execution) -> list[torch.Tensor | None]:
 
 def twin(subject, **options):
     """An execution over a copy that may be watched."""
-    found = subject.run(StaticPatches(**options))
+    found = subject.run(StaticPatches(**{"every": 8} | options))
     return replace(found, policy=copy.copy(found.policy))
 
 
@@ -172,5 +172,5 @@ def test_what_it_does_not_go_with_is_refused(subject):
         subject.run(PatchSelect(k_final=6), StaticPatches())
     with pytest.raises(PlanMismatch, match="decides what is read of an observation, and so does another"):
         subject.run(FrameCache(), StaticPatches())
-    with pytest.raises(BadSetting, match=r"static_patches threshold=0.03, most=0, every=8; needed"):
+    with pytest.raises(BadSetting, match=r"static_patches threshold=0.03, most=0, every=2; needed"):
         StaticPatches(most=0)

@@ -24,7 +24,12 @@ from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
 
 KEYS = ((11, 0), (12, 0))
-PLAN = [("dead_work", {}), ("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})]
+PLAN = [
+    ("dead_work", {}),
+    ("hoist", {}),
+    ("vision_merge", {}),
+    ("block_cache", {"method": "uniform", "updates": 2}),
+]
 OTHER = "open the_drawer\nslowly"
 """An instruction that is told later than at export."""
 
