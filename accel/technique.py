@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vivace.accel.variant import GREY, Choices, Variant
+from vivace.accel.variant import GREY, Choices, Choose, Request, Variant
 from vivace.policies import execution as executions
 from vivace.policies.batch import Batch, take
 from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.attention import AttendingPolicy, looks_eagerly
 from vivace.policies.language.decoding import Decoder
-from vivace.policies.plain_data import build
+from vivace.policies.plain_data import Between, build
 from vivace.policies.seeing import has_sight, looks_apart, renews
 from vivace.policies.staged import (
     LanguagePolicy,
@@ -280,6 +280,29 @@ class Technique:
     def search_space(cls, staged: Any) -> Mapping[str, Choices]:
         """What is worth trying on a policy that has what it needs: option -> choices."""
         return {}
+
+    @classmethod
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Let a search choose options; here each of `search_space`, whatever else was chosen.
+
+        A technique whose options depend on each other, or on the steps that it meets, says so here: no two
+        ways to choose should come to the same plan, and none to a plan that is refused. A search replays the
+        choices of candidates that it did not make: then an option is whatever that candidate has.
+
+        Args:
+            staged: a policy that has what the technique needs.
+            before: what was chosen on earlier seams.
+            choose: chooses one option.
+
+        Returns:
+            The options; None where the technique would change nothing, and is left out.
+        """
+        space = cls.search_space(staged)
+        return {
+            option: choose(option, choices)
+            for option, choices in space.items()
+            if isinstance(choices, Between) or len(choices)
+        }
 
 
 def with_language(execution: Execution, kind: str) -> LanguagePolicy:

@@ -24,7 +24,9 @@ from vivace.policies.errors import BadSetting, CalibrationError
 Schedule = dict[str, tuple[int, ...]]
 
 
-Method = Literal["bac", "shared", "uniform", "deepcache"]  # named: draccus finds no text behind quotes
+Method = Literal[
+    "bac", "shared", "uniform", "deepcache", "layered"
+]  # named: draccus finds no text behind quotes
 Objective = Literal["anchor", "consecutive"]
 
 
@@ -34,13 +36,17 @@ class UpdateOptions:
 
     method: Method = "bac"
     """bac: per block; shared: one ACS schedule for all; uniform: every S-th share of the steps; deepcache:
-    uniform for the inner half of the blocks, the outer blocks every step."""
+    uniform for the inner half of the blocks, the outer blocks every step; layered: per block, as many as
+    `parts` says of its part of the blocks."""
     updates: int | None = None
     """Updates per block including step 0 (S), 1..number of steps; when not given 10, or half of the steps
     where that is fewer."""
     bubbling: int | None = None
     """Volatile blocks that follow downstream feed-forward updates (n); 0 leaves Bubbling Union out; when not
     given 5, or all blocks where there are fewer."""
+    parts: tuple[int, ...] = ()
+    """Updates in equal parts of the blocks, from the first to the last, each 1..number of steps; with method
+    layered alone, in place of `updates`."""
     objective: Objective = "anchor"
     """What is compared: each step with the one it reuses (anchor), or with the step before it."""
     force_last: bool = False
@@ -49,13 +55,18 @@ class UpdateOptions:
     def __post_init__(self):
         """Check the choices; ranges that depend on the policy are checked at calibration."""
         for name, known in (
-            ("method", ("bac", "shared", "uniform", "deepcache")),
+            ("method", ("bac", "shared", "uniform", "deepcache", "layered")),
             ("objective", ("anchor", "consecutive")),
         ):
             if getattr(self, name) not in known:
                 raise BadSetting(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
         if self.bubbling is not None and self.bubbling < 0:
             raise BadSetting(f"bubbling={self.bubbling} is negative; choose 0 to leave Bubbling Union out")
+        if bool(self.parts) != (self.method == "layered"):
+            raise BadSetting(
+                f"method={self.method} and parts={list(self.parts)}; parts go with method layered, and it "
+                "needs them"
+            )
 
     def settled(self, n_steps: int, n_blocks: int) -> Self:
         """Return the same with numbers that fit a policy where none were given."""
@@ -163,7 +174,7 @@ def choose_updates(
 
     Args:
         blocks: block ids in the order they run.
-        similarity: block id -> (S, S); read by "bac" and "shared" only.
+        similarity: block id -> (S, S); read by "bac", "shared" and "layered" only.
         volatility: block id -> mean absolute change of its output between steps.
         n_steps: steps of the sampler.
         options: how to choose.
@@ -183,6 +194,12 @@ def choose_updates(
         schedule = {b: optimal_updates(similarity[b], updates, options.objective) for b in blocks}
         volatile = sorted(blocks, key=lambda b: -volatility[b])[:bubbling]
         schedule = bubbling_union(schedule, volatile) if volatile else schedule
+    elif options.method == "layered":
+        share = len(options.parts) / len(blocks)
+        numbers = {block: options.parts[int(i * share)] for i, block in enumerate(blocks)}
+        for n_updates in options.parts:
+            check_updates(n_updates, n_steps)
+        schedule = {b: optimal_updates(similarity[b], numbers[b], options.objective) for b in blocks}
     elif options.method == "shared":
         mean = np.mean([similarity[b] for b in blocks], axis=0)
         schedule = dict.fromkeys(blocks, optimal_updates(mean, updates, options.objective))

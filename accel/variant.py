@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from vivace.policies.plain_data import Between
 
@@ -11,6 +11,19 @@ Request = tuple[str, Mapping[str, Any]]
 Choices = tuple[Any, ...] | range | Between
 """What an option may be: one of these, a whole number of a range, or a number between two."""
 GREY = "#8b93a1"
+
+
+class Choose(Protocol):
+    """Lets a search choose one value of an option after the other."""
+
+    def __call__(self, option: str, choices: Choices, widest: range | None = None) -> Any:
+        """Choose one.
+
+        Args:
+            option: its name; `name.0`, `name.1` of one that holds several.
+            choices: what it may be here. Of one that is chosen among names, the same in every candidate.
+            widest: where whole numbers depend on what was chosen before, the range of all.
+        """
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ _AROUND = 3
 
 
 def progress() -> Progress:
-    """Bars with a count and the time that is left."""
+    """Bars with a count and the time that is left; nothing where no terminal shows them."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def milliseconds(time_s: float | None, digits: int = 0) -> str:

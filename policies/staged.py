@@ -15,7 +15,7 @@ from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.samplers import OWN, Spacing
 from vivace.policies.spec import PolicySpec
 from vivace.policies.vla.siglip import StagedSiglip
 
@@ -62,7 +62,7 @@ class DenoisingPolicy(Protocol):
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Turn the last x (B, *latent_shape) into normalised actions (B, H, A)."""
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the same process; raises `BadSetting` when it cannot."""
 
     def hoist(self, sampler: Sampler) -> "DenoisingPolicy":

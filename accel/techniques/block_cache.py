@@ -6,7 +6,7 @@
 C_b are chosen in `updates`; `rows` turns them into per-step programs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -14,12 +14,15 @@ from vivace.accel.record import record
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
-from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
+from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
 from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_updates
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
 from vivace.policies.staged import guided_steps
+
+_PARTS = 3
+"""Parts of the blocks whose numbers of updates are searched."""
 
 
 @register
@@ -40,6 +43,7 @@ class BlockCache(Technique):
         "bac": {"updates": 4, "bubbling": 2},
         "consecutive": {"updates": 4, "bubbling": 1, "objective": "consecutive", "force_last": True},
         **{method: {"method": method, "updates": 5} for method in ("shared", "uniform", "deepcache")},
+        "layered": {"method": "layered", "parts": (5, 2)},
     }
 
     n_steps: int
@@ -110,13 +114,9 @@ class BlockCache(Technique):
             )
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer every schedule that updates at most every other step."""
-        return {
-            "method": ("bac", "shared", "uniform"),
-            "updates": range(1, max(2, len(staged.sampler) // 2) + 1),
-            "bubbling": range(len(staged.blocks) + 1),
-        }
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer every schedule that leaves something out."""
+        return search_updates(staged, steps_under(staged, before), choose)
 
 
 def _in_a_vla(staged: Any) -> Iterator[Variant]:
@@ -131,6 +131,39 @@ def _in_a_vla(staged: Any) -> Iterator[Variant]:
     yield Variant("bac", f"BAC on the head, S = {updates}", (bac,), colour)
 
 
+def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -> dict[str, Any] | None:
+    """Let a search choose update steps; None where too few steps leave nothing to choose.
+
+    Layers computed at a step are chosen as in AutoDiffusion (arXiv 2309.10438): by how many updates each part
+    of the blocks has. What is left out is reused there, not skipped.
+
+    Args:
+        staged: the policy.
+        n_steps: of the sampler that the blocks run under.
+        choose: chooses one option.
+        fewest: updates that a block has at least.
+    """
+    if n_steps <= fewest:
+        return None
+    widest = range(fewest, len(staged.sampler) + 1)
+    method = choose("method", ("bac", "shared", "uniform", "layered"))
+    if method == "layered":
+        some = range(fewest, n_steps + 1)
+        parts = tuple(choose(f"parts.{i}", some, widest) for i in range(min(_PARTS, len(staged.blocks))))
+        if len(set(parts)) > 1:
+            return {"method": method, "parts": parts}
+        if parts[0] == n_steps:
+            return None
+        return {"method": "bac", "updates": parts[0], "bubbling": 0}
+    updates = choose("updates", range(fewest, n_steps), widest)
+    if updates == 1:  # by whichever method: the first step's
+        return {"method": "uniform", "updates": 1}
+    found = {"method": method, "updates": updates}
+    return (
+        found | {"bubbling": choose("bubbling", range(len(staged.blocks) + 1))} if method == "bac" else found
+    )
+
+
 def calibrate_updates(
     kind: str, execution: Execution, data: CalibrationData, options: UpdateOptions
 ) -> Schedule:
@@ -139,7 +172,7 @@ def calibrate_updates(
     check_updates(options.updates or 1, len(execution.sampler))  # before a run is recorded
     blocks = execution.policy.spec.block_ids
     similarity, volatility = {}, {}
-    if options.method in ("bac", "shared"):
+    if options.method in ("bac", "shared", "layered"):
         recording = record(execution, data)
         similarity, volatility = recording.similarity, recording.volatility
     return choose_updates(blocks, similarity, volatility, len(execution.sampler), options)

@@ -13,7 +13,7 @@ cosine similarity of the context's keys and values between steps, mean over laye
 Kin: token-wise caching (ToCa, arXiv 2410.05317), where tokens are chosen one by one; here the kind decides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,8 +25,9 @@ from vivace.accel.freeze import Freeze
 from vivace.accel.memory import remembered
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
+from vivace.accel.techniques.step_schedule import steps_under
 from vivace.accel.updates import Objective, check_updates, optimal_updates, uniform_updates
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.block import EMPTY, Cache
 from vivace.policies.dtype import wide
 from vivace.policies.errors import BadSetting, CalibrationError, PlanMismatch
@@ -136,12 +137,15 @@ class ContextFreeze(Technique):
             yield Variant(f"frozen-{method}", label, ((cls.kind, chosen),), cls.colour)
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer the context at up to every other step."""
-        return {
-            "full_steps": range(1, max(2, len(staged.sampler) // 2) + 1),
-            "method": ("uniform", "similarity"),
-        }
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer the context at fewer steps than there are."""
+        n_steps = steps_under(staged, before)
+        if n_steps < 2:
+            return None
+        full_steps = choose("full_steps", range(1, n_steps), range(1, len(staged.sampler) + 1))
+        if full_steps == 1:  # the first, by either method
+            return {"full_steps": 1, "method": "uniform"}
+        return {"full_steps": full_steps, "method": choose("method", ("uniform", "similarity"))}
 
 
 @remembered

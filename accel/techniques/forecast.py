@@ -27,9 +27,10 @@ import numpy as np
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
-from vivace.accel.techniques.block_cache import BlockCache, calibrate_updates, check_schedule
+from vivace.accel.techniques.block_cache import calibrate_updates, check_schedule, search_updates
+from vivace.accel.techniques.step_schedule import steps_under
 from vivace.accel.updates import UpdateOptions
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import Execution
 
@@ -166,10 +167,15 @@ class Forecast(Technique):
             yield Variant(f"taylor{order}", label, wanted, cls.colour, is_short=order == 1)
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer what the cache has, and every rule in the orders that all rules know."""
-        return {
-            **BlockCache.search_space(staged),
-            "rule": tuple(_MAX_ORDER),
-            "order": range(1, min(_MAX_ORDER.values()) + 1),
-        }
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer what the cache has, of two updates and more, and every rule in the orders that all know.
+
+        Of one update there is nothing to forecast by: that is the cache itself.
+        """
+        found = search_updates(staged, steps_under(staged, before), choose, fewest=2)
+        if found is None:
+            return None
+        rule = choose("rule", tuple(_MAX_ORDER))
+        if rule == "fused":
+            return found | {"rule": rule}
+        return found | {"rule": rule, "order": choose("order", range(1, min(_MAX_ORDER.values()) + 1))}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.block import Cache
 from vivace.policies.dtype import wide
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -166,9 +166,12 @@ class Guidance(Technique):
             yield Variant(name, label, ((cls.kind, vars(options) | {"method": method}),), cls.colour)
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer both methods, how much agreement is enough, and how far to look back."""
-        return {"method": ("adaptive", "linear"), "threshold": Between(0.9, 1.0), "window": range(1, 4)}
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer both methods: how much agreement is enough for the one, how far the other looks back."""
+        method = choose("method", ("adaptive", "linear"))
+        if method == "adaptive":
+            return {"method": method, "threshold": choose("threshold", Between(0.9, 1.0))}
+        return {"method": method, "window": choose("window", range(1, 4))}
 
 
 def _guided(execution: Execution) -> GuidedPolicy:

@@ -6,7 +6,7 @@ x_l enters layer l, x_{l+1} leaves it, before any final norm. The n layers with 
 the layers there are when the technique is applied.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from vivace.accel.memory import remembered
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_ascending, with_language
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import LayerView, Survivors
@@ -131,9 +131,14 @@ class LayerSkip(Technique):
         yield Variant("uniform-layers", label, ((cls.kind, evenly),), "#b3589a")
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer to drop up to all but one."""
-        return {"n_dropped": range(len(staged.language.layers)), "rule": tuple(_KEEP)}
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer to drop one and up to all but one; they are read once a chunk, whatever the steps."""
+        n = len(staged.language.layers)
+        if n < 2:
+            return None
+        n_dropped, rule = choose("n_dropped", range(1, n)), choose("rule", tuple(_KEEP))
+        is_same = n_dropped == 1 and rule == "greedy"  # scored anew after the only drop
+        return {"n_dropped": n_dropped, "rule": "importance" if is_same else rule}
 
 
 @torch.inference_mode()

@@ -20,17 +20,20 @@ from typing import Any, ClassVar, Self
 from vivace.accel.record import chunks
 from vivace.accel.registry import exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
-from vivace.accel.variant import Choices, Request, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, CalibrationError, NonFiniteActions
 from vivace.policies.execution import Denoising, Execution
+from vivace.policies.plain_data import SELDOM, Between
 from vivace.policies.sampling.clean_flow import CLEAN_FLOWS
 from vivace.policies.sampling.sampler import Sampler
-from vivace.policies.sampling.samplers import OWN, SPACINGS
+from vivace.policies.sampling.samplers import OWN, SPACINGS, Spacing, check_parts
 from vivace.policies.staged import DenoisingPolicy
 
 AUTO = "auto"
 """Choose the spacing whose chunks are as near those of the checkpoint's own sampler as any; of samplers the
 simplest that the policy can be sampled with in fewer steps."""
+UNEVEN = "uneven"
+"""Steps are as wide as `widths` says."""
 FLOWS = ("euler", "rk4")
 """Samplers of flow matching, the simplest first."""
 _DIFFUSION = ("ddim", "dpmsolver++")
@@ -60,13 +63,18 @@ class StepScheduleOptions:
     spacing: str = AUTO
     """Where fewer steps lie: leading, trailing, linspace, quadratic (the denser the less noise there is), own
     (the policy's way), or auto: where they suit the policy, by its chunks on the calibration observations;
-    quadratic is not tried there."""
+    quadratic is not tried there; uneven: as of `widths`."""
+    widths: tuple[float, ...] = ()
+    """How wide steps are, relative to each other, in equal parts of the schedule from noise to actions; as
+    many numbers as steps choose the time of every step. With spacing uneven alone."""
 
     def __post_init__(self) -> None:
-        """The spacing must be known."""
-        _check_spacing(self.spacing, (AUTO, *SPACINGS))
+        """The spacing must be known, and there must be widths where they are asked for."""
+        _check_spacing(self.spacing, self.widths, (AUTO, *SPACINGS))
 
 
+_PARTS, _WIDTHS = 4, Between(0.1, 1.0)
+"""Parts of a schedule whose widths are searched: up to five steps may lie anywhere, more of them are bent."""
 _MOST = 1000
 """Steps; of flow matching nothing else bounds them."""
 
@@ -89,13 +97,16 @@ class StepSchedule(Technique):
     """"ddpm", "ddim", "dpmsolver++"; "euler", "rk4" for flow matching; "renoise" for its clean actions."""
     n_steps: int = 16
     spacing: str = OWN
-    """leading, trailing, linspace, quadratic; own: the policy's own way, as of plans without a choice."""
+    """leading, trailing, linspace, quadratic, uneven; own: the policy's own way, as of plans without a
+    choice."""
+    widths: tuple[float, ...] = field(default=(), metadata=SELDOM)
+    """Of uneven steps, in equal parts of the schedule, relative to each other."""
     errors: Mapping[str, float] = field(default_factory=dict)
     """Spacing -> root mean square distance of its chunks from those as trained, normalised, when chosen."""
 
     def __post_init__(self) -> None:
         """The spacing must be known, the number of steps possible; the policy's process is checked later."""
-        _check_spacing(self.spacing, SPACINGS)
+        _check_spacing(self.spacing, self.widths, SPACINGS)
         if not 1 <= self.n_steps <= _MOST:
             raise BadSetting(f"step_schedule n_steps={self.n_steps}; choose 1..{_MOST}")
 
@@ -108,7 +119,7 @@ class StepSchedule(Technique):
         if chosen.sampler == AUTO:
             chosen = replace(chosen, sampler=samplers_of(policy)[0])
         if chosen.spacing != AUTO:
-            return cls(sampler=chosen.sampler, n_steps=chosen.n_steps, spacing=chosen.spacing)
+            return cls(**vars(chosen))
         samplers = _spaced(policy, chosen.sampler, chosen.n_steps)
         if len(samplers) == 1:
             return cls(sampler=chosen.sampler, n_steps=chosen.n_steps, spacing=next(iter(samplers)))
@@ -124,13 +135,15 @@ class StepSchedule(Technique):
 
     def check(self, execution: Execution) -> None:
         """Raise `BadSetting` if the policy's process has no such sampler."""
-        denoising(execution, self.kind).policy.resample(self.sampler, self.n_steps, self.spacing)
+        self._sampler(execution)
 
     def apply(self, execution: Execution) -> Execution:
         """Run the other sampler."""
-        execution = denoising(execution, self.kind)
-        sampler = execution.policy.resample(self.sampler, self.n_steps, self.spacing)
-        return replace(execution, sampler=sampler)
+        return replace(denoising(execution, self.kind), sampler=self._sampler(execution))
+
+    def _sampler(self, execution: Execution) -> Sampler:
+        policy = denoising(execution, self.kind).policy
+        return policy.resample(self.sampler, self.n_steps, self.widths or self.spacing)
 
     @property
     def remark(self) -> str:
@@ -147,17 +160,54 @@ class StepSchedule(Technique):
             yield from _rows(staged, sampler, _ROWS, exact_work(staged), ", hoisted")
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer every sampler, with up to as many steps as the policy's own, where they may lie."""
-        names = samplers_of(staged)
-        spacings = {"spacing": (AUTO, *SPACINGS)} if names == _DIFFUSION else {}
-        return {"sampler": names, "n_steps": range(1, len(staged.sampler) + 1), **spacings}
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer every sampler, with up to as many calls as the policy's own, and where its steps may lie.
+
+        A set of times is chosen as AutoDiffusion does (arXiv 2309.10438), among named ones and free ones;
+        here a free one is the widths of steps in parts of the schedule, so that what is learnt of one number
+        of steps holds for another. Of times that several names mean the first name is taken.
+        """
+        most = len(staged.sampler)
+        names = tuple(name for name in samplers_of(staged) if _CALLS.get(name, 1) <= most)
+        if not names:
+            return None
+        named = (*SPACINGS, OWN) if samplers_of(staged) == _DIFFUSION else (OWN,)
+        sampler = choose("sampler", names)
+        n_steps = choose("n_steps", range(1, most // _CALLS.get(sampler, 1) + 1), range(1, most + 1))
+        spacing = choose("spacing", (*named, UNEVEN))
+        found = {"sampler": sampler, "n_steps": n_steps, "spacing": spacing}
+        if spacing == UNEVEN:
+            found["widths"] = tuple(choose(f"widths.{i}", _WIDTHS) for i in range(_PARTS))
+        times = _times(staged, sampler, n_steps, found.get("widths") or spacing)
+        if times is None:
+            return found  # refused, as the trial will be
+        if times == _times(staged, staged.sampler.name, most, OWN) and sampler == staged.sampler.name:
+            return None
+        same = next((name for name in named if times == _times(staged, sampler, n_steps, name)), None)
+        return found if same is None else {"sampler": sampler, "n_steps": n_steps, "spacing": same}
 
 
 def samplers_of(staged: Any) -> tuple[str, ...]:
     """Return the samplers with which a policy can take fewer steps, the simplest first."""
     families = (FLOWS, CLEAN_FLOWS)  # both have an euler, with which no policy of clean actions begins
     return next((names for names in families if staged.sampler.name in names), _DIFFUSION)
+
+
+def steps_under(staged: Any, requests: Sequence[Request]) -> int:
+    """Return how often the denoiser is called under techniques of earlier seams."""
+    options = dict(requests).get(StepSchedule.kind)
+    if options is None:
+        return len(staged.sampler)
+    chosen = StepSchedule.read_options(options)
+    return chosen.n_steps * int(_CALLS.get(chosen.sampler, 1))
+
+
+def _times(policy: DenoisingPolicy, sampler: str, n_steps: int, spacing: Spacing) -> list[float] | None:
+    """Times at which the denoiser is called; None where the policy has no such sampler."""
+    with suppress(BadSetting):
+        found = policy.resample(sampler, n_steps, spacing)
+        return [step.table.t for step in found.steps if step.table]
+    return None
 
 
 def fewer(staged: Any, sampler: str, steps: Sequence[int]) -> list[int]:
@@ -184,9 +234,16 @@ def _rows(
         )
 
 
-def _check_spacing(spacing: str, known: tuple[str, ...]) -> None:
-    if spacing not in (*known, OWN):
-        raise BadSetting(f"step_schedule spacing={spacing!r}; choose {', '.join(known)} or {OWN}")
+def _check_spacing(spacing: str, widths: tuple[float, ...], known: tuple[str, ...]) -> None:
+    if spacing not in (*known, UNEVEN, OWN):
+        raise BadSetting(f"step_schedule spacing={spacing!r}; choose {', '.join((*known, UNEVEN))} or {OWN}")
+    if bool(widths) != (spacing == UNEVEN):
+        raise BadSetting(
+            f"step_schedule spacing={spacing} and widths={list(widths)}; widths go with spacing uneven, "
+            "which needs them"
+        )
+    if widths:
+        check_parts(widths)
 
 
 def _spaced(policy: DenoisingPolicy, name: str, n_steps: int) -> dict[str, Sampler]:

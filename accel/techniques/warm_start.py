@@ -14,7 +14,7 @@ sampler (`step_schedule`) begin at half of the noise, the last steps of a hundre
 Deviations: no scaling of discrete dimensions such as a gripper, which the paper's noise can flip by it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,8 +26,8 @@ from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import schedule_of
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.techniques.guidance import Linear
-from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.carry import LATENT, PAST, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import Denoising, Execution
@@ -120,9 +120,13 @@ class WarmStart(Technique):
         yield Variant("warm-own", label, ((cls.kind, {"share": share}), *others), cls.colour)
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer any share."""
-        return {"share": Between(1 / len(staged.sampler), 1.0)}
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer any share of the steps there are, but for all of them."""
+        n_steps = steps_under(staged, before)
+        if n_steps < 2:
+            return None
+        share = choose("share", Between(1 / len(staged.sampler), 1.0))
+        return {"share": min(max(1, round(share * n_steps)), n_steps - 1) / n_steps}
 
 
 def first_step(sampler: Sampler, share: float) -> int:

@@ -130,8 +130,6 @@ class Trial:
     only a world can judge it."""
     latencies_s: tuple[float, ...] = ()
     """Of whole chunks on this device [s], in the order of the rounds."""
-    plan: str = ""
-    """Folder of its plan, from the folder of results; empty as long as none is kept."""
     raced: Mapping[int, bool] = field(default_factory=dict)
     """Seed -> success, of the episodes that choices are made on."""
     confirmed: Mapping[int, bool] = field(default_factory=dict)

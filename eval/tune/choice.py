@@ -44,19 +44,23 @@ class Rule:
         return list({trial.key: trial for trial in (*rivals, *front)}.values())
 
     def next(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those not timed that should keep the budget by their counted work, the nearest actions first."""
-        timed = [trial for trial in self.candidates(trials) if trial.latencies_s and trial.flops]
-        left = [trial for trial in self.candidates(trials) if not trial.latencies_s and trial.flops]
+        """Those not timed that should keep the budget, the nearest actions first."""
+        return [trial for trial in self.fitting(trials) if not trial.latencies_s][:most]
+
+    def fitting(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that keep the budget, or should by their counted work, the nearest actions first."""
+        counted = [trial for trial in self.candidates(trials) if trial.flops]
+        timed = [trial for trial in counted if trial.latencies_s]
         if len({trial.flops for trial in timed}) < 2:
             return []
         works = np.array([trial.flops for trial in timed], float)
         slope, offset = np.polyfit(works, [median_s(trial) for trial in timed], 1)
-        fitting = [
-            trial
-            for trial in left
-            if offset + slope * float(trial.flops or 0) <= self.budget.of(trial.candidate)
-        ]
-        return sorted(fitting, key=_error)[:most]
+
+        def keeps(trial: Trial) -> bool:
+            known_s = median_s(trial) if trial.latencies_s else offset + slope * float(trial.flops or 0)
+            return bool(known_s <= self.budget.of(trial.candidate))
+
+        return sorted(filter(keeps, counted), key=_error)
 
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time as often as a p99 takes: the rivals near the budget, and the nearest actions.

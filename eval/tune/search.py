@@ -1,13 +1,16 @@
 """One search: counted, timed, raced, confirmed; every stage stores what it finds, and ends in time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart
 from vivace.deploy.loop.settings import Mode
+from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
@@ -24,7 +27,7 @@ from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.eval.tune.timing import FEW, MANY, Timing, median_s
+from vivace.eval.tune.timing import FEW, MANY, Measure, Timing, median_s
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
 
@@ -35,6 +38,14 @@ _COUNTED, _TIMED, _RACED = 0.35, 0.6, 0.85
 """Shares of the time by which the first three stages are over, where a world judges."""
 _COUNTED_ALONE = 0.6
 """The same of the first, where none does."""
+_LIKE = 0.5
+"""Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
+_PARENTS = 10
+"""The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
+_BRED, _BRED_ALONE = 0.5, 0.75
+"""The same, by which no more are bred."""
+_TRIES = 50
+"""Times another one is bred where one came out that is known."""
 _BEST = 2
 """So many of the best are tried with what computes the same faster, and with other ways to execute chunks."""
 
@@ -62,10 +73,11 @@ class Search:
         rule: Rule,
         store: Store,
         deadline: Deadline,
+        measure: Measure = chunk_latencies,
     ) -> None:
-        """Look at observations, and let the policy as trained act on them."""
+        """Look at observations, and let the policy as trained act on them; `measure` times chunks."""
         self._command, self._loaded, self._space, self._rule = command, loaded, space, rule
-        self._store, self._deadline = store, deadline
+        self._store, self._deadline, self._measure = store, deadline, measure
         self._seeds = range(command.seed, command.seed + command.tune.n_episodes)
         self._fresh = range(self._seeds.stop, self._seeds.stop + command.tune.confirm)
         fitted = observe(command, loaded)
@@ -81,7 +93,9 @@ class Search:
         starters = self._space.starters(self._command.accel.chosen())
         starters = tuple(one for one in starters if options.compile or not one.is_compiled)
         with progress() as bars:
-            bar = bars.add_task("counting work, comparing actions", total=options.candidates)
+            bar = bars.add_task(
+                "counting work, comparing actions", total=round((1 - _LIKE) * options.candidates)
+            )
 
             def trial_of(candidate: Candidate) -> Trial:
                 trial = self.counting.trial(candidate)
@@ -92,7 +106,7 @@ class Search:
                 return trial
 
             def goes_on(known: int) -> bool:
-                return known < options.candidates and self._deadline.left_s(share) > 0
+                return known < (1 - _LIKE) * options.candidates and self._deadline.left_s(share) > 0
 
             count(starters, Study(self._space, self._command.seed), self._store, trial_of, goes_on)
 
@@ -101,8 +115,9 @@ class Search:
         share = _TIMED if self._rule.is_world else 1.0
         options, rule, trials = self._command.tune, self._rule, self._store.trials
         choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
-        timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store)
+        timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
         timing.time(rule.first(list(trials.values()), options.timed), FEW, self._deadline.left_s(share) / 4)
+        self._breed()
         more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives()]
         timing.time(more, FEW, self._deadline.left_s(share) / 4)
         self._tell_best()
@@ -160,6 +175,29 @@ class Search:
             label=describe,
             is_over=is_over,
         )
+
+    def _breed(self) -> None:
+        """Count candidates like the best that should keep the budget; the nearest actions stay the best."""
+        trials, options, parents = self._store.trials, self._command.tune, self._rule.fitting
+        share = _BRED if self._rule.is_world else _BRED_ALONE
+        with progress() as bars:
+            bar = bars.add_task("counting others like the best", total=options.candidates)
+            while len(trials) < options.candidates and self._deadline.left_s(share) > 0:
+                best = parents(list(trials.values()))[:_PARENTS]
+                child = self._child([trial.candidate for trial in best])
+                if child is None:
+                    break
+                self._counted(child)
+                bars.update(bar, completed=len(trials))
+
+    def _child(self, parents: Sequence[Candidate]) -> Candidate | None:
+        """A candidate like one of some that is not known yet; None if none was found."""
+        random = np.random.default_rng([self._command.seed, len(self._store.trials)])
+        for _ in range(_TRIES if parents else 0):
+            child = self._space.bred(parents[int(random.integers(len(parents)))], random)
+            if child.key not in self._store.trials:
+                return child
+        return None
 
     def _keeps(self, trial: Trial) -> bool:
         return self._rule.budget.is_kept(trial.candidate, trial.latencies_s)

@@ -1,14 +1,16 @@
 """What a policy can be run under: the union of what the techniques offer that fit it.
 
-Nothing here names a technique. One joins by being registered: its `search_space` says which options are worth
+Nothing here names a technique. One joins by being registered: its `search` chooses options that are worth
 trying, its `variants` which rows stand in tables, its seam what it goes together with, and whether it saves
 work at no error says whether every candidate has it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 from optuna import Trial as Asked
 from optuna.distributions import (
     BaseDistribution,
@@ -19,13 +21,15 @@ from optuna.distributions import (
 
 from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.technique import Seam, Technique
-from vivace.accel.variant import Choices, Request, Variant
+from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.plain_data import Between
 
 NONE = "none"
+_MUTATED = 0.2
+"""Chance that a choice is made anew."""
 _MANY = 16
 """A range whose end is so many times its beginning is tried evenly in its logarithm: 4 steps differ from 8
 as 40 from 80."""
@@ -38,8 +42,8 @@ class Space:
     staged: Any
     exact: tuple[Request, ...]
     """What removes work at no error: in every candidate but the policy as trained."""
-    offers: Mapping[str, Mapping[str, Choices]]
-    """Kind of a technique that saves work -> option -> what is worth trying."""
+    offers: tuple[str, ...]
+    """Kinds of techniques that save work, in the order of their seams."""
     same_work: tuple[str, ...]
     """Kinds of techniques that compute the same faster: counted work does not know them, a clock does."""
 
@@ -48,50 +52,37 @@ class Space:
         """All kinds there are to choose from."""
         return (*self.offers, *self.same_work)
 
-    @property
-    def choices(self) -> dict[str, Choices]:
-        """Name of a choice -> what it may be; those of options matter where their technique is chosen."""
-        found: dict[str, Choices] = {}
-        for seam, kinds in self._seams().items():
-            if seam.holds_many:
-                found |= dict.fromkeys(kinds, (False, True))
-            else:
-                found[_name(seam)] = (NONE, *kinds)
-        for kind, options in self.offers.items():
-            found |= {f"{kind}.{option}": choices for option, choices in options.items()}
-        return found
-
     def suggest(self, asked: Asked) -> Candidate:
         """Let a trial of Optuna choose."""
-        known = self.choices
-        chosen: list[str] = []
-        for seam, kinds in self._seams().items():
-            if seam.holds_many:
-                chosen += [kind for kind in kinds if _ask(asked, kind, known[kind])]
-            else:
-                chosen += [kind for kind in [_ask(asked, _name(seam), known[_name(seam)])] if kind != NONE]
-        requests = [
-            (kind, {option: _ask(asked, f"{kind}.{option}", known[f"{kind}.{option}"]) for option in options})
-            for kind, options in self.offers.items()
-            if kind in chosen
-        ]
-        return Candidate((*requests, *self.exact))
+        return Candidate((*self._chosen(partial(_ask, asked)), *self.exact))
 
-    def choices_of(self, candidate: Candidate) -> dict[str, Any]:
-        """Say a candidate in the names of this space, as far as it is in it: name of a choice -> value."""
-        requests = dict(candidate.requests)
-        found: dict[str, Any] = {}
+    def bred(self, candidate: Candidate, random: np.random.Generator) -> Candidate:
+        """Return a candidate like another: most choices are its own, some are made anew, near them."""
+        own = {name: value for name, (value, _) in self.choices_of(candidate).items()}
+        return Candidate((*self._chosen(partial(_mutated, own, random)), *self.exact))
+
+    def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
+        """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
+
+        Choices that it makes otherwise than this space does are left out.
+        """
+        replay = _Replay(dict(candidate.requests))
+        self._chosen(replay)
+        return replay.found
+
+    def _chosen(self, choose: Choose) -> list[Request]:
+        """Choose techniques seam by seam, and the options of each."""
+        found: list[Request] = []
         for seam, kinds in self._seams().items():
             if seam.holds_many:
-                found |= {kind: kind in requests for kind in kinds}
+                chosen = [kind for kind in kinds if choose(kind, (False, True))]
             else:
-                found[_name(seam)] = next((kind for kind in kinds if kind in requests), NONE)
-        for kind, options in self.offers.items():
-            if kind in requests:
-                asked = vars(techniques()[kind].Options()) | dict(requests[kind])
-                found |= {f"{kind}.{option}": asked[option] for option in options if option in asked}
-        known = self.choices
-        return {name: value for name, value in found.items() if _is_in(value, known[name])}
+                chosen = [kind for kind in [choose(_name(seam), (NONE, *kinds))] if kind != NONE]
+            for kind in chosen:
+                of = partial(_of, choose, kind)
+                options = techniques()[kind].search(self.staged, tuple(found), of)
+                found += [] if options is None else [(kind, options)]
+        return found
 
     def starters(self, options: Mapping[str, Any] | None = None) -> tuple[Candidate, ...]:
         """What is looked at before anything is searched: as trained, exact work, rows of tables, defaults.
@@ -199,7 +190,7 @@ def space_of(staged: Any, only: Collection[str] | None = None) -> Space:
     return Space(
         staged,
         exact,
-        {kind: _worth(one.search_space(staged)) for kind, one in chosen.items() if one.saves_flops},
+        tuple(kind for kind, one in chosen.items() if one.saves_flops),
         tuple(kind for kind, one in chosen.items() if not one.saves_flops),
     )
 
@@ -220,22 +211,13 @@ def _names(kinds: str, only: Collection[str] | None) -> bool:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "-".join(_short(one) for one in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _worth(options: Mapping[str, Choices]) -> dict[str, Choices]:
-    """Options of which there is something to choose."""
-    return {
-        name: choices for name, choices in options.items() if isinstance(choices, Between) or len(choices)
-    }
 
 
 def _name(seam: Seam) -> str:
     return seam.name.lower()
-
-
-def _keyed(candidate: Candidate) -> dict[str, Candidate]:
-    return {candidate.key: candidate}
 
 
 def _with(candidate: Candidate, execution: Execution, told: str) -> Candidate:
@@ -243,22 +225,80 @@ def _with(candidate: Candidate, execution: Execution, told: str) -> Candidate:
     return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 
 
-def distribution(choices: Choices) -> BaseDistribution:
+@dataclass
+class _Replay:
+    """Chooses what a candidate has, and takes it down."""
+
+    requests: Mapping[str, Mapping[str, Any]]
+    found: dict[str, tuple[Any, BaseDistribution]] = field(default_factory=dict)
+    """Name of a choice -> value, and what it is one of."""
+
+    def __call__(self, name: str, choices: Choices, widest: range | None = None) -> Any:
+        value = self._value(name, choices)
+        if _is_in(value, choices):
+            self.found[name] = value, _distribution(choices, widest)
+        return value
+
+    def _value(self, name: str, choices: Choices) -> Any:
+        kind, _, option = name.partition(".")
+        if option:
+            return self._option(kind, *option.split("."))
+        if choices == (False, True):
+            return kind in self.requests
+        assert isinstance(choices, tuple)
+        return next((one for one in choices if one in self.requests), NONE)
+
+    def _option(self, kind: str, option: str, place: str = "") -> Any:
+        """An option, or what it holds at a place; the usual one where the candidate says nothing."""
+        of = vars(techniques()[kind].Options()) | dict(self.requests[kind])
+        value = of.get(option)
+        if not place:
+            return value
+        return value[int(place)] if value and int(place) < len(value) else None
+
+
+def _of(choose: Choose, kind: str, option: str, choices: Choices, widest: range | None = None) -> Any:
+    """Choose an option of a technique."""
+    return choose(f"{kind}.{option}", choices, widest)
+
+
+def _distribution(choices: Choices, widest: range | None = None) -> BaseDistribution:
     """What Optuna calls it."""
     if isinstance(choices, Between):
         return FloatDistribution(choices.low, choices.high)
     if isinstance(choices, range):
-        return IntDistribution(choices[0], choices[-1], log=_is_wide(choices))
+        return IntDistribution(choices[0], choices[-1], log=_is_wide(widest or choices))
     return CategoricalDistribution(choices)
 
 
-def _ask(asked: Asked, name: str, choices: Choices) -> Any:
+def _ask(asked: Asked, name: str, choices: Choices, widest: range | None = None) -> Any:
     """Let a trial of Optuna choose one."""
     if isinstance(choices, Between):
         return asked.suggest_float(name, choices.low, choices.high)
     if isinstance(choices, range):
-        return asked.suggest_int(name, choices[0], choices[-1], log=_is_wide(choices))
+        return asked.suggest_int(name, choices[0], choices[-1], log=_is_wide(widest or choices))
     return asked.suggest_categorical(name, choices)
+
+
+def _mutated(
+    own: Mapping[str, Any],
+    random: np.random.Generator,
+    name: str,
+    choices: Choices,
+    widest: range | None = None,
+) -> Any:
+    """What a candidate has, or something near; where it has nothing, anything."""
+    value = own.get(name)
+    is_known = name in own and _is_in(value, choices)
+    if is_known and random.random() >= _MUTATED:
+        return value
+    if isinstance(choices, Between):
+        reach = (choices.high - choices.low) / 4
+        drawn = random.normal(value, reach) if is_known else random.uniform(choices.low, choices.high)
+        return float(np.clip(drawn, choices.low, choices.high))
+    if isinstance(choices, range) and is_known:
+        return int(np.clip(value + random.choice([-2, -1, 1, 2]), choices[0], choices[-1]))
+    return choices[int(random.integers(len(choices)))]
 
 
 def _is_in(value: Any, choices: Choices) -> bool:

@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from vivace.eval.tune.candidate import Candidate, Trial
-from vivace.eval.tune.space import Space, distribution
+from vivace.eval.tune.space import Space
 
 _TRIES = 16
 """Times another candidate is asked for where one came out that is known."""
@@ -37,8 +37,9 @@ class Study:
     def tell(self, trial: Trial) -> None:
         """Learn from a trial; where one failed others like it are not worth trying."""
         self._told.add(trial.key)
-        params = self._space.choices_of(trial.candidate)
-        kinds = {name: distribution(self._space.choices[name]) for name in params}
+        choices = self._space.choices_of(trial.candidate)
+        params = {name: value for name, (value, _) in choices.items()}
+        kinds = {name: kind for name, (_, kind) in choices.items()}
         self._study.add_trial(create_trial(params=params, distributions=kinds, values=_values(trial)))
 
     def ask(self) -> Candidate | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import claim, output_folder
@@ -42,6 +43,7 @@ from vivace.eval.tune.outcome import (
 from vivace.eval.tune.search import Deadline, Search
 from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.store import Store
+from vivace.eval.tune.timing import Measure
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
@@ -120,8 +122,13 @@ class TuneCommand(CommonOptions):
 
 
 @restored_threads()
-def run(command: TuneCommand) -> tuple[dict[str, Any], bool]:
-    """Count, time, race, confirm; save the plan, tell what it costs."""
+def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[str, Any], bool]:
+    """Count, time, race, confirm; save the plan, tell what it costs.
+
+    Args:
+        command: what was asked for.
+        measure: times chunks; the clock of this machine, unless it is known how long they take.
+    """
     deadline = Deadline(60 * command.tune.minutes)
     loaded = load(command)
     if not command.env.is_named and not command.data.is_named:
@@ -138,7 +145,7 @@ def run(command: TuneCommand) -> tuple[dict[str, Any], bool]:
     claim(folder, _identity(command, loaded))
     store = Store(folder)
     console.print(f"budget: {budget.told}", highlight=False)
-    search = Search(command, loaded, space, rule, store, deadline)
+    search = Search(command, loaded, space, rule, store, deadline, measure)
     search.count()
     search.time()
     kept = rule.sure(store.trials.values())

@@ -37,7 +37,7 @@ from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
 from vivace.policies.forms import CamerasForm, DenoisingForm, check_own_blocks, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.samplers import OWN, Spacing
 from vivace.policies.spec import ActionKind
 
 CONSTANTS, ATTENTION_WEIGHTS = "constants", "attention_weights"
@@ -211,7 +211,7 @@ class StagedACT(CamerasForm, DenoisingForm):
         empty = context.memory.new_empty(0)
         return self.finish(self.denoise(empty, self.condition(self.sampler.steps[0], context)), context)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Refuse: there are no steps."""
         raise UnsupportedPolicy(
             f"policy {self.spec.type!r} makes its chunk in one pass: it has no sampler that could be another"

@@ -27,7 +27,7 @@ from vivace.policies.forms import SeeingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
@@ -126,7 +126,7 @@ class StagedDiffusion(SeeingForm):
             h = through(run, next(blocks), h) if _resamples(modules) else h
         return self.network.final_conv(h).transpose(1, 2)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.schedule, spacing).on(self.placement.device)
 

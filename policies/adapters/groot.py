@@ -33,7 +33,7 @@ from vivace.policies.language.qwen3_vl import StagedQwen3VL, causal, mean_text, 
 from vivace.policies.sampling.overlap import Overlap, overlap
 from vivace.policies.sampling.real_time_chunking import Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.staged import Batch
 from vivace.policies.vla.qwen3_vision import Pictures, Tables, look
@@ -329,7 +329,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         """Cut the last x to the actions of a chunk (B, H, A)."""
         return x[:, : self.spec.horizon, : self.spec.action_dim]
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the flow, rounded as lerobot's, whose times are whole buckets."""
         times = [(i / n_steps, 1.0 / n_steps) for i in range(n_steps)]
         flow = make_flow_sampler(name, n_steps, spacing, times=times)

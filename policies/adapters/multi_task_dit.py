@@ -27,7 +27,7 @@ from vivace.policies.forms import SeeingForm, policy_spec, stacked, unstacked
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_flow_sampler, make_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
@@ -104,7 +104,7 @@ class StagedMultiTaskDiT(SeeingForm):
             h = through(run, block, h, modulation)
         return self.network.output_proj(h)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the process the policy was trained with; raises `BadSetting`."""
         config = self.policy.config
         if config.is_diffusion:

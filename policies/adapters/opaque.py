@@ -34,7 +34,7 @@ from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import seeded
 from vivace.policies.sampling.real_time_chunking import NO_DENOISING, Continuation, RealTimeChunking
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.samplers import OWN, Spacing
 from vivace.policies.spec import ActionKind, PolicySpec
 
 _REFUSED: Mapping[str, tuple[tuple[Callable[[Any], bool], str], ...]] = {
@@ -246,7 +246,7 @@ class OpaquePolicy(DenoisingForm):
         finally:
             _set_rtc(self.policy, kept)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Refuse: the loop is inside the policy."""
         raise UnsupportedPolicy(f"policy {self.spec.type!r} is opaque: its sampler cannot be changed")
 

@@ -39,7 +39,7 @@ from vivace.policies.language.prefix import (
 )
 from vivace.policies.placement import Placement
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
 from vivace.policies.spec import STATE, ActionKind
 
 
@@ -213,7 +213,7 @@ class StagedPI0(CamerasForm, LanguageForm, DenoisingForm):
         project = self.net.action_out_proj
         return project(h[:, -self.spec.horizon :].to(project.weight.dtype))
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the same flow; raises `BadSetting`."""
         return make_flow_sampler(name, n_steps, spacing, noise_at=1).on(self.placement.device)
 

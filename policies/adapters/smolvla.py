@@ -53,7 +53,7 @@ from vivace.policies.language.prefix import (
 )
 from vivace.policies.language.smolvlm import angles_at, staged_language
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_flow_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_flow_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.vla.siglip import StagedSiglip
 from vivace.policies.vla.smol_expert import Attended, Context, earlier, expert_layers, into
@@ -336,7 +336,7 @@ class StagedSmolVLA(CamerasForm, LanguageForm, CausalForm):
             actions = self.policy._pi_aloha_encode_actions(actions.clone())
         return actions
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the same flow, from t = 1 to 0; raises `BadSetting`."""
         return make_flow_sampler(name, n_steps, spacing, noise_at=1).on(self.placement.device)
 

@@ -38,7 +38,7 @@ from vivace.policies.language.bart import StagedBart
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, take_rows
 from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.samplers import OWN, Spacing
 from vivace.policies.spec import ActionKind, BlockInfo, PolicySpec
 from vivace.policies.vla.davit import grids, padded_stages, see
 from vivace.policies.vla.joint_layer import JointLayer
@@ -294,7 +294,7 @@ class StagedXVLA(LanguageForm, DenoisingForm):
         """Cut the last x to what lerobot's policy gives, which its processors may cut further."""
         return x if self._n_finished == x.shape[-1] else x[..., : self._n_finished]
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another sampler of the same flow: renoise or euler."""
         return make_clean_flow_sampler(name, n_steps, spacing).on(self.placement.device)
 

@@ -15,28 +15,30 @@ from torch import Tensor
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.noise import Noise
 from vivace.policies.sampling.sampler import Memory, Sampler, Step
-from vivace.policies.sampling.samplers import OWN, check_widths
+from vivace.policies.sampling.samplers import OWN, Spacing, check_flow_steps, falling_times
 from vivace.policies.sampling.step_table import StepTable
 
 CLEAN_FLOWS = ("renoise", "euler")
 """Names of these samplers."""
 
 
-def make_clean_flow_sampler(name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+def make_clean_flow_sampler(name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
     """Build a sampler by name.
 
     Args:
         name: one of `CLEAN_FLOWS`.
-        n_steps: of one width each.
-        spacing: `OWN`.
+        n_steps: of one width each, unless `spacing` says otherwise.
+        spacing: `OWN`, or widths of steps.
 
     Raises:
-        BadSetting: unknown name, no steps, or a spacing other than `OWN`: steps are of one width.
+        BadSetting: unknown name, no steps, or a spacing by another name than `OWN`.
     """
     if name not in CLEAN_FLOWS:
         raise BadSetting(f"unknown sampler {name!r}; known samplers: {', '.join(CLEAN_FLOWS)}")
-    check_widths(name, n_steps, spacing)
+    check_flow_steps(name, n_steps, spacing)
     times = [i / n_steps for i in range(n_steps, -1, -1)]
+    if isinstance(spacing, tuple):
+        times = [*falling_times(spacing, n_steps), 0.0]
     build = _renoised if name == "renoise" else _straight
     return Sampler(name, tuple(build(i, *pair) for i, pair in enumerate(pairwise(times))))
 

@@ -16,6 +16,7 @@ no more, changes nothing (diffusers divides by zero).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -39,16 +40,18 @@ SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 the denser the less noise there is (DDIM, appendix D.2)."""
 OWN = "own"
 """The spacing that diffusers takes when nothing is said: linspace for DPM-Solver++, else leading."""
+Spacing = str | tuple[float, ...]
+"""A name, or how wide steps are in equal parts of the schedule, relative to each other (`falling_times`)."""
 
 
-def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: str = OWN) -> Sampler:
+def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: Spacing = OWN) -> Sampler:
     """Build a diffusion sampler by name.
 
     Args:
         name: "ddpm", "ddim" or "dpmsolver++".
         n_steps: denoiser calls, 1..num_train_timesteps.
         schedule: the process the denoiser was trained with.
-        spacing: of the calls' timesteps, one of `SPACINGS`, or `OWN`.
+        spacing: of the calls' timesteps, one of `SPACINGS`, `OWN`, or widths of steps.
 
     Raises:
         BadSetting: unknown name or spacing, or a number of steps outside the range.
@@ -62,7 +65,9 @@ def make_sampler(name: str, n_steps: int, schedule: NoiseSchedule, spacing: str 
         )
     if spacing == OWN:
         spacing = "linspace" if name == "dpmsolver++" else "leading"
-    if spacing not in SPACINGS:
+    if isinstance(spacing, tuple):
+        check_parts(spacing)
+    elif spacing not in SPACINGS:
         raise BadSetting(f"unknown spacing {spacing!r}; known spacings: {', '.join((*SPACINGS, OWN))}")
     return Sampler(name, _BUILDERS[name](n_steps, schedule, spacing))
 
@@ -72,10 +77,38 @@ def ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> Sampler:
     return Sampler("ddim", _ddim_at(timesteps, schedule))
 
 
-def _timesteps(spacing: str, n: int, count: int, total: int) -> list[int]:
+def falling_times(widths: Sequence[float], n_steps: int) -> list[float]:
+    """Return where n steps begin, from 1 (noise alone) on; the last one ends at 0.
+
+        s(u) = w_j in part j of J,    time(i) = 1 - S(i / n) / S(1),    S(u) = integral of s from 0 to u
+
+    With J = n the widths of the steps are those given, so that every set of times can be said; fewer of them
+    bend the schedule, and mean the same whatever the number of steps.
+
+    Args:
+        widths: w_j, positive, of equal parts of the schedule; only their ratios count.
+        n_steps: how many.
+    """
+    parts = np.concatenate([[0.0], np.cumsum(widths)]) / np.sum(widths)
+    passed = np.interp(np.arange(n_steps) / n_steps, np.linspace(0, 1, len(parts)), parts)
+    return [float(1 - share) for share in passed]
+
+
+def check_parts(widths: Sequence[float]) -> None:
+    """Raise `BadSetting` unless widths of steps are positive and finite, and there are some."""
+    if not widths or not all(0 < width < np.inf for width in widths):
+        raise BadSetting(f"widths of steps {list(widths)}; at least one is needed, each above 0 and finite")
+
+
+def _timesteps(spacing: Spacing, n: int, count: int, total: int) -> list[int]:
     """Spread n timesteps, descending, over the first `count` of `total` ones, with diffusers' rounding."""
     found: np.ndarray
-    if spacing == "leading":
+    if isinstance(spacing, tuple):
+        rounded = (np.array(falling_times(spacing, n)) * count).round().astype(int) - 1
+        rounded = np.maximum(rounded, np.arange(n)[::-1])  # none twice if there are enough
+        below = np.minimum.accumulate(rounded + np.arange(n))  # each at least one below the one before
+        found = (below - np.arange(n)).clip(max=count - 1)
+    elif spacing == "leading":
         found = np.arange(n)[::-1] * (count // n)
     elif spacing == "linspace":
         found = np.linspace(0, count - 1, n).round()[::-1]
@@ -119,7 +152,7 @@ def _cleaning(ab: Any, schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
-def _ddpm(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
+def _ddpm(n_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> tuple[Step, ...]:
     scheduler = schedule.scheduler(DDPMScheduler)
     total = schedule.num_train_timesteps
     scheduler.set_timesteps(timesteps=_timesteps(spacing, n_steps, total, total))
@@ -150,7 +183,7 @@ def _ddpm(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ..
     return tuple(step(index, t) for index, t in enumerate(scheduler.timesteps))
 
 
-def _ddim(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
+def _ddim(n_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> tuple[Step, ...]:
     total = schedule.num_train_timesteps
     return _ddim_at(_timesteps(spacing, n_steps, total, total), schedule)
 
@@ -194,7 +227,7 @@ def _ddim_at(timesteps: Sequence[int], schedule: NoiseSchedule) -> tuple[Step, .
     return tuple(step(index, torch.tensor(t)) for index, t in enumerate(timesteps))
 
 
-def _dpm_solver(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[Step, ...]:
+def _dpm_solver(n_steps: int, schedule: NoiseSchedule, spacing: Spacing) -> tuple[Step, ...]:
     """Second-order multistep; first order at the first and last step, as diffusers runs it.
 
     With diffusers' settings for a cosine schedule (`lambda_min_clipped`), and clean samples clipped where the
@@ -242,11 +275,11 @@ def _dpm_solver(n_steps: int, schedule: NoiseSchedule, spacing: str) -> tuple[St
     return tuple(step(i, t) for i, t in enumerate(scheduler.timesteps))
 
 
-def _dpm_timesteps(n_steps: int, scheduler: Any, spacing: str) -> list[int]:
+def _dpm_timesteps(n_steps: int, scheduler: Any, spacing: Spacing) -> list[int]:
     """Timesteps of a DPM-Solver++ scheduler; before the first of them there is noise alone."""
     total = scheduler.config.num_train_timesteps
     count = int((scheduler.lambda_t >= _LAMBDA_MIN).sum())
-    if spacing == "trailing":
+    if spacing == "trailing" or isinstance(spacing, tuple):
         return _timesteps(spacing, n_steps, count, total)
     if spacing == "leading" and n_steps >= count:
         raise BadSetting(
@@ -262,7 +295,7 @@ _BUILDERS = {"ddpm": _ddpm, "ddim": _ddim, "dpmsolver++": _dpm_solver}
 def make_flow_sampler(
     name: str,
     n_steps: int,
-    spacing: str = OWN,
+    spacing: Spacing = OWN,
     noise_at: Literal[0, 1] = 0,
     times: Sequence[tuple[float, float]] | None = None,
 ) -> Sampler:
@@ -270,18 +303,20 @@ def make_flow_sampler(
 
     Args:
         name: "euler", or "rk4", which calls the denoiser four times a step.
-        n_steps: of one width each.
-        spacing: `OWN`.
+        n_steps: of one width each, unless `spacing` says otherwise.
+        spacing: `OWN`, or widths of steps.
         noise_at: t at which x is noise alone. 0: x = t a + (1 - t) n, as lerobot's multi_task_dit; 1:
             x = t n + (1 - t) a, as its pi0 and smolvla (openpi), where t falls to 0.
         times: start and width of every step, where they are rounded otherwise than in those.
 
     Raises:
-        BadSetting: unknown name, no steps, or a spacing other than `OWN`: steps are of one width.
+        BadSetting: unknown name, no steps, or a spacing by another name than `OWN`.
     """
     if name not in ("euler", "rk4"):
         raise BadSetting(f"unknown flow sampler {name!r}; known samplers: euler, rk4")
-    check_widths(name, n_steps, spacing)
+    check_flow_steps(name, n_steps, spacing)
+    if isinstance(spacing, tuple):
+        times = _uneven(falling_times(spacing, n_steps), noise_at)
     steps: list[Step] = []
     for t, dt in times or (_falling(n_steps) if noise_at else _rising(n_steps)):
         flow = partial(_flow, noise_at=noise_at)
@@ -293,12 +328,22 @@ def make_flow_sampler(
     return Sampler(name, tuple(steps))
 
 
-def check_widths(name: str, n_steps: int, spacing: str) -> None:
-    """Raise `BadSetting` unless there are steps, of one width."""
+def check_flow_steps(name: str, n_steps: int, spacing: Spacing) -> None:
+    """Raise `BadSetting` unless there are steps, of one width or of widths that are given."""
     if n_steps < 1:
         raise BadSetting(f"sampler {name!r} was asked for {n_steps} steps; choose at least 1")
-    if spacing != OWN:
-        raise BadSetting(f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}")
+    if isinstance(spacing, tuple):
+        check_parts(spacing)
+    elif spacing != OWN:
+        raise BadSetting(
+            f"sampler {name!r} has steps of one width, not spacing {spacing!r}; choose {OWN!r}, or widths"
+        )
+
+
+def _uneven(falling: Sequence[float], noise_at: int) -> list[tuple[float, float]]:
+    """Start and width of steps that begin at times falling from 1, where noise is at 1 or at 0."""
+    grid = [*falling, 0.0] if noise_at else [1 - t for t in (*falling, 0.0)]
+    return [(here, following - here) for here, following in pairwise(grid)]
 
 
 def _rising(n_steps: int) -> list[tuple[float, float]]:

@@ -21,7 +21,7 @@ from vivace.policies.families.cogact.ensemble import AdaptiveEnsemble
 from vivace.policies.sampling.noise import GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.sampler import Sampler
-from vivace.policies.sampling.samplers import OWN, ddim_at, make_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, ddim_at, make_sampler
 from vivace.policies.vla.vla import VisionLanguage, VisionLanguageConfig, make_vla_processors
 
 
@@ -104,7 +104,7 @@ class CogACTPolicy(VisionLanguage, PreTrainedPolicy):
         steps = self.config.num_inference_steps or self.config.num_train_timesteps
         return self.resample(self.config.noise_scheduler_type.lower(), steps)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build a sampler of the same process; DDIM's own spacing is the original's."""
         if name == "ddim" and spacing == OWN:
             return ddim_at(ddim_timesteps(n_steps, self.config.num_train_timesteps), self.schedule)

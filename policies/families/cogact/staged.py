@@ -19,7 +19,7 @@ from vivace.policies.forms import DenoisingForm, LanguageForm, policy_spec
 from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN
+from vivace.policies.sampling.samplers import OWN, Spacing
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 from vivace.policies.vla.vla import LAST_LAYER
@@ -110,7 +110,7 @@ class StagedCogACT(LanguageForm, DenoisingForm):
         """Clip, and make the gripper's dimensions 0 or 1."""
         return finish(x, self.policy.config)
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
         return self.policy.resample(name, n_steps, spacing).on(self.placement.device)
 

@@ -18,7 +18,7 @@ from vivace.policies.families.dp_transformer.policy import DPTransformerPolicy
 from vivace.policies.forms import CausalForm, SeeingForm, policy_spec
 from vivace.policies.language.prefix import PatchSelector, keep_all
 from vivace.policies.sampling.sampler import Sampler, Step
-from vivace.policies.sampling.samplers import OWN, make_sampler
+from vivace.policies.sampling.samplers import OWN, Spacing, make_sampler
 from vivace.policies.spec import ActionKind
 from vivace.policies.staged import Batch
 
@@ -98,7 +98,7 @@ class StagedDPTransformer(CausalForm, SeeingForm):
             h = through(run, feed_forward, h)
         return self.network.head(self.network.ln_f(h))
 
-    def resample(self, name: str, n_steps: int, spacing: str = OWN) -> Sampler:
+    def resample(self, name: str, n_steps: int, spacing: Spacing = OWN) -> Sampler:
         """Build another diffusion sampler of the same process."""
         return make_sampler(name, n_steps, self.policy.schedule, spacing).on(self.placement.device)
 
