@@ -15,7 +15,6 @@ from torch import Tensor
 from vivace.accel.technique import CalibrationData
 from vivace.policies.batch import tensors
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.placement import dtype_name
 from vivace.policies.session import Session
 
 _PACKAGES = ("policies", "accel", "deploy", "eval")
@@ -46,7 +45,7 @@ def describe_policy(loaded: LoadedPolicy) -> dict[str, Any]:
     return {
         "weights": loaded.fingerprint.weights,
         "config": loaded.fingerprint.config,
-        "dtype": dtype_name(loaded.placement.dtype),
+        "dtype": loaded.dtype,
         "processors": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
 

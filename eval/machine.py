@@ -36,8 +36,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(placement: "Placement") -> dict[str, str | int]:
-    """Describe the processor, its cores, threads, and the device and dtype that a policy computes in."""
+def machine(placement: "Placement", dtype: str = "") -> dict[str, str | int]:
+    """Describe the processor, its cores, threads, and the device and dtype that a policy computes in.
+
+    Args:
+        placement: where the policy computes.
+        dtype: of most of its weights, where that is known; otherwise the placement's.
+    """
     import torch  # a robot that runs an exported policy may lack it, and wants the rest
 
     device = placement.device
@@ -46,7 +51,7 @@ def machine(placement: "Placement") -> dict[str, str | int]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "dtype": str(placement.dtype).removeprefix("torch."),
+        "dtype": dtype or str(placement.dtype).removeprefix("torch."),
     }
 
 

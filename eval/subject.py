@@ -16,7 +16,6 @@ from vivace.policies.action_kinds import kinds_of_names, read_kinds
 from vivace.policies.errors import BadSetting, VivaceError
 from vivace.policies.execution import Execution, executing
 from vivace.policies.load import LoadedPolicy, load_policy, resolve
-from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import read_json
 from vivace.policies.published.build import build_published
 from vivace.policies.session import Session
@@ -318,7 +317,7 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     """
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
-    runs_in = dtype_name(loaded.placement.dtype)
+    runs_in = loaded.dtype
     made_in = plan.measurements.get("dtype", runs_in)
     if made_in != runs_in:
         console.print(f"the plan was made in {made_in}, the policy runs in {runs_in}", style="yellow")

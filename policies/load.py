@@ -19,7 +19,7 @@ from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained
 from vivace.policies.features import as_the_robot_has_them, check_renaming
 from vivace.policies.fingerprint import fingerprint
-from vivace.policies.placement import Placement, read_device, read_dtype
+from vivace.policies.placement import Placement, dtype_name, most_weights, read_device, read_dtype
 from vivace.policies.registry import Registry
 from vivace.policies.spec import ActionKind, Fingerprint
 from vivace.policies.staged import StagedPolicy, is_prepared
@@ -71,6 +71,11 @@ class LoadedPolicy:
     def placement(self) -> Placement:
         """Where the policy computes, and in what."""
         return self.staged.placement
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that most of the weights are in; of a half lerobot keeps some in float32."""
+        return dtype_name(most_weights(self.policy.parameters()))
 
 
 def load_policy(

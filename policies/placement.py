@@ -1,6 +1,7 @@
 """Where a policy computes, and in what: asked by whatever makes a tensor in the path of a chunk."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -58,6 +59,15 @@ def synchroniser(device: torch.device) -> Callable[[], None]:
 def dtype_name(dtype: torch.dtype) -> str:
     """Name of a dtype as it is typed and written down, e.g. "bfloat16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def most_weights(parameters: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype that most numbers of a policy's weights are in; float32 without any."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in parameters:
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
 
 def read_device(name: str) -> torch.device:

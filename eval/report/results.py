@@ -27,7 +27,7 @@ def circumstances(kind: str, command: CommonOptions, loaded: "LoadedPolicy") -> 
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": commit(),
-        "machine": machine(loaded.placement),
+        "machine": machine(loaded.placement, loaded.dtype),
         "seed": command.seed,
         "policy": {
             "path": command.policy.named,

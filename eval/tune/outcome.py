@@ -67,7 +67,7 @@ def measurements(
 ) -> dict[str, Any]:
     """What a plan file says of the plan that a search chose."""
     found: dict[str, Any] = {
-        **machine(loaded.placement),
+        **machine(loaded.placement, loaded.dtype),
         "action_error": best.action_error,
         "flop_ratio": (best.flops or 0) / max(1, trained.flops or 0),
         "env": command.env.named if command.env.is_named else "",

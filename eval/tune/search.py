@@ -90,12 +90,11 @@ class Search:
         """Count work and compare actions, many candidates."""
         options = self._command.tune
         share = _COUNTED if self._rule.is_world else _COUNTED_ALONE
+        most = round((1 - _LIKE) * options.candidates)
         starters = self._space.starters(self._command.accel.chosen())
         starters = tuple(one for one in starters if options.compile or not one.is_compiled)
         with progress() as bars:
-            bar = bars.add_task(
-                "counting work, comparing actions", total=round((1 - _LIKE) * options.candidates)
-            )
+            bar = bars.add_task("counting work, comparing actions", total=most)
 
             def trial_of(candidate: Candidate) -> Trial:
                 trial = self.counting.trial(candidate)
@@ -106,7 +105,7 @@ class Search:
                 return trial
 
             def goes_on(known: int) -> bool:
-                return known < (1 - _LIKE) * options.candidates and self._deadline.left_s(share) > 0
+                return known < most and self._deadline.left_s(share) > 0
 
             count(starters, Study(self._space, self._command.seed), self._store, trial_of, goes_on)
 

@@ -63,7 +63,7 @@ def _nothing(loaded: LoadedPolicy, wanted: list[Any]) -> AccelerationPlan:
         "work on the whole; vivace bench times torch.compile and threads",
         highlight=False,
     )
-    measurements = {**machine(loaded.placement), "action_error": 0.0}
+    measurements = {**machine(loaded.placement, loaded.dtype), "action_error": 0.0}
     return AccelerationPlan(loaded.fingerprint, (), measurements)
 
 
@@ -91,7 +91,7 @@ def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     flops = count_flops(baseline, judged.one), count_flops(execution, judged.one)
     measurements = {
         **plan.measurements,
-        **machine(loaded.placement),
+        **machine(loaded.placement, loaded.dtype),
         **compared,
         "flop_ratio": flops[1].total / flops[0].total,
         "env": command.env.named if command.env.is_named else "",

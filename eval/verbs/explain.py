@@ -18,7 +18,6 @@ from vivace.eval.terminal import FoldingTable, console
 from vivace.policies.errors import BadSetting
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.placement import dtype_name
 from vivace.policies.staged import Batch
 
 
@@ -45,7 +44,7 @@ def run(command: ExplainCommand) -> tuple[dict[str, Any], bool]:
     baseline, accelerated = count_flops(as_trained(loaded.staged), one), count_flops(execution, one)
     out = Console()
     out.print(explain(plan, execution, baseline, accelerated, out.width), highlight=False)
-    dtype = dtype_name(loaded.placement.dtype)
+    dtype = loaded.dtype
     out.print(f"work counted on observations: {source}", highlight=False)
     out.print(measured(plan, dtype), highlight=False)
     ratio = accelerated.total / baseline.total
@@ -72,7 +71,7 @@ def _counted_on(command: ExplainCommand, loaded: LoadedPolicy) -> tuple[Batch, s
 
 def _opaque(loaded: LoadedPolicy) -> tuple[dict[str, Any], bool]:
     """Say what there is to say of a policy that does not come apart."""
-    spec, dtype = loaded.staged.spec, dtype_name(loaded.placement.dtype)
+    spec, dtype = loaded.staged.spec, loaded.dtype
     millions = sum(parameter.numel() for parameter in loaded.policy.parameters()) / 1e6
     Console().print(
         f"policy {spec.type!r} is one opaque piece of {millions:.2f} M parameters: {spec.n_obs_steps} "

@@ -17,7 +17,7 @@ from vivace.policies.dtype import cast_weights
 from vivace.policies.errors import BadSetting, in_one_line
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import LoadedPolicy, stage
-from vivace.policies.placement import dtype_name, read_device, read_dtype
+from vivace.policies.placement import read_device, read_dtype
 from vivace.policies.published.architecture import ARCHITECTURES, Architecture, plain_statistics
 from vivace.policies.published.tokenizer import instead_of_the_hub
 from vivace.policies.published.weights import check_fits, fill, without_weights
@@ -126,10 +126,9 @@ def _forget(folder: Path, settings: Any) -> None:
 def told(kind: str, loaded: LoadedPolicy) -> str:
     """Say what was built, for tables."""
     millions = sum(parameter.numel() for parameter in loaded.policy.parameters()) / 1e6
-    dtype = dtype_name(loaded.placement.dtype)
     return (
         f"random weights: {kind} as published ({published(kind).source}), {millions:.0f} million parameters "
-        f"in {dtype}, nothing learned; tokenizers are stand-ins"
+        f"in {loaded.dtype}, nothing learned; tokenizers are stand-ins"
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.language.action_bins import ActionBins
 from vivace.policies.load import stage
-from vivace.policies.placement import Placement, dtype_name, synchroniser
+from vivace.policies.placement import Placement, dtype_name, most_weights, synchroniser
 from vivace.policies.sampling.noise import ChunkNoise, EpisodeNoise, GlobalNoise
 from vivace.policies.sampling.noise_schedule import NoiseSchedule
 from vivace.policies.sampling.samplers import make_flow_sampler, make_sampler
@@ -69,6 +69,14 @@ def test_a_placement_is_that_of_the_weights():
     assert Placement.of(object()) == Placement()
     assert dtype_name(torch.float16) == "float16"
     assert synchroniser(placement.device)() is None
+
+
+def test_weights_are_said_to_be_in_what_most_of_them_are_in():
+    """lerobot keeps embeddings and norms of a pi0.5 in bfloat16 in float32, and they come first."""
+    halves = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Linear(8, 8).to(torch.bfloat16))
+    assert Placement.of(halves).dtype == torch.float32
+    assert most_weights(halves.parameters()) == torch.bfloat16
+    assert most_weights([torch.zeros(2, dtype=torch.int8)]) == torch.float32
 
 
 def test_bins_on_a_device_are_the_bins():

@@ -84,6 +84,7 @@ def test_what_is_not_run_for_every_chunk_is_a_graph_of_its_own(bundle):
     assert all(golden.after is not None for golden in bundle.goldens.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PLANS)
 def test_an_episode_is_the_one_of_torch_with_resets_and_chunks_that_came_late(policy, bundle, name):
     loaded, _, plans = policy

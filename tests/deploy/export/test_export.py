@@ -208,7 +208,7 @@ def test_providers_are_told_to_compute_float32_and_to_keep_engines(monkeypatch, 
     [
         pytest.param("diffusion", marks=shows("export", "dp_transformer")),
         pytest.param("vla", marks=shows("export", "cogact")),
-        pytest.param("writer", marks=shows("export", "token_vla")),
+        pytest.param("writer", marks=[shows("export", "token_vla"), pytest.mark.long]),
     ],
 )
 def test_a_bundle_acts_as_its_policy_does(subject, request):
@@ -382,7 +382,13 @@ def test_every_step_of_a_schedule_calls_one_graph_and_tensors_are_kept_once(diff
 
 
 @pytest.mark.parametrize(
-    "kind", ["diffusion", "multi_task_dit-diffusion", "multi_task_dit-flow", "multi_task_dit-rk4"]
+    "kind",
+    [
+        "diffusion",
+        pytest.param("multi_task_dit-diffusion", marks=pytest.mark.long),
+        pytest.param("multi_task_dit-flow", marks=pytest.mark.long),
+        "multi_task_dit-rk4",
+    ],
 )
 def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
     if kind == "diffusion":

@@ -27,6 +27,7 @@ PLANS = {
 }
 
 
+@pytest.mark.long
 def test_prompts_are_as_long_as_they_are_asked_for(tmp_path):
     """What is left out is padding: the chunks are the same, and longer instructions are refused."""
     loaded = load_policy(saved("smolvla"))

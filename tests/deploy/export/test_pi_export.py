@@ -33,7 +33,7 @@ def raw(spec, rows=2):
     return {key: value[:, None] for key, value in moments(spec, rows)[0].items()}
 
 
-@pytest.fixture(scope="module", params=[pytest.param("pi0", marks=pytest.mark.long), "pi05"])
+@pytest.fixture(scope="module", params=["pi0", "pi05"])
 def exported(request, tmp_path_factory):
     """A checkpoint with an empty camera, its plan, and the bundle of it."""
     checkpoint = saved(request.param, empty_cameras=1)
@@ -64,6 +64,7 @@ def test_a_bundle_acts_as_torch_does(exported, task):
     assert policy.bundle.receipt["lerobot_error"] <= 1e-4
 
 
+@pytest.mark.long
 def test_a_bundle_continues_chunks_as_torch_does(exported):
     chunking = RealTimeChunking()
     policy = OrtPolicy(exported.folder, task=TASK, chunking=chunking)

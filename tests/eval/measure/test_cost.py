@@ -23,6 +23,7 @@ def test_modules(costs, module, millions, gflops):
     assert row.paper[module] / 1e9 == pytest.approx(gflops, rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("plan", "percent", "billions"),
     [("L28 T112", 45.1, 5.87), ("L28 T56", 32.9, 5.87), ("L22 T112", 38.2, 4.86), ("L22 T56", 28.9, 4.86)],

@@ -143,7 +143,7 @@ def uninterrupted(whole):
     return list(Store(whole).trials)
 
 
-@pytest.mark.parametrize("after", [1, 11])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.long), 11])
 def test_killed_at_any_moment_it_goes_on_to_the_same_candidates(tune, monkeypatch, uninterrupted, after):
     original, calls = Counting.trial, []
 
