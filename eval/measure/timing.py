@@ -20,6 +20,8 @@ class Rounds:
     """Name -> rounds in all, of those that need more: a p99 takes a hundred."""
     limit_s: float = 0.0
     """A run that has been timed for so long [s] is done with the rounds of all: slow ones end early."""
+    warmup: int = 1
+    """Rounds before, that are not timed."""
 
     def __post_init__(self) -> None:
         """Something must be timed."""
@@ -41,7 +43,6 @@ class Rounds:
 def interleaved(
     runs: Mapping[str, Callable[[], object]],
     rounds: Rounds,
-    warmup: int = 1,
     seed: int = 0,
     on_round: Callable[[int], None] = lambda done: None,
     synchronise: Callable[[], None] = lambda: None,
@@ -55,7 +56,6 @@ def interleaved(
     Args:
         runs: name -> what to time.
         rounds: how often.
-        warmup: rounds that are not timed.
         seed: of the order.
         on_round: called with the number of rounds done.
         synchronise: waits for the device.
@@ -76,7 +76,7 @@ def interleaved(
                 began = now()
                 runs[name]()
                 synchronise()
-                if done >= warmup:
+                if done >= rounds.warmup:
                     times[name].append(now() - began)
             done += 1
             on_round(done)

@@ -65,6 +65,17 @@ def observe(
     return made_up(session(command, loaded, execution), wanted[1], seed)
 
 
+def some(data: CalibrationData, rows: range) -> CalibrationData:
+    """Return some of the observations; the first few of what `observe` returns are from all over them."""
+    return replace(
+        data,
+        batch=take(data.batch, list(rows)),
+        noise_keys=data.noise_keys[rows.start : rows.stop],
+        draft=None if data.draft is None else data.draft[rows.start : rows.stop],
+        raw={key: value[rows.start : rows.stop] for key, value in data.raw.items()},
+    )
+
+
 def _recorded(
     command: CommonOptions,
     loaded: LoadedPolicy,

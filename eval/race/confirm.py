@@ -24,7 +24,7 @@ class ConfirmRules:
     """A plan that is faster may solve so much less; success rates."""
     confidence: float = 0.95
     """Of the intervals."""
-    seeds_at_once: int = 25
+    seeds_at_once: int = 10
     """Episodes of each plan between two looks at the clock."""
 
     def __post_init__(self) -> None:

@@ -132,6 +132,8 @@ class Trial:
     action_error: float | None = None
     """Mean absolute difference of normalised actions from those as trained, on observations that were not
     fitted to."""
+    first_error: float | None = None
+    """The same on the first few of them, by which a trial is given up that has no chance."""
     follows: bool = False
     """Chunks make use of those before: its error is that of the first ones of episodes, which do not, so that
     only a world can judge it."""

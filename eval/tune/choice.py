@@ -38,8 +38,12 @@ class Rule:
         ]
 
     def rivals(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that have to be beaten, and are timed however they look."""
-        return [trial for trial in trials if trial.is_alive and trial.candidate.origin.is_rival]
+        """Those that have to be beaten, and are timed however they look, where anything can judge them."""
+        return [
+            trial
+            for trial in trials
+            if trial.is_alive and trial.candidate.origin.is_rival and (self.is_world or not trial.follows)
+        ]
 
     def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time first: the rivals, the front of counted work and action error, some that follow."""

@@ -19,6 +19,7 @@ from vivace.eval.simulation.latency_model import BurstyLatency, MeasuredLatency
 from vivace.eval.subject import env_maker
 from vivace.eval.terminal import progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.pace import EpisodeCost
 from vivace.eval.tune.store import Store
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
@@ -45,6 +46,30 @@ class Arena:
     def of(cls, command: CommonOptions, loaded: LoadedPolicy, **rest: Any) -> "Arena":
         """The arena in a command's world."""
         return cls(command, loaded, make_env=env_maker(command, loaded.staged.spec), **rest)
+
+    def cost(
+        self, trial: Trial, seeds: range, seeds_at_once: int, now: Callable[[], float]
+    ) -> dict[str, float]:
+        """Measure what an episode takes, on the first batch of a race, which does not run it again.
+
+        Args:
+            trial: that was timed.
+            seeds: of the race.
+            seeds_at_once: as of the race.
+            now: clock [s].
+
+        Returns:
+            As `EpisodeCost` names it; empty where the batch had been run before.
+        """
+        watch, began = self.workforce.stopwatch, now()
+        inference_s, total_s = watch.inference_s, watch.total_s
+        self._play({trial.key: trial}, seeds, seeds_at_once)([trial.key], seeds[:seeds_at_once])
+        took_s = (now() - began) / len(seeds[:seeds_at_once])
+        if watch.total_s == total_s:
+            return {}
+        share = (watch.inference_s - inference_s) / (watch.total_s - total_s)
+        cost = EpisodeCost((1 - share) * took_s, share * took_s, float(np.median(trial.latencies_s)))
+        return cost.to_json()
 
     def race(self, trials: Sequence[Trial], seeds: range, rules: RaceRules) -> Race:
         """Race trials that were timed; each is stored after every look, raced or dropped.

@@ -1,6 +1,7 @@
 """The first stage: what a candidate computes, and how far its actions are from those as trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,12 +10,18 @@ from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.action_error import action_errors, sample_all
+from vivace.eval.observations.observe import some
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
 from vivace.policies.errors import in_one_line
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
+
+_SOME = 3
+"""Others that have to be better before a candidate is dropped on few observations."""
+_CLEARLY = 1.25
+"""Times as far from the actions as trained."""
 
 
 class Counting:
@@ -26,10 +33,13 @@ class Counting:
         Args:
             loaded: the policy.
             fitted: observations that candidates are calibrated on.
-            judged: observations of other episodes, that their actions are compared on.
+            judged: observations of other episodes, that their actions are compared on: on a quarter of them
+                first, on the others unless nothing can come of it.
         """
         self._loaded, self._fitted, self._judged = loaded, fitted, judged
-        self._reference = sample_all(as_trained(loaded.staged), judged)
+        few, n = max(1, len(judged.noise_keys) // 4), len(judged.noise_keys)
+        self._parts = [some(judged, rows) for rows in (range(few), range(few, n)) if rows]
+        self._references = [sample_all(as_trained(loaded.staged), part) for part in self._parts]
         self._calibrators: dict[int | None, Calibrator] = {}
 
     def made(self, candidate: Candidate) -> tuple[AccelerationPlan, Execution]:
@@ -40,21 +50,59 @@ class Counting:
             self._calibrators[n] = Calibrator(policy, self._loaded.fingerprint, self._fitted)
         return self._calibrators[n].plan(candidate.requests)
 
-    def trial(self, candidate: Candidate) -> Trial:
-        """Count and compare a candidate; whatever is raised is the trial's, not the search's end."""
+    def trial(self, candidate: Candidate, known: Iterable[Trial] = ()) -> Trial:
+        """Count and compare a candidate; whatever is raised is the trial's, not the search's end.
+
+        Args:
+            candidate: to be looked at.
+            known: trials before it: where some of them leave it no chance, it is dropped early.
+        """
         try:
             _, execution = self.made(candidate)
-            errors = action_errors(execution, self._reference, self._judged)
-            flops = count_flops(execution, self._judged.one).total
+            trial = Trial(
+                candidate=candidate,
+                status=Status.COUNTED,
+                flops=int(count_flops(execution, self._judged.one).total),
+                follows=isinstance(execution, Denoising) and execution.carries,
+            )
+            errors: list[float] = []
+            for part, reference in zip(self._parts, self._references, strict=True):
+                errors += action_errors(execution, reference, part)
+                trial = replace(trial, action_error=float(np.mean(errors)))
+                if trial.first_error is None:
+                    trial = replace(trial, first_error=trial.action_error)
+                if len(errors) < len(self._judged.noise_keys) and (reason := beaten(trial, known)):
+                    return trial.dropped(Status.COUNTED, f"on the first {len(errors)} observations {reason}")
         except Exception as error:
             return failure(candidate, error)
-        return Trial(
-            candidate=candidate,
-            status=Status.COUNTED,
-            flops=int(flops),
-            action_error=float(np.mean(errors)),
-            follows=isinstance(execution, Denoising) and execution.carries,
-        )
+        return trial
+
+
+def beaten(trial: Trial, known: Iterable[Trial]) -> str:
+    """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
+
+    Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
+    is looked at whole.
+
+    Args:
+        trial: of known work and first error.
+        known: the others. One whose chunks make use of those before says little of one whose do not.
+    """
+    if trial.candidate.origin.is_rival or trial.flops is None or trial.first_error is None:
+        return ""
+    better = [
+        other
+        for other in known
+        if other.status is not Status.FAILED
+        and other.flops is not None
+        and other.first_error is not None
+        and (trial.follows or not other.follows)
+        and other.flops <= trial.flops
+        and _CLEARLY * other.first_error < trial.first_error
+    ]
+    if len(better) < _SOME:
+        return ""
+    return f"{len(better)} others compute no more and are nearer, {_CLEARLY:g} times at least"
 
 
 def failure(candidate: Candidate, error: Exception) -> Trial:
@@ -69,10 +117,12 @@ def count(
     store: Store,
     trial_of: Callable[[Candidate], Trial],
     goes_on: Callable[[int], bool],
+    is_late: Callable[[], bool],
 ) -> None:
     """Look at the starters, then at what a study asks for, until time is up; store every trial.
 
-    What has to be beaten is looked at in any case, and what is stored already is not looked at again.
+    What has to be beaten is looked at however many candidates are asked for, as trained and with exact work
+    removed even when time is up, and what is stored already is not looked at again.
 
     Args:
         starters: looked at first.
@@ -80,6 +130,7 @@ def count(
         store: of the trials.
         trial_of: counts a candidate.
         goes_on: told how many candidates are known; whether one more may be looked at.
+        is_late: whether time is up.
     """
     for trial in store.trials.values():
         study.tell(trial)
@@ -88,6 +139,8 @@ def count(
             continue
         if candidate.origin is Origin.DEFAULT and not goes_on(len(store.trials)):
             break
+        if candidate.origin is Origin.BASELINE and is_late():
+            continue
         study.tell(store.add(trial_of(candidate)))
     while goes_on(len(store.trials)):
         asked = study.ask()

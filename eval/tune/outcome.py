@@ -139,9 +139,10 @@ def on_front(trials: Iterable[Trial]) -> dict[str, bool]:
     tried = {kind for trial in known for kind in trial.candidate.kinds}
     exact = {k for trial in known if trial.candidate.origin is Origin.EXACT for k in trial.candidate.kinds}
     best: set[str] = set()
+    compared = [trial for trial in known if trial.stage is not Status.COUNTED]  # on all observations
     for some, cost in (
-        (known, lambda trial: trial.flops),
-        ([trial for trial in known if trial.latencies_s], median_s),
+        (compared, lambda trial: trial.flops),
+        ([trial for trial in compared if trial.latencies_s], median_s),
     ):
         if some:
             points = np.array([[cost(trial), trial.action_error] for trial in some], float)

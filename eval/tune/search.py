@@ -1,43 +1,46 @@
 """One search: counted, timed, raced, confirmed; every stage stores what it finds, and ends in time."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart
+from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop.settings import Mode
+from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
-from vivace.eval.observations.observe import observe
+from vivace.eval.observations.observe import observe, some
 from vivace.eval.race.confirm import Confirmation, ConfirmRules
 from vivace.eval.race.ladder import Ladder
-from vivace.eval.race.race import Race, RaceRules
+from vivace.eval.race.race import Ending, Race, RaceRules
 from vivace.eval.scale.workforce import Workforce
 from vivace.eval.subject import loading, session
-from vivace.eval.terminal import console, progress
-from vivace.eval.tune.candidate import Candidate, Origin, Trial
+from vivace.eval.terminal import console, milliseconds, progress
+from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.former import former
 from vivace.eval.tune.lineup import Lineup, known, lineup
+from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable_samples, stakes
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
 from vivace.eval.tune.timing import FEW, MANY, Measure, Timing, median_s
+from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
 
 if TYPE_CHECKING:
     from vivace.eval.verbs.tune import TuneCommand
 
-_COUNTED, _TIMED, _RACED = 0.35, 0.6, 0.85
-"""Shares of the time by which the first three stages are over, where a world judges."""
+_COUNTED, _TIMED = 0.35, 0.6
+"""Shares of the time by which the first two stages are over, where a world judges."""
 _COUNTED_ALONE = 0.6
 """The same of the first, where none does."""
 _LIKE = 0.5
@@ -50,18 +53,6 @@ _TRIES = 50
 """Times another one is bred where one came out that is known."""
 _BEST = 2
 """So many of the best are tried with what computes the same faster, and with other ways to execute chunks."""
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """The time there is."""
-
-    limit_s: float
-    began_s: float = field(default_factory=time.monotonic)
-
-    def left_s(self, share: float = 1.0) -> float:
-        """What is left of a share of it [s]."""
-        return self.began_s + share * self.limit_s - time.monotonic()
 
 
 class Search:
@@ -86,31 +77,66 @@ class Search:
         self._data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.tune.samples)
         later = range(self._fresh.stop, self._fresh.stop + 2 * command.tune.confirm)  # a ladder's
         check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh, later))
+        fitted, self._data = self._affordable(fitted, self._data)
         self.counting = Counting(loaded, fitted, self._data)
+
+    def _affordable(
+        self, fitted: CalibrationData, judged: CalibrationData
+    ) -> tuple[CalibrationData, CalibrationData]:
+        """As many observations as the time allows, by how long a chunk takes; the same in every run."""
+        found = self._store.settled("samples", lambda: self._samples(judged))
+        n, asked = found["n"], len(judged.noise_keys)
+        if n >= asked:
+            return fitted, judged
+        n_fitted = max(1, round(len(fitted.noise_keys) * n / asked))
+        self._deadline.cut(
+            f"actions are compared on {n} of {asked} observations, and plans calibrated on {n_fitted} of "
+            f"{len(fitted.noise_keys)}, for a chunk as trained takes {milliseconds(found['chunk_s'])} ms"
+        )
+        return some(fitted, range(n_fitted)), some(judged, range(n))
+
+    def _samples(self, judged: CalibrationData) -> dict[str, Any]:
+        """Measure a chunk as trained, and say on how many observations actions can be compared."""
+        began = self._deadline.now()
+        sample_all(as_trained(self._loaded.staged), some(judged, range(1)))
+        chunk_s = self._deadline.now() - began
+        n = affordable_samples(len(judged.noise_keys), chunk_s, self._deadline.left_s(self._counted_by))
+        return {"n": n, "chunk_s": chunk_s}
+
+    @property
+    def _counted_by(self) -> float:
+        """Share of the time by which counting is over."""
+        return _COUNTED if self._rule.is_world else _COUNTED_ALONE
 
     def count(self) -> None:
         """Count work and compare actions, many candidates."""
         options = self._command.tune
-        share = _COUNTED if self._rule.is_world else _COUNTED_ALONE
-        most = round((1 - _LIKE) * options.candidates)
+        share = self._counted_by
         starters = self._space.starters(self._command.accel.chosen())
         starters = tuple(one for one in starters if options.compile or not one.is_compiled)
         starters = (*former(self._loaded, self._space.exact), *starters)
+        most = min(options.candidates, max(round((1 - _LIKE) * options.candidates), len(starters)))
         with progress() as bars:
             bar = bars.add_task("counting work, comparing actions", total=most)
 
             def trial_of(candidate: Candidate) -> Trial:
-                trial = self.counting.trial(candidate)
-                if trial.reason and candidate.origin is not Origin.SEARCH:
+                trial = self.counting.trial(candidate, self._store.trials.values())
+                if trial.status is Status.FAILED and candidate.origin is not Origin.SEARCH:
                     told = f"left out: {describe(candidate)}: {trial.reason}"
                     console.print(told, style="yellow", highlight=False)
                 bars.update(bar, completed=len(self._store.trials) + 1)
                 return trial
 
-            def goes_on(known: int) -> bool:
-                return known < most and self._deadline.left_s(share) > 0
+            def is_late() -> bool:
+                return self._deadline.left_s(share) <= 0
 
-            count(starters, Study(self._space, self._command.seed), self._store, trial_of, goes_on)
+            def goes_on(known: int) -> bool:
+                return known < most and not is_late()
+
+            study = Study(self._space, self._command.seed)
+            count(starters, study, self._store, trial_of, goes_on, is_late)
+        if len(self._store.trials) < most and self._deadline.left_s(share) <= 0:
+            self._tell_counted(share)
 
     def time(self) -> None:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
@@ -118,9 +144,15 @@ class Search:
         options, rule, trials = self._command.tune, self._rule, self._store.trials
         choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
         timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
-        timing.time(rule.first(list(trials.values()), options.timed), FEW, self._deadline.left_s(share) / 4)
+        first = rule.first(list(trials.values()), options.timed)
+        timing.time(first, FEW, self._deadline.left_s(share) / (4 if rule.is_world else 2))
+        untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
+        if untimed:
+            self._deadline.cut(
+                f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
+            )
         self._breed()
-        more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives()]
+        more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives(share)]
         timing.time(more, FEW, self._deadline.left_s(share) / 4)
         self._tell_best()
         finalists = rule.finalists(list(trials.values()), options.finalists)
@@ -141,18 +173,64 @@ class Search:
         """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
         rule, trials, deadline = self._rule, self._store.trials, self._deadline
         with Workforce(self._command.scale, loading(self._command)) as workforce:
-            arena = self._arena(workforce, lambda: deadline.left_s(_RACED) <= 0)
-            racing = entrants(trials.values(), rule.sure(trials.values()), self._command.tune.finalists)
+            arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
+            shares = self._stakes(arena)
+            arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
+            racing = entrants(trials.values(), rule.sure(trials.values()), shares.n_others)
             state = arena.race(racing, self._seeds, RaceRules())
             if not any(state.outcomes.values()):
+                deadline.cut("nobody raced, for time was up")
                 return state, None
             winner = trials[state.leader]
             met = len(state.outcomes[winner.key])
             told = f"{describe(winner.candidate)} leads: {sum(state.outcomes[winner.key].values())} of {met}"
             console.print(f"race over ({state.ending}): {told}", highlight=False)
-            arena = replace(arena, is_over=lambda: deadline.left_s() <= 0)
+            if state.ending is Ending.TIME:
+                deadline.cut(
+                    f"the race met {met} of {len(self._seeds)} episodes, for the rest of the time is the "
+                    "confirmation's"
+                )
+            arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.last_s)
             simple = simple_plans(trials.values(), state)
-            return state, arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+        if found.n < len(self._fresh):
+            deadline.cut(f"confirmed on {found.n} of {len(self._fresh)} fresh episodes, for time was up")
+        return state, found
+
+    def _stakes(self, arena: Arena) -> Stakes:
+        """Who may race, and what the race leaves to the confirmation, by what an episode takes."""
+        trials, tune = self._store.trials, self._command.tune
+        kept = self._rule.sure(trials.values())
+        if self._deadline.left_s() <= 0:
+            return Stakes(0, 0.0, 0.0)
+        fastest, at_once = min(kept, key=median_s), RaceRules().seeds_at_once
+        now = self._deadline.now
+        measured = self._store.settled("episode", lambda: arena.cost(fastest, self._seeds, at_once, now))
+        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(fastest))
+        rivals = [trial for trial in kept if trial.candidate.origin.is_rival]
+        others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
+        slowest = max(median_s(trial) for trial in kept)
+        bare = (Origin.TRAINED, Origin.EXACT)
+        confirmed = [
+            median_s(trial)
+            for trial in trials.values()
+            if trial.candidate.origin in bare and trial.latencies_s
+        ]
+        shares = stakes(
+            self._deadline.left_s(),
+            [cost.of(median_s(trial)) for trial in rivals],
+            [cost.of(median_s(trial)) for trial in others],
+            [cost.of(time_s) for time_s in (*confirmed, slowest, slowest)],
+            tune.n_episodes,
+            tune.confirm,
+            ConfirmRules().seeds_at_once,
+        )
+        if shares.n_others < len(others):
+            self._deadline.cut(
+                f"{shares.n_others} of {len(others)} finalists race, for an episode takes "
+                f"{cost.of(slowest):.2g} s and {self._deadline.left_s():.0f} s are left"
+            )
+        return shares
 
     def lineup(self, plan: Trial) -> Lineup:
         """Let whatever needs no search meet the fresh episodes that the plan has met."""
@@ -203,6 +281,15 @@ class Search:
                     break
                 self._counted(child)
                 bars.update(bar, completed=len(trials))
+        if len(trials) < options.candidates and self._deadline.left_s(share) <= 0:
+            self._tell_counted(share)
+
+    def _tell_counted(self, share: float) -> None:
+        """Say that fewer candidates were looked at than were asked for."""
+        self._deadline.cut(
+            f"{len(self._store.trials)} of {self._command.tune.candidates} candidates were counted, for the "
+            f"{100 * share:.0f} % of the time that they have were over"
+        )
 
     def _child(self, parents: Sequence[Candidate]) -> Candidate | None:
         """A candidate like one of some that is not known yet; None if none was found."""
@@ -216,7 +303,7 @@ class Search:
     def _keeps(self, trial: Trial) -> bool:
         return self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
 
-    def _relatives(self) -> list[Trial]:
+    def _relatives(self, share: float) -> list[Trial]:
         """The best by now with what computes the same faster; in a world, with chunks executed otherwise."""
         is_sync = self._command.loop.mode == Mode.SYNC
         found: list[Candidate] = []
@@ -224,11 +311,17 @@ class Search:
             found += self._space.faster(trial.candidate)
             if self._rule.is_world and not any(vars(trial.candidate.execution).values()):
                 found += self._space.executed(trial.candidate, is_sync)
-        counted = [self._store.trials.get(one.key) or self._counted(one) for one in found]
+        counted: list[Trial] = []
+        for one in found:
+            known = self._store.trials.get(one.key)
+            if known is None and self._deadline.left_s(share) <= 0:
+                self._deadline.cut("not all ways to compute or execute the best were tried, for time was up")
+                break
+            counted.append(known or self._counted(one))
         return [trial for trial in counted if trial.is_alive]
 
     def _counted(self, candidate: Candidate) -> Trial:
-        return self._store.add(self.counting.trial(candidate))
+        return self._store.add(self.counting.trial(candidate, self._store.trials.values()))
 
     def _session(self, candidate: Candidate) -> Session:
         """A candidate as the loop calls it."""

@@ -1,14 +1,16 @@
 """Every trial in a file as soon as it is known, so that a search goes on where it was stopped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from vivace.eval.output import read_json, write_json
 from vivace.eval.tune.candidate import Trial
 from vivace.policies.errors import BadSetting
 
-FILE_NAME = "trials.jsonl"
+FILE_NAME, SETTLED = "trials.jsonl", "pace.json"
 
 
 class Store:
@@ -37,6 +39,20 @@ class Store:
     def trials(self) -> Mapping[str, Trial]:
         """Key of a candidate -> its newest trial, in the order in which they were first seen."""
         return MappingProxyType(self._trials)
+
+    def settled(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a search is paced by: measured once, and the same where it goes on after a stop.
+
+        Args:
+            name: of what is measured.
+            measure: measures, as plain data; nothing (empty) where it cannot be told yet.
+        """
+        file = self.folder / SETTLED
+        known: dict[str, dict[str, Any]] = read_json(file, "pace") if file.is_file() else {}
+        if not known.get(name):
+            known[name] = measure()
+            write_json(file, known)
+        return known[name]
 
     def add(self, trial: Trial) -> Trial:
         """Append a trial, on a line of its own even after an interrupted write; returns it.

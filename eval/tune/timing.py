@@ -15,6 +15,8 @@ from vivace.policies.session import Session
 
 FEW, MANY = 5, 100
 """Rounds in which all are timed, and as many as a p99 takes."""
+_FIRST = 0.4
+"""Share of its time after which no more candidates are made ready: those that are must be timed, too."""
 
 
 Measure = Callable[[Mapping[str, Session], CalibrationData, Rounds], Measured]
@@ -48,7 +50,8 @@ class Timing:
         Args:
             trials: to be timed.
             rounds: so many times each, in all.
-            limit_s: time there is [s]: where it does not reach there are fewer rounds, but one at least.
+            limit_s: time there is [s]: where it does not reach there are fewer rounds, but one at least, and
+                the last trials are not timed.
 
         Returns:
             The newest trials of those that can be run.
@@ -58,7 +61,8 @@ class Timing:
         once_s: dict[str, float] = {}
         todo: dict[str, Trial] = {}
         for trial in trials:
-            if len(trial.latencies_s) >= rounds:
+            is_late = once_s and time.monotonic() - began > limit_s * _FIRST
+            if len(trial.latencies_s) >= rounds or is_late:
                 continue
             try:
                 sessions[trial.key] = self._session_of(trial)
@@ -68,10 +72,10 @@ class Timing:
                 told = f"{type(error).__name__}: {in_one_line(error)}"
                 self._store.add(trial.failed(Status.TIMED, told))
         left_s = limit_s - (time.monotonic() - began)
-        affordable = max(1, int(left_s / max(sum(once_s.values()), 1e-9)) - 1)
+        affordable = max(1, int(left_s / max(sum(once_s.values()), 1e-9)))
         if todo:
             more = {key: min(rounds - len(trial.latencies_s), affordable) for key, trial in todo.items()}
-            asked_for = Rounds(repeats=min(more.values()), more=more, limit_s=np.inf)
+            asked_for = Rounds(repeats=min(more.values()), more=more, limit_s=np.inf, warmup=0)
             measured = self._measure(sessions, self._data, asked_for)
             for key, trial in todo.items():
                 times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in measured.times_s[key]))

@@ -40,7 +40,8 @@ from vivace.eval.tune.outcome import (
     too_slow,
     with_measurements,
 )
-from vivace.eval.tune.search import Deadline, Search
+from vivace.eval.tune.pace import Deadline
+from vivace.eval.tune.search import Search
 from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.timing import Measure
@@ -153,11 +154,11 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     search.time()
     kept = rule.sure(store.trials.values())
     if not kept:
-        return _too_slow(command, loaded, rule, store, folder), False
+        return _too_slow(command, loaded, rule, store, folder, deadline), False
     state, confirmation = search.race() if rule.is_world else (None, None)
     known = [trial for trial in kept if not trial.follows]  # without a race nobody knows of the others
     best = (known or kept)[0] if confirmation is None else store.trials[confirmation.plan.key]
-    judged: dict[str, Any] = {}
+    judged: dict[str, Any] = {"cut_short": deadline.cuts} if deadline.cuts else {}
     if state is not None:
         judged["race"] = {"ending": state.ending, "entrants": list(state.keys)}
     if confirmation is not None:
@@ -208,7 +209,12 @@ def _results(
 
 
 def _too_slow(
-    command: TuneCommand, loaded: LoadedPolicy, rule: Rule, store: Store, folder: Path
+    command: TuneCommand,
+    loaded: LoadedPolicy,
+    rule: Rule,
+    store: Store,
+    folder: Path,
+    deadline: Deadline,
 ) -> dict[str, Any]:
     """Tell that nothing keeps the budget; no plan is written."""
     fastest = rule.fastest(store.trials.values())
@@ -219,6 +225,7 @@ def _too_slow(
         )
     latency = Latency.of(fastest).to_json()
     found = {"plan": None, "fastest": {"label": describe(fastest.candidate), "latency": latency}}
+    found |= {"cut_short": deadline.cuts} if deadline.cuts else {}
     return _results(command, loaded, rule, store, folder, too_slow(rule, fastest), **found)
 
 

@@ -1,6 +1,7 @@
 """`vivace tune` from its flags to its plan in a world, and killed in the middle of the race."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from planted import planted_checkpoint
 from vivace.accel.plan import AccelerationPlan
 from vivace.eval.cli import main
 from vivace.eval.scale.workforce import Workforce
-from vivace.eval.tune import search
+from vivace.eval.tune import pace, search
 from vivace.eval.tune.candidate import Status
+from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.store import Store
+from vivace.eval.verbs import tune as verb
 
 QUICK = ("--env.type=planted", "--env.task=follow", "--budget.hz=20", "--accel.samples=2",
          "--accel.episodes=1", "--accel.judged_episodes=1", "--tune.samples=2", "--tune.candidates=6",
@@ -25,8 +28,8 @@ def tune(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(search, "MANY", 10)
     checkpoint = planted_checkpoint(tmp_path / "planted")
 
-    def run():
-        code = main(["tune", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK])
+    def run(*more):
+        code = main(["tune", f"--policy.path={checkpoint}", "--output_dir=out", *QUICK, *more])
         captured = capsys.readouterr()
         return code, json.loads(captured.out) if captured.out else None, captured.err
 
@@ -38,7 +41,7 @@ def test_what_keeps_the_budget_races_and_who_wins_is_confirmed_beside_as_trained
 
     def killed(self, jobs, folder):
         runs.append(jobs)
-        if len(runs) == 2:
+        if len(runs) == 3:  # the first tells what an episode takes
             raise KeyboardInterrupt
         return original(self, jobs, folder)
 
@@ -65,3 +68,33 @@ def test_what_keeps_the_budget_races_and_who_wins_is_confirmed_beside_as_trained
     assert results["judged_by"] == "success"
     assert Path("out/report.html").is_file()
     assert "no world was named" not in told
+
+
+def test_slow_candidates_leave_the_race_and_the_confirmation_their_time(tune, monkeypatch):
+    """By a made-up clock: a candidate takes a minute, a call for episodes three, of twenty."""
+    now_s = [0.0]
+
+    def costing(kind, name, minutes):
+        original = getattr(kind, name)
+
+        def slow(*args):
+            now_s[0] += 60 * minutes
+            return original(*args)
+
+        monkeypatch.setattr(kind, name, slow)
+
+    costing(Counting, "trial", 1)
+    costing(Workforce, "run", 3)
+    monkeypatch.setattr(verb, "Deadline", partial(pace.Deadline, now=lambda: now_s[0]))
+    code, last, told = tune(
+        "--tune.minutes=20", "--tune.candidates=40", "--tune.n_episodes=40", "--tune.confirm=30"
+    )
+    assert code == 0
+    assert last["confirmed"], "someone was confirmed"
+    assert now_s[0] <= 60 * (20 + 3), "no more than a batch late"
+    cut = last["cut_short"]
+    assert any("of 40 candidates were counted" in one for one in cut)
+    assert any("of 40 episodes" in one for one in cut)
+    assert any("of 30 fresh episodes" in one for one in cut)
+    assert all(one in " ".join(told.split()) for one in cut)
+    assert json.loads(Path("out/results.json").read_text())["cut_short"] == cut

@@ -148,11 +148,11 @@ def uninterrupted(whole):
 def test_killed_at_any_moment_it_goes_on_to_the_same_candidates(tune, monkeypatch, uninterrupted, after):
     original, calls = Counting.trial, []
 
-    def killed(self, candidate):
+    def killed(self, candidate, known):
         calls.append(candidate)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return original(self, candidate)
+        return original(self, candidate, known)
 
     with monkeypatch.context() as patched:
         patched.setattr(Counting, "trial", killed)

@@ -1,0 +1,123 @@
+"""How the time of a search is shared: every stage leaves those after it what they need, and says what it cut.
+
+A stage ends by a share of the limit. The race and the confirmation share what is left by what episodes cost,
+measured on a first batch: an episode takes the world its time, and a policy the longer the slower its chunks
+are. What is confirmed comes first, for a winner that nobody confirmed is none; then as many may race as can
+meet enough episodes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vivace.eval.terminal import console
+
+_ENOUGH = 30
+"""Episodes that everyone in a race should be able to meet: fewer tell nobody apart."""
+_CONFIRMED = 0.5
+"""A confirmation takes at most such a share of the time that is left to it and the race."""
+_CANDIDATES = 12
+"""So many candidates at least should be looked at, each at the cost of a chunk as trained an observation."""
+
+
+def _say(told: str) -> None:
+    console.print(told, style="yellow", highlight=False)
+
+
+@dataclass
+class Deadline:
+    """The time there is, and what had to be cut for want of it."""
+
+    limit_s: float
+    now: Callable[[], float] = time.monotonic
+    tell: Callable[[str], None] = _say
+    began_s: float = field(init=False)
+    cuts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """It begins now."""
+        self.began_s = self.now()
+
+    def left_s(self, share: float = 1.0) -> float:
+        """What is left of a share of it [s]."""
+        return self.began_s + share * self.limit_s - self.now()
+
+    def cut(self, told: str) -> None:
+        """Say what was cut short, and why."""
+        self.cuts.append(told)
+        self.tell(f"cut short: {told}")
+
+
+def affordable_samples(asked: int, chunk_s: float, left_s: float) -> int:
+    """Return on how many observations actions are compared: fewer where chunks are slow, one at least.
+
+    Args:
+        asked: how many are wanted.
+        chunk_s: what a chunk as trained takes [s].
+        left_s: time in which candidates are looked at [s].
+    """
+    return max(1, min(asked, int(left_s / (_CANDIDATES * max(chunk_s, 1e-9)))))
+
+
+@dataclass(frozen=True)
+class EpisodeCost:
+    """What an episode takes."""
+
+    world_s: float
+    """The world, and the loop around the policy [s]."""
+    policy_s: float
+    """The policy [s], whose chunks take `latency_s` alone."""
+    latency_s: float
+
+    def of(self, latency_s: float) -> float:
+        """What an episode of another plan takes [s], by how long its chunks take."""
+        return self.world_s + self.policy_s * latency_s / self.latency_s
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Stakes:
+    """Who races, and how long."""
+
+    n_others: int
+    """So many race beside what has to be beaten."""
+    confirm_s: float
+    """What the race leaves to the confirmation [s]."""
+    last_s: float
+    """What a batch of the confirmation takes [s]: it does not begin one later than so long before the end."""
+
+
+def stakes(
+    left_s: float,
+    rivals_s: Sequence[float],
+    others_s: Sequence[float],
+    confirmed_s: Sequence[float],
+    n_episodes: int,
+    n_confirm: int,
+    at_once: int,
+) -> Stakes:
+    """Share the time that is left between a race and the confirmation of who wins it.
+
+    Args:
+        left_s: time there is [s].
+        rivals_s: what an episode takes of each that has to be beaten [s]; all of them race.
+        others_s: the same of the others, the preferred first.
+        confirmed_s: the same of those that are confirmed.
+        n_episodes: of a race, at most.
+        n_confirm: fresh ones.
+        at_once: episodes of each between two looks at the clock.
+    """
+    confirm_s = min(n_confirm * sum(confirmed_s), _CONFIRMED * left_s)
+    enough = min(n_episodes, _ENOUGH)
+    free_s = left_s - confirm_s - enough * sum(rivals_s)
+    n_others = 0
+    for cost_s in others_s:
+        free_s -= enough * cost_s
+        if free_s < 0 and n_others:
+            break
+        n_others += 1
+    return Stakes(n_others, confirm_s, min(at_once, n_confirm) * sum(confirmed_s))

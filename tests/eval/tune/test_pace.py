@@ -1,0 +1,100 @@
+"""Pacing: clocks and costs are made up."""
+
+from dataclasses import replace
+
+import pytest
+
+from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.counting import beaten
+from vivace.eval.tune.pace import Deadline, EpisodeCost, affordable_samples, stakes
+from vivace.eval.tune.store import Store
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_what_is_left_of_a_share_and_what_was_cut():
+    clock, told = Clock(), []
+    deadline = Deadline(600.0, clock, told.append)
+    clock.now_s += 150
+    assert deadline.left_s() == 450
+    assert deadline.left_s(0.35) == 60
+    deadline.cut("half of it")
+    assert deadline.cuts == ["half of it"]
+    assert told == ["cut short: half of it"]
+
+
+@pytest.mark.parametrize(
+    ("chunk_s", "left_s", "n"), [(0.1, 600.0, 16), (5.0, 150.0, 2), (5.0, 1.0, 1), (0.0, 1.0, 16)]
+)
+def test_slow_chunks_are_compared_on_fewer_observations(chunk_s, left_s, n):
+    assert affordable_samples(16, chunk_s, left_s) == n
+
+
+def test_an_episode_costs_its_world_and_the_more_the_slower_its_chunks_are():
+    cost = EpisodeCost(world_s=0.4, policy_s=0.1, latency_s=0.02)
+    assert cost.of(0.02) == pytest.approx(0.5)
+    assert cost.of(0.4) == pytest.approx(2.4)
+    assert EpisodeCost(**cost.to_json()) == cost
+
+
+def shared(left_s, **changed):
+    asked = dict(rivals_s=[1.0, 1.0], others_s=[1.0] * 8, confirmed_s=[2.0, 1.0, 1.0],
+                 n_episodes=100, n_confirm=100, at_once=10)  # fmt: skip
+    return stakes(left_s, **asked | changed)
+
+
+def test_with_all_the_time_everyone_races_and_the_confirmation_has_what_it_needs():
+    found = shared(10_000)
+    assert found.n_others == 8
+    assert found.confirm_s == 400
+    assert found.last_s == 40
+
+
+def test_with_less_time_fewer_race_so_that_they_meet_enough_episodes():
+    found = shared(600)
+    assert found.confirm_s == 300, "at most half of what is left"
+    assert found.n_others == 8
+    assert [shared(left_s).n_others for left_s in (500, 300, 200)] == [6, 3, 1]
+    assert shared(1).n_others == 1, "a race of what has to be beaten alone finds nothing"
+    assert shared(200, n_episodes=5).n_others == 8, "they race no longer than there are episodes"
+
+
+def counted(n: int, flops: int, error: float, **changed) -> Trial:
+    candidate = Candidate((("step_schedule", {"n_steps": n}),))
+    trial = Trial(
+        candidate=candidate, status=Status.COUNTED, flops=flops, action_error=error, first_error=error
+    )
+    return replace(trial, **changed)
+
+
+def test_a_candidate_that_some_others_clearly_beat_is_not_looked_at_further():
+    poor = counted(0, 100, 0.2)
+    better = [counted(n, 100 - n, 0.1) for n in (1, 2, 3)]
+    assert beaten(poor, better).startswith("3 others compute no more and are nearer")
+    assert not beaten(poor, better[:2]), "two may be luck"
+    assert not beaten(poor, [replace(one, flops=101) for one in better]), "it computes less"
+    assert not beaten(poor, [replace(one, first_error=0.19) for one in better]), "not clearly"
+    assert not beaten(poor, [replace(one, follows=True) for one in better]), "theirs are of first chunks"
+    assert beaten(replace(poor, follows=True), [replace(one, follows=True) for one in better])
+    assert not beaten(poor, [replace(one, status=Status.FAILED) for one in better])
+    rival = replace(poor.candidate, origin=Origin.BASELINE)
+    assert not beaten(replace(poor, candidate=rival), better), "what has to be beaten is looked at whole"
+
+
+def test_what_a_search_is_paced_by_is_measured_once(tmp_path):
+    asked = []
+
+    def measure():
+        asked.append(1)
+        return {"n": len(asked) - 1} if len(asked) > 1 else {}
+
+    assert Store(tmp_path).settled("samples", measure) == {}, "it could not be told yet"
+    assert Store(tmp_path).settled("samples", measure) == {"n": 1}
+    assert Store(tmp_path).settled("samples", measure) == {"n": 1}
+    assert Store(tmp_path).settled("episode", lambda: {"s": 2.0}) == {"s": 2.0}
+    assert Store(tmp_path).settled("samples", measure) == {"n": 1}
