@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart
 from vivace.deploy.loop.settings import Mode
+from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
@@ -17,14 +18,14 @@ from vivace.eval.race.race import Race, RaceRules
 from vivace.eval.scale.workforce import Workforce
 from vivace.eval.subject import loading, session
 from vivace.eval.terminal import console, progress
-from vivace.eval.tune.candidate import Candidate, Origin, Trial
+from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.eval.tune.timing import FEW, MANY, Timing, median_s
+from vivace.eval.tune.timing import FEW, MANY, Measure, Timing, median_s
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
 
@@ -62,10 +63,11 @@ class Search:
         rule: Rule,
         store: Store,
         deadline: Deadline,
+        measure: Measure = chunk_latencies,
     ) -> None:
-        """Look at observations, and let the policy as trained act on them."""
+        """Look at observations, and let the policy as trained act on them; `measure` times chunks."""
         self._command, self._loaded, self._space, self._rule = command, loaded, space, rule
-        self._store, self._deadline = store, deadline
+        self._store, self._deadline, self._measure = store, deadline, measure
         self._seeds = range(command.seed, command.seed + command.tune.n_episodes)
         self._fresh = range(self._seeds.stop, self._seeds.stop + command.tune.confirm)
         fitted = observe(command, loaded)
@@ -100,8 +102,9 @@ class Search:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
         share = _TIMED if self._rule.is_world else 1.0
         options, rule, trials = self._command.tune, self._rule, self._store.trials
-        choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
-        timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store)
+        if rule.budget.elsewhere is None:
+            choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
+        timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
         timing.time(rule.first(list(trials.values()), options.timed), FEW, self._deadline.left_s(share) / 4)
         more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives()]
         timing.time(more, FEW, self._deadline.left_s(share) / 4)
@@ -162,7 +165,8 @@ class Search:
         )
 
     def _keeps(self, trial: Trial) -> bool:
-        return self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
+        is_left_out = trial.stage is Status.TIMED  # for what it takes besides time
+        return not is_left_out and self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
 
     def _relatives(self) -> list[Trial]:
         """The best by now with what computes the same faster; in a world, with chunks executed otherwise."""

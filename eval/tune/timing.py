@@ -1,12 +1,12 @@
 """The second stage: how long whole chunks of the promising candidates take here, timed interleaved."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from vivace.accel.technique import CalibrationData
-from vivace.eval.measure.latencies import asked, chunk_latencies
+from vivace.eval.measure.latencies import Measured, asked, chunk_latencies
 from vivace.eval.measure.timing import Rounds
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.store import Store
@@ -17,18 +17,30 @@ FEW, MANY = 5, 100
 """Rounds in which all are timed, and as many as a p99 takes."""
 
 
+Measure = Callable[[Mapping[str, Session], CalibrationData, Rounds], Measured]
+"""Times chunks of several sessions in the same rounds; what `chunk_latencies` does by the clock."""
+
+
 class Timing:
     """Times candidates on this device; what is known of one is not measured again."""
 
-    def __init__(self, session_of: Callable[[Trial], Session], data: CalibrationData, store: Store) -> None:
+    def __init__(
+        self,
+        session_of: Callable[[Trial], Session],
+        data: CalibrationData,
+        store: Store,
+        measure: Measure = chunk_latencies,
+    ) -> None:
         """Prepare.
 
         Args:
             session_of: makes a candidate ready to run, as the loop calls it.
             data: observations, one a round.
             store: of the trials.
+            measure: times chunks.
         """
         self._session_of, self._data, self._store = session_of, data, store
+        self._measure = measure
 
     def time(self, trials: Iterable[Trial], rounds: int, limit_s: float) -> list[Trial]:
         """Time some candidates in the same rounds; one that raises fails, and the others go on.
@@ -60,12 +72,17 @@ class Timing:
         if todo:
             more = {key: min(rounds - len(trial.latencies_s), affordable) for key, trial in todo.items()}
             asked_for = Rounds(repeats=min(more.values()), more=more, limit_s=np.inf)
-            measured = chunk_latencies(sessions, self._data, asked_for)
+            measured = self._measure(sessions, self._data, asked_for)
             for key, trial in todo.items():
-                times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in measured.times_s[key]))
-                self._store.add(trial.became(Status.TIMED, latencies_s=times_s))
+                found_s = measured.times_s.get(key, [])
+                times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in found_s))
+                if key in measured.left_out:
+                    reason = measured.left_out[key]
+                    self._store.add(trial.dropped(Status.TIMED, reason, latencies_s=times_s))
+                else:
+                    self._store.add(trial.became(Status.TIMED, latencies_s=times_s))
         newest = (self._store.trials[trial.key] for trial in trials)
-        return [trial for trial in newest if trial.latencies_s]
+        return [trial for trial in newest if trial.is_alive and trial.latencies_s]
 
     def _once(self, session: Session) -> float:
         """Time of a first chunk [s], which is longer than later ones."""
