@@ -270,7 +270,7 @@ def _scale(whole: list[dict[str, float]], parts: list[dict[Key, Any]]) -> dict[s
             stages[stage].append(time_s)
     known = {stage: [chunk[stage] for chunk in whole if stage in chunk] for stage in stages}
     return {
-        stage: float(np.median(known[stage]) / max(np.median(times_s), 1e-12))
+        stage: float(np.median(known[stage])) / max(float(np.median(times_s)), 1e-12)
         for stage, times_s in stages.items()
         if known[stage]
     }
