@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -59,6 +59,19 @@ Chunk = Session | Callable[[CalibrationData], object]
 """What computes a chunk of one observation; of a `Session` the stages are told apart."""
 
 
+class Watch(Protocol):
+    """Told what a chunk does, as a `StageWatch` is."""
+
+    def start(self) -> None:
+        """A chunk begins, or those of a cycle."""
+
+    def __call__(self, stage: str) -> None:
+        """A stage is over."""
+
+    def begins_to_read(self) -> None:
+        """The first language layer begins."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured of several runs in the same rounds."""
@@ -69,6 +82,8 @@ class Measured:
     """Name -> median time of each stage [s], of those whose stages are told apart."""
     first_s: dict[str, list[float]] = field(default_factory=dict)
     """Name -> latencies [s] of chunks that follow none, of those that make use of the chunk before."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Name of a run that is out of the question -> why; its latencies may be missing."""
 
     def median_s(self, name: str) -> float:
         """Median latency of a run [s]."""
@@ -86,7 +101,7 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
     device = next(iter(data.batch.values())).device
     synchronise = synchroniser(device)
     watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
-    timed = {name: _timed(run, data, watches.get(name)) for name, run in runs.items()}
+    timed = {name: chunks_in_turn(run, data, watches.get(name)) for name, run in runs.items()}
     with progress() as bars:
         bar = bars.add_task("measuring latencies, interleaved", total=1 + rounds.most)
         times = interleaved(
@@ -115,7 +130,7 @@ def asked(one: CalibrationData) -> dict[str, Any]:
     return found if PREVIOUS not in found else {DELAY: np.zeros(len(one.noise_keys), np.int64)} | found
 
 
-def _timed(run: Chunk, data: CalibrationData, watch: StageWatch | None) -> Callable[[], None]:
+def chunks_in_turn(run: Chunk, data: CalibrationData, watch: Watch | None) -> Callable[[], None]:
     """Return what is timed of a run: a chunk, or those of a cycle, of one observation after the other."""
     if not isinstance(run, Session) or watch is None:
         return partial(_next, run, cycle(data.ones()))
@@ -131,7 +146,7 @@ def _timed(run: Chunk, data: CalibrationData, watch: StageWatch | None) -> Calla
     return chunks
 
 
-def _telling(session: Session, watch: StageWatch) -> Session:
+def _telling(session: Session, watch: Watch) -> Session:
     """Return a session that tells when its language stage begins, if it has one.
 
     A compiled `encode` does not: it stays one stage.
@@ -183,12 +198,13 @@ def _medians(chunks: list[dict[str, float]]) -> dict[str, float]:
 def with_first(runs: Mapping[str, Session], data: CalibrationData, rounds: Rounds) -> Measured:
     """Return `chunk_latencies`; in the same rounds, chunks that follow none are timed where they differ."""
     carrying = {name: session for name, session in runs.items() if session.execution.carries}
-    firsts = {f"{name}, first": partial(_first, session) for name, session in carrying.items()}
+    firsts = {f"{name}, first": partial(first_chunk, session) for name, session in carrying.items()}
     found = chunk_latencies({**runs, **firsts}, data, rounds)
     return replace(found, first_s={name: found.times_s.pop(f"{name}, first") for name in carrying})
 
 
-def _first(session: Session, one: CalibrationData) -> None:
+def first_chunk(session: Session, one: CalibrationData) -> None:
+    """Make a chunk that follows none."""
     session.predict(asked(one) | {SLOTS: [Slot()]}, one.noise_keys)
 
 

@@ -253,5 +253,7 @@ def _dropped(rows: Sequence[Row]) -> str:
     text = (
         f"{len(rows)} candidates, of which {len(gone) - len(failed)} were dropped and {len(failed)} failed."
     )
+    left_out = [row for row in gone if row["status"] == "dropped" and row["stage"] == "timed"]
+    lines += [(row["label"], "within what there is", row["reason"]) for row in left_out]
     inner = table(("candidate", "failed to be", "reason"), lines) if lines else ""
     return section("How far they came", text, inner)

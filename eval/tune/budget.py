@@ -6,11 +6,15 @@
               ticks, asked for as soon as it arrives. So a chunk may take floor(n / 2) periods in modes
               async and rtc, and no more than are left when it is asked for (request_at). In sync mode the
               robot stands while it thinks; there a chunk may take one period.
+
+--budget.device=FILE says how long chunks take on another machine; predictions keep a budget with the largest
+error to spare that was found of them there. --budget.memory_mb leaves out what takes more memory.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.deploy.telemetry.histogram import percentile
@@ -32,14 +36,31 @@ class BudgetOptions:
     hz: float | None = None
     """Control rate [Hz] that must be kept: the p99 of a whole chunk is within the time that the loop's mode
     leaves it. The world's, the data's or the policy's own rate when neither is given."""
+    device: str = ""
+    """Profile of the machine that the plan is for, by which latencies are predicted; measured there by
+    vivace bench --bench.profile=FILE. This machine, by the clock, when not given."""
+    memory_mb: float | None = None
+    """Memory that a plan may take [MB]: its weights, and the most that a chunk holds besides."""
 
     def __post_init__(self) -> None:
         """One budget, and it is a positive one."""
         if self.ms is not None and self.hz is not None:
             raise BadSetting("budget.ms and budget.hz are both given; a chunk has one budget, give one")
-        for name, value in (("ms", self.ms), ("hz", self.hz)):
+        for name, value in (("ms", self.ms), ("hz", self.hz), ("memory_mb", self.memory_mb)):
             if value is not None and not 0 < value < math.inf:
                 raise BadSetting(f"budget.{name}={value}; a number above 0 is needed")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another machine, which latencies are predicted for."""
+
+    told: str
+    """Which, and how well, in words."""
+    margin: float
+    """Predicted times are lengthened by this share before they are held against the budget."""
+    machine: Mapping[str, Any]
+    """As of `eval.machine.machine`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,8 @@ class Budget:
     """The same for all candidates [s]; None: as the rate leaves."""
     control_hz: float | None = None
     """Rate that must be kept [Hz]."""
+    elsewhere: Elsewhere | None = None
+    """None: latencies are this machine's, measured."""
 
     def __post_init__(self) -> None:
         """There must be one."""
@@ -99,7 +122,8 @@ class Budget:
 
     def is_kept(self, candidate: Candidate, times_s: Sequence[float]) -> bool:
         """Whether measured latencies [s] are within it, by the highest percentile that they support."""
-        return bool(times_s) and tail(times_s)[1] <= self.of(candidate)
+        margin = self.elsewhere.margin if self.elsewhere else 0.0
+        return bool(times_s) and (1 + margin) * tail(times_s)[1] <= self.of(candidate)
 
 
 def tail(times_s: Sequence[float]) -> tuple[float, float]:

@@ -66,8 +66,10 @@ def measurements(
     command: CommonOptions, loaded: LoadedPolicy, rule: Rule, best: Trial, trained: Trial
 ) -> dict[str, Any]:
     """What a plan file says of the plan that a search chose."""
+    elsewhere = rule.budget.elsewhere
     found: dict[str, Any] = {
-        **machine(loaded.placement, loaded.dtype),
+        **(machine(loaded.placement, loaded.dtype) if elsewhere is None else elsewhere.machine),
+        **({} if elsewhere is None else {"predicted": elsewhere.told}),
         "action_error": best.action_error,
         "flop_ratio": (best.flops or 0) / max(1, trained.flops or 0),
         "env": command.env.named if command.env.is_named else "",

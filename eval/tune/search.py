@@ -142,7 +142,8 @@ class Search:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
         share = _TIMED if self._rule.is_world else 1.0
         options, rule, trials = self._command.tune, self._rule, self._store.trials
-        choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
+        if rule.budget.elsewhere is None:
+            choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
         timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
         first = rule.first(list(trials.values()), options.timed)
         timing.time(first, FEW, self._deadline.left_s(share) / (4 if rule.is_world else 2))
@@ -301,7 +302,8 @@ class Search:
         return None
 
     def _keeps(self, trial: Trial) -> bool:
-        return self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
+        is_left_out = trial.stage is Status.TIMED  # for what it takes besides time
+        return not is_left_out and self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
 
     def _relatives(self, share: float) -> list[Trial]:
         """The best by now with what computes the same faster; in a world, with chunks executed otherwise."""

@@ -78,10 +78,15 @@ class Timing:
             asked_for = Rounds(repeats=min(more.values()), more=more, limit_s=np.inf, warmup=0)
             measured = self._measure(sessions, self._data, asked_for)
             for key, trial in todo.items():
-                times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in measured.times_s[key]))
-                self._store.add(trial.became(Status.TIMED, latencies_s=times_s))
+                found_s = measured.times_s.get(key, [])
+                times_s = (*trial.latencies_s, *(round(time_s, 7) for time_s in found_s))
+                if key in measured.left_out:
+                    reason = measured.left_out[key]
+                    self._store.add(trial.dropped(Status.TIMED, reason, latencies_s=times_s))
+                else:
+                    self._store.add(trial.became(Status.TIMED, latencies_s=times_s))
         newest = (self._store.trials[trial.key] for trial in trials)
-        return [trial for trial in newest if trial.latencies_s]
+        return [trial for trial in newest if trial.is_alive and trial.latencies_s]
 
     def _once(self, session: Session) -> float:
         """Time of a first chunk [s], which is longer than later ones."""

@@ -42,6 +42,7 @@ from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import claim, output_folder
+from vivace.eval.profile.measuring import write_profile
 from vivace.eval.report.bench_table import table
 from vivace.eval.report.bundle_table import bundle_table
 from vivace.eval.report.results import circumstances, write_results
@@ -88,6 +89,9 @@ class BenchOptions:
     """Names of the plans to run besides the plain loop; all when empty."""
     bundles: list[str] = field(default_factory=list)
     """Folders of vivace export, of this policy, to time in the same rounds (success is not theirs)."""
+    profile: str = ""
+    """File to write a profile of this machine into, in the place of a table: vivace tune --budget.device=FILE
+    predicts latencies by it elsewhere."""
 
 
 @dataclass(kw_only=True)
@@ -120,6 +124,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     """Calibrate every row of the table, time them, judge them, print the table, write results.json."""
     command.scale.check(command)
     loaded = load(command)
+    if command.bench.profile:
+        return write_profile(command, loaded, Path(command.bench.profile)), True
     variants = _variants(command, loaded)
     names = [variant.name for variant in variants]
     values = ("ratio", "success") if command.bench.n_episodes else ("ratio",)

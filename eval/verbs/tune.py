@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.eval.identity import digest
 from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
-from vivace.eval.output import claim, output_folder
+from vivace.eval.output import claim, output_folder, read_json
+from vivace.eval.profile.memory import WithinMemory
+from vivace.eval.profile.predicting import Predicting
+from vivace.eval.profile.profile import Profile
 from vivace.eval.race.importance import importance
 from vivace.eval.report.results import circumstances, write_results
 from vivace.eval.scale.options import ScaleOptions
 from vivace.eval.subject import load
 from vivace.eval.terminal import console
-from vivace.eval.tune.budget import Budget, BudgetOptions
-from vivace.eval.tune.candidate import Trial
+from vivace.eval.tune.budget import Budget, BudgetOptions, Elsewhere
+from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.outcome import (
@@ -104,6 +108,7 @@ class TuneCommand(CommonOptions):
 
     Example: vivace tune --policy.path=zoo/reach --env.task=reach-moving --budget.hz=20
     Without a world: vivace tune --policy.path=CHECKPOINT --data.repo=DATASET --budget.ms=50
+    For another machine, which vivace bench --bench.profile=robot.json was run on: --budget.device=robot.json
     """
 
     tune: TuneOptions = field(default_factory=TuneOptions)
@@ -143,7 +148,8 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     space = space_of(loaded.staged, command.tune.techniques)
     hz = command.env.control_hz
     seconds = None if command.budget.ms is None else command.budget.ms / 1e3
-    budget = Budget(command.loop, loaded.staged.spec, seconds, hz)
+    elsewhere, measure = _machine(command, loaded, measure)
+    budget = Budget(command.loop, loaded.staged.spec, seconds, hz, elsewhere)
     rule = Rule(budget, command.env.is_named)
     folder = output_folder("tune", command.output_dir, command.job_name)
     claim(folder, _identity(command, loaded))
@@ -152,6 +158,8 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     search = Search(command, loaded, space, rule, store, deadline, measure)
     search.count()
     search.time()
+    for label, reason in _left_out(store).items():
+        console.print(f"left out: {label}: {reason}", style="yellow", highlight=False)
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder, deadline), False
@@ -175,6 +183,33 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     return _chosen(command, loaded, rule, store, search.counting, best, folder, told, judged), True
 
 
+def _machine(
+    command: TuneCommand, loaded: LoadedPolicy, measure: Measure
+) -> tuple[Elsewhere | None, Measure]:
+    """Return the machine that latencies are predicted for, if it is not this one, and what gives them."""
+    elsewhere = None
+    if command.budget.device:
+        profile = Profile.load(Path(command.budget.device))
+        profile.check(loaded, command.loop.chunking is not None)
+        elsewhere, measure = Elsewhere(profile.told, profile.margin, profile.machine), Predicting(profile)
+        console.print(profile.told, highlight=False)
+        if command.tune.compile:
+            command.tune.compile = False
+            console.print("left out: torch.compile: a profile has no times of it", style="yellow")
+    if command.budget.memory_mb is not None:
+        measure = WithinMemory(measure, command.budget.memory_mb)
+    return elsewhere, measure
+
+
+def _left_out(store: Store) -> dict[str, str]:
+    """What can be no plan, for what it takes or for want of a prediction: its label -> why."""
+    return {
+        describe(trial.candidate): trial.reason
+        for trial in store.trials.values()
+        if trial.status is Status.DROPPED and trial.stage is Status.TIMED
+    }
+
+
 def _results(
     command: TuneCommand,
     loaded: LoadedPolicy,
@@ -187,6 +222,9 @@ def _results(
     """Write results.json; returns what the last line says."""
     trials = list(store.trials.values())
     told_trials = rows(trials, rule)
+    if rule.budget.elsewhere is not None:
+        told = f"{told}; {rule.budget.elsewhere.told}"
+    found["left_out"] = _left_out(store)
     results = circumstances("tune", command, loaded) | {
         "budget": {"told": rule.budget.told, "seconds": rule.budget.seconds, "hz": rule.budget.control_hz},
         "judged_by": "success" if "confirmed" in found else "action error",
@@ -218,6 +256,9 @@ def _too_slow(
 ) -> dict[str, Any]:
     """Tell that nothing keeps the budget; no plan is written."""
     fastest = rule.fastest(store.trials.values())
+    if fastest is None and (left_out := _left_out(store)):
+        told = "no plan can be chosen: " + "; ".join(f"{label}: {why}" for label, why in left_out.items())
+        return _results(command, loaded, rule, store, folder, told, plan=None)
     if fastest is None:
         raise BadSetting(
             f"nothing was timed within tune.minutes={command.tune.minutes:g}; give more time: the same "
@@ -268,4 +309,6 @@ def _identity(command: TuneCommand, loaded: LoadedPolicy) -> dict[str, Any]:
         "data": asdict(command.data),
         "seed": command.seed,
         "loop": f"{command.loop}",
+        "device": digest(read_json(Path(device), "profile")) if (device := command.budget.device) else "",
+        "memory_mb": command.budget.memory_mb,
     }

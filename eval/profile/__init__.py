@@ -1,0 +1,1 @@
+"""Another machine: what was measured on it, and what that says of any plan."""
