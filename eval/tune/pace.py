@@ -37,11 +37,16 @@ class Deadline:
 
     def __post_init__(self) -> None:
         """It begins now."""
-        self.began_s = self.now()
+        self.began_s = self._from_s = self.now()
+
+    def share_from_now(self) -> None:
+        """Share what is left: what was needed to begin, such as observations, is nobody's share."""
+        self._from_s = self.now()
 
     def left_s(self, share: float = 1.0) -> float:
         """What is left of a share of it [s]."""
-        return self.began_s + share * self.limit_s - self.now()
+        end_s = self.began_s + self.limit_s
+        return self._from_s + share * (end_s - self._from_s) - self.now()
 
     def cut(self, told: str) -> None:
         """Say what was cut short, and why."""

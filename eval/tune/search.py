@@ -77,6 +77,7 @@ class Search:
         self._data = observe(command, loaded, seed=JUDGEMENT_SEED, samples=command.tune.samples)
         later = range(self._fresh.stop, self._fresh.stop + 2 * command.tune.confirm)  # a ladder's
         check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh, later))
+        deadline.share_from_now()
         fitted, self._data = self._affordable(fitted, self._data)
         self.counting = Counting(loaded, fitted, self._data)
 

@@ -23,6 +23,9 @@ def test_what_is_left_of_a_share_and_what_was_cut():
     clock.now_s += 150
     assert deadline.left_s() == 450
     assert deadline.left_s(0.35) == 60
+    deadline.share_from_now()
+    assert deadline.left_s() == 450
+    assert deadline.left_s(0.5) == 225, "what was needed to begin is nobody's share"
     deadline.cut("half of it")
     assert deadline.cuts == ["half of it"]
     assert told == ["cut short: half of it"]
