@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 from vivace.accel.record import record
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
+from vivace.accel.settings import is_ascending
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
 from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_updates
 from vivace.accel.variant import Choose, Request, Variant

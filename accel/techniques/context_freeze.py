@@ -24,7 +24,8 @@ from torch import Tensor
 from vivace.accel.freeze import Freeze
 from vivace.accel.memory import remembered
 from vivace.accel.registry import register
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising, is_ascending
+from vivace.accel.settings import is_ascending
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.techniques.step_schedule import steps_under
 from vivace.accel.updates import Objective, check_updates, optimal_updates, uniform_updates
 from vivace.accel.variant import Choose, Request, Variant

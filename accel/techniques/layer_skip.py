@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vivace.accel.memory import remembered
 from vivace.accel.registry import register
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, is_ascending, with_language
+from vivace.accel.settings import is_ascending
+from vivace.accel.technique import CalibrationData, Need, Seam, Technique, with_language
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from vivace.accel.registry import register
+from vivace.accel.settings import check_tensors, is_ascending
 from vivace.accel.technique import (
     CalibrationData,
     Need,
     Seam,
     Technique,
-    check_tensors,
-    is_ascending,
     with_language,
 )
 from vivace.accel.variant import Choices, Variant

@@ -233,10 +233,10 @@ class _Replay:
     found: dict[str, tuple[Any, BaseDistribution]] = field(default_factory=dict)
     """Name of a choice -> value, and what it is one of."""
 
-    def __call__(self, name: str, choices: Choices, widest: range | None = None) -> Any:
-        value = self._value(name, choices)
+    def __call__(self, option: str, choices: Choices, widest: range | None = None) -> Any:
+        value = self._value(option, choices)
         if _is_in(value, choices):
-            self.found[name] = value, _distribution(choices, widest)
+            self.found[option] = value, _distribution(choices, widest)
         return value
 
     def _value(self, name: str, choices: Choices) -> Any:
@@ -288,7 +288,7 @@ def _mutated(
     widest: range | None = None,
 ) -> Any:
     """What a candidate has, or something near; where it has nothing, anything."""
-    value = own.get(name)
+    value: Any = own.get(name)
     is_known = name in own and _is_in(value, choices)
     if is_known and random.random() >= _MUTATED:
         return value

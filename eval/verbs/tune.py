@@ -265,7 +265,10 @@ def _too_slow(
             "command with the same --output_dir goes on"
         )
     latency = Latency.of(fastest).to_json()
-    found = {"plan": None, "fastest": {"label": describe(fastest.candidate), "latency": latency}}
+    found: dict[str, Any] = {
+        "plan": None,
+        "fastest": {"label": describe(fastest.candidate), "latency": latency},
+    }
     found |= {"cut_short": deadline.cuts} if deadline.cuts else {}
     return _results(command, loaded, rule, store, folder, too_slow(rule, fastest), **found)
 

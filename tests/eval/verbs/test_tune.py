@@ -97,7 +97,7 @@ def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune, bare_check
     assert last["fastest"]["label"] in last["sentence"]
     assert last["fastest"]["latency"]["p50_s"] > 1e-6
     assert "no plan keeps 0.001 ms" in " ".join(told.split())
-    written = {"results.json", "report.html", store.FILE_NAME, "job.json"}
+    written = {"results.json", "report.html", store.FILE_NAME, "pace.json", "job.json"}
     assert {file.name for file in Path("out").iterdir()} == written
     assert list(bare_checkpoint.glob("acceleration*")) == []
 
