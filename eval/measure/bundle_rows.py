@@ -10,6 +10,7 @@ import torch
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.export.parity import sample_bundle
+from vivace.deploy.export.prompts import padded
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.warm_up import warm_up
 from vivace.deploy.telemetry.histogram import percentile
@@ -76,7 +77,8 @@ class BundleRun:
         """Return the bundle's row of the table; arguments as of `bench.pareto_row`."""
         compared: dict[str, Any] = {"action_error": None, "follows": True}
         if not self.policy.bundle.program.carries:
-            found = np.concatenate([sample_bundle(self.policy, one) for one in data.ones()])
+            longer = padded(data, self.policy.bundle.prompt)  # lerobot pads to the longest prompt of a batch
+            found = np.concatenate([sample_bundle(self.policy, one) for one in longer.ones()])
             compared = spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu()))
         ratio = ratio_of_medians(times["plain"], times[self.name])
         bundle = self.policy.bundle

@@ -11,6 +11,8 @@ from vivace.accel.technique import CalibrationData
 from vivace.deploy.bundle.form import TOKENS
 from vivace.deploy.export.export import export
 from vivace.deploy.inference.ort_policy import OrtPolicy
+from vivace.eval.measure.action_error import sample_all
+from vivace.eval.measure.bundle_rows import BundleRun
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import load_policy
 from vivace.policies.session import Session
@@ -67,3 +69,18 @@ def test_it_acts_as_in_torch_whatever_it_is_told(wanted, tmp_path):
         session.task = policy.task = task
         found, wanted_chunk = (it.predict(raw, [(3, 0)]) for it in (policy, session))
         np.testing.assert_allclose(found, wanted_chunk, rtol=0, atol=1e-4)
+
+
+@pytest.mark.long
+def test_bench_compares_it_though_its_prompts_are_longer_than_lerobots(tmp_path, monkeypatch):
+    """A bundle's prompts have one length, lerobot's that of the longest of a batch."""
+    monkeypatch.setattr(BundleRun, "cold_start_s", lambda _: 0.0)
+    loaded = load_policy(saved("smolvla", pad_language_to="longest"))
+    raw = {key: value[:, None] for key, value in moments(loaded.staged.spec)[0].items()}
+    data = CalibrationData(Session(loaded, task=TASK).prepare(raw), ((5, 0),), raw=raw | {"task": [TASK]})
+    export(loaded, AccelerationPlan(loaded.fingerprint), data, tmp_path / "bundle", [TASK])
+    run = BundleRun(str(tmp_path / "bundle"), loaded, 1)
+    assert data.batch[TOKENS].shape[1] < run.policy.bundle.prompt.length
+    run(data)
+    row = run.row({"plain": [1.0], run.name: [0.5]}, sample_all(loaded.as_trained, data), data)
+    assert row["action_error"] <= 1e-5
