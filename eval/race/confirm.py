@@ -60,7 +60,7 @@ class Confirmation:
     plan: Contender
     """The winner, or the simple plan that it did not hold against."""
     outcomes: Mapping[str, Mapping[int, bool]]
-    """Key -> seed -> success, all on the same seeds."""
+    """Key -> seed -> success; on the same seeds, of which slow ones may have met the first alone."""
     against: Mapping[str, PairedDifference]
     """Key of a simple plan -> the winner's success minus its own."""
     lost_to: Mapping[str, str]
@@ -97,8 +97,8 @@ class Confirmation:
                     "keeps_budget": one.keeps_budget,
                     "is_plan": one == self.plan,
                     "successes": self.successes(one.key),
-                    "n": self.n,
-                    "interval": wilson_interval(self.successes(one.key), self.n),
+                    "n": len(self.outcomes[one.key]),
+                    "interval": wilson_interval(self.successes(one.key), len(self.outcomes[one.key])),
                     "difference": pair.difference,
                     "difference_interval": pair.interval,
                     "p_value": pair.p_value,
@@ -126,7 +126,8 @@ def confirm(
         play: runs episodes.
         rules: when a winner holds.
         known: key -> seed -> success of an interrupted confirmation; those are not run again.
-        is_over: whether time is up; asked after every batch. What was run by then decides.
+        is_over: whether time is up; asked after every batch. What was run by then decides: those that may be
+            the plan come first, what takes too long to be it meets as many of their episodes as time allows.
 
     Raises:
         BadSetting: there are no seeds, or the winner does not keep to the budget.
@@ -137,12 +138,18 @@ def confirm(
             f"{'keeps' if winner.keeps_budget else 'does not keep'} to its budget; needed: at least 1, and "
             "that it does"
         )
-    keys = list(dict.fromkeys(one.key for one in (winner, *simple)))
+    some = dict.fromkeys((winner, *simple))
     outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
-    for first in range(0, len(seeds), rules.seeds_at_once):
-        if first and is_over():
-            break
-        play_missing(keys, seeds[first : first + rules.seeds_at_once], play, known or {}, outcomes)
+    met = seeds
+    for keys in (
+        [one.key for one in some if one.keeps_budget],
+        [one.key for one in some if not one.keeps_budget],
+    ):
+        for first in range(0, len(met), rules.seeds_at_once) if keys else ():
+            if first and is_over():
+                met = met[:first]
+                break
+            play_missing(keys, met[first : first + rules.seeds_at_once], play, known or {}, outcomes)
     others = [one for one in simple if one.key != winner.key]
     against = {
         one.key: paired_difference(outcomes[one.key], outcomes[winner.key], rules.confidence)

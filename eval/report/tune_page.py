@@ -42,7 +42,14 @@ def _cards(results: Mapping[str, Any]) -> str:
     if measured and "success" in measured:
         now, before = measured["success"], measured["success_as_trained"]
         value = f"{now['successes']} <small>of {now['n']}</small>"
-        cards.insert(1, ("success", value, f"{before['successes']} as trained, both under their own latency"))
+        cards.insert(
+            1,
+            (
+                "success",
+                value,
+                f"{before['successes']} of {before['n']} as trained, each under its own latency",
+            ),
+        )
     return cards_row(cards)
 
 

@@ -109,7 +109,9 @@ def sentence(
     success, beaten = None, ""
     if confirmation is not None:
         pair = confirmation.difference(trained.key)
-        solved = [confirmation.successes(key) for key in (trained.key, best.key)]
+        outcomes = [confirmation.outcomes[key] for key in (trained.key, best.key)]
+        shared = outcomes[0].keys() & outcomes[1].keys()  # as trained may have met the first ones alone
+        solved = [sum(one[seed] for seed in shared) for one in outcomes]
         success = Success(trained=solved[0], planned=solved[1], difference=pair)
         beaten = "" if confirmation.has_held else confirmation.winner.label
     found = Found(

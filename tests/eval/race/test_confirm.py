@@ -118,3 +118,23 @@ def test_a_confirmation_needs_episodes_and_a_winner_in_the_budget() -> None:
 def test_rules_that_cannot_be_kept(rules: dict[str, float]) -> None:
     with pytest.raises(BadSetting, match="a confirmation with"):
         ConfirmRules(**rules)
+
+
+def test_what_takes_too_long_to_be_the_plan_meets_as_many_as_time_allows() -> None:
+    """Those that may be the plan come first; the others are compared on the episodes that both have met."""
+    played: list[tuple[tuple[str, ...], int]] = []
+    solved = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(0)})
+
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+        played.append((tuple(keys), len(seeds)))
+        return dict(solved(keys, seeds))
+
+    found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), is_over=lambda: len(played) >= 22)
+    assert played == [(("cache", "fewer"), 10)] * 20 + [(("trained",), 10)] * 2
+    assert found.n == 200
+    assert [(row["label"], row["n"]) for row in found.rows()] == [
+        ("a cache", 200), ("as trained", 20), ("DDIM 8 steps", 200)]  # fmt: skip
+    assert found.difference("trained").n == 20
+    assert found.has_held
+    over = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), is_over=lambda: True)
+    assert (over.n, len(over.outcomes["trained"])) == (10, 10), "a first batch of each, whatever the time"

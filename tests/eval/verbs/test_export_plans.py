@@ -7,7 +7,6 @@ import pytest
 from vivace.accel.plan import AccelerationPlan
 from vivace.eval.verbs.export import ExportCommand, _folder, _plans
 from vivace.policies.errors import BadSetting, PlanMismatch
-from vivace.policies.placement import Placement
 from vivace.policies.spec import Fingerprint
 
 MARK = Fingerprint("dp_transformer", "c", "w", "p", ("action.0.mlp",))
@@ -20,7 +19,7 @@ def loaded(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         AccelerationPlan(MARK, (), {"from": folder}).save(tmp_path / folder)
     AccelerationPlan(MARK, (), {"from": "file"}).save(tmp_path / "other.json")
-    return SimpleNamespace(placement=Placement(), path=tmp_path / "policy", fingerprint=MARK)
+    return SimpleNamespace(dtype="float32", path=tmp_path / "policy", fingerprint=MARK)
 
 
 def asked(**export) -> ExportCommand:
@@ -52,7 +51,7 @@ def test_plans_that_cannot_be_told_apart_are_refused(loaded, tmp_path):
     with pytest.raises(BadSetting, match="one plan by --accel.path or several by --export.plans, not both"):
         _plans(asked(plans=["own"], path=places[0]), loaded)
     other = SimpleNamespace(
-        placement=Placement(), path=loaded.path, fingerprint=Fingerprint("cogact", "c", "w", "p", ())
+        dtype="float32", path=loaded.path, fingerprint=Fingerprint("cogact", "c", "w", "p", ())
     )
     with pytest.raises(PlanMismatch, match="calibrated for 'dp_transformer'"):
         _plans(asked(plans=["own"]), other)
