@@ -74,7 +74,7 @@ def test_it_acts_as_in_torch_whatever_it_is_told(wanted, tmp_path):
 @pytest.mark.long
 def test_bench_compares_it_though_its_prompts_are_longer_than_lerobots(tmp_path, monkeypatch):
     """A bundle's prompts have one length, lerobot's that of the longest of a batch."""
-    monkeypatch.setattr(BundleRun, "cold_start_s", lambda _: 0.0)
+    monkeypatch.setattr(BundleRun, "cold_start_s", lambda _, chunk_s: 0.0)
     loaded = load_policy(saved("smolvla", pad_language_to="longest"))
     raw = {key: value[:, None] for key, value in moments(loaded.staged.spec)[0].items()}
     data = CalibrationData(Session(loaded, task=TASK).prepare(raw), ((5, 0),), raw=raw | {"task": [TASK]})
