@@ -77,8 +77,10 @@ CHUNKED = (
     "groot",
 )
 TOLERANCE = {
-    "multi_task_dit": {"rtol": 1e-4, "atol": 5e-4}
-}  # its sampler magnifies rounding; actions are around 10
+    "diffusion": {"rtol": 0, "atol": 1e-5},
+    "multi_task_dit": {"rtol": 1e-4, "atol": 5e-4},
+}
+"""Samplers that magnify rounding, which differs with what ran before in the process; actions are around 10."""
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
 
@@ -293,7 +295,7 @@ def test_a_single_camera_and_the_state_of_the_world(kind):
             },
         )
     )
-    np.testing.assert_allclose(found, wanted, **EXACT)
+    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
 
 
 @pytest.mark.parametrize("scale", [1, 1 / 255], ids=["0 to 255", "0 to 1"])
