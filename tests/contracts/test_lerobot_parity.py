@@ -80,7 +80,7 @@ TOLERANCE = {
     "diffusion": {"rtol": 0, "atol": 1e-5},
     "multi_task_dit": {"rtol": 1e-4, "atol": 5e-4},
 }
-"""Samplers that magnify rounding, which differs with what ran before in the process; actions are around 10."""
+"""Samplers that magnify rounding, which differs with what ran before; actions are around 10."""
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
 
