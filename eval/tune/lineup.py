@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vivace.eval.measure.statistics import PairedDifference, paired_difference, wilson_interval
+from vivace.eval.race.confirm import ConfirmRules
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.space import describe
 from vivace.eval.tune.timing import median_s
 
-MARGIN = 0.03
+MARGIN = ConfirmRules().margin
 """At least as good is what may be so much less successful, as far as the episodes tell."""
 
 

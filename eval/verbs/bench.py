@@ -175,13 +175,17 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
         if command.scale.share:
             return told, True
     write_results(folder, results)
-    tables = [table(rows, built.left_out, source), stage_table(rows)]
-    for one in [*tables, bundle_table(rows)] if exported else tables:
-        Console().print(one)
+    _print(rows, built.left_out, source, [bundle_table(rows)] if exported else [])
     summary = {row["name"]: {key: row[key] for key in _TOLD if key in row} for row in rows}
     report = {"results": str(folder / "results.json"), "plans": summary, "left_out": built.left_out}
     report |= {"built": results["built"]} if "built" in results else {}
     return report, are_met(requirements, summary)
+
+
+def _print(rows: list[dict[str, Any]], left_out: dict[str, str], source: str, more: list[Any]) -> None:
+    """Print the tables of all rows."""
+    for one in (table(rows, left_out, source), stage_table(rows), *more):
+        Console().print(one)
 
 
 _TOLD = ("latency_s", "ratio", "over_lerobot", "action_error", "success", "score", "confirmed")
