@@ -20,7 +20,7 @@ from vivace.eval.subject import env_maker
 from vivace.eval.terminal import progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.pace import EpisodeCost
-from vivace.eval.tune.store import Store
+from vivace.eval.tune.store import EPISODES, Store
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 
@@ -75,7 +75,7 @@ class Arena:
         """Race trials that were timed; each is stored after every look, raced or dropped.
 
         Args:
-            trials: those that keep the budget, and those that an interrupted race has dropped.
+            trials: those that keep the budget.
             seeds: of the episodes.
             rules: how sure to be.
         """
@@ -138,12 +138,19 @@ class Arena:
             self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
         return found
 
-    def meet(self, trials: Sequence[Trial], seeds: range, seeds_at_once: int = 10) -> None:
+    def meet(
+        self,
+        trials: Sequence[Trial],
+        seeds: range,
+        is_settled: Callable[[Mapping[int, bool]], bool] = lambda outcomes: False,
+        seeds_at_once: int = 10,
+    ) -> None:
         """Let trials that were timed meet the episodes of a confirmation; what one has met it keeps.
 
         Args:
             trials: stored again, with their outcomes.
             seeds: of the episodes.
+            is_settled: told what one has solved so far, after every batch; whether it need meet no more.
             seeds_at_once: so many are stepped together.
         """
         some = {trial.key: trial for trial in trials}
@@ -153,7 +160,8 @@ class Arena:
             bar = bars.add_task("meeting what needs no search", total=len(seeds))
             for first in range(0, len(seeds), seeds_at_once):
                 known = {key: trial.confirmed for key, trial in some.items()}
-                play_missing(list(some), seeds[first : first + seeds_at_once], play, known, outcomes)
+                asked = [key for key in some if not is_settled({**known[key], **outcomes[key]})]
+                play_missing(asked, seeds[first : first + seeds_at_once], play, known, outcomes)
                 bars.update(bar, completed=first + seeds_at_once)
         for key, solved in outcomes.items():
             trial = self.store.trials[key]
@@ -199,20 +207,19 @@ class Arena:
     @property
     def _folder(self) -> Path:
         """Of the files of episodes."""
-        return self.store.folder / "episodes"
+        return self.store.folder / EPISODES
 
 
-def entrants(trials: Iterable[Trial], keeping: Sequence[Trial], most: int) -> list[Trial]:
+def entrants(keeping: Sequence[Trial], most: int) -> list[Trial]:
     """Pick who races: what has to be beaten, the nearest actions, and whoever raced before.
 
     Args:
-        trials: all there are.
         keeping: those that keep the budget, the nearest actions first.
         most: how many, beside what has to be beaten.
     """
     rivals = [trial for trial in keeping if trial.candidate.origin.is_rival]
     others = [trial for trial in keeping if not trial.candidate.origin.is_rival]
-    before = [trial for trial in trials if trial.stage is Status.RACED or trial.raced]
+    before = [trial for trial in keeping if trial.raced]
     return list({trial.key: trial for trial in (*before, *rivals, *others[:most])}.values())
 
 

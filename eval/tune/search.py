@@ -26,7 +26,7 @@ from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.former import former
-from vivace.eval.tune.lineup import Lineup, known, lineup
+from vivace.eval.tune.lineup import Lineup, is_shown_worse, known, lineup
 from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable_samples, stakes
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
@@ -178,7 +178,7 @@ class Search:
             arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
-            racing = entrants(trials.values(), rule.sure(trials.values()), shares.n_others)
+            racing = entrants(rule.sure(trials.values()), shares.n_others)
             state = arena.race(racing, self._seeds, RaceRules())
             if not any(state.outcomes.values()):
                 deadline.cut("nobody raced, for time was up")
@@ -235,12 +235,14 @@ class Search:
         return shares
 
     def lineup(self, plan: Trial) -> Lineup:
-        """Let whatever needs no search meet the fresh episodes that the plan has met."""
+        """Let what needs no search and keeps the budget meet the fresh episodes that the plan has met."""
         trials = self._store.trials
         met = range(self._fresh.start, self._fresh.start + len(trials[plan.key].confirmed))
-        others = known(trials.values())
+        others = [trial for trial in known(trials.values()) if self._keeps(trial)]
         with Workforce(self._command.scale, loading(self._command)) as workforce:
-            self._arena(workforce, lambda: False).meet(others, met)
+            solved = trials[plan.key].confirmed
+            arena = self._arena(workforce, lambda: False)
+            arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved))
         return lineup(plan, others, trials, self._rule)
 
     def ladder(self, best: Trial) -> Ladder:
@@ -272,24 +274,30 @@ class Search:
 
     def _breed(self) -> None:
         """Count candidates like the best that should keep the budget; the nearest actions stay the best."""
-        trials, options, parents = self._store.trials, self._command.tune, self._rule.fitting
+        trials, parents, most = self._store.trials, self._rule.fitting, self._most
         share = _BRED if self._rule.is_world else _BRED_ALONE
         with progress() as bars:
-            bar = bars.add_task("counting others like the best", total=options.candidates)
-            while len(trials) < options.candidates and self._deadline.left_s(share) > 0:
+            bar = bars.add_task("counting others like the best", total=most)
+            while len(trials) < most and self._deadline.left_s(share) > 0:
                 best = parents(list(trials.values()))[:_PARENTS]
                 child = self._child([trial.candidate for trial in best])
                 if child is None:
                     break
                 self._counted(child)
                 bars.update(bar, completed=len(trials))
-        if len(trials) < options.candidates and self._deadline.left_s(share) <= 0:
+        if len(trials) < most and self._deadline.left_s(share) <= 0:
             self._tell_counted(share)
+
+    @property
+    def _most(self) -> int:
+        """Candidates to look at in all: those taken over from another search besides."""
+        asked, known = self._command.tune.candidates, self._store.n_known
+        return known + round(_LIKE * asked) if known else asked
 
     def _tell_counted(self, share: float) -> None:
         """Say that fewer candidates were looked at than were asked for."""
         self._deadline.cut(
-            f"{len(self._store.trials)} of {self._command.tune.candidates} candidates were counted, for the "
+            f"{len(self._store.trials)} of {self._most} candidates were counted, for the "
             f"{100 * share:.0f} % of the time that they have were over"
         )
 

@@ -1,16 +1,22 @@
-"""Every trial in a file as soon as it is known, so that a search goes on where it was stopped."""
+"""Every trial in a file as soon as it is known, so that a search goes on where it was stopped.
+
+Who was dropped in a race was dropped by those that raced: another race, of another budget or after a stop,
+drops anew, and knows the episodes that were played.
+"""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vivace.eval.output import read_json, write_json
-from vivace.eval.tune.candidate import Trial
+from vivace.eval.output import claim, read_json, write_json
+from vivace.eval.tune.candidate import Status, Trial
 from vivace.policies.errors import BadSetting
+from vivace.policies.files import replacing
 
-FILE_NAME, SETTLED = "trials.jsonl", "pace.json"
+FILE_NAME, SETTLED, EPISODES = "trials.jsonl", "pace.json", "episodes"
 
 
 class Store:
@@ -33,7 +39,42 @@ class Store:
             except json.JSONDecodeError:  # cut off while it was written: its candidate is tried again
                 continue
             trial = Trial.from_json(data)
-            self._trials[trial.key] = trial
+            self._trials[trial.key] = _revived(trial)
+
+    @classmethod
+    def begun(cls, folder: Path, identity: Mapping[str, Any], known: str = "") -> "Store":
+        """Claim a folder for a search, and begin with what another search of its kind stored.
+
+        Args:
+            folder: of the search; what it holds already stays, and nothing is added to it.
+            identity: what must be the same for trials to be taken over.
+            known: folder of the other search; empty: none.
+
+        Raises:
+            BadSetting: one of the folders is another job's, or there is no search in the known one.
+        """
+        source = Path(known) if known else None
+        if source is not None:
+            if not (source / FILE_NAME).is_file():
+                raise BadSetting(f"tune.known={known}: no search is there ({FILE_NAME} is missing)")
+            claim(source, dict(identity))
+        claim(folder, dict(identity))
+        if source is not None and not (folder / FILE_NAME).exists():
+            if (source / EPISODES).is_dir():
+                shutil.copytree(source / EPISODES, folder / EPISODES, dirs_exist_ok=True)
+            pace = read_json(source / SETTLED, "pace") if (source / SETTLED).is_file() else {}
+            trials = cls(source).trials.values()
+            write_json(folder / SETTLED, pace | {"known": {"n": len(trials)}})
+            with replacing(folder / FILE_NAME) as file:
+                file.write_text("".join(_line(trial) for trial in trials), encoding="utf-8")
+        return cls(folder)
+
+    @property
+    def n_known(self) -> int:
+        """Trials that were taken over from another search."""
+        file = self.folder / SETTLED
+        known = read_json(file, "pace") if file.is_file() else {}
+        return int(known.get("known", {"n": 0})["n"])
 
     @property
     def trials(self) -> Mapping[str, Trial]:
@@ -60,11 +101,10 @@ class Store:
         Raises:
             BadSetting: it cannot be written, for want of room or right; what is there stays whole.
         """
-        line = json.dumps(trial.to_json(), allow_nan=False) + "\n"
         try:
             with self._file.open("ab+") as file:
                 is_cut = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-                file.write(b"\n" * is_cut + line.encode())
+                file.write(b"\n" * is_cut + _line(trial).encode())
         except OSError as error:
             raise BadSetting(
                 f"a trial cannot be stored in {self._file} ({error.strerror}); make room and run the same "
@@ -72,3 +112,13 @@ class Store:
             ) from error
         self._trials[trial.key] = trial
         return trial
+
+
+def _line(trial: Trial) -> str:
+    return json.dumps(trial.to_json(), allow_nan=False) + "\n"
+
+
+def _revived(trial: Trial) -> Trial:
+    """A trial as it was before a race dropped it, with the episodes that it met."""
+    was_dropped = trial.status is Status.DROPPED and trial.stage is Status.RACED
+    return trial.became(Status.TIMED, stage=None, reason="") if was_dropped else trial

@@ -18,7 +18,7 @@ from vivace.eval.identity import digest
 from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
-from vivace.eval.output import claim, output_folder, read_json
+from vivace.eval.output import output_folder, read_json
 from vivace.eval.profile.memory import WithinMemory
 from vivace.eval.profile.predicting import Predicting
 from vivace.eval.profile.profile import Profile
@@ -75,6 +75,9 @@ class TuneOptions:
     techniques: list[str] | None = None
     """Kinds of techniques to search; all that fit the policy when not given. What has to be beaten, such as
     fewer steps, is timed and races all the same."""
+    known: str = ""
+    """Folder of a search of the same policy in the same world, for another budget, say: what it looked at,
+    timed and played is taken over, and as many candidates again are bred for this budget."""
     lineup: bool = False
     """Also let each technique alone and each baseline meet the fresh episodes, and say which of them the plan
     is as good as; takes many episodes, after the time limit too."""
@@ -152,8 +155,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     budget = Budget(command.loop, loaded.staged.spec, seconds, hz, elsewhere)
     rule = Rule(budget, command.env.is_named)
     folder = output_folder("tune", command.output_dir, command.job_name)
-    claim(folder, _identity(command, loaded))
-    store = Store(folder)
+    store = Store.begun(folder, _identity(command, loaded), command.tune.known)
     console.print(f"budget: {budget.told}", highlight=False)
     search = Search(command, loaded, space, rule, store, deadline, measure)
     search.count()
@@ -308,6 +310,7 @@ def _identity(command: TuneCommand, loaded: LoadedPolicy) -> dict[str, Any]:
         "techniques": command.tune.techniques,
         "calibration": [command.accel.episodes, command.accel.samples],
         "judgement": [command.accel.judged_episodes, command.tune.samples],
+        "n_episodes": command.tune.n_episodes,
         "env": vars(command.env),
         "data": asdict(command.data),
         "seed": command.seed,

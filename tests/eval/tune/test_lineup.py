@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from planted import planted_checkpoint
 
@@ -13,7 +14,7 @@ from vivace.eval.cli import main
 from vivace.eval.tune import search
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.former import former
-from vivace.eval.tune.lineup import known, lineup
+from vivace.eval.tune.lineup import is_shown_worse, known, lineup
 from vivace.policies.load import load_policy
 
 QUICK = ("--env.type=planted", "--env.task=follow", "--budget.hz=20", "--accel.samples=2",
@@ -50,6 +51,25 @@ def test_who_is_matched_and_who_is_beaten():
     assert found.told.endswith("than 2; not shown to be as good as better")
 
 
+def test_who_is_far_behind_shows_it_soon():
+    plan = dict.fromkeys(range(200), True)
+    assert not is_shown_worse({}, plan)
+    assert not is_shown_worse({seed: seed >= 3 for seed in range(20)}, plan)
+    assert is_shown_worse(dict.fromkeys(range(10), False), plan)
+    assert not is_shown_worse(plan, dict.fromkeys(range(200), False)), "the better one is not worse"
+
+
+def test_looking_after_every_batch_errs_no_more_often_than_stated():
+    """Of one that is as good as the plan it is said that it is worse in at most 2.5 % of the cases."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(400):
+        plan, theirs = (dict(enumerate(random.random(200) < 0.7)) for _ in range(2))
+        seen = [{seed: theirs[seed] for seed in range(n)} for n in range(10, 201, 10)]
+        wrong += any(is_shown_worse(some, plan) for some in seen)
+    assert wrong <= 400 * 0.025 + 3 * np.sqrt(400 * 0.025)
+
+
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -74,9 +94,7 @@ def test_the_plan_beside_the_checkpoint_has_to_be_beaten(checkpoint, capsys):
     assert label in [row["label"] for row in last["confirmed"]]
     rows = last["lineup"]["rows"]
     assert {row["n"] for row in rows} == {3}
-    assert {"as trained", "exact work removed", label} - {last["winner"]["label"]} <= {
-        r["label"] for r in rows
-    }
+    assert all(row["keeps_budget"] for row in rows)
     assert "Beside each technique alone" in Path("out/report.html").read_text()
     assert main(["report", "--results=out/results.json", "--table=tuned"]) == 0
     head, _, row, *_ = capsys.readouterr().out.splitlines()

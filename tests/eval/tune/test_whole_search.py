@@ -11,6 +11,7 @@ from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
+from vivace.policies.errors import BadSetting
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
 FIRST = 100_000
@@ -119,3 +120,36 @@ def test_what_won_on_the_search_seeds_by_chance_is_not_claimed(checkpoint: Path,
 def test_luck_is_claimed_no_more_often_than_stated(checkpoint: Path, tmp_path: Path) -> None:
     claimed = sum(is_claimed(checkpoint, tmp_path / f"{seed}", seed) for seed in range(20))
     assert claimed <= 20 * 0.025 + 3 * np.sqrt(20 * 0.025)
+
+
+def test_what_another_search_knows_is_taken_over_for_another_budget(checkpoint: Path, tmp_path: Path) -> None:
+    """Nothing of it is done again, and who lost a race there may win here."""
+    few = {"candidates": 30, "samples": 2, "n_episodes": 20, "confirm": 20, "techniques": ["step_schedule"]}
+    loose = command(checkpoint, tmp_path / "loose", 0, ms=4e3 / HZ, **few)
+    run(loose, planted_latencies)
+    before = Store(tmp_path / "loose").trials
+    tight = command(checkpoint, tmp_path / "tight", 0, ms=1e3 / HZ, known=str(tmp_path / "loose"), **few)
+    last, is_found = run(tight, planted_latencies)
+    assert is_found
+    after = Store(tmp_path / "tight")
+    assert after.n_known == len(before)
+    assert list(after.trials)[: len(before)] == list(before)
+    assert len(after.trials) <= len(before) + 15 + 6, "half as many again, and the relatives of the best"
+    for key, trial in before.items():
+        assert after.trials[key].latencies_s[: len(trial.latencies_s)] == trial.latencies_s
+        assert trial.raced.items() <= after.trials[key].raced.items()
+        assert trial.confirmed.items() <= after.trials[key].confirmed.items()
+    plan = after.trials[last["winner"]["key"]]
+    assert max(plan.latencies_s) <= 1 / HZ
+    assert all(max(after.trials[key].latencies_s) <= 1 / HZ for key in last["race"]["entrants"])
+
+
+def test_trials_of_another_kind_of_search_are_not_taken_over(checkpoint: Path, tmp_path: Path) -> None:
+    few = {"candidates": 8, "samples": 2, "n_episodes": 10, "confirm": 10, "techniques": ["step_schedule"]}
+    run(command(checkpoint, tmp_path / "one", 0, ms=1e3, **few), planted_latencies)
+    other = command(checkpoint, tmp_path / "two", 1, ms=1e3, known=str(tmp_path / "one"), **few)
+    with pytest.raises(BadSetting, match="another job"):
+        run(other, planted_latencies)
+    nowhere = command(checkpoint, tmp_path / "three", 0, ms=1e3, known=str(tmp_path / "nowhere"), **few)
+    with pytest.raises(BadSetting, match="no search is there"):
+        run(nowhere, planted_latencies)
