@@ -179,9 +179,12 @@ def test_pictures_are_the_same_bit_for_bit(subject):
         assert torch.equal(there[key].cpu(), value)
 
 
-SIZED = {"groot"}
-"""Policies whose pictures may be of any size: the host reads the sizes, which are shapes of what follows,
-before anything is computed. What does not wait, and is captured, are the steps."""
+HOST_READS = {
+    "groot": "pictures may be of any size, and sizes are shapes of what follows",
+    "multi_task_dit": "transformers asks whether the mask of the prompt can be left out",
+}
+"""Policies of which the host reads something before the steps, and what. What does not wait, and is captured,
+are the steps."""
 
 
 class Steps:
@@ -192,12 +195,12 @@ class Steps:
         shape = (rows, *policy.spec.latent_shape)
         noise = EpisodeNoise(KEYS[:rows])
         self._execution = execution
-        self._is_sized = policy.spec.type in SIZED
+        self._is_read_first = policy.spec.type in HOST_READS
         self._drawn = noise.ahead(execution.sampler.n_draws, shape, policy.placement.like)
 
     def given(self, batch: dict[str, Tensor]) -> Any:
-        """A tree of tensors: the observation, or of a policy that must read sizes first, what it reads."""
-        return self._read(batch) if self._is_sized else batch
+        """A tree of tensors: the observation, or of a policy that the host reads first, what it reads."""
+        return self._read(batch) if self._is_read_first else batch
 
     def _read(self, batch: dict[str, Tensor]) -> Any:
         return self._execution.policy.encode(batch, self._execution.language, self._execution.select)
@@ -209,7 +212,7 @@ class Steps:
         def noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
             return next(drawn)
 
-        context = given if self._is_sized else self._read(given)
+        context = given if self._is_read_first else self._read(given)
         x, memory, cache = next(drawn), (), EMPTY
         for step in run.sampler.steps:
             out, cache = run.call(run, step, x.to(policy.placement.dtype), context, cache)
