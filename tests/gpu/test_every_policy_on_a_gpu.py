@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Need
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.arrays import is_image
 from vivace.policies.batch import take, tensors
 from vivace.policies.block import EMPTY
@@ -177,6 +178,13 @@ def test_pictures_are_the_same_bit_for_bit(subject):
     for key, value in on_host.items():
         assert there[key].device.type == subject.device.type
         assert torch.equal(there[key].cpu(), value)
+
+
+@every_policy
+def test_whether_a_chunk_draws_noise_is_known_on_the_gpu(subject):
+    """groot draws from the device's own generator, which nobody can give the host's noise."""
+    host, there = (OpaquePolicy(one.policy) for one in (subject.host, subject.there))
+    assert host.draws(subject.batch) == there.draws(subject.moved(subject.batch))
 
 
 HOST_READS = {
