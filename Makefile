@@ -1,6 +1,6 @@
 # make demo: set up once, then drive a robot under a latency budget and write a report.
 # make test: set up once, then run the everyday suite.
-# make long: the tests that take too long for every day, two minutes.
+# make long: the tests that take too long for every day, four minutes; those of a GPU on the CPU among them.
 # make table: write the support tables of policies/README.md anew, from what tests are marked to show.
 # make coverage: the same, and which lines it ran; a minute longer.
 # make gpu: on a machine with a GPU, what a CPU cannot try, then vivace bench of the zoo in two dtypes.
@@ -32,6 +32,7 @@ test: $(STAMP)
 
 long: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m long
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --on=cpu -k "not does_what_the_cpu_does" tests/gpu
 
 table: $(STAMP)
 	$(BIN)/python -m pytest -q tests/contracts tests/deploy -k test_the_tables_in_the_readme --regen-golden

@@ -125,7 +125,7 @@ class Precision(PrecisionOptions, Technique):
     @classmethod
     def variants(cls, staged: Any, options: PrecisionOptions) -> Iterator[Variant]:
         """Yield all stages in bfloat16, on a CPU in int8 too; with a language stage, each of them alone."""
-        names = ["bfloat16", *([INT8] if staged.placement.device.type == "cpu" else [])]
+        names = _offered(staged)
         everything = dict.fromkeys(vars(options), OWN)
         for name in names:
             alone = staged.stages if Need.LANGUAGE.is_met(staged) else ()
@@ -138,7 +138,12 @@ class Precision(PrecisionOptions, Technique):
     @classmethod
     def search_space(cls, staged: Any) -> Mapping[str, Choices]:
         """Offer every dtype for every stage."""
-        return dict.fromkeys(staged.stages, (OWN, "bfloat16", INT8))
+        return dict.fromkeys(staged.stages, (OWN, *_offered(staged)))
+
+
+def _offered(staged: Any) -> tuple[str, ...]:
+    """What a policy's device computes in fewer bits."""
+    return ("bfloat16", INT8) if staged.placement.device.type == "cpu" else ("bfloat16",)
 
 
 class Narrow(nn.Module):

@@ -29,6 +29,10 @@ class Success:
     """Episodes solved under the plan."""
     difference: PairedDifference
     """Planned minus as trained."""
+    n: int = 0
+    """Episodes that the plan met, where as trained met the first of them alone; 0: the same ones."""
+    solved: int = 0
+    """Those of them that the plan solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +105,10 @@ def _cost(found: Found) -> str:
         return f"{distance.strip()} (success was not judged, for {found.unjudged})"
     pair = found.success.difference
     low, high = (f"{100 * bound:+.0f}" for bound in pair.interval)
+    in_all = f", {found.success.solved} of {found.success.n} in all" if found.success.n > pair.n else ""
     return (
         f"success {found.success.trained} of {pair.n} as trained, {found.success.planned} planned "
-        f"({100 * pair.difference:+.0f}, {low} … {high} points)"
+        f"({100 * pair.difference:+.0f}, {low} … {high} points){in_all}"
     )
 
 

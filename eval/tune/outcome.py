@@ -112,7 +112,10 @@ def sentence(
         outcomes = [confirmation.outcomes[key] for key in (trained.key, best.key)]
         shared = outcomes[0].keys() & outcomes[1].keys()  # as trained may have met the first ones alone
         solved = [sum(one[seed] for seed in shared) for one in outcomes]
-        success = Success(trained=solved[0], planned=solved[1], difference=pair)
+        met = confirmation.outcomes[best.key]
+        success = Success(
+            trained=solved[0], planned=solved[1], difference=pair, n=len(met), solved=sum(met.values())
+        )
         beaten = "" if confirmation.has_held else confirmation.winner.label
     found = Found(
         budget=rule.budget.named,

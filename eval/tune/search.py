@@ -42,18 +42,21 @@ from vivace.policies.session import Session
 if TYPE_CHECKING:
     from vivace.eval.verbs.tune import TuneCommand
 
-_COUNTED, _TIMED = 0.3, 0.5
-"""Shares of the time by which the first two stages are over, where a world judges."""
+_COUNTED, _SOME_TIMED, _TIMED = 0.3, 0.42, 0.5
+"""Shares of the time by which work is counted, the promising are timed, and a few of them are timed well,
+where a world judges."""
 _COUNTED_ALONE = 0.4
 """The same of the first, where none does."""
 _LIKE = 0.5
 """Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
 _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
-_BRED, _BRED_ALONE = 0.42, 0.67
+_BRED, _BRED_ALONE = 0.36, 0.67
 """The same, by which no more are bred."""
-_RELATED, _RELATED_ALONE = 0.45, 0.83
+_RELATED, _RELATED_ALONE = 0.42, 0.83
 """The same, by which no more of the best are tried with what computes the same faster."""
+_NO_LIMIT_S = 1e6
+"""What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
 """Times another one is bred where one came out that is known."""
 _BEST = 2
@@ -149,18 +152,10 @@ class Search:
 
     def time(self) -> None:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
-        share = _TIMED if self._rule.is_world else 1.0
+        some_share, share = (_SOME_TIMED, _TIMED) if self._rule.is_world else (0.9, 1.0)
         options, rule, trials = self._command.tune, self._rule, self._store.trials
-        timing = Timing(
-            lambda trial: self._session(trial.candidate),
-            self._data,
-            self._store,
-            self._measure,
-            self._about_s,
-            self._deadline.now,
-        )
-        limit_s = self._deadline.left_s(share) / (4 if rule.is_world else 3)
-        counted = list(trials.values())
+        timing, counted = self._timing, list(trials.values())
+        limit_s = self._deadline.left_s(some_share) / (2 if rule.is_world else 3)
         first = affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s)
         timing.time(first, FEW, limit_s)
         untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
@@ -171,16 +166,13 @@ class Search:
         self._breed()
         related = self._relatives(_RELATED if rule.is_world else _RELATED_ALONE)
         more = [*related, *rule.next(list(trials.values()), options.timed // 2)]
-        timing.time(more, FEW, self._deadline.left_s(share) / 3)
+        timing.time(more, FEW, self._deadline.left_s(some_share))
         self._tell_best()
         finalists = self._finalists(share)
         trained = [
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
         timing.time(trained, MANY, self._deadline.left_s(share) / 4)
-        if options.lineup:
-            alone = [trial for trial in trials.values() if trial.is_alive and trial.candidate.is_alone]
-            timing.time(alone, FEW, self._deadline.left_s(share))
         while finalists and self._deadline.left_s(share) > 0:
             before = [trials[trial.key] for trial in finalists]
             timing.time(finalists, MANY, self._deadline.left_s(share))
@@ -188,6 +180,12 @@ class Search:
             has_time = any(trials[trial.key] is not trial for trial in before)
             finalists = [trial for trial in best if has_time and len(trial.latencies_s) < MANY]
         self._tell_best()
+
+    @property
+    def _timing(self) -> Timing:
+        """Times candidates, and knows about how long that takes of those that ran here before."""
+        now = self._deadline.now
+        return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
     def race(self) -> tuple[Race, Confirmation | None]:
         """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
@@ -257,6 +255,8 @@ class Search:
     def lineup(self, plan: Trial) -> Lineup:
         """Let what needs no search and keeps the budget meet the fresh episodes that the plan has met."""
         trials = self._store.trials
+        alone = [trial for trial in trials.values() if trial.is_alive and trial.candidate.is_alone]
+        self._timing.time(alone, FEW, _NO_LIMIT_S)
         met = range(self._fresh.start, self._fresh.start + len(trials[plan.key].confirmed))
         others = [trial for trial in known(trials.values()) if self._keeps(trial)]
         with Workforce(self._command.scale, loading(self._command)) as workforce:
@@ -324,8 +324,10 @@ class Search:
     def _child(self, parents: Sequence[Candidate]) -> Candidate | None:
         """A candidate like one of some that is not known yet; None if none was found."""
         random = np.random.default_rng([self._command.seed, len(self._store.trials)])
+        is_sync = self._command.loop.mode == Mode.SYNC
+        executions = self._space.executions(is_sync) if self._rule.is_world else ()
         for _ in range(_TRIES if parents else 0):
-            child = self._space.bred(parents[int(random.integers(len(parents)))], random)
+            child = self._space.bred(parents[int(random.integers(len(parents)))], random, executions)
             if child.key not in self._store.trials:
                 return child
         return None
@@ -379,10 +381,10 @@ class Search:
     def _counted(self, candidate: Candidate) -> Trial:
         return self._store.add(self.counting.trial(candidate, self._store.trials.values()))
 
-    def _session(self, candidate: Candidate) -> Session:
+    def _session(self, trial: Trial) -> Session:
         """A candidate as the loop calls it."""
-        _, execution = self.counting.made(candidate)
-        if candidate.is_compiled:
+        _, execution = self.counting.made(trial.candidate)
+        if trial.candidate.is_compiled:
             execution = compile_execution(execution)
         return session(self._command, self._loaded, execution)
 

@@ -5,7 +5,7 @@ trying, its `variants` which rows stand in tables, its seam what it goes togethe
 work at no error says whether every candidate has it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -58,14 +58,28 @@ class Space:
         """Let a trial of Optuna choose."""
         return Candidate((*self._chosen(partial(_ask, asked)), *self.exact))
 
-    def bred(self, candidate: Candidate, random: np.random.Generator) -> Candidate:
+    def bred(
+        self,
+        candidate: Candidate,
+        random: np.random.Generator,
+        executions: Sequence[Execution] = (),
+    ) -> Candidate:
         """Return a candidate like another: most choices are its own, some are made anew, near them.
 
         What computes the same faster stays.
+
+        Args:
+            candidate: its parent.
+            random: draws.
+            executions: ways to execute chunks that may be chosen anew; none: the parent's stays.
         """
         own = {name: value for name, (value, _) in self.choices_of(candidate).items()}
         chosen = self._chosen(partial(_mutated, own, random))
-        return Candidate((*chosen, *self.exact, *candidate.same_work))
+        child = Candidate((*chosen, *self.exact, *candidate.same_work))
+        execution = candidate.execution
+        if executions and random.random() < _MUTATED:
+            execution = executions[int(random.integers(len(executions)))]
+        return child if execution == Execution() else _with(child, execution)
 
     def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
         """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
@@ -115,19 +129,21 @@ class Space:
         return tuple(one for one in found if first[one.key] is one)
 
     def executed(self, candidate: Candidate, is_sync: bool) -> Iterator[Candidate]:
-        """Yield a candidate with other numbers of actions executed of a chunk, and asked for at other times.
+        """Yield a candidate whose chunks are executed in other ways (`executions`)."""
+        for execution in self.executions(is_sync):
+            yield _with(candidate, execution)
+
+    def executions(self, is_sync: bool) -> list[Execution]:
+        """Other ways to execute chunks than the policy's own: fewer or more actions, or asked for early.
 
         Args:
-            candidate: what is executed.
             is_sync: the loop acts, then thinks: then there is no time to choose to ask at.
         """
         spec = self.staged.spec
         own, most = spec.n_action_steps, spec.horizon - spec.first_action
-        numbers = {max(1, own // 2), min(most, 2 * own), most} - {own}
-        for n in sorted(numbers):
-            yield _with(candidate, Execution(n_action_steps=n), f"{n} actions executed")
-        if not is_sync and own > 1:
-            yield _with(candidate, Execution(request_at=own), "asked for as early as can be")
+        numbers = {1, max(1, own // 2), min(most, 2 * own), most} - {own}
+        early = [Execution(request_at=own)] if not is_sync and own > 1 else []
+        return [*(Execution(n_action_steps=n) for n in sorted(numbers)), *early]
 
     def _of(self, row: Variant) -> Candidate:
         """A row of a table, exact work removed too."""
@@ -222,9 +238,14 @@ def _name(seam: Seam) -> str:
     return seam.name.lower()
 
 
-def _with(candidate: Candidate, execution: Execution, told: str) -> Candidate:
-    label = f"{describe(candidate)}, {told}"
-    return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
+def _with(candidate: Candidate, execution: Execution) -> Candidate:
+    """A candidate whose chunks are executed in another way, which its label says."""
+    told = [describe(candidate)]
+    if (n := execution.n_action_steps) is not None:
+        told.append(f"{n} action{'s' if n > 1 else ''} executed")
+    if execution.request_at is not None:
+        told.append(f"the next asked for with {execution.request_at} left")
+    return replace(candidate, execution=execution, origin=Origin.SEARCH, label=", ".join(told))
 
 
 @dataclass

@@ -39,7 +39,7 @@ from vivace.eval.measure.threads import choose_threads, restored_threads
 from vivace.eval.measure.timing import Rounds
 from vivace.eval.measure.variants import ACCELERATED, LEROBOT, SAVED, labelled, unfit, variants_of
 from vivace.eval.observations.gather import JUDGEMENT_SEED
-from vivace.eval.observations.observe import observe
+from vivace.eval.observations.observe import observe, some
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import claim, output_folder
 from vivace.eval.profile.measuring import write_profile
@@ -61,6 +61,7 @@ from vivace.policies.errors import (
     NonFiniteActions,
     PlanMismatch,
     UnsupportedPolicy,
+    in_one_line,
 )
 from vivace.policies.execution import Decoding, Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
@@ -150,7 +151,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     if saved:
         built = built.joined(_saved(loaded, saved, kept, fitted))
     if command.policy.type:
-        built = built.joined(_lerobot_alone(loaded))
+        built = built.joined(_lerobot_alone(loaded, data))
     others = {run.name: run for run in exported}
     sessions = {name: session(command, loaded, execution) for name, execution in built.executions.items()}
     measured = chunk_latencies({**sessions, **others}, data, Rounds(repeats=command.bench.repeats))
@@ -299,12 +300,20 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
     return Built(tuple(made), executions, left_out)
 
 
-def _lerobot_alone(loaded: LoadedPolicy) -> Built:
-    """Run lerobot's own chunk of the same policy, where it comes apart; else that is what all rows run."""
+def _lerobot_alone(loaded: LoadedPolicy, data: CalibrationData) -> Built:
+    """Run lerobot's own chunk of the same policy, where it comes apart; else that is what all rows run.
+
+    Some of lerobot's code computes in float32 alone (smolvla's and diffusion's heads): then it has no row.
+    """
     if loaded.as_trained.is_opaque:
         return Built((), {}, {})
     alone: Any = OpaquePolicy(loaded.policy)
     alone.spec = replace(loaded.staged.spec, blocks=(), latent_dim=alone.spec.latent_dim)
+    try:
+        sample_all(as_trained(alone), some(data, range(1)))
+    except RuntimeError as error:
+        told = f"lerobot's code does not run in {loaded.dtype}: {in_one_line(error)}"
+        return Built((), {}, {LEROBOT.name: told})
     return Built((LEROBOT,), {LEROBOT.name: as_trained(alone)}, {})
 
 

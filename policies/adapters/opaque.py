@@ -181,10 +181,17 @@ class OpaquePolicy(DenoisingForm):
     def draws(self, batch: Batch) -> bool:
         """Whether a chunk depends on noise: on what the policy is given, or on torch's generator."""
         one = take(self.encode(batch), [0])
-        with _seeded(torch.zeros(1)):
-            before = torch.random.get_rng_state()
+        with _seeded(torch.zeros(1, device=self.placement.device)):
+            before = self._generators()
             self.chunk(one)
-            return self.takes_noise or not torch.equal(before, torch.random.get_rng_state())
+            moved = not all(map(torch.equal, before, self._generators()))
+        return self.takes_noise or moved
+
+    def _generators(self) -> list[Tensor]:
+        """State of torch's generators that a chunk may draw from: the host's, and the device's own."""
+        device = self.placement.device
+        own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        return [torch.random.get_rng_state(), *own]
 
     def with_call(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Self:
         """Return a twin whose `predict_action_chunk` is another function, such as the compiled one.

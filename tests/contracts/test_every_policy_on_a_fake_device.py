@@ -291,7 +291,13 @@ def test_the_contract_notices_what_it_is_for():
             before = cuda.reads.total()
             read()
             assert cuda.reads.total() > before
-        for copy in (lambda: torch.zeros(3).to("cuda"), lambda: torch.tensor([1, 2], device="cuda")):
+        for copy in (
+            lambda: torch.zeros(3).to("cuda"),
+            lambda: torch.tensor([1, 2], device="cuda"),
+            lambda: there[[0, 2]],
+            lambda: there[torch.tensor([0, 2])],
+            lambda: there.index_put_((torch.tensor([0, 2]),), there[:2]),
+        ):
             before = cuda.copies.total()
             copy()
             assert cuda.copies.total() > before

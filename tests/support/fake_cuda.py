@@ -5,7 +5,7 @@ tensors. Mixing the two raises, as it does on a GPU (numbers, 0-d tensors of the
 the host wait for the device is written down by the name of the function that does it:
 
     reads   a value comes to the host: `.item()`, `.tolist()`, `bool(…)`, `.cpu()`, a boolean mask as an index
-    copies  a tensor goes to the device without pinned memory
+    copies  a tensor goes to the device without pinned memory, a list or an array as an index too
 
 Values that are read are made up: numbers and truths are 0 the first time a line asks, and large or true from
 then on, so that loops which wait for something end.
@@ -27,6 +27,8 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 _MADE_OF_OTHERS = (aten.to, aten.item, aten.is_nonzero, aten.pin_memory, aten.type_as)
 """Operations that inference mode does not take apart."""
+_INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+"""Operations that send an index of the host to the device by themselves."""
 _LARGE = 10**6
 
 
@@ -76,6 +78,8 @@ class FakeCuda(TorchDispatchMode):
             self.copies[_caller()[0]] += 1
         if func is aten.nonzero.default:
             return self._everywhere(args[0])
+        if func in _INDEXED and any(_is_of_the_host(at) for at in args[1]):
+            self.copies[_caller()[0]] += 1
         if func is aten.index.Tensor:
             args = (args[0], [part for mask in args[1] for part in self._as_indices(mask)])
         return func(*args, **kwargs)
@@ -120,6 +124,10 @@ class FakeCuda(TorchDispatchMode):
         if mask is None or mask.dtype != torch.bool or not isinstance(mask, FakeTensor):
             return (mask,)
         return self._everywhere(mask).unbind(1)
+
+
+def _is_of_the_host(at: Tensor | None) -> bool:
+    return isinstance(at, Tensor) and not isinstance(at, FakeTensor) and at.device.type == "cpu"
 
 
 def on_fake_cuda[Module: nn.Module](module: Module) -> Module:

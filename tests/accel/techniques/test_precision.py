@@ -1,5 +1,7 @@
 """Precision: the layers of a stage and no others compute in fewer bits, by torch's own layers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
 from vivace.policies.execution import as_trained, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
+from vivace.policies.placement import Placement
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
@@ -117,3 +120,10 @@ def test_bad_settings_are_refused_by_name(staged, data):
     other.stages = {}
     with pytest.raises(UnsupportedPolicy, match="precision runs stages in fewer bits.*names none; leave it"):
         accelerate(other, foreign)
+
+
+def test_a_gpu_is_offered_no_int8(staged):
+    """What torch computes in int8 it computes on a CPU: a search elsewhere would try it in vain."""
+    there = SimpleNamespace(placement=Placement(torch.device("cuda")), stages=staged.stages)
+    assert Precision.search_space(staged)["vision"] == ("own", "bfloat16", "int8")
+    assert Precision.search_space(there)["vision"] == ("own", "bfloat16")

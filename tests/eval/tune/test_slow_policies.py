@@ -61,8 +61,8 @@ class SlowClock:
     def measured(self, runs: Any, data: Any, rounds: Any) -> Measured:
         """As a clock would; every tenth chunk takes a third longer."""
         times_s: dict[str, list[float]] = {}
-        for key, session in runs.items():
-            one_s = self.chunk_s(session.execution)
+        for key, run in runs.items():
+            one_s = self.chunk_s(run.execution)
             times_s[key] = [one_s * (4 / 3 if n % 10 == 9 else 1) for n in range(rounds.more[key])]
             self.now_s += sum(times_s[key])
         return Measured(times_s, {})

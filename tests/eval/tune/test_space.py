@@ -1,5 +1,6 @@
 """The search space is what is registered and fits: no technique and no combination is named by the tuner."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique
 from vivace.eval.measure.variants import variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin, Status, Trial
-from vivace.eval.tune.space import space_of
+from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.study import Study
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
@@ -161,6 +162,19 @@ def test_one_bred_from_another_is_like_it_and_in_the_space(staged):
     children = [space.choices_of(space.bred(parent, random)) for _ in range(50)]
     same = [sum(own.get(name) == value for name, (value, _) in one.items()) / len(one) for one in children]
     assert 0.4 < np.mean(same) < 1
+
+
+def test_a_child_executes_chunks_as_its_parent_does_or_in_a_way_that_is_offered(staged):
+    space, random = space_of(staged), np.random.default_rng(0)
+    parent = replace(suggested(space, 1)[0], execution=Execution(n_action_steps=1))
+    assert {space.bred(parent, random).execution for _ in range(20)} == {parent.execution}
+    offered = space.executions(is_sync=False)
+    children = [space.bred(parent, random, offered) for _ in range(100)]
+    assert {child.execution for child in children} == {parent.execution, *offered}
+    assert sum(child.execution == parent.execution for child in children) > 60
+    for child in children:
+        if child.execution.n_action_steps:
+            assert len(re.findall(r"\d actions? executed", describe(child))) == 1
 
 
 def test_every_choice_can_be_calibrated_by_name(staged):

@@ -131,6 +131,18 @@ def said(capsys, *flags: str) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+def test_a_dtype_that_lerobots_own_code_does_not_run_in_leaves_its_row_out(tmp_path, capsys):
+    """Its U-Net embeds time in float32, whatever its weights are; our stages are cast where they begin."""
+    small = ["--policy.type=diffusion", "--policy.down_dims=[16,32]", "--policy.num_train_timesteps=3",
+             "--policy.dtype=bfloat16", "--policy.crop_shape=[64,64]", "--policy.cameras=1"]  # fmt: skip
+    timing = ["--bench.only=[hoist]", "--bench.repeats=1", "--bench.threads=1", "--accel.samples=1",
+              "--accel.judged_samples=1", f"--output_dir={tmp_path}"]  # fmt: skip
+    assert main(["bench", *small, *timing]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(last["plans"]) == {"plain", "hoist"}
+    assert last["left_out"]["lerobot"].startswith("lerobot's code does not run in bfloat16: ")
+
+
 @pytest.mark.long
 def test_bench_times_it_and_says_that_its_weights_are_random(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
