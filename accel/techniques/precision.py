@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -167,8 +168,8 @@ class Narrow(nn.Module):
         return out.to(x.dtype)
 
 
-def _halved(dtype: torch.dtype) -> Callable[[nn.Module], nn.Module]:
-    def made(layer: nn.Module) -> nn.Module:
+def _halved(dtype: torch.dtype) -> Callable[[nn.Module], Narrow]:
+    def made(layer: nn.Module) -> Narrow:
         narrow = copy_sharing_tensors(layer)  # not `.to`, which would change the tensors that are shared
         for name, parameter in layer.named_parameters(recurse=False):
             setattr(narrow, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
@@ -177,7 +178,7 @@ def _halved(dtype: torch.dtype) -> Callable[[nn.Module], nn.Module]:
     return made
 
 
-def _in_int8(layer: nn.Module) -> nn.Module:
+def _in_int8(layer: nn.Module) -> Narrow:
     twin = copy.copy(layer)  # the library reads how it is wanted off the layer
     twin.qconfig = per_channel_dynamic_qconfig  # type: ignore[assignment]
     before = torch.backends.quantized.engine
@@ -197,12 +198,18 @@ def _engine() -> str:
 
 _ENGINES = torch.backends.quantized.supported_engines
 _LINEAR = (nn.Linear,)
-_MAKERS: dict[str, tuple[tuple[type, ...], Callable[[nn.Module], nn.Module]]] = {
+_MAKERS: dict[str, tuple[tuple[type, ...], Callable[[nn.Module], Narrow]]] = {
     "bfloat16": ((*_LINEAR, nn.Conv1d, nn.Conv2d), _halved(torch.bfloat16)),
     "float16": ((*_LINEAR, nn.Conv1d, nn.Conv2d), _halved(torch.float16)),
     INT8: (_LINEAR, _in_int8),
 }
 """Dtype -> the layers that are exchanged, of these very classes, and what makes one."""
+
+
+_NARROW: WeakValueDictionary[tuple[int, int, str], Narrow] = WeakValueDictionary()
+"""Weight, bias and dtype -> the layer made of them: plans that run together hold it once, as all weights.
+
+It holds the plain one, so that no other tensors have their ids while it is here."""
 
 
 def exchange(policy: nn.Module, path: str, name: str) -> None:
@@ -215,10 +222,24 @@ def exchange(policy: nn.Module, path: str, name: str) -> None:
     found = [below for below, module in policy.get_submodule(path).named_modules() if type(module) in kinds]
     for below in found:
         owner, _, leaf = f"{path}.{below}".rstrip(".").rpartition(".")
-        setattr(policy.get_submodule(owner), leaf, make(policy.get_submodule(owner).get_submodule(leaf)))
+        layer = policy.get_submodule(owner).get_submodule(leaf)
+        key = (id(layer.weight), id(layer.bias), name)
+        narrow = _NARROW.get(key)
+        if narrow is None:
+            narrow = _NARROW[key] = make(layer)
+        setattr(policy.get_submodule(owner), leaf, narrow)
 
 
 @register_flop_formula(torch.ops.quantized.linear_dynamic)  # type: ignore[untyped-decorator]
 def _flops(x: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """As many as of a plain layer."""
     return int(2 * math.prod(x) * out_shape[-1])
+
+
+_OF_SHAPES = torch.library.Library("quantized", "IMPL", "Meta")
+
+
+@torch.library.impl(_OF_SHAPES, "linear_dynamic")  # torch 2.11 has none
+def _shape(x: Tensor, packed: Any, reduce_range: bool = False) -> Tensor:
+    """What comes of a tensor of shapes alone."""
+    return x.new_empty(*x.shape[:-1], packed.unpack()[0].shape[0])

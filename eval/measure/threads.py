@@ -15,7 +15,8 @@ from vivace.eval.terminal import console, milliseconds
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.session import Session
 
-_ROUNDS = Rounds(repeats=3)
+_ROUNDS, _LIMIT_S = 4, 2.0
+"""Chunks each, but of slow ones no more than take so long [s]."""
 Interleaved = Callable[..., dict[str, list[float]]]
 
 
@@ -73,7 +74,8 @@ def _measure(
     runs: Mapping[str, Session], counts: list[int], placement: Placement, time_them: Interleaved
 ) -> dict[str, dict[str, float]]:
     named = {f"{name} {n}": partial(_chunk, session, n) for name, session in runs.items() for n in counts}
-    times = time_them(named, _ROUNDS, synchronise=synchroniser(placement.device))
+    rounds = Rounds(repeats=1, more=dict.fromkeys(named, _ROUNDS), limit_s=_LIMIT_S, warmup=0)
+    times = time_them(named, rounds, synchronise=synchroniser(placement.device))
     return {name: {str(n): float(np.median(times[f"{name} {n}"])) for n in counts} for name in runs}
 
 

@@ -23,6 +23,8 @@ from vivace.policies.session import Session
 from vivace.policies.stopwatch import StageWatch
 
 MB = 1e6
+CHUNKS = 2
+"""So many are run to see what one holds."""
 
 
 class WithinMemory:

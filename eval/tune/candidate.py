@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from vivace.accel.registry import techniques
 from vivace.accel.variant import Request
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.identity import digest
@@ -77,6 +78,21 @@ class Candidate:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of its techniques."""
         return tuple(kind for kind, _ in self.requests)
+
+    @property
+    def same_work(self) -> tuple[Request, ...]:
+        """Of its techniques those that compute the same faster, of which counted work does not know."""
+        known = techniques()
+        return tuple(
+            (kind, options)
+            for kind, options in self.requests
+            if kind in known and not known[kind].saves_flops
+        )
+
+    def computed_as(self, other: "Candidate", label: str = "") -> "Candidate":
+        """Return it with what computes the same faster in another one."""
+        requests = (*self.requests, *other.same_work)
+        return replace(self, requests=requests, origin=Origin.SEARCH, label=label)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` restores it."""

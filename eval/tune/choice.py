@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
+from itertools import product
 
 from vivace.eval.tune.budget import Budget, tail
 from vivace.eval.tune.candidate import Origin, Trial
+from vivace.eval.tune.expected import expectation, median_s
 from vivace.eval.tune.front import promising, spread
-from vivace.eval.tune.timing import median_s
 
 _NEAR = 1.2
 """What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
@@ -48,10 +47,44 @@ class Rule:
         ]
 
     def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those to time first: the rivals, the front of counted work and action error, some that follow."""
+        """Those to time first: rivals, the front of counted work and action error, some of each other kind.
+
+        Those are what computes the same faster, alone, and what follows chunks before.
+        """
         rivals, some = self.rivals(trials), self.candidates(trials)
-        front = promising(_compared(some), most, _work)
-        return _once(rivals, front, _following(some, most // _FEW, _work))
+        front = promising([one for one in _compared(some) if not one.candidate.same_work], most, _work)
+        faster = self.faster_alone(trials)[: most // 2]
+        return _once(rivals, faster, front, _following(some, most // _FEW, _work))
+
+    def faster_alone(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that compute the same faster and do nothing else but remove exact work."""
+        some = self.candidates(trials)
+        exact = {kind for one in some if one.candidate.origin is Origin.EXACT for kind in one.candidate.kinds}
+        return [
+            one
+            for one in some
+            if one.candidate.same_work
+            and {*one.candidate.kinds} - exact == {kind for kind, _ in one.candidate.same_work}
+        ]
+
+    def faster(self, trials: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
+        """Pairs of one and of what computes the same faster that together should keep the budget.
+
+        The nearest first, as if their errors added up. The policy as trained stays what it is.
+        """
+        expected, known = expectation(self.candidates(trials)), {trial.key for trial in trials}
+        rows = [row for row in self.faster_alone(trials) if row.latencies_s]
+        plain = [one for one in self.candidates(trials) if one.candidate.requests]
+        unlike = {(one.flops, _error(one)): one for one in reversed(plain) if not one.candidate.same_work}
+        found: list[tuple[float, float, Trial, Trial]] = []
+        for one, row in product(unlike.values(), rows):
+            both = replace(one, latencies_s=(), candidate=one.candidate.computed_as(row.candidate))
+            own_s, both_s = expected(one), expected(both)
+            if both.key in known or own_s is None or both_s is None:
+                continue
+            if both_s <= min(own_s, self.budget.of(both.candidate)):
+                found.append((_error(one) + _error(row), both_s, one, row))
+        return [(one, row) for _, _, one, row in sorted(found, key=lambda pair: pair[:2])]
 
     def next(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those not timed that should keep the budget, the nearest actions first."""
@@ -59,18 +92,13 @@ class Rule:
 
     def fitting(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those that keep the budget, or should by their counted work, the nearest actions first."""
-        counted = [trial for trial in self.candidates(trials) if trial.flops]
-        timed = [trial for trial in counted if trial.latencies_s]
-        if len({trial.flops for trial in timed}) < 2:
-            return []
-        works = np.array([trial.flops for trial in timed], float)
-        slope, offset = np.polyfit(works, [median_s(trial) for trial in timed], 1)
+        expected = expectation(self.candidates(trials))
 
         def keeps(trial: Trial) -> bool:
-            known_s = median_s(trial) if trial.latencies_s else offset + slope * float(trial.flops or 0)
-            return bool(known_s <= self.budget.of(trial.candidate))
+            takes_s = expected(trial)
+            return takes_s is not None and takes_s <= self.budget.of(trial.candidate)
 
-        return sorted(filter(keeps, counted), key=_error)
+        return sorted(filter(keeps, self.candidates(trials)), key=_error)
 
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time as often as a p99 takes: rivals near the budget, nearest actions, some that follow.
@@ -109,11 +137,10 @@ class Rule:
         return sorted(kept, key=lambda trial: (_error(trial), median_s(trial)))
 
     def sure(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those of `keeping` that are known to by as high a percentile as is known of any."""
-        timed = [tail(trial.latencies_s)[0] for trial in self.candidates(trials) if trial.latencies_s]
-        return [
-            trial for trial in self.keeping(trials) if tail(trial.latencies_s)[0] == max(timed, default=0.0)
-        ]
+        """Those of `keeping` that are known to by as high a percentile as is known of any of them."""
+        kept = self.keeping(trials)
+        known = [tail(trial.latencies_s)[0] for trial in kept]
+        return [trial for trial, percent in zip(kept, known, strict=True) if percent == max(known)]
 
     def fastest(self, trials: Iterable[Trial]) -> Trial | None:
         """The one of the shortest tail; None if none was timed."""

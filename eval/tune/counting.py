@@ -1,12 +1,14 @@
 """The first stage: what a candidate computes, and how far its actions are from those as trained."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from vivace.accel.apply import Calibrator
-from vivace.accel.flops import count_flops
+from vivace.accel.flops import count_by_shapes
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.action_error import action_errors, sample_all
@@ -27,7 +29,13 @@ _CLEARLY = 1.25
 class Counting:
     """Calibrates candidates of one policy, counts their work, and compares their actions."""
 
-    def __init__(self, loaded: LoadedPolicy, fitted: CalibrationData, judged: CalibrationData) -> None:
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        fitted: CalibrationData,
+        judged: CalibrationData,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Prepare; the policy as trained runs once.
 
         Args:
@@ -35,12 +43,18 @@ class Counting:
             fitted: observations that candidates are calibrated on.
             judged: observations of other episodes, that their actions are compared on: on a quarter of them
                 first, on the others unless nothing can come of it.
+            now: clock [s].
         """
+        self._now = now
         self._loaded, self._fitted, self._judged = loaded, fitted, judged
         few, n = max(1, len(judged.noise_keys) // 4), len(judged.noise_keys)
         self._parts = [some(judged, rows) for rows in (range(few), range(few, n)) if rows]
+        began = now()
         self._references = [sample_all(as_trained(loaded.staged), part) for part in self._parts]
+        self._trained_s = (now() - began) / n
         self._calibrators: dict[int | None, Calibrator] = {}
+        self.chunk_s: dict[str, float] = {}
+        """Key of a candidate -> about how long a chunk of it takes [s], of those compared in this process."""
 
     def made(self, candidate: Candidate) -> tuple[AccelerationPlan, Execution]:
         """Calibrate a candidate; the same candidate gives the same plan."""
@@ -62,12 +76,12 @@ class Counting:
             trial = Trial(
                 candidate=candidate,
                 status=Status.COUNTED,
-                flops=int(count_flops(execution, self._judged.one).total),
+                flops=int(count_by_shapes(execution, self._judged.one).total),
                 follows=isinstance(execution, Denoising) and execution.carries,
             )
             errors: list[float] = []
             for part, reference in zip(self._parts, self._references, strict=True):
-                errors += action_errors(execution, reference, part)
+                errors += self._errors(candidate, execution, reference, part)
                 trial = replace(trial, action_error=float(np.mean(errors)))
                 if trial.first_error is None:
                     trial = replace(trial, first_error=trial.action_error)
@@ -77,12 +91,25 @@ class Counting:
             return failure(candidate, error)
         return trial
 
+    def _errors(
+        self, candidate: Candidate, execution: Execution, reference: Tensor, part: CalibrationData
+    ) -> list[float]:
+        """How far actions are from those as trained, which are not far from themselves."""
+        n = len(part.noise_keys)
+        if not candidate.requests:
+            self.chunk_s[candidate.key] = self._trained_s
+            return [0.0] * n
+        began = self._now()
+        errors = action_errors(execution, reference, part)
+        self.chunk_s[candidate.key] = (self._now() - began) / n
+        return errors
+
 
 def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
 
     Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
-    is looked at whole.
+    is looked at whole, and what computes the same faster is held against its like alone.
 
     Args:
         trial: of known work and first error.
@@ -97,6 +124,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
         and other.flops is not None
         and other.first_error is not None
         and (trial.follows or not other.follows)
+        and other.candidate.same_work == trial.candidate.same_work
         and other.flops <= trial.flops
         and _CLEARLY * other.first_error < trial.first_error
     ]

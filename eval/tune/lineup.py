@@ -12,8 +12,8 @@ from vivace.eval.measure.statistics import PairedDifference, paired_difference, 
 from vivace.eval.race.confirm import ConfirmRules, is_shown_worse
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.space import describe
-from vivace.eval.tune.timing import median_s
 
 RULES = ConfirmRules()
 MARGIN = RULES.margin

@@ -22,9 +22,9 @@ from vivace.eval.tune.budget import tail
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.front import layers
 from vivace.eval.tune.space import describe
-from vivace.eval.tune.timing import median_s
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 

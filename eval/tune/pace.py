@@ -65,6 +65,27 @@ def affordable_samples(asked: int, chunk_s: float, left_s: float) -> int:
     return max(1, min(asked, int(left_s / (_CANDIDATES * max(chunk_s, 1e-9)))))
 
 
+def affordable[One](
+    choose: Callable[[int], list[One]], most: int, cost_s: Callable[[One], float], left_s: float
+) -> list[One]:
+    """Return as many of those that might be timed as time allows, chosen anew for each number of places.
+
+    Args:
+        choose: the best for so many places, some of which may be there whatever the number.
+        most: places there are.
+        cost_s: what one takes [s].
+        left_s: time there is [s].
+
+    Returns:
+        Those for one place at least.
+    """
+    for places in range(most, 1, -1):
+        found = choose(places)
+        if sum(map(cost_s, found)) <= left_s:
+            return found
+    return choose(1)
+
+
 @dataclass(frozen=True)
 class EpisodeCost:
     """What an episode takes."""

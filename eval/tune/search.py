@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vivace.accel.apply import accelerate, exact_plan
 from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart
 from vivace.accel.technique import CalibrationData
@@ -15,6 +16,7 @@ from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
+from vivace.eval.profile.memory import CHUNKS
 from vivace.eval.race.confirm import Confirmation, ConfirmRules, is_shown_worse
 from vivace.eval.race.ladder import Ladder
 from vivace.eval.race.race import Ending, Race, RaceRules
@@ -25,13 +27,14 @@ from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.former import former
 from vivace.eval.tune.lineup import RULES, Lineup, known, lineup
-from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable_samples, stakes
+from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable, affordable_samples, stakes
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.eval.tune.timing import FEW, MANY, Measure, Timing, median_s
+from vivace.eval.tune.timing import FEW, MANY, Measure, Timing
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
@@ -42,20 +45,22 @@ if TYPE_CHECKING:
 _COUNTED, _SOME_TIMED, _TIMED = 0.3, 0.42, 0.5
 """Shares of the time by which work is counted, the promising are timed, and a few of them are timed well,
 where a world judges."""
-_COUNTED_ALONE = 0.6
+_COUNTED_ALONE = 0.4
 """The same of the first, where none does."""
 _LIKE = 0.5
 """Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
 _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
-_BRED, _BRED_ALONE = 0.36, 0.75
+_BRED, _BRED_ALONE = 0.36, 0.67
 """The same, by which no more are bred."""
+_RELATED, _RELATED_ALONE = 0.42, 0.83
+"""The same, by which no more of the best are tried with what computes the same faster."""
 _NO_LIMIT_S = 1e6
 """What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
 """Times another one is bred where one came out that is known."""
 _BEST = 2
-"""So many of the best are tried with what computes the same faster, and with other ways to execute chunks."""
+"""So many of the best are tried with other ways to execute chunks."""
 
 
 class Search:
@@ -81,8 +86,11 @@ class Search:
         later = range(self._fresh.stop, self._fresh.stop + 2 * command.tune.confirm)  # a ladder's
         check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh, later))
         deadline.share_from_now()
+        if rule.budget.elsewhere is None:
+            exact = accelerate(loaded.staged, exact_plan(loaded.staged, loaded.fingerprint))
+            choose_threads({"exact": session(command, loaded, exact)}, command.tune.threads)
         fitted, self._data = self._affordable(fitted, self._data)
-        self.counting = Counting(loaded, fitted, self._data)
+        self.counting = Counting(loaded, fitted, self._data, deadline.now)
 
     def _affordable(
         self, fitted: CalibrationData, judged: CalibrationData
@@ -146,34 +154,38 @@ class Search:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
         some_share, share = (_SOME_TIMED, _TIMED) if self._rule.is_world else (0.9, 1.0)
         options, rule, trials = self._command.tune, self._rule, self._store.trials
-        if rule.budget.elsewhere is None:
-            choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
-        timing = self._timing
-        first = rule.first(list(trials.values()), options.timed)
-        timing.time(first, FEW, self._deadline.left_s(some_share) / 2)
+        timing, counted = self._timing, list(trials.values())
+        limit_s = self._deadline.left_s(some_share) / (2 if rule.is_world else 3)
+        first = affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s)
+        timing.time(first, FEW, limit_s)
         untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
         if untimed:
             self._deadline.cut(
                 f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
             )
         self._breed()
-        more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives(some_share)]
+        related = self._relatives(_RELATED if rule.is_world else _RELATED_ALONE)
+        more = [*related, *rule.next(list(trials.values()), options.timed // 2)]
         timing.time(more, FEW, self._deadline.left_s(some_share))
         self._tell_best()
-        finalists = rule.finalists(list(trials.values()), options.finalists)
+        finalists = self._finalists(share)
         trained = [
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
-        timing.time(trained, MANY, self._deadline.left_s(share) / 3)
+        timing.time(trained, MANY, self._deadline.left_s(share) / 4)
         while finalists and self._deadline.left_s(share) > 0:
+            before = [trials[trial.key] for trial in finalists]
             timing.time(finalists, MANY, self._deadline.left_s(share))
             best = rule.keeping(trials.values())[:1]  # of few measurements it may only seem to keep it
-            finalists = [trial for trial in best if len(trial.latencies_s) < MANY]
+            has_time = any(trials[trial.key] is not trial for trial in before)
+            finalists = [trial for trial in best if has_time and len(trial.latencies_s) < MANY]
         self._tell_best()
 
     @property
     def _timing(self) -> Timing:
-        return Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
+        """Times candidates, and knows about how long that takes of those that ran here before."""
+        now = self._deadline.now
+        return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
     def race(self) -> tuple[Race, Confirmation | None]:
         """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
@@ -320,23 +332,48 @@ class Search:
                 return child
         return None
 
+    def _about_s(self, trial: Trial) -> float:
+        """About how long timing it once takes [s]; 0 where it has not run in this process."""
+        if trial.latencies_s:
+            return median_s(trial)
+        chunks = 1 if self._command.budget.memory_mb is None else 1 + CHUNKS
+        return chunks * self.counting.chunk_s.get(trial.key, 0.0)
+
+    def _finalists(self, share: float) -> list[Trial]:
+        """Those to time as often as a p99 takes: so many that all of them can be timed a few times."""
+        trials, most = list(self._store.trials.values()), self._command.tune.finalists
+        limit_s = self._deadline.left_s(share) / FEW
+        found = affordable(lambda n: self._rule.finalists(trials, n), most, self._about_s, limit_s)
+        asked = self._rule.finalists(trials, most)
+        if len(found) < len(asked):
+            self._deadline.cut(f"{len(found)} of {len(asked)} finalists were timed again, for time was up")
+        return found
+
     def _keeps(self, trial: Trial) -> bool:
         is_left_out = trial.stage is Status.TIMED  # for what it takes besides time
         return not is_left_out and self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
 
     def _relatives(self, share: float) -> list[Trial]:
-        """The best by now with what computes the same faster; in a world, with chunks executed otherwise."""
-        is_sync = self._command.loop.mode == Mode.SYNC
+        """What should be best with what computes the same faster; in a world, with chunks executed otherwise.
+
+        Args:
+            share: of the time, by which no more are counted.
+        """
+        is_sync, trials = self._command.loop.mode == Mode.SYNC, list(self._store.trials.values())
         found: list[Candidate] = []
-        for trial in self._rule.keeping(self._store.trials.values())[:_BEST]:
-            found += self._space.faster(trial.candidate)
-            if self._rule.is_world and not any(vars(trial.candidate.execution).values()):
+        for one, row in self._rule.faster(trials)[: self._command.tune.timed // 2]:
+            label = f"{describe(one.candidate)}, {describe(row.candidate)}"
+            found.append(one.candidate.computed_as(row.candidate, label))
+        for trial in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
+            if not any(vars(trial.candidate.execution).values()):
                 found += self._space.executed(trial.candidate, is_sync)
         counted: list[Trial] = []
-        for one in found:
+        for i, one in enumerate(found):
             known = self._store.trials.get(one.key)
             if known is None and self._deadline.left_s(share) <= 0:
-                self._deadline.cut("not all ways to compute or execute the best were tried, for time was up")
+                self._deadline.cut(
+                    f"{i} of {len(found)} ways to compute or execute the best were tried, for time was up"
+                )
                 break
             counted.append(known or self._counted(one))
         return [trial for trial in counted if trial.is_alive]
@@ -344,10 +381,10 @@ class Search:
     def _counted(self, candidate: Candidate) -> Trial:
         return self._store.add(self.counting.trial(candidate, self._store.trials.values()))
 
-    def _session(self, candidate: Candidate) -> Session:
+    def _session(self, trial: Trial) -> Session:
         """A candidate as the loop calls it."""
-        _, execution = self.counting.made(candidate)
-        if candidate.is_compiled:
+        _, execution = self.counting.made(trial.candidate)
+        if trial.candidate.is_compiled:
             execution = compile_execution(execution)
         return session(self._command, self._loaded, execution)
 

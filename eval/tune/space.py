@@ -46,6 +46,8 @@ class Space:
     """Kinds of techniques that save work, in the order of their seams."""
     same_work: tuple[str, ...]
     """Kinds of techniques that compute the same faster: counted work does not know them, a clock does."""
+    unjudged: tuple[str, ...] = ()
+    """Kinds of techniques whose chunks make use of those before, where there is no world to judge them."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -64,13 +66,16 @@ class Space:
     ) -> Candidate:
         """Return a candidate like another: most choices are its own, some are made anew, near them.
 
+        What computes the same faster stays.
+
         Args:
             candidate: its parent.
             random: draws.
             executions: ways to execute chunks that may be chosen anew; none: the parent's stays.
         """
         own = {name: value for name, (value, _) in self.choices_of(candidate).items()}
-        child = Candidate((*self._chosen(partial(_mutated, own, random)), *self.exact))
+        chosen = self._chosen(partial(_mutated, own, random))
+        child = Candidate((*chosen, *self.exact, *candidate.same_work))
         execution = candidate.execution
         if executions and random.random() < _MUTATED:
             execution = executions[int(random.integers(len(executions)))]
@@ -106,7 +111,10 @@ class Space:
             options: kind of a technique -> its `Options`, where they are not the usual ones.
         """
         chosen = options or {}
-        rows = sorted(variants_of(self.staged, options), key=lambda row: not row.is_baseline)
+        rows = sorted(
+            (row for row in variants_of(self.staged, options) if self._is_judged(row)),
+            key=lambda row: (not row.is_baseline, not row.is_short),  # if time is short, something of each
+        )
         found = [Candidate(origin=Origin.TRAINED, label=PLAIN.label)]
         if self.exact:
             found.append(Candidate(self.exact, origin=Origin.EXACT, label="exact work removed"))
@@ -119,20 +127,6 @@ class Space:
             )
         first = {one.key: one for one in reversed(found)}
         return tuple(one for one in found if first[one.key] is one)
-
-    def faster(self, candidate: Candidate) -> Iterator[Candidate]:
-        """Yield a candidate with each row of a technique added that computes the same work faster.
-
-        The policy as trained stays what it is.
-        """
-        for kind in self.same_work if candidate.origin is not Origin.TRAINED else ():
-            technique = techniques()[kind]
-            for row in technique.variants(self.staged, technique.Options()):
-                added = [request for request in row.wanted if request[0] == kind]
-                if added and not row.is_compiled and kind not in candidate.kinds:
-                    label = f"{candidate.label}, {row.label}"
-                    requests = (*candidate.requests, *added)
-                    yield replace(candidate, requests=requests, label=label, origin=Origin.SEARCH)
 
     def executed(self, candidate: Candidate, is_sync: bool) -> Iterator[Candidate]:
         """Yield a candidate whose chunks are executed in other ways (`executions`)."""
@@ -159,6 +153,10 @@ class Space:
         execution = Execution(n_action_steps=row.n_action_steps)
         return Candidate((*row.wanted, *exact), execution, row.is_compiled, origin, row.label)
 
+    def _is_judged(self, row: Variant) -> bool:
+        """Whether there is something that can judge it."""
+        return {kind for kind, _ in row.wanted}.isdisjoint(self.unjudged)
+
     def _is_plan(self, row: Variant) -> bool:
         """Whether a plan file can say it, of techniques that may be chosen."""
         always = {kind for kind, _ in self.exact}
@@ -172,12 +170,13 @@ class Space:
         return found
 
 
-def space_of(staged: Any, only: Collection[str] | None = None) -> Space:
+def space_of(staged: Any, only: Collection[str] | None = None, is_world: bool = True) -> Space:
     """Return what there is to choose for a policy.
 
     Args:
         staged: the policy.
         only: kinds of techniques to choose from; all that fit when None.
+        is_world: whether a world judges; without one nobody knows of chunks that make use of those before.
 
     Raises:
         UnsupportedPolicy: no technique fits it, or none of those.
@@ -203,12 +202,14 @@ def space_of(staged: Any, only: Collection[str] | None = None) -> Space:
             f"no technique {'of --tune.techniques ' if only else ''}fits policy {staged.spec.type!r}: "
             + "; ".join(f"{kinds} {why}" for kinds, why in unfit(staged).items() if _names(kinds, only))
         )
-    chosen = {kind: technique for kind, technique in found.items() if kind not in always}
+    unjudged = () if is_world else tuple(kind for kind, one in known.items() if one.seam is Seam.CARRY)
+    chosen = {kind: one for kind, one in found.items() if kind not in always and kind not in unjudged}
     return Space(
         staged,
         exact,
         tuple(kind for kind, one in chosen.items() if one.saves_flops),
         tuple(kind for kind, one in chosen.items() if not one.saves_flops),
+        unjudged,
     )
 
 

@@ -17,6 +17,8 @@ FEW, MANY = 5, 100
 """Rounds in which all are timed, and as many as a p99 takes."""
 _FIRST = 0.4
 """Share of its time after which no more candidates are made ready: those that are must be timed, too."""
+_SLOW_S = 1.0
+"""A chunk that takes so long [s] is not the slower for being the first."""
 
 
 Measure = Callable[[Mapping[str, Session], CalibrationData, Rounds], Measured]
@@ -32,6 +34,8 @@ class Timing:
         data: CalibrationData,
         store: Store,
         measure: Measure = chunk_latencies,
+        about_s: Callable[[Trial], float] = lambda trial: 0.0,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare.
 
@@ -40,7 +44,10 @@ class Timing:
             data: observations, one a round.
             store: of the trials.
             measure: times chunks.
+            about_s: about how long a chunk takes [s], where it has run before; else 0.
+            now: clock [s].
         """
+        self._about_s, self._now = about_s, now
         self._session_of, self._data, self._store = session_of, data, store
         self._measure = measure
 
@@ -56,22 +63,26 @@ class Timing:
         Returns:
             The newest trials of those that can be run.
         """
-        began = time.monotonic()
+        began = self._now()
         sessions: dict[str, Session] = {}
         once_s: dict[str, float] = {}
         todo: dict[str, Trial] = {}
         for trial in trials:
-            is_late = once_s and time.monotonic() - began > limit_s * _FIRST
+            took_s, takes_s = self._now() - began, sum(once_s.values())
+            is_late = (once_s or trial.latencies_s) and (
+                took_s > limit_s * _FIRST or took_s + takes_s + self._about_s(trial) > limit_s
+            )
             if len(trial.latencies_s) >= rounds or is_late:
                 continue
             try:
                 sessions[trial.key] = self._session_of(trial)
-                once_s[trial.key] = self._once(sessions[trial.key])
+                known_s = self._about_s(trial)
+                once_s[trial.key] = known_s if known_s > _SLOW_S else self._once(sessions[trial.key])
                 todo[trial.key] = trial
             except Exception as error:
                 told = f"{type(error).__name__}: {in_one_line(error)}"
                 self._store.add(trial.failed(Status.TIMED, told))
-        left_s = limit_s - (time.monotonic() - began)
+        left_s = limit_s - (self._now() - began)
         affordable = max(1, int(left_s / max(sum(once_s.values()), 1e-9)))
         if todo:
             more = {key: min(rounds - len(trial.latencies_s), affordable) for key, trial in todo.items()}
@@ -94,8 +105,3 @@ class Timing:
         began = time.perf_counter()
         session.predict(asked(one), list(one.noise_keys))
         return time.perf_counter() - began
-
-
-def median_s(trial: Trial) -> float:
-    """Median latency of a chunk [s]."""
-    return float(np.median(trial.latencies_s))

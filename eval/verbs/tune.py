@@ -148,7 +148,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
             "a plan is found on observations, and none are named: give --env.type and --env.task (success is "
             "judged then), or --data.repo or --data.file"
         )
-    space = space_of(loaded.staged, command.tune.techniques)
+    space = space_of(loaded.staged, command.tune.techniques, command.env.is_named)
     hz = command.env.control_hz
     seconds = None if command.budget.ms is None else command.budget.ms / 1e3
     elsewhere, measure = _machine(command, loaded, measure)

@@ -15,7 +15,7 @@ from technique_cases import daily, examples, needs
 from vivace.accel.apply import accelerate, calibrate, exact_plan
 from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
-from vivace.accel.flops import Flops, count_flops
+from vivace.accel.flops import Flops, count_by_shapes, count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import techniques
 from vivace.accel.technique import CalibrationData, Need
@@ -162,6 +162,21 @@ def test_a_plan_keeps_its_promises(subject, plan, tmp_path):
     marks = grid(execution)
     assert list(marks) == list(execution.policy.spec.block_ids)
     assert all(name in text and len(row) == len(execution.sampler) for name, row in marks.items())
+
+
+@with_()
+def test_work_is_counted_without_computing_it(subject):
+    assert count_by_shapes(as_trained(subject.staged), subject.data.one) == subject.plain_costs
+    assert torch.equal(subject.plain, run(as_trained(subject.staged), subject)), "nothing of it stays behind"
+
+
+@pytest.mark.long
+@every_pair
+def test_work_under_a_plan_is_counted_without_computing_it(subject, plan):
+    execution = accelerate(subject.staged, plan, subject.mark)
+    actions = run(execution, subject)
+    assert count_by_shapes(execution, subject.data.one) == count_flops(execution, subject.data.one)
+    assert torch.equal(actions, run(execution, subject)), "nothing of it stays behind"
 
 
 @with_()

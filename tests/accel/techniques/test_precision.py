@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vivace.accel.apply import accelerate, calibrate
-from vivace.accel.flops import count_flops
+from vivace.accel.flops import count_by_shapes, count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.precision import Narrow, Precision, exchange
@@ -63,7 +63,8 @@ def test_the_layers_of_a_stage_compute_in_fewer_bits_and_no_others(staged, data,
     plain, actions = chunks(as_trained(staged), data), chunks(execution, data)
     assert actions.dtype == plain.dtype
     assert 0 < (actions - plain).abs().mean() < 0.1
-    before, after = (count_flops(one, data.one) for one in (as_trained(staged), execution))
+    before, after = (count_by_shapes(one, data.one) for one in (as_trained(staged), execution))
+    assert count_flops(execution, data.one) == after, "without running it, too"
     assert (before.total, before.blocks) == (after.total, after.blocks)
 
 
@@ -79,6 +80,18 @@ def test_a_layer_is_as_near_as_its_bits_allow(name, bound):
     assert 0 < error < bound * 2
     assert twin(x.double().float()).dtype == torch.float32
     assert twin[0][0].weight.dtype == torch.float32
+
+
+def test_plans_that_run_together_hold_narrow_layers_once(staged, data):
+    one, other = (accelerate(staged, plan_of(staged, data, language=name)) for name in ("int8", "int8"))
+    halved = accelerate(staged, plan_of(staged, data, language="bfloat16"))
+    held = [
+        [id(module) for module in it.policy.policy.modules() if isinstance(module, Narrow)]
+        for it in (one, other, halved)
+    ]
+    assert held[0] == held[1]
+    assert {*held[0]}.isdisjoint(held[2])
+    assert torch.equal(chunks(one, data), chunks(other, data))
 
 
 def test_what_reads_weights_is_left_as_it_is():

@@ -48,6 +48,20 @@ def test_the_accelerated_run_decides_and_the_choice_is_kept(tiny_loaded, capsys)
     assert choose_threads(sessions, None, Notes(refresh=True), measured(idle, asked))["used"] == 2
 
 
+def test_slow_chunks_are_timed_once_and_quick_ones_a_few_times(tiny_loaded):
+    given = []
+
+    def time_them(runs, rounds, synchronise):
+        given.append(rounds)
+        return {name: [1.0] for name in runs}
+
+    choose_threads({"plain": Session(tiny_loaded)}, None, time_them=time_them)
+    (rounds,) = given
+    assert rounds.warmup == 0
+    assert rounds.are_over("plain 1", [9.0])
+    assert [rounds.are_over("plain 1", [0.01] * n) for n in (1, 3, 4)] == [False, False, True]
+
+
 def test_fewer_threads_win_a_draw(tiny_loaded):
     times = dict.fromkeys(BUSY, 1.0)
     assert choose_threads({"plain": Session(tiny_loaded)}, None, time_them=measured(times, []))["used"] == 1

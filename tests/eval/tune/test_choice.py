@@ -1,5 +1,6 @@
 """Who is timed and who races: what follows chunks before has an error that says nothing."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,62 @@ def test_nearest_actions_are_those_of_what_can_be_compared(rule):
     assert [one.follows for one in rule.keeping([*FOLLOWING, *PLAIN])] == [False] * 8 + [True] * 8
     assert rule.keeping([*FOLLOWING, *PLAIN])[0].candidate.label == "plain 8"
     assert all(one.follows for one in rule.finalists(FOLLOWING, 8)), "where there is nothing else they race"
+
+
+EXACT = ("hoist", {})
+IN_INT8, IN_HALVES = (("precision", dict.fromkeys(("vision", "language"), it)) for it in ("int8", "bfloat16"))
+
+
+def running(
+    ms: float | None, error: float, *requests, origin: Origin = Origin.SEARCH, work: float = 0
+) -> Trial:
+    """A trial that takes so long, if it was timed, and computes as much as takes so long as trained."""
+    return replace(
+        trial("", work or ms, error, origin=origin),
+        candidate=Candidate(requests, origin=origin, label="+".join(kind for kind, _ in requests)),
+        latencies_s=() if ms is None else (ms / 1e3,) * 5,
+    )
+
+
+def fewer(n: int):
+    return "step_schedule", {"n_steps": n}
+
+
+SLOW = [
+    running(400, 0.0, origin=Origin.TRAINED),
+    running(380, 0.0, EXACT, origin=Origin.EXACT),
+    running(190, 0.004, EXACT, IN_HALVES, work=380),
+    running(95, 0.026, EXACT, IN_INT8, work=380),
+    running(180, 0.1, EXACT, fewer(5)),
+    running(None, 0.05, EXACT, fewer(8), work=320),
+    running(None, 0.9, EXACT, fewer(2), work=140),
+]
+
+
+def test_what_computes_the_same_faster_is_timed_although_others_compute_no_more(rule):
+    untimed = [replace(one, latencies_s=()) for one in SLOW]
+    assert rule.faster_alone(untimed) == untimed[2:4]
+    first = {one.key for one in rule.first(untimed, 4)}
+    assert first >= {untimed[i].key for i in (0, 1, 2, 3, 6)}
+
+
+def test_what_would_keep_the_budget_if_it_were_computed_faster_is_found_nearest_first(rule):
+    """The gain of int8 is four, that of halves two; a chunk may take 100 ms."""
+    pairs = [(one.candidate.label, row.candidate.requests[-1]) for one, row in rule.faster(SLOW)]
+    steps = "hoist+step_schedule"
+    assert pairs == [(steps, dtype) for dtype in (IN_INT8, IN_HALVES, IN_INT8, IN_HALVES, IN_INT8)]
+    errors = [one.action_error for one, _ in rule.faster(SLOW)]
+    assert errors == [0.05, 0.1, 0.1, 0.9, 0.9], "eight steps in halves are too slow"
+
+
+def test_what_keeps_the_budget_is_as_sure_as_any_of_those_that_keep_it(rule):
+    """One that was timed more often and is too slow says nothing of them."""
+    few, often = trial("few", 80, 0.1), trial("often", 90, 0.2)
+    slow = replace(trial("slow", 300, 0.0), latencies_s=(0.3,) * 100)
+    assert rule.sure([slow, few, often]) == [few, often]
+    often = replace(often, latencies_s=(0.09,) * 10)
+    assert rule.sure([slow, few, often]) == [often]
+    assert rule.sure([slow]) == []
 
 
 def test_a_study_does_not_learn_from_errors_that_say_nothing():

@@ -6,7 +6,7 @@ import pytest
 
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.counting import beaten
-from vivace.eval.tune.pace import Deadline, EpisodeCost, affordable_samples, stakes
+from vivace.eval.tune.pace import Deadline, EpisodeCost, affordable, affordable_samples, stakes
 from vivace.eval.tune.store import Store
 
 
@@ -36,6 +36,14 @@ def test_what_is_left_of_a_share_and_what_was_cut():
 )
 def test_slow_chunks_are_compared_on_fewer_observations(chunk_s, left_s, n):
     assert affordable_samples(16, chunk_s, left_s) == n
+
+
+@pytest.mark.parametrize(("left_s", "n"), [(100.0, 8), (20.0, 6), (13.0, 2), (1.0, 1)])
+def test_as_many_are_timed_as_time_allows_and_what_has_to_be_beaten_always(left_s, n):
+    def choose(places):
+        return [8.0, *[2.0] * places]
+
+    assert affordable(choose, 8, lambda cost_s: cost_s, left_s) == choose(n)
 
 
 def test_an_episode_costs_its_world_and_the_more_the_slower_its_chunks_are():
@@ -85,6 +93,8 @@ def test_a_candidate_that_some_others_clearly_beat_is_not_looked_at_further():
     assert not beaten(poor, [replace(one, follows=True) for one in better]), "theirs are of first chunks"
     assert beaten(replace(poor, follows=True), [replace(one, follows=True) for one in better])
     assert not beaten(poor, [replace(one, status=Status.FAILED) for one in better])
+    faster = replace(poor, candidate=Candidate((*poor.candidate.requests, ("precision", {}))))
+    assert not beaten(faster, better), "it may be faster than they are; a clock knows"
     rival = replace(poor.candidate, origin=Origin.BASELINE)
     assert not beaten(replace(poor, candidate=rival), better), "what has to be beaten is looked at whole"
 

@@ -186,13 +186,23 @@ def test_every_choice_can_be_calibrated_by_name(staged):
 
 
 def test_what_only_a_clock_knows_is_added_to_a_plan_and_not_counted(staged):
-    space = space_of(staged)
-    faster = list(space.faster(Candidate(space.exact, origin=Origin.EXACT)))
-    known = registry.techniques()
+    space, known = space_of(staged), registry.techniques()
     assert all(not known[kind].saves_flops for kind in space.same_work)
-    assert {kind for one in faster for kind in one.kinds} - dict(space.exact).keys() <= set(space.same_work)
-    assert bool(faster) == bool(space.same_work)
-    assert not list(space.faster(Candidate(origin=Origin.TRAINED)))
+    rows = [one for one in space.starters() if one.same_work]
+    assert {kind for one in rows for kind, _ in one.same_work} == set(space.same_work)
+    for one in suggested(space, 5):
+        assert not one.same_work
+        for row in rows:
+            both = one.computed_as(row)
+            assert both.requests == (*one.requests, *row.same_work)
+            child = space.bred(both, np.random.default_rng(0))
+            assert child.same_work == row.same_work, "it stays"
+
+
+def test_without_a_world_nothing_follows_chunks_before(staged):
+    space, known = space_of(staged, is_world=False), registry.techniques()
+    for one in (*space.starters(), *suggested(space, 30)):
+        assert all(known[kind].seam is not Seam.CARRY for kind in one.kinds)
 
 
 def test_a_key_says_what_a_candidate_is_and_not_what_it_is_called():

@@ -170,7 +170,7 @@ def test_what_is_known_is_not_counted_again_and_what_was_measured_stays(tune, mo
     monkeypatch.setattr(Counting, "trial", never)
     code, last, _ = tune("--budget.ms=100000", out="whole")
     assert code == 0
-    assert last["candidates"].keys() <= {"counted", "timed", "failed"}
+    assert last["candidates"].keys() <= {"counted", "timed", "failed", "dropped"}
     after = Store(Path("whole")).trials
     assert list(after) == list(before)
     for key, trial in before.items():

@@ -1,0 +1,59 @@
+"""How long a chunk should take that was not timed: by its counted work, and by what computes it faster.
+
+    time(candidate) = (a + b work) x gain of each technique that computes the same faster
+
+a and b are fitted to what was timed without such techniques; the gain of one is what it took of the time that
+its work should take, in a candidate that has no other. Of one that was never timed nothing is expected.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from math import prod
+
+import numpy as np
+
+from vivace.accel.variant import Request
+from vivace.eval.tune.candidate import Trial
+from vivace.policies.plain_data import plain
+
+Expectation = Callable[[Trial], float | None]
+"""Median time of a chunk [s], measured or expected; None where nothing is."""
+
+
+def expectation(trials: Iterable[Trial]) -> Expectation:
+    """Return what is to be expected after some were timed: others of counted work, whatever they are."""
+    timed = [trial for trial in trials if trial.latencies_s and trial.flops]
+    plainly = [trial for trial in timed if not trial.candidate.same_work]
+    if len({trial.flops for trial in plainly}) < 2:
+        return lambda trial: median_s(trial) if trial.latencies_s else None
+    works = np.array([trial.flops for trial in plainly], float)
+    slope, offset = np.polyfit(works, [median_s(trial) for trial in plainly], 1)
+
+    def by_work(trial: Trial) -> float:
+        return float(offset + slope * float(trial.flops or 0))
+
+    gains = {
+        _name(trial.candidate.same_work[0]): median_s(trial) / by_work(trial)
+        for trial in timed
+        if len(trial.candidate.same_work) == 1 and by_work(trial) > 0
+    }
+
+    def expected(trial: Trial) -> float | None:
+        if trial.latencies_s:
+            return median_s(trial)
+        names = [_name(request) for request in trial.candidate.same_work]
+        if not trial.flops or not gains.keys() >= {*names}:
+            return None
+        return by_work(trial) * prod(gains[name] for name in names)
+
+    return expected
+
+
+def median_s(trial: Trial) -> float:
+    """Median latency of a chunk [s]."""
+    return float(np.median(trial.latencies_s))
+
+
+def _name(request: Request) -> str:
+    """What a technique is asked for, as a key."""
+    return json.dumps(plain(list(request)), sort_keys=True)
