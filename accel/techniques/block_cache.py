@@ -6,7 +6,7 @@
 C_b are chosen in `updates`; `rows` turns them into per-step programs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,13 @@ from vivace.accel.rows import make_rows
 from vivace.accel.settings import is_ascending
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
-from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_updates
+from vivace.accel.updates import (
+    Schedule,
+    UpdateOptions,
+    check_updates,
+    choose_updates,
+    uniform_updates,
+)
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
@@ -114,6 +120,14 @@ class BlockCache(Technique):
                 "#14c3a8",
                 is_short=k == 16,
             )
+
+    @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """Where all blocks are computed: of those spread evenly that is known before calibration."""
+        chosen = cls.read_options(options)
+        if chosen.method != "uniform" or chosen.updates is None:
+            return (0,)
+        return uniform_updates(n_steps, chosen.updates)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ run, here they are differences of what was computed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -166,6 +166,11 @@ class Forecast(Technique):
             label = f"TaylorSeer order {order}, uniform S = {options.updates}, hoisted"
             wanted = (*exact_work(staged), (cls.kind, chosen))
             yield Variant(f"taylor{order}", label, wanted, cls.colour, is_short=order == 1)
+
+    @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """At the first step alone: later ones forecast by several before."""
+        return (0,)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ has .209 leading and .759 trailing.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from vivace.accel.record import chunks
 from vivace.accel.registry import exact_work, register
@@ -201,6 +201,16 @@ def steps_under(staged: Any, requests: Sequence[Request]) -> int:
         return len(staged.sampler)
     chosen = StepSchedule.read_options(options)
     return chosen.n_steps * int(_CALLS.get(chosen.sampler, 1))
+
+
+def sampler_under(staged: Any, requests: Sequence[Request]) -> Sampler:
+    """Return the sampler under techniques of earlier seams, its steps where the policy puts them."""
+    options = dict(requests).get(StepSchedule.kind)
+    if options is None:
+        return cast(Sampler, staged.sampler)
+    chosen = StepSchedule.read_options(options)
+    name = samplers_of(staged)[0] if chosen.sampler == AUTO else chosen.sampler
+    return cast(Sampler, staged.resample(name, chosen.n_steps))
 
 
 def _times(policy: DenoisingPolicy, sampler: str, n_steps: int, spacing: Spacing) -> list[float] | None:

@@ -162,9 +162,9 @@ class Trial:
         """Return it given up before it became what a stage makes of it."""
         return replace(self, status=Status.DROPPED, stage=stage, reason=reason, **known)
 
-    def failed(self, stage: Status, reason: str) -> "Trial":
-        """Return it with what was raised."""
-        return replace(self, status=Status.FAILED, stage=stage, reason=reason)
+    def failed(self, stage: Status, reason: str, **known: Any) -> "Trial":
+        """Return it with what was raised before it became what a stage makes of it."""
+        return replace(self, status=Status.FAILED, stage=stage, reason=reason, **known)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` restores it."""

@@ -14,7 +14,7 @@ from vivace.eval.observations.observe import some
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.policies.errors import in_one_line
+from vivace.policies.errors import named
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
 
@@ -107,8 +107,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
 
 def failure(candidate: Candidate, error: Exception) -> Trial:
     """A trial that raised while it was counted; says what."""
-    told = f"{type(error).__name__}: {in_one_line(error)}"
-    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=told)
+    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=named(error))
 
 
 def count(

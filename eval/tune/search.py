@@ -171,19 +171,27 @@ class Search:
             finalists = [trial for trial in best if len(trial.latencies_s) < MANY]
         self._tell_best()
 
-    def race(self) -> tuple[Race, Confirmation | None]:
-        """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
+    def race(self) -> tuple[Race | None, Confirmation | None]:
+        """Let those that keep the budget race, and confirm who wins.
+
+        Returns:
+            The race, None if the episodes of none of them could be run; and who won, None if time was up
+            before any race.
+        """
         rule, trials, deadline = self._rule, self._store.trials, self._deadline
         with Workforce(self._command.scale, loading(self._command)) as workforce:
             arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
             racing = entrants(rule.sure(trials.values()), shares.n_others)
+            if not racing:
+                return None, None
             state = arena.race(racing, self._seeds, RaceRules())
             if not any(state.outcomes.values()):
                 deadline.cut("nobody raced, for time was up")
                 return state, None
-            winner = trials[state.leader]
+            stayed = sorted(state.alive, key=lambda key: -sum(state.outcomes[key].values()))
+            winner, *others = (trials[key] for key in stayed)
             met = len(state.outcomes[winner.key])
             told = f"{describe(winner.candidate)} leads: {sum(state.outcomes[winner.key].values())} of {met}"
             console.print(f"race over ({state.ending}): {told}", highlight=False)
@@ -194,7 +202,7 @@ class Search:
                 )
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.last_s)
             simple = simple_plans(trials.values(), state)
-            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules(), others)
         if found.n < len(self._fresh):
             deadline.cut(f"confirmed on {found.n} of {len(self._fresh)} fresh episodes, for time was up")
         return state, found
@@ -205,18 +213,18 @@ class Search:
         kept = self._rule.sure(trials.values())
         if self._deadline.left_s() <= 0:
             return Stakes(0, 0.0, 0.0)
-        fastest, at_once = min(kept, key=median_s), RaceRules().seeds_at_once
-        now = self._deadline.now
-        measured = self._store.settled("episode", lambda: arena.cost(fastest, self._seeds, at_once, now))
-        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(fastest))
+        ordered, at_once, now = sorted(kept, key=median_s), RaceRules().seeds_at_once, self._deadline.now
+        measured = self._store.settled("episode", lambda: arena.cost(ordered, self._seeds, at_once, now))
+        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(ordered[0]))
+        kept = [trial for trial in kept if trials[trial.key].is_alive]
         rivals = [trial for trial in kept if trial.candidate.origin.is_rival]
         others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
-        slowest = max(median_s(trial) for trial in kept)
+        slowest = max((median_s(trial) for trial in kept), default=0.0)
         bare = (Origin.TRAINED, Origin.EXACT)
         confirmed = [
             median_s(trial)
             for trial in trials.values()
-            if trial.candidate.origin in bare and trial.latencies_s
+            if trial.candidate.origin in bare and trial.latencies_s and trial.status is not Status.FAILED
         ]
         shares = stakes(
             self._deadline.left_s(),
@@ -243,7 +251,7 @@ class Search:
             solved = trials[plan.key].confirmed
             arena = self._arena(workforce, lambda: False)
             arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved))
-        return lineup(plan, others, trials, self._rule)
+        return lineup(plan, known(trials[one.key] for one in others), trials, self._rule)
 
     def ladder(self, best: Trial) -> Ladder:
         """Find the ladder of the plan and of the best and the fastest that stayed in the race."""

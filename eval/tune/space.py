@@ -5,7 +5,7 @@ trying, its `variants` which rows stand in tables, its seam what it goes togethe
 work at no error says whether every candidate has it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -79,6 +79,8 @@ class Space:
             else:
                 chosen = [kind for kind in [choose(_name(seam), (NONE, *kinds))] if kind != NONE]
             for kind in chosen:
+                if not self._goes_with(kind, found):
+                    continue
                 of = partial(_of, choose, kind)
                 options = techniques()[kind].search(self.staged, tuple(found), of)
                 found += [] if options is None else [(kind, options)]
@@ -133,6 +135,11 @@ class Space:
             yield _with(candidate, Execution(n_action_steps=n), f"{n} actions executed")
         if not is_sync and own > 1:
             yield _with(candidate, Execution(request_at=own), "asked for as early as can be")
+
+    def _goes_with(self, kind: str, before: Sequence[Request]) -> bool:
+        """Whether a technique may be in a plan with what was chosen on earlier seams, and exact work."""
+        others = {other for other, _ in (*before, *self.exact)}
+        return all(techniques()[kind].goes_with(techniques()[other]) for other in others)
 
     def _of(self, row: Variant) -> Candidate:
         """A row of a table, exact work removed too."""

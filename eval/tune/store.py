@@ -11,8 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vivace.eval.output import claim, read_json, write_json
+from vivace.eval.output import append_line, claim, read_json, write_json
+from vivace.eval.terminal import console
 from vivace.eval.tune.candidate import Status, Trial
+from vivace.eval.tune.space import describe
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
@@ -66,7 +68,7 @@ class Store:
             trials = cls(source).trials.values()
             write_json(folder / SETTLED, pace | {"known": {"n": len(trials)}})
             with replacing(folder / FILE_NAME) as file:
-                file.write_text("".join(_line(trial) for trial in trials), encoding="utf-8")
+                file.write_text("".join(f"{_line(trial)}\n" for trial in trials), encoding="utf-8")
         return cls(folder)
 
     @property
@@ -99,23 +101,29 @@ class Store:
         """Append a trial, on a line of its own even after an interrupted write; returns it.
 
         Raises:
-            BadSetting: it cannot be written, for want of room or right; what is there stays whole.
+            NoRoom: it cannot be written; what is there stays whole.
         """
-        try:
-            with self._file.open("ab+") as file:
-                is_cut = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-                file.write(b"\n" * is_cut + _line(trial).encode())
-        except OSError as error:
-            raise BadSetting(
-                f"a trial cannot be stored in {self._file} ({error.strerror}); make room and run the same "
-                "command again: what was stored before is kept"
-            ) from error
+        append_line(self._file, _line(trial))
         self._trials[trial.key] = trial
         return trial
 
+    def fail(self, stage: Status, raised: Mapping[str, str], **known: Mapping[str, Any]) -> None:
+        """Store that trials failed before they became what a stage makes of them, and name them.
+
+        Args:
+            stage: what it makes of them.
+            raised: key of a trial -> what it raised.
+            known: field of a trial -> key -> what is known of it by now.
+        """
+        for key, reason in raised.items():
+            more = {field: of[key] for field, of in known.items() if key in of}
+            trial = self.add(self._trials[key].failed(stage, reason, **more))
+            told = f"left out: {describe(trial.candidate)}: {reason}"
+            console.print(told, style="yellow", highlight=False, markup=False)
+
 
 def _line(trial: Trial) -> str:
-    return json.dumps(trial.to_json(), allow_nan=False) + "\n"
+    return json.dumps(trial.to_json(), allow_nan=False)
 
 
 def _revived(trial: Trial) -> Trial:

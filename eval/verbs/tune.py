@@ -160,12 +160,16 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     search = Search(command, loaded, space, rule, store, deadline, measure)
     search.count()
     search.time()
-    for label, reason in _left_out(store).items():
-        console.print(f"left out: {label}: {reason}", style="yellow", highlight=False)
+    for trial in filter(_takes_too_much, store.trials.values()):
+        told = f"left out: {describe(trial.candidate)}: {trial.reason}"
+        console.print(told, style="yellow", highlight=False)
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder, deadline), False
     state, confirmation = search.race() if rule.is_world else (None, None)
+    kept = rule.sure(store.trials.values())
+    if not kept:  # whoever kept the budget failed
+        return _too_slow(command, loaded, rule, store, folder, deadline), False
     known = [trial for trial in kept if not trial.follows]  # without a race nobody knows of the others
     best = (known or kept)[0] if confirmation is None else store.trials[confirmation.plan.key]
     judged: dict[str, Any] = {"cut_short": deadline.cuts} if deadline.cuts else {}
@@ -203,12 +207,17 @@ def _machine(
     return elsewhere, measure
 
 
+def _takes_too_much(trial: Trial) -> bool:
+    """Whether it can be no plan for what it takes, or for want of a prediction."""
+    return trial.status is Status.DROPPED and trial.stage is Status.TIMED
+
+
 def _left_out(store: Store) -> dict[str, str]:
-    """What can be no plan, for what it takes or for want of a prediction: its label -> why."""
+    """What can be no plan, or failed while it was timed or acted: its label -> why."""
     return {
         describe(trial.candidate): trial.reason
         for trial in store.trials.values()
-        if trial.status is Status.DROPPED and trial.stage is Status.TIMED
+        if _takes_too_much(trial) or (trial.status is Status.FAILED and trial.stage is not Status.COUNTED)
     }
 
 
