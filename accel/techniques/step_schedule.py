@@ -180,8 +180,11 @@ class StepSchedule(Technique):
         if spacing == UNEVEN:
             found["widths"] = tuple(choose(f"widths.{i}", _WIDTHS) for i in range(_PARTS))
         times = _times(staged, sampler, n_steps, found.get("widths") or spacing)
+        if times is None:  # the sampler cannot lie so many steps so
+            found = {"sampler": sampler, "n_steps": n_steps, "spacing": OWN}
+            times = _times(staged, sampler, n_steps, OWN)
         if times is None:
-            return found  # refused, as the trial will be
+            return None
         if times == _times(staged, staged.sampler.name, most, OWN) and sampler == staged.sampler.name:
             return None
         same = next((name for name in named if times == _times(staged, sampler, n_steps, name)), None)

@@ -41,10 +41,11 @@ def serve(**settings: Any) -> None:
         ) from error
     from vivace.deploy.lerobot import plugin
 
-    plugin.install()
-    register_plugins()
-    allow(constants.SUPPORTED_POLICIES, (ACCELERATED, *ADAPTERS.names()))
     try:
-        policy_server.serve(PolicyServerConfig(**settings))
+        config = PolicyServerConfig(**settings)
+        plugin.install()  # what is refused before it leaves lerobot as it was
+        register_plugins()
+        allow(constants.SUPPORTED_POLICIES, (ACCELERATED, *ADAPTERS.names()))
+        policy_server.serve(config)
     except (ValueError, RuntimeError) as error:  # of lerobot's check, and of gRPC where a port is taken
         raise BadSetting(f"the server cannot serve at {settings}: {in_one_line(error)}") from error

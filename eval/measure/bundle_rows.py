@@ -13,11 +13,11 @@ from vivace.deploy.export.parity import sample_bundle
 from vivace.deploy.export.prompts import padded
 from vivace.deploy.inference.ort_policy import OrtPolicy
 from vivace.deploy.loop.warm_up import warm_up
-from vivace.deploy.telemetry.histogram import percentile
 from vivace.deploy.workers.process_worker import ProcessWorker, bundles
 from vivace.eval.measure.action_error import row_errors
 from vivace.eval.measure.latencies import asked
-from vivace.eval.measure.statistics import ratio_of_medians, spread_of
+from vivace.eval.measure.pareto import speed_row
+from vivace.eval.measure.statistics import spread_of
 from vivace.policies.carry import FOLLOWED
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
@@ -92,15 +92,11 @@ class BundleRun:
             longer = padded(data, self.policy.bundle.prompt)  # lerobot pads to the longest prompt of a batch
             found = np.concatenate([sample_bundle(self.policy, one) for one in longer.ones()])
             compared = spread_of("action_error", row_errors(torch.from_numpy(found), reference.cpu()))
-        ratio = ratio_of_medians(times["plain"], times[self.name])
         bundle = self.policy.bundle
         return {
             "name": self.name,
             "label": self.label,
-            "latency_s": float(np.median(times[self.name])),
-            "latency_spread": [percentile(times[self.name], p) for p in (10, 90)],
-            "ratio": ratio.ratio,
-            "ratio_interval": list(ratio.interval),
+            **speed_row(times, self.name),
             **compared,
             "gflop": None,
             "bundle": {

@@ -41,9 +41,6 @@ def pareto_row(
         own_noise = variant is LEROBOT and _draws_inside(execution.policy, data)
         compared = {"action_error": None} if own_noise else _compared(execution, reference, data)
         found |= {"gflop": gflop(execution, data.one)} | compared
-    ratio = ratio_of_medians(times["plain"], times[variant.name])
-    if LEROBOT.name in times:
-        found["over_lerobot"] = ratio_of_medians(times[LEROBOT.name], times[variant.name]).ratio
     match execution:
         case Decoding():
             found |= _token_speed(execution, times[variant.name])
@@ -51,11 +48,27 @@ def pareto_row(
         "name": variant.name,
         "label": variant.label,
         "colour": variant.colour,
-        "latency_s": float(np.median(times[variant.name])),
-        "latency_spread": [percentile(times[variant.name], p) for p in (10, 90)],
+        **speed_row(times, variant.name),
+    }
+
+
+def speed_row(times: Mapping[str, Sequence[float]], name: str) -> dict[str, Any]:
+    """Latency of one of those that were timed in the same rounds, and its ratios to what it is held against.
+
+    Args:
+        times: name -> latencies [s]; "plain", and perhaps lerobot's own chunk, are among them.
+        name: of the one.
+    """
+    ratio = ratio_of_medians(times["plain"], times[name])
+    found = {
+        "latency_s": float(np.median(times[name])),
+        "latency_spread": [percentile(times[name], p) for p in (10, 90)],
         "ratio": ratio.ratio,
         "ratio_interval": list(ratio.interval),
     }
+    if LEROBOT.name in times:
+        found["over_lerobot"] = ratio_of_medians(times[LEROBOT.name], times[name]).ratio
+    return found
 
 
 def gflop(execution: Execution, one: Mapping[str, torch.Tensor]) -> float | None:

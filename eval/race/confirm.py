@@ -10,12 +10,15 @@ A winner whose episodes raise something loses its place to the next one of the r
 that holds is told, and compared with nobody.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from vivace.eval.measure.statistics import PairedDifference, paired_difference, wilson_interval
-from vivace.eval.race.race import Play, play_missing
+from vivace.eval.race.race import Play, log_evidence, play_missing
 from vivace.policies.errors import BadSetting, NothingRuns
 
 
@@ -135,7 +138,8 @@ def confirm(
         rules: when a winner holds.
         known: key -> seed -> success of an interrupted confirmation; those are not run again.
         is_over: whether time is up; asked after every batch. What was run by then decides: those that may be
-            the plan come first, what takes too long to be it meets as many of their episodes as time allows.
+            the plan come first, what takes too long to be it meets as many of their episodes as time allows,
+            and no more once the winner is shown to be better.
         others: that stayed in the race, the best first: each stands in for a winner that raises.
 
     Raises:
@@ -177,20 +181,22 @@ def _meet(
     """
     met, raised = seeds, dict[str, str]()
     known = {one.key: {**known.get(one.key, {}), **outcomes[one.key]} for one in some}
-    for keys in (
-        [one.key for one in some if one.keeps_budget],
-        [one.key for one in some if not one.keeps_budget],
-    ):
-        for first in range(0, len(met), rules.seeds_at_once):
-            asked = [key for key in keys if key not in raised]
-            if some[0].key in raised:
-                return raised
-            if not asked:
-                break
+    winner = some[0].key
+    for keeps_budget in (True, False):
+        keys = [one.key for one in some if one.keeps_budget == keeps_budget]
+        for first in range(0, len(met), rules.seeds_at_once) if keys else ():
             if first and is_over():
                 met = met[:first]
                 break
+            asked = [
+                key
+                for key in keys
+                if key not in raised
+                and (keeps_budget or not is_shown_worse(outcomes[key], outcomes[winner], rules.confidence))
+            ]
             raised |= play_missing(asked, met[first : first + rules.seeds_at_once], play, known, outcomes)
+            if winner in raised:
+                return raised
     return raised
 
 
@@ -231,6 +237,23 @@ def holds(winner: Contender, simple: Contender, pair: PairedDifference, rules: C
     """
     low, _ = pair.interval
     return low > 0 or (winner.latency_s < simple.latency_s and low > -rules.margin)
+
+
+def is_shown_worse(theirs: Mapping[int, bool], plans: Mapping[int, bool], confidence: float) -> bool:
+    """Whether episodes show that a plan is more successful than another, whenever one looks.
+
+    It is said of one that is no worse with a chance of at most (1 - confidence) / 2.
+
+    Args:
+        theirs: seed -> success of the other.
+        plans: the same of the plan, of as many seeds at least.
+        confidence: of a two-sided statement.
+    """
+    both = theirs.keys() & plans.keys()
+    gained = sum(plans[seed] and not theirs[seed] for seed in both)
+    lost = sum(theirs[seed] and not plans[seed] for seed in both)
+    counts = (np.array(float(n)) for n in (gained, lost, len(both) - gained - lost))
+    return float(log_evidence(*counts, margin=0.0)) >= math.log(2 / (1 - confidence))
 
 
 def _told(simple: Contender, winner: Contender, pair: PairedDifference) -> str:

@@ -25,12 +25,14 @@ class Success:
 
     planned: int
     """Episodes solved under the plan."""
-    n: int
-    """Of so many."""
     trained: int = 0
     """Episodes solved as trained."""
     difference: PairedDifference | None = None
     """Planned minus as trained; None where as trained failed."""
+    n: int = 0
+    """Episodes that the plan met, where as trained met the first of them alone; 0: the same ones."""
+    solved: int = 0
+    """Those of them that the plan solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def _own(found: Found) -> str:
     """Success where the plan is to change nothing."""
     if found.success is None:
         return f"success was not judged, for {found.unjudged}"
-    return f"success {found.success.planned} of {found.success.n}"
+    pair = found.success.difference
+    return f"success {found.success.planned} of {found.success.n if pair is None else pair.n}"
 
 
 def _cost(found: Found) -> str:
@@ -115,9 +118,10 @@ def _cost(found: Found) -> str:
     if pair is None:
         return f"success {found.success.planned} of {found.success.n} planned"
     low, high = (f"{100 * bound:+.0f}" for bound in pair.interval)
+    in_all = f", {found.success.solved} of {found.success.n} in all" if found.success.n > pair.n else ""
     return (
-        f"success {found.success.trained} of {found.success.n} as trained, {found.success.planned} planned "
-        f"({100 * pair.difference:+.0f}, {low} … {high} points)"
+        f"success {found.success.trained} of {pair.n} as trained, {found.success.planned} planned "
+        f"({100 * pair.difference:+.0f}, {low} … {high} points){in_all}"
     )
 
 

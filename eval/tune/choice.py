@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from vivace.eval.tune.budget import Budget, tail
-from vivace.eval.tune.candidate import Trial
+from vivace.eval.tune.candidate import Origin, Trial
 from vivace.eval.tune.front import promising, spread
 from vivace.eval.tune.timing import median_s
 
 _NEAR = 1.2
 """What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
 
+_BASELINES = 4
+"""So many baselines race."""
 _FEW = 4
 """One of so many places is for those that follow chunks before, of which nobody knows before they race."""
 
@@ -85,6 +87,17 @@ class Rule:
         best = sorted(compared, key=_error)[:most]
         mixed = [trial for pair in zip(best, front, strict=False) for trial in pair]
         return _once(_once(mixed)[: most - len(following)], following, rivals)
+
+    def racing(self, kept: Sequence[Trial]) -> list[Trial]:
+        """Of those that keep the budget, the rivals that race: of baselines, which are alike, a few.
+
+        They are spread over latency and action error; the best of them is confirmed beside the winner.
+        """
+        rivals = self.rivals(kept)
+        baselines = [trial for trial in rivals if trial.candidate.origin is Origin.BASELINE]
+        following = _following(baselines, 1, median_s)
+        few = promising(_compared(baselines), _BASELINES - len(following), median_s)
+        return [trial for trial in rivals if trial in (*few, *following) or trial not in baselines]
 
     def keeping(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those whose measured latencies keep the budget, the nearest actions first, of equals the faster."""

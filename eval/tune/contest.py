@@ -243,14 +243,14 @@ class Arena:
         return self.store.folder / EPISODES
 
 
-def entrants(keeping: Sequence[Trial], most: int) -> list[Trial]:
+def entrants(keeping: Sequence[Trial], rivals: Sequence[Trial], most: int) -> list[Trial]:
     """Pick who races: what has to be beaten, the nearest actions, and whoever raced before.
 
     Args:
         keeping: those that keep the budget, the nearest actions first.
+        rivals: of those what has to be beaten.
         most: how many, beside what has to be beaten.
     """
-    rivals = [trial for trial in keeping if trial.candidate.origin.is_rival]
     others = [trial for trial in keeping if not trial.candidate.origin.is_rival]
     before = [trial for trial in keeping if trial.raced]
     return list({trial.key: trial for trial in (*before, *rivals, *others[:most])}.values())

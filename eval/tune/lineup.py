@@ -4,23 +4,19 @@ Most of them are far behind, and show it soon: one meets no more episodes once t
 better, which may be looked at after every batch (`race.race`), is strong enough.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vivace.eval.measure.statistics import PairedDifference, paired_difference, wilson_interval
-from vivace.eval.race.confirm import ConfirmRules
-from vivace.eval.race.race import log_evidence
+from vivace.eval.race.confirm import ConfirmRules, is_shown_worse
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.space import describe
 from vivace.eval.tune.timing import median_s
 
-_RULES = ConfirmRules()
-MARGIN = _RULES.margin
+RULES = ConfirmRules()
+MARGIN = RULES.margin
 """At least as good is what may be so much less successful, as far as the episodes tell."""
 
 
@@ -116,22 +112,6 @@ def lineup(plan: Trial, others: Iterable[Trial], trials: Mapping[str, Trial], ru
         trial = trials[key]
         pair = paired_difference(trial.confirmed, plan.confirmed, 0.95)
         keeps = rule.budget.is_kept(trial.candidate, trial.latencies_s)
-        is_worse = is_shown_worse(trial.confirmed, plan.confirmed)
+        is_worse = is_shown_worse(trial.confirmed, plan.confirmed, RULES.confidence)
         met.append(Met(trial, pair, keeps, median_s(trial) > median_s(plan), is_worse))
     return Lineup(tuple(sorted(met, key=lambda one: median_s(one.trial))))
-
-
-def is_shown_worse(theirs: Mapping[int, bool], plans: Mapping[int, bool]) -> bool:
-    """Whether episodes show that the plan is more successful, whenever one looks.
-
-    It is said of one that is no worse with a chance of at most (1 - confidence) / 2.
-
-    Args:
-        theirs: seed -> success of another.
-        plans: the same of the plan, of as many seeds at least.
-    """
-    both = theirs.keys() & plans.keys()
-    gained = sum(plans[seed] and not theirs[seed] for seed in both)
-    lost = sum(theirs[seed] and not plans[seed] for seed in both)
-    counts = (np.array(float(n)) for n in (gained, lost, len(both) - gained - lost))
-    return float(log_evidence(*counts, margin=0.0)) >= math.log(2 / (1 - _RULES.confidence))

@@ -101,14 +101,14 @@ def sentence(
     failed = trained.reason if trained.status is Status.FAILED else ""
     if confirmation is not None:
         beaten = "" if confirmation.has_held else confirmation.winner.label
-        outcomes = confirmation.outcomes[best.key]
-        success = Success(planned=sum(outcomes.values()), n=len(outcomes))
+        met = confirmation.outcomes[best.key]
+        success = Success(planned=sum(met.values()), n=len(met), solved=sum(met.values()))
         if trained.key in confirmation.outcomes and not failed:
             own = confirmation.outcomes[trained.key]
-            shared = own.keys() & outcomes.keys()  # as trained may have met the first ones alone
-            solved = [sum(one[seed] for seed in shared) for one in (own, outcomes)]
+            shared = own.keys() & met.keys()  # as trained may have met the first ones alone
+            before, now = (sum(one[seed] for seed in shared) for one in (own, met))
             pair = confirmation.difference(trained.key)
-            success = Success(planned=solved[1], n=pair.n, trained=solved[0], difference=pair)
+            success = replace(success, trained=before, planned=now, difference=pair)
     found = Found(
         budget=rule.budget.named,
         trained=_timed(trained) if trained.latencies_s else None,

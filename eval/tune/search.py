@@ -15,7 +15,7 @@ from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
-from vivace.eval.race.confirm import Confirmation, ConfirmRules
+from vivace.eval.race.confirm import Confirmation, ConfirmRules, is_shown_worse
 from vivace.eval.race.ladder import Ladder
 from vivace.eval.race.race import Ending, Race, RaceRules
 from vivace.eval.scale.workforce import Workforce
@@ -26,7 +26,7 @@ from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.former import former
-from vivace.eval.tune.lineup import Lineup, is_shown_worse, known, lineup
+from vivace.eval.tune.lineup import RULES, Lineup, known, lineup
 from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable_samples, stakes
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
@@ -39,7 +39,7 @@ from vivace.policies.session import Session
 if TYPE_CHECKING:
     from vivace.eval.verbs.tune import TuneCommand
 
-_COUNTED, _TIMED = 0.35, 0.6
+_COUNTED, _TIMED = 0.3, 0.5
 """Shares of the time by which the first two stages are over, where a world judges."""
 _COUNTED_ALONE = 0.6
 """The same of the first, where none does."""
@@ -47,7 +47,7 @@ _LIKE = 0.5
 """Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
 _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
-_BRED, _BRED_ALONE = 0.5, 0.75
+_BRED, _BRED_ALONE = 0.42, 0.75
 """The same, by which no more are bred."""
 _TRIES = 50
 """Times another one is bred where one came out that is known."""
@@ -183,7 +183,8 @@ class Search:
             arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
-            racing = entrants(rule.sure(trials.values()), shares.n_others)
+            kept = rule.sure(trials.values())
+            racing = entrants(kept, rule.racing(kept), shares.n_others)
             if not racing:
                 return None, None
             state = arena.race(racing, self._seeds, RaceRules())
@@ -200,7 +201,8 @@ class Search:
                     f"the race met {met} of {len(self._seeds)} episodes, for the rest of the time is the "
                     "confirmation's"
                 )
-            arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.last_s)
+            has_limit = not self._command.tune.lineup
+            arena = replace(arena, is_over=lambda: has_limit and deadline.left_s() <= shares.last_s)
             simple = simple_plans(trials.values(), state)
             found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules(), others)
         if found.n < len(self._fresh):
@@ -217,7 +219,7 @@ class Search:
         measured = self._store.settled("episode", lambda: arena.cost(ordered, self._seeds, at_once, now))
         cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(ordered[0]))
         kept = [trial for trial in kept if trials[trial.key].is_alive]
-        rivals = [trial for trial in kept if trial.candidate.origin.is_rival]
+        rivals = self._rule.racing(kept)
         others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
         slowest = max((median_s(trial) for trial in kept), default=0.0)
         bare = (Origin.TRAINED, Origin.EXACT)
@@ -250,7 +252,7 @@ class Search:
         with Workforce(self._command.scale, loading(self._command)) as workforce:
             solved = trials[plan.key].confirmed
             arena = self._arena(workforce, lambda: False)
-            arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved))
+            arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved, RULES.confidence))
         return lineup(plan, known(trials[one.key] for one in others), trials, self._rule)
 
     def ladder(self, best: Trial) -> Ladder:

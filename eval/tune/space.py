@@ -25,6 +25,7 @@ from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import executing
 from vivace.policies.plain_data import Between
 
 NONE = "none"
@@ -132,7 +133,9 @@ class Space:
         own, most = spec.n_action_steps, spec.horizon - spec.first_action
         numbers = {max(1, own // 2), min(most, 2 * own), most} - {own}
         for n in sorted(numbers):
-            yield _with(candidate, Execution(n_action_steps=n), f"{n} actions executed")
+            twin = executing(self.staged, n)
+            if all(fits(techniques()[kind], twin) for kind in candidate.kinds):
+                yield _with(candidate, Execution(n_action_steps=n), f"{n} actions executed")
         if not is_sync and own > 1:
             yield _with(candidate, Execution(request_at=own), "asked for as early as can be")
 

@@ -80,7 +80,7 @@ class TuneOptions:
     timed and played is taken over, and as many candidates again are bred for this budget."""
     lineup: bool = False
     """Also let each technique alone and each baseline meet the fresh episodes, and say which of them the plan
-    is as good as; takes many episodes, after the time limit too."""
+    is as good as; the confirmation and this meet all their episodes, after the time limit too."""
     ladder: bool = False
     """Also make a ladder of plans for a computer that is busy now and then, where one does better than its
     best plan alone; takes about as many episodes again, after the time limit too."""

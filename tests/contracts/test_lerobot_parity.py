@@ -76,11 +76,6 @@ CHUNKED = (
     "vla_jepa",
     "groot",
 )
-TOLERANCE = {
-    "diffusion": {"rtol": 0, "atol": 1e-5},
-    "multi_task_dit": {"rtol": 1e-4, "atol": 5e-4},
-}
-"""Samplers that magnify rounding, which differs with what ran before; actions are around 10."""
 MODES = ("MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10", "IDENTITY")
 
 
@@ -94,10 +89,10 @@ def normalised(state: str, action: str, visual: str = "IDENTITY") -> dict[str, d
 def test_a_policy_acts_as_in_lerobot(kind):
     """G1 (prompts that hold the state), G3, G4: what the preprocessor adds reaches the policy."""
     found, wanted = both(saved(kind))
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found, wanted, **EXACT)
     assert np.ptp(wanted) > 0.1
     found, wanted = both(saved(kind), rows=2)
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, ROUNDED))
+    np.testing.assert_allclose(found, wanted, **ROUNDED)
     assert not np.allclose(wanted[0], wanted[1], **ROUNDED)
 
 
@@ -137,7 +132,7 @@ def test_a_policy_is_given_all_that_lerobot_gives_it(kind):
 def test_every_normalisation_is_that_of_lerobot(kind, mode):
     """G1: states and actions normalised in every way lerobot knows."""
     found, wanted = both(saved(kind, **normalised(mode, mode)))
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found, wanted, **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +145,7 @@ def test_every_normalisation_is_that_of_lerobot(kind, mode):
 )
 def test_pictures_are_normalised_as_in_lerobot(kind, modes):
     found, wanted = both(saved(kind, **normalised(*modes)))
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found, wanted, **EXACT)
 
 
 def with_relative_actions(folder: Path, checkpoint: Path) -> Path:
@@ -208,7 +203,7 @@ def test_observations_have_the_names_of_the_robot(kind, tmp_path):
     seen = moments(given.staged.spec)
     found = ours(Session(given, task=TASK), seen)
     wanted = lerobot_gives(LeRobot(checkpoint, rename_map), given, seen)
-    np.testing.assert_allclose(found[:, : wanted.shape[1]], wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found[:, : wanted.shape[1]], wanted, **EXACT)
 
     inside = tmp_path / "renaming"
     shutil.copytree(checkpoint, inside)
@@ -254,7 +249,7 @@ def test_pictures_of_another_size_enter_where_the_policy_resizes(kind, changes):
             moment[key] = random.integers(0, 256, (1, *size, 3), np.uint8)
     wanted = lerobot_gives(LeRobot(checkpoint), loaded, seen)
     found = ours(Session(loaded, task=TASK), seen)[:, : wanted.shape[1]]
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found, wanted, **EXACT)
 
 
 def test_cameras_of_two_sizes_are_refused_where_pictures_are_stacked():
@@ -295,7 +290,7 @@ def test_a_single_camera_and_the_state_of_the_world(kind):
             },
         )
     )
-    np.testing.assert_allclose(found, wanted, **TOLERANCE.get(kind, EXACT))
+    np.testing.assert_allclose(found, wanted, **EXACT)
 
 
 @pytest.mark.parametrize("scale", [1, 1 / 255], ids=["0 to 255", "0 to 1"])

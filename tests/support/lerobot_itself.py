@@ -7,6 +7,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot_policies import TASK
 
 from vivace.policies import session as sessions
@@ -54,10 +55,16 @@ def draw_alike(monkeypatch):
     monkeypatch.setattr(sessions, "EpisodeNoise", SameNoise)
 
 
+def check_own() -> None:
+    """Nobody left our plug-in installed in this process: what lerobot loads is lerobot's own."""
+    assert not hasattr(PreTrainedPolicy.from_pretrained, "__wrapped__")
+
+
 class LeRobot:
     """A checkpoint loaded and run by lerobot alone."""
 
     def __init__(self, checkpoint: Path, rename_map: dict[str, str] | None = None):
+        check_own()
         config = PreTrainedConfig.from_pretrained(checkpoint)
         self.policy = get_policy_class(config.type).from_pretrained(checkpoint, config=config).eval()
         overrides = {"rename_observations_processor": {"rename_map": rename_map}} if rename_map else {}

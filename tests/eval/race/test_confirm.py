@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from vivace.eval.race.confirm import ConfirmRules, Contender, confirm
+from vivace.eval.race.confirm import ConfirmRules, Contender, confirm, is_shown_worse
 from vivace.eval.race.race import Play, Played, RaceRules, race
 from vivace.policies.errors import BadSetting, NothingRuns
 
@@ -165,7 +165,7 @@ def test_rules_that_cannot_be_kept(rules: dict[str, float]) -> None:
 def test_what_takes_too_long_to_be_the_plan_meets_as_many_as_time_allows() -> None:
     """Those that may be the plan come first; the others are compared on the episodes that both have met."""
     played: list[tuple[tuple[str, ...], int]] = []
-    solved = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(0)})
+    solved = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(60)})
 
     def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
         played.append((tuple(keys), len(seeds)))
@@ -180,3 +180,30 @@ def test_what_takes_too_long_to_be_the_plan_meets_as_many_as_time_allows() -> No
     assert found.has_held
     over = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), is_over=lambda: True)
     assert (over.n, len(over.outcomes["trained"])) == (10, 10), "a first batch of each, whatever the time"
+
+
+def test_who_is_far_behind_shows_it_soon() -> None:
+    plan = dict.fromkeys(range(200), True)
+    assert not is_shown_worse({}, plan, 0.95)
+    assert not is_shown_worse({seed: seed >= 3 for seed in range(20)}, plan, 0.95)
+    assert is_shown_worse(dict.fromkeys(range(10), False), plan, 0.95)
+    assert not is_shown_worse(plan, dict.fromkeys(range(200), False), 0.95), "the better one is not worse"
+
+
+def test_looking_after_every_batch_errs_no_more_often_than_stated() -> None:
+    """Of one that is as good as the plan it is said that it is worse in at most 2.5 % of the cases."""
+    random = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(400):
+        plan, theirs = (dict(enumerate(random.random(200) < 0.7)) for _ in range(2))
+        seen = [{seed: theirs[seed] for seed in range(n)} for n in range(10, 201, 10)]
+        wrong += any(is_shown_worse(some, plan, 0.95) for some in seen)
+    assert wrong <= 400 * 0.025 + 3 * np.sqrt(400 * 0.025)
+
+
+def test_what_may_not_be_the_plan_meets_no_more_once_it_is_shown_to_be_worse() -> None:
+    play = solving({"cache": first_of(90), "fewer": first_of(0), "trained": first_of(0)})
+    found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules())
+    met = {key: len(outcomes) for key, outcomes in found.outcomes.items()}
+    assert met == {"cache": 200, "fewer": 200, "trained": 10}
+    assert found.difference("trained").n == 10

@@ -33,6 +33,13 @@ def test_no_loss() -> None:
     )
 
 
+def test_a_plan_that_met_more_episodes_than_as_trained() -> None:
+    few = replace(PAIR, n=10)
+    found = replace(FOUND, success=Success(trained=0, planned=9, difference=few, n=200, solved=190))
+    assert "success 0 of 10 as trained, 9 planned (" in sentence(found)
+    assert " points), 190 of 200 in all; " in sentence(found)
+
+
 def test_a_baseline_that_won_the_race() -> None:
     found = replace(FOUND, is_baseline=True, useless=("block cache",))
     assert sentence(found).endswith("; DPM-Solver++ 4 steps alone did it, block cache added nothing")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot_itself import check_own
 from processes import until
 
 from vivace.deploy.lerobot.server import allow
@@ -46,6 +47,7 @@ def test_a_setting_out_of_range_is_told_in_a_line(monkeypatch, tmp_path, capsys)
     monkeypatch.chdir(tmp_path)  # lerobot makes a folder of logs where it is imported
     assert main(["serve", "--port=70000"]) == 2
     assert "Port must be between 1 and 65535, got 70000" in capsys.readouterr().err
+    check_own()
 
 
 @pytest.fixture(scope="module")
