@@ -24,6 +24,9 @@ from vivace.policies.errors import BadSetting, NoRoom, named
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 
+_WITNESSES = 3
+"""So many others are asked where nobody could run an episode."""
+
 
 class ClosedLoop:
     """A `race.Play` of jobs; episodes are stored as they end, and those stored are not run again.
@@ -71,16 +74,20 @@ class ClosedLoop:
         return Played(found, raised)
 
     def _ask_a_witness(self, raised: Mapping[str, str]) -> None:
-        """See whether anybody can run an episode; raises `NothingRuns` if nobody can."""
-        others = [job for key, job in self._jobs.items() if key not in raised and key not in self._raised]
-        told = dict(raised)
-        if others:
-            first = others[0].settings.batches()[0]
-            few = replace(others[0].settings, n_episodes=len(first))
-            with TemporaryDirectory() as folder:
-                self._run({"witness": replace(others[0], settings=few)}, told, Path(folder))
-        if told.keys() == raised.keys() and (others or len(raised) == 1):
+        """See whether anybody can run an episode; raises `NothingRuns` if nobody can.
+
+        The last ones are asked first: jobs come the faster first, and the slow are more as trained.
+        """
+        others = [key for key in reversed(self._jobs) if key not in raised]
+        if not others and len(raised) == 1:  # nobody knows
             return
+        told = dict(raised)
+        for key in others[:_WITNESSES]:
+            job = self._jobs[key]
+            with TemporaryDirectory() as folder:
+                one = replace(job, settings=replace(job.settings, n_episodes=1))
+                if self._run({key: one}, told, Path(folder)):
+                    return
         check = "vivace eval with the same --policy, --env and --loop"
         raise nobodys_fault("episodes can be run", told, check)
 

@@ -69,6 +69,14 @@ class Candidate:
         return digest([requests, plain(self.execution), self.is_compiled])[:12]
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether it is one of the eighth drawn by lot, which are looked at whole however they look.
+
+        Near actions need not be what succeeds: a race has to see some that no rule has picked.
+        """
+        return self.key < "2"  # of sixteen digits that a hash may begin with
+
+    @property
     def is_alone(self) -> bool:
         """Whether anybody could have named it without a search, in a plan file."""
         return self.origin is not Origin.SEARCH and not self.is_compiled

@@ -82,13 +82,15 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
 
     Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
-    is looked at whole.
+    is looked at whole, and so are some drawn by lot.
 
     Args:
         trial: of known work and first error.
         known: the others. One whose chunks make use of those before says little of one whose do not.
     """
-    if trial.candidate.origin.is_rival or trial.flops is None or trial.first_error is None:
+    if trial.candidate.origin.is_rival or trial.candidate.is_drawn:
+        return ""
+    if trial.flops is None or trial.first_error is None:
         return ""
     better = [
         other

@@ -11,7 +11,7 @@ from vivace.accel.judgement import check_apart
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
-from vivace.eval.measure.latencies import chunk_latencies
+from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
@@ -79,6 +79,7 @@ class Search:
         check_apart(fitted.seeds, self._data.seeds.union(self._seeds, self._fresh, later))
         deadline.share_from_now()
         fitted, self._data = self._affordable(fitted, self._data)
+        self._cuts = len(deadline.cuts)
         self.counting = Counting(loaded, fitted, self._data)
 
     def _affordable(
@@ -103,6 +104,14 @@ class Search:
         chunk_s = self._deadline.now() - began
         n = affordable_samples(len(judged.noise_keys), chunk_s, self._deadline.left_s(self._counted_by))
         return {"n": n, "chunk_s": chunk_s}
+
+    def _chosen(self, stage: str, choose: Callable[[], Sequence[Trial]]) -> Sequence[Trial]:
+        """Whom a stage takes, the same after a stop; not where time has cut something, which is made up for."""
+        if len(self._deadline.cuts) > self._cuts:
+            return choose()
+        options = self._command.tune
+        asked = [self._rule.budget.told, options.candidates, options.timed, options.finalists]
+        return self._store.chosen(stage, asked, choose)
 
     @property
     def _counted_by(self) -> float:
@@ -146,7 +155,7 @@ class Search:
         if rule.budget.elsewhere is None:
             choose_threads({"exact": self._session(Candidate(self._space.exact))}, options.threads)
         timing = Timing(lambda trial: self._session(trial.candidate), self._data, self._store, self._measure)
-        first = rule.first(list(trials.values()), options.timed)
+        first = self._chosen("timed first", lambda: rule.first(list(trials.values()), options.timed))
         timing.time(first, FEW, self._deadline.left_s(share) / (4 if rule.is_world else 2))
         untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
         if untimed:
@@ -154,10 +163,15 @@ class Search:
                 f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
             )
         self._breed()
-        more = [*rule.next(list(trials.values()), options.timed // 2), *self._relatives(share)]
+        some = options.timed // 2
+        more = self._chosen(
+            "timed then", lambda: [*rule.next(list(trials.values()), some), *self._relatives(share)]
+        )
         timing.time(more, FEW, self._deadline.left_s(share) / 4)
         self._tell_best()
-        finalists = rule.finalists(list(trials.values()), options.finalists)
+        finalists = self._chosen(
+            "timed often", lambda: rule.finalists(list(trials.values()), options.finalists)
+        )
         trained = [
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
@@ -184,7 +198,7 @@ class Search:
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
             kept = rule.sure(trials.values())
-            racing = entrants(kept, rule.racing(kept), shares.n_others)
+            racing = self._chosen("raced", lambda: entrants(kept, rule.racing(kept), shares.n_others))
             if not racing:
                 return None, None
             state = arena.race(racing, self._seeds, RaceRules())
@@ -349,6 +363,7 @@ class Search:
         _, execution = self.counting.made(candidate)
         if candidate.is_compiled:
             execution = compile_execution(execution)
+            compile_graphs(execution, self._data)  # takes a minute, which is no chunk's
         return session(self._command, self._loaded, execution)
 
     def _tell_best(self) -> None:

@@ -6,7 +6,7 @@ drops anew, and knows the episodes that were played.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from vivace.eval.tune.space import describe
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
-FILE_NAME, SETTLED, EPISODES = "trials.jsonl", "pace.json", "episodes"
+FILE_NAME, SETTLED, CHOSEN, EPISODES = "trials.jsonl", "pace.json", "chosen.json", "episodes"
 
 
 class Store:
@@ -96,6 +96,28 @@ class Store:
             known[name] = measure()
             write_json(file, known)
         return known[name]
+
+    def chosen(
+        self, stage: str, asked: Sequence[Any], choose: Callable[[], Sequence[Trial]]
+    ) -> Sequence[Trial]:
+        """Return whom a stage takes: chosen once, and the same ones where a search goes on after a stop.
+
+        By then more is known of more trials than when it was chosen, and others would be.
+
+        Args:
+            stage: that takes them.
+            asked: what the choice depends on besides the trials, as plain data.
+            choose: chooses them.
+        """
+        file = self.folder / CHOSEN
+        known: dict[str, Any] = read_json(file, "choice") if file.is_file() else {}
+        if known.get("asked") != list(asked):
+            known = {"asked": list(asked)}
+        if stage not in known:
+            known[stage] = [trial.key for trial in choose()]
+            write_json(file, known)
+        found = (self._trials.get(key) for key in known[stage])
+        return [trial for trial in found if trial is not None and trial.is_alive]
 
     def add(self, trial: Trial) -> Trial:
         """Append a trial, on a line of its own even after an interrupted write; returns it.

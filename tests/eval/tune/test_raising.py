@@ -1,6 +1,7 @@
 """One candidate that raises costs the search no other, wherever it does; where all do, it is the world."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def tune(tmp_path, monkeypatch, capsys):
         code = main([*asked, *more])
         captured = capsys.readouterr()
         last = json.loads(captured.out) if captured.out else None
+        print(captured.err, file=sys.stderr)
         return code, last, " ".join(captured.err.split())
 
     return run

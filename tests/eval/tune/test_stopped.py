@@ -20,7 +20,7 @@ from vivace.eval.simulation.episode import load_results
 from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.store import FILE_NAME, Store
 from vivace.eval.verbs import tune as verb
-from vivace.eval.verbs.tune import TuneCommand, TuneOptions
+from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 
 SEED = 200_000
 RACE, FRESH = SEED, SEED + 20
@@ -42,7 +42,7 @@ def command(checkpoint: Path, folder: Path) -> TuneCommand:
 def search(checkpoint: str, folder: str) -> dict[str, Any]:
     """Run it; the last line."""
     planted.planted_checkpoint(Path(checkpoint))
-    return verb.run(command(Path(checkpoint), Path(folder)), planted.planted_latencies)[0]
+    return run(command(Path(checkpoint), Path(folder)), planted.planted_latencies)[0]
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,9 @@ def test_a_full_disk_in_the_race_is_told_in_a_line_and_what_was_stored_stands(
         n.append(self)
         return Full(found) if len(n) > 3 else found
 
-    monkeypatch.setattr(
-        verb, "run", lambda asked: original_run(command(whole[0] / "policy", out), planted.planted_latencies)
-    )
     with monkeypatch.context() as full:
         full.setattr(Path, "open", opened)
+        full.setattr(verb, "run", lambda _: (search(str(whole[0] / "policy"), str(out)), True))
         assert main(["tune", f"--policy.path={whole[0] / 'policy'}"]) == 2
     said = capsys.readouterr()
     assert not said.out
@@ -153,6 +151,3 @@ def test_a_full_disk_in_the_race_is_told_in_a_line_and_what_was_stored_stands(
     assert "cannot be written (No space left on device); make room and run the same command again" in told
     assert "left out" not in told, "it is no candidate's fault"
     check_went_on(whole, out, lines(out))
-
-
-original_run = verb.run
