@@ -106,7 +106,7 @@ class Search:
         return {"n": n, "chunk_s": chunk_s}
 
     def _chosen(self, stage: str, choose: Callable[[], Sequence[Trial]]) -> Sequence[Trial]:
-        """Whom a stage takes, the same after a stop; not where time has cut something, which is made up for."""
+        """Whom a stage takes, the same after a stop; chosen anew where time had cut something short."""
         if len(self._deadline.cuts) > self._cuts:
             return choose()
         options = self._command.tune
