@@ -195,7 +195,8 @@ def test_one_that_raises_on_the_ladder_is_no_rung(tune, breaks):
 @pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.long)])
 def test_what_a_world_raises_of_some_actions_is_theirs_here_and_in_a_worker(tune, workers):
     """Few Euler steps diverge, and the fragile world does not stand that."""
-    code, last, told = tune(*([f"--scale.workers={workers}"] if workers else []), task="fragile")
+    flags = ("--scale.workers=2", "--policy.discover_packages_path=planted_plugin") if workers else ()
+    code, last, told = tune(*flags, task="fragile")
     assert code == 0
     failed = [one for one in Store(Path("out")).trials.values() if one.status is Status.FAILED]
     assert failed
