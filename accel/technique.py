@@ -111,6 +111,7 @@ class Part(Enum):
     CHUNK = "actions behind those executed"
     READING = "what is read of an observation"
     PATCHES = "patches where they stand"
+    BRANCHES = "guidance whose branches, once left out, stay so"
 
 
 class Need(Enum):
@@ -288,9 +289,9 @@ class Technique:
         return [Variant(cls.kind, cls.label, ((cls.kind, vars(options)),), cls.colour)]
 
     @classmethod
-    def goes_with(cls, other: type["Technique"]) -> bool:
-        """Whether another technique may be in the same plan, on an earlier seam, as far as both say."""
-        return not set(other.takes) & set(cls.needs_left)
+    def taken(cls, options: Mapping[str, Any]) -> tuple[Part, ...]:
+        """What it changes of an execution with these options (of `Options`); what it `takes`."""
+        return cls.takes
 
     @classmethod
     def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:

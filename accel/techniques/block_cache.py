@@ -14,7 +14,8 @@ from vivace.accel.record import record
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.settings import is_ascending
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
+from vivace.accel.techniques.layer_skip import blocks_under
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
 from vivace.accel.updates import (
     Schedule,
@@ -43,6 +44,7 @@ class BlockCache(Technique):
     label: ClassVar[str] = "block cache"
     colour: ClassVar[str] = "#0b8f7d"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.BRANCHES,)
     is_static: ClassVar[bool] = True
     is_default: ClassVar[bool] = True
     Options: ClassVar[type] = UpdateOptions
@@ -132,7 +134,7 @@ class BlockCache(Technique):
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
         """Offer every schedule that leaves something out."""
-        return search_updates(staged, steps_under(staged, before), choose)
+        return search_updates(staged, before, choose)
 
 
 def _in_a_vla(staged: Any) -> Iterator[Variant]:
@@ -147,7 +149,9 @@ def _in_a_vla(staged: Any) -> Iterator[Variant]:
     yield Variant("bac", f"BAC on the head, S = {updates}", (bac,), colour)
 
 
-def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -> dict[str, Any] | None:
+def search_updates(
+    staged: Any, before: Sequence[Request], choose: Choose, fewest: int = 1
+) -> dict[str, Any] | None:
     """Let a search choose update steps; None where too few steps leave nothing to choose.
 
     Layers computed at a step are chosen as in AutoDiffusion (arXiv 2309.10438): by how many updates each part
@@ -155,17 +159,18 @@ def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -
 
     Args:
         staged: the policy.
-        n_steps: of the sampler that the blocks run under.
+        before: what was chosen on earlier seams.
         choose: chooses one option.
         fewest: updates that a block has at least.
     """
+    n_steps, n_blocks = steps_under(staged, before), blocks_under(staged, before)
     if n_steps <= fewest:
         return None
     widest = range(fewest, len(staged.sampler) + 1)
     method = choose("method", ("bac", "shared", "uniform", "layered"))
     if method == "layered":
         some = range(fewest, n_steps + 1)
-        parts = tuple(choose(f"parts.{i}", some, widest) for i in range(min(_PARTS, len(staged.blocks))))
+        parts = tuple(choose(f"parts.{i}", some, widest) for i in range(min(_PARTS, n_blocks)))
         if len(set(parts)) > 1:
             return {"method": method, "parts": parts}
         if parts[0] == n_steps:
@@ -175,9 +180,9 @@ def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -
     if updates == 1:  # by whichever method: the first step's
         return {"method": "uniform", "updates": 1}
     found = {"method": method, "updates": updates}
-    return (
-        found | {"bubbling": choose("bubbling", range(len(staged.blocks) + 1))} if method == "bac" else found
-    )
+    if method == "bac":
+        found["bubbling"] = choose("bubbling", range(n_blocks + 1), range(len(staged.blocks) + 1))
+    return found
 
 
 def calibrate_updates(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.accel.registry import register
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.block import Cache
 from vivace.policies.dtype import wide
@@ -164,6 +164,11 @@ class Guidance(Technique):
             ("linear-guidance", "LinearAG", "linear"),
         ):
             yield Variant(name, label, ((cls.kind, vars(options) | {"method": method}),), cls.colour)
+
+    @classmethod
+    def taken(cls, options: Mapping[str, Any]) -> tuple[Part, ...]:
+        """Branches that come back, where some are estimated."""
+        return (Part.BRANCHES,) if cls.read_options(options).method == "linear" else ()
 
     @classmethod
     def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:

@@ -149,6 +149,13 @@ def layers_under(staged: Any, requests: Sequence[Request]) -> int:
     return len(staged.language.layers) - int(dropped)
 
 
+def blocks_under(staged: Any, requests: Sequence[Request]) -> int:
+    """Return how many blocks a denoiser has: where it runs along the language layers, fewer under fewer."""
+    if LayerSkip.kind not in dict(requests):
+        return len(staged.blocks)
+    return len(staged.with_layers(tuple(range(layers_under(staged, requests)))).blocks)
+
+
 @torch.inference_mode()
 @remembered
 def _importance(execution: Execution, data: CalibrationData) -> list[float]:

@@ -141,8 +141,9 @@ class Space:
 
     def _goes_with(self, kind: str, before: Sequence[Request]) -> bool:
         """Whether a technique may be in a plan with what was chosen on earlier seams, and exact work."""
-        others = {other for other, _ in (*before, *self.exact)}
-        return all(techniques()[kind].goes_with(techniques()[other]) for other in others)
+        known = techniques()
+        taken = {part for other, options in (*before, *self.exact) for part in known[other].taken(options)}
+        return not taken.intersection(known[kind].needs_left)
 
     def _of(self, row: Variant) -> Candidate:
         """A row of a table, exact work removed too."""
