@@ -70,6 +70,14 @@ class Candidate:
         return digest([requests, plain(self.execution), self.is_compiled])[:12]
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether it is one of the eighth drawn by lot, which are looked at whole however they look.
+
+        Near actions need not be what succeeds: a race has to see some that no rule has picked.
+        """
+        return self.key < "2"  # of sixteen digits that a hash may begin with
+
+    @property
     def is_alone(self) -> bool:
         """Whether anybody could have named it without a search, in a plan file."""
         return self.origin is not Origin.SEARCH and not self.is_compiled
@@ -178,9 +186,9 @@ class Trial:
         """Return it given up before it became what a stage makes of it."""
         return replace(self, status=Status.DROPPED, stage=stage, reason=reason, **known)
 
-    def failed(self, stage: Status, reason: str) -> "Trial":
-        """Return it with what was raised."""
-        return replace(self, status=Status.FAILED, stage=stage, reason=reason)
+    def failed(self, stage: Status, reason: str, **known: Any) -> "Trial":
+        """Return it with what was raised before it became what a stage makes of it."""
+        return replace(self, status=Status.FAILED, stage=stage, reason=reason, **known)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` restores it."""

@@ -16,7 +16,7 @@ from vivace.eval.observations.observe import some
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.policies.errors import in_one_line
+from vivace.policies.errors import named
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
 
@@ -109,13 +109,16 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
 
     Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
-    is looked at whole, and what computes the same faster is held against its like alone.
+    is looked at whole, and so are some drawn by lot; what computes the same faster is held against its like
+    alone.
 
     Args:
         trial: of known work and first error.
         known: the others. One whose chunks make use of those before says little of one whose do not.
     """
-    if trial.candidate.origin.is_rival or trial.flops is None or trial.first_error is None:
+    if trial.candidate.origin.is_rival or trial.candidate.is_drawn:
+        return ""
+    if trial.flops is None or trial.first_error is None:
         return ""
     better = [
         other
@@ -135,8 +138,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
 
 def failure(candidate: Candidate, error: Exception) -> Trial:
     """A trial that raised while it was counted; says what."""
-    told = f"{type(error).__name__}: {in_one_line(error)}"
-    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=told)
+    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=named(error))
 
 
 def count(

@@ -40,6 +40,18 @@ def test_what_follows_takes_a_quarter_of_the_places_and_comes_last(rule, stage):
     assert {"plain 8", "following 1", "following 8"} <= set(names), "both ends of either kind"
 
 
+def test_some_are_drawn_by_lot_however_they_look(rule):
+    """The race meets one that is neither near nor fast, the same that was timed for it."""
+    poor = [trial(f"poor {i}", 99, 50.0) for i in range(40)]
+    some = [*PLAIN, *poor]
+    timed = [one for one in rule.first(some, 8) if one in poor]
+    assert len(timed) == 1
+    assert timed[0].candidate.is_drawn
+    assert [one for one in rule.finalists(some, 8) if one in poor] == timed
+    alone = Rule(rule.budget, is_world=False)
+    assert not [one for one in alone.finalists(some, 8) if one in poor], "nobody would judge it"
+
+
 def test_nearest_actions_are_those_of_what_can_be_compared(rule):
     assert [one.follows for one in rule.keeping([*FOLLOWING, *PLAIN])] == [False] * 8 + [True] * 8
     assert rule.keeping([*FOLLOWING, *PLAIN])[0].candidate.label == "plain 8"
