@@ -43,6 +43,9 @@ class DatasetRecording:
             self.statistics: Mapping[str, Mapping[str, Any]] = dict(meta.stats or {})
             self._shapes = {key: tuple(feature["shape"]) for key, feature in meta.features.items()}
             self._cameras, self._depth = set(meta.camera_keys), set(meta.depth_keys)
+            self.observations = tuple(
+                key for key in self._shapes if key.startswith("observation.") and key not in self._depth
+            )
         if not self.episodes:
             raise BadSetting(f"{repo} has no episodes; give a dataset that was recorded")
 

@@ -53,6 +53,7 @@ class FileRecording:
             raise BadSetting(f"'task' of {path} is {self._task.dtype}; one text a row is needed")
         self.episodes = tuple(np.unique(self._episode).tolist())
         self.instructions = tuple(dict.fromkeys(map(str, self._task)))
+        self.observations = tuple(key for key in self._arrays if key.startswith("observation."))
 
     def read(
         self, episodes: Sequence[int], shapes: Mapping[str, tuple[int, ...]], steps: int

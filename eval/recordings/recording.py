@@ -53,6 +53,8 @@ class Recording(Protocol):
     """Their numbers, ascending."""
     moment_name: str
     """What one moment is called, such as "frame"."""
+    observations: tuple[str, ...]
+    """Names of those that can be read: numbers, and pictures of cameras."""
     statistics: Mapping[str, Mapping[str, Any]]
     """lerobot's, by feature and name, under the recording's names; empty if it has none."""
 
