@@ -51,6 +51,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         policy.dtype,
         command.rename_map,
         statistics=_lent(command),
+        action_names=_named(command),
         has=_shown_by(command),
     )
     _tell_base(command, loaded)
@@ -81,6 +82,12 @@ def _lent(command: CommonOptions) -> Mapping[str, Any] | None:
         return rename_stats(dict(recording.statistics), command.rename_map)  # type: ignore[arg-type]
     is_made_up = not command.env.is_named and not command.data.is_named
     return {} if command.COUNTS_BASES and is_made_up else None
+
+
+def _named(command: CommonOptions) -> tuple[str, ...]:
+    """What lerobot's training calls the actions of the data whose statistics are lent."""
+    recording = command.data.recording
+    return () if recording is None else recording.names_in_training
 
 
 def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
@@ -131,6 +138,7 @@ def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
         policy.dtype,
         dict(command.rename_map),
         statistics=_lent(command),
+        action_names=_named(command),
         has=_shown_by(command),
     )
 

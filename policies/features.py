@@ -6,7 +6,7 @@ itself, and it may bring pictures of any size to its own. A policy that pads its
 that of the robot it was trained for, whatever config.json still says of another.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -77,13 +77,18 @@ def padded_state(config: Any, preprocess: Any) -> tuple[int, ...] | None:
     return None
 
 
-def take_actions_of(config: PreTrainedConfig, statistics: Mapping[str, Any]) -> None:
+def take_actions_of(
+    config: PreTrainedConfig, statistics: Mapping[str, Any], names: Sequence[str] = ()
+) -> None:
     """Give a policy that pads its actions the width of a dataset's, as lerobot's training does to a base.
 
     Args:
         config: of the policy; changed before the policy is built of it.
         statistics: lerobot's of the dataset, by feature.
+        names: of the dimensions of its actions, if it has them; they say which are not relative.
     """
+    if names and "action_feature_names" in vars(config):
+        vars(config)["action_feature_names"] = list(names)
     known = statistics.get(ACTION, {}).get("mean")
     said, most = config.action_feature, getattr(config, "max_action_dim", None) or 0
     if known is not None and said is not None and len(known) <= most:

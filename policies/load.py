@@ -1,6 +1,6 @@
 """Load a checkpoint as a staged policy with its processors and fingerprint."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ def load_policy(
     rename_map: Mapping[str, str] | None = None,
     config: Any = None,
     statistics: Mapping[str, Any] | None = None,
+    action_names: Sequence[str] = (),
     has: Collection[str] = (),
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint.
@@ -112,6 +113,7 @@ def load_policy(
         statistics: lerobot's of a dataset, by feature, where the checkpoint itself holds none at all, as a
             base that is published to be trained; empty: then nothing is normalised, which is enough to count
             and to time. One that holds some runs with its own, always.
+        action_names: what lerobot's training calls the actions of that dataset; empty: they have no names.
         has: observations that robot, world or data have, by their own names, where they are known; cameras
             that are not among them are not asked for (`absent_cameras`), of a policy that acts without.
 
@@ -136,7 +138,7 @@ def load_policy(
     is_base = not former and lacks_statistics(folder, config, is_lent=statistics is not None)
     lent = statistics if is_base else None
     if lent:
-        take_actions_of(config, lent)
+        take_actions_of(config, lent, action_names)
     policy = _weighted(folder, stored, config)
     preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
     if lent != {}:

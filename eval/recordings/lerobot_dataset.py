@@ -37,7 +37,9 @@ class DatasetRecording:
         with _one_line(repo):
             meta = LeRobotDatasetMetadata(**self._place)
             self.control_hz: float | None = float(meta.fps)
-            self.action_names = _names(meta.features.get(ACTION, {}).get("names"))
+            named = meta.features.get(ACTION, {}).get("names")
+            self.action_names = _names(named)
+            self.names_in_training = tuple(map(str, named or ()))
             self.instructions = tuple(map(str, () if meta.tasks is None else meta.tasks.index))
             self.episodes = tuple(range(meta.total_episodes))
             self.statistics: Mapping[str, Mapping[str, Any]] = dict(meta.stats or {})

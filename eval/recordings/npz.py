@@ -42,6 +42,7 @@ class FileRecording:
     moment_name = "row"
     control_hz: float | None = None
     action_names: tuple[str, ...] = ()
+    names_in_training: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, path: str) -> None:

@@ -47,6 +47,8 @@ class Recording(Protocol):
     """Rate they were recorded at [Hz]; None if that is not said."""
     action_names: tuple[str, ...]
     """Names of the dimensions of an action; empty if they have none."""
+    names_in_training: tuple[str, ...]
+    """What lerobot's training takes for those names: the groups', where they are listed by group."""
     instructions: tuple[str, ...]
     """What the robot was told, each text once."""
     episodes: tuple[int, ...]
