@@ -153,6 +153,8 @@ class Trial:
     """Why it was dropped, or what it failed of."""
     flops: int | None = None
     """Work of a chunk; None where it cannot be counted."""
+    passes: float | None = None
+    """Passes that wait for each other: of two that compute as much the one of fewer is faster."""
     action_error: float | None = None
     """Mean absolute difference of normalised actions from those as trained, on observations that were not
     fitted to."""

@@ -54,7 +54,9 @@ class Rule:
         Those are what computes the same faster, alone, what follows chunks before, and what is drawn by lot.
         """
         rivals, some = self.rivals(trials), self.candidates(trials)
-        front = promising([one for one in _compared(some) if not one.candidate.same_work], most, _work)
+        front = promising(
+            [one for one in _compared(some) if not one.candidate.same_work], most, _work, _passes
+        )
         faster = self.faster_alone(trials)[: most // 2]
         drawn = _drawn(some, most // _LOT)
         return _once(rivals, faster, front, _following(some, most // _FEW, _work), drawn)
@@ -184,3 +186,7 @@ def _once(*trials: Iterable[Trial]) -> list[Trial]:
 
 def _work(trial: Trial) -> float:
     return float(trial.flops or 0)
+
+
+def _passes(trial: Trial) -> float:
+    return float(trial.passes or 0)

@@ -73,10 +73,12 @@ class Counting:
         """
         try:
             _, execution = self.made(candidate)
+            counted = count_by_shapes(execution, self._judged.one)
             trial = Trial(
                 candidate=candidate,
                 status=Status.COUNTED,
-                flops=int(count_by_shapes(execution, self._judged.one).total),
+                flops=int(counted.total),
+                passes=counted.passes,
                 follows=isinstance(execution, Denoising) and execution.carries,
             )
             errors: list[float] = []
@@ -108,9 +110,9 @@ class Counting:
 def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
 
-    Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
-    is looked at whole, and so are some drawn by lot; what computes the same faster is held against its like
-    alone.
+    Some others compute no more in no more passes, and are clearly nearer on the very same observations. What
+    has to be beaten is looked at whole, and so are some drawn by lot; what computes the same faster is held
+    against its like alone.
 
     Args:
         trial: of known work and first error.
@@ -129,6 +131,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
         and (trial.follows or not other.follows)
         and other.candidate.same_work == trial.candidate.same_work
         and other.flops <= trial.flops
+        and (other.passes or 0) <= (trial.passes or 0)
         and _CLEARLY * other.first_error < trial.first_error
     ]
     if len(better) < _SOME:

@@ -31,6 +31,7 @@ from vivace.eval.tune.budget import Budget, BudgetOptions, Elsewhere
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.outcome import (
     Latency,
     as_trained,
@@ -48,7 +49,7 @@ from vivace.eval.tune.pace import Deadline
 from vivace.eval.tune.search import Search
 from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.store import Store
-from vivace.eval.tune.timing import Measure, median_s
+from vivace.eval.tune.timing import Measure
 from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
