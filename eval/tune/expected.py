@@ -3,9 +3,9 @@
     time(candidate) = (a + b work + c passes) x gain of each technique that computes the same faster
 
 a, b and c, none below 0, are fitted to what was timed without such techniques, by relative error: work alone
-says little of tokens, of which a pass that writes one takes about as long as a pass that writes a hundred. The
-gain of one is what it took of the time that its work should take, in a candidate that has no other. Of one
-that was never timed nothing is expected.
+says little of tokens, of which a pass that writes one takes about as long as a pass that writes a hundred.
+The gain of a technique is what it took of the time that its work should take, in a candidate that has no
+other. Of one that was never timed nothing is expected.
 """
 
 import json
