@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vivace.accel.decoding import Decoding as DecodingTechnique
 from vivace.accel.freeze import freeze_of
 from vivace.accel.rows import schedule_of
-from vivace.accel.technique import Decoding as DecodingTechnique
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy

@@ -1,7 +1,7 @@
 """What a technique is, what it needs of a policy, and where it attaches."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, ClassVar, Self, cast
 
@@ -14,7 +14,6 @@ from vivace.policies.batch import Batch, take
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import Execution
 from vivace.policies.language.attention import AttendingPolicy, looks_eagerly
-from vivace.policies.language.decoding import Decoder
 from vivace.policies.plain_data import Between, build
 from vivace.policies.seeing import has_sight, looks_apart, renews
 from vivace.policies.staged import (
@@ -379,39 +378,3 @@ def denoising(execution: Execution, kind: str) -> executions.Denoising:
 def with_tokens(execution: Execution, kind: str) -> TokenPolicy:
     """Return the policy of `decoding`."""
     return decoding(execution, kind).policy
-
-
-class Decoding(Technique):
-    """What techniques that decode tokens share: they are the decoder."""
-
-    seam: ClassVar[Seam] = Seam.DECODE
-    needs: ClassVar[tuple[Need, ...]] = (Need.TOKENS,)
-    is_static: ClassVar[bool] = False
-
-    @property
-    def reads_one_size(self) -> bool:
-        """Whether every pass reads as many tokens as the last: one compiled graph then serves them all."""
-        return False
-
-    @property
-    def is_exportable(self) -> bool:
-        """Whether numpy can decode so, around a bundle's graphs."""
-        return self.in_bundle() is not None
-
-    def in_bundle(self) -> dict[str, Any] | None:
-        """How a bundle's manifest says it (`deploy.bundle.token_program.Decoder`); None: numpy cannot."""
-        return None
-
-    def n_written(self, policy: TokenPolicy) -> int:
-        """Tokens of a chunk that are decoded."""
-        return policy.n_tokens
-
-    def apply(self, execution: Execution) -> Execution:
-        """Decode so."""
-        return replace(decoding(execution, self.kind), decoder=cast(Decoder, self))
-
-
-def decoding_of(execution: Execution) -> Decoding | None:
-    """The technique by which a plan decodes tokens; None: greedily, as trained."""
-    techniques = execution.plan.techniques if execution.plan else ()
-    return next((one for one in techniques if isinstance(one, Decoding)), None)

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from vivace.accel.decoding import Decoding
 from vivace.accel.registry import register
-from vivace.accel.technique import CalibrationData, Decoding, decoding, with_tokens
+from vivace.accel.technique import CalibrationData, decoding, with_tokens
 from vivace.accel.techniques.greedy import executed_tokens
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vivace.accel.decoding import Decoding
 from vivace.accel.registry import register
-from vivace.accel.technique import Decoding
 from vivace.accel.variant import Variant
 from vivace.policies.block import Runner, compute
 from vivace.policies.errors import BadSetting

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vivace.accel.decoding import Decoding
 from vivace.accel.registry import register
 from vivace.accel.settings import check_tensors
-from vivace.accel.technique import CalibrationData, Decoding, decoding, with_tokens
+from vivace.accel.technique import CalibrationData, decoding, with_tokens
 from vivace.accel.techniques.draft_tree import MAX_NODES, Tree, decode_by_tree, greedy_logits
 from vivace.accel.variant import Choices, Variant
 from vivace.policies.block import Runner, compute

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vivace.accel.technique import Seam, decoding_of
+from vivace.accel.decoding import decoding_of
+from vivace.accel.technique import Seam
 from vivace.accel.techniques.greedy import executed_tokens
 from vivace.deploy.bundle.form import NEXT, PAST
 from vivace.deploy.bundle.program import Origin, Program

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vivace.accel.decoding import decoding_of
 from vivace.accel.flops import count_flops
-from vivace.accel.technique import CalibrationData, decoding_of
+from vivace.accel.technique import CalibrationData
 from vivace.accel.variant import Variant
 from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.measure.action_error import action_errors, row_errors

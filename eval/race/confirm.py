@@ -252,8 +252,9 @@ def is_shown_worse(theirs: Mapping[int, bool], plans: Mapping[int, bool], confid
     both = theirs.keys() & plans.keys()
     gained = sum(plans[seed] and not theirs[seed] for seed in both)
     lost = sum(theirs[seed] and not plans[seed] for seed in both)
-    counts = (np.array(float(n)) for n in (gained, lost, len(both) - gained - lost))
-    return float(log_evidence(*counts, margin=0.0)) >= math.log(2 / (1 - confidence))
+    counts = np.array([gained, lost, len(both) - gained - lost], float)
+    evidence = log_evidence(counts[0], counts[1], counts[2], 0.0)
+    return float(evidence) >= math.log(2 / (1 - confidence))
 
 
 def _told(simple: Contender, winner: Contender, pair: PairedDifference) -> str:

@@ -78,7 +78,7 @@ class ClosedLoop:
 
         The last ones are asked first: jobs come the faster first, and the slow are more as trained.
         """
-        others = [key for key in reversed(self._jobs) if key not in raised]
+        others = [key for key in reversed([*self._jobs]) if key not in raised]
         if not others and len(raised) == 1:  # nobody knows
             return
         told = dict(raised)

@@ -35,7 +35,8 @@ def _cards(results: Mapping[str, Any]) -> str:
     rows, measured = results["trials"], results.get("measured")
     tried = (f"{len(rows)}", f"{sum('latency' in row for row in rows)} timed, {_n(rows, 'raced')} raced")
     cards = [("candidates", *tried)]
-    failed = f"as trained it failed: {measured['as_trained_failed']}" if _has_failed(measured) else ""
+    why = (measured or {}).get("as_trained_failed")
+    failed = f"as trained it failed: {why}" if why else ""
     if measured:
         now_s = measured["latency"]["p50_s"]
         value, beside = f"{milliseconds(now_s)} <small>ms</small>", failed

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from vivace.eval.tune.budget import Budget, tail
-from vivace.eval.tune.candidate import Origin, Trial
+from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.expected import expectation, median_s
 from vivace.eval.tune.front import promising, spread
 
@@ -133,6 +133,11 @@ class Rule:
         following = _following(baselines, 1, median_s)
         few = promising(_compared(baselines), _BASELINES - len(following), median_s)
         return [trial for trial in rivals if trial in (*few, *following) or trial not in baselines]
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether one that was timed keeps the budget, and is not left out for what it takes besides."""
+        is_left_out = trial.stage is Status.TIMED
+        return not is_left_out and self.budget.is_kept(trial.candidate, trial.latencies_s)
 
     def keeping(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those whose measured latencies keep the budget, the nearest actions first, of equals the faster."""

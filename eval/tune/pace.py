@@ -21,6 +21,27 @@ _CANDIDATES = 12
 """So many candidates at least should be looked at, each at the cost of a chunk as trained an observation."""
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the time by which stages are over, in their order."""
+
+    counted: float
+    """Work is counted, actions are compared."""
+    bred: float
+    """Others are bred from the best."""
+    related: float
+    """The best are tried with what computes the same faster, and with chunks executed otherwise."""
+    some_timed: float
+    """The promising are timed a few times."""
+    timed: float
+    """The finalists are timed often."""
+
+
+IN_A_WORLD = Shares(counted=0.3, bred=0.36, related=0.42, some_timed=0.42, timed=0.5)
+"""Half of the time is left to races."""
+ON_DATA_ALONE = Shares(counted=0.4, bred=0.67, related=0.83, some_timed=0.9, timed=1.0)
+
+
 def _say(told: str) -> None:
     console.print(told, style="yellow", highlight=False)
 

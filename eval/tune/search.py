@@ -1,7 +1,6 @@
-"""One search: counted, timed, raced, confirmed; every stage stores what it finds, and ends in time."""
+"""One search: counted, timed, then `finals`; every stage stores what it finds, and ends in time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,21 +15,15 @@ from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
-from vivace.eval.profile.memory import CHUNKS
-from vivace.eval.race.confirm import Confirmation, ConfirmRules, is_shown_worse
-from vivace.eval.race.ladder import Ladder
-from vivace.eval.race.race import Ending, Race, RaceRules
-from vivace.eval.scale.workforce import Workforce
-from vivace.eval.subject import loading, session
+from vivace.eval.subject import session
 from vivace.eval.terminal import console, milliseconds, progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
-from vivace.eval.tune.contest import Arena, entrants, simple_plans
 from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.expected import median_s
+from vivace.eval.tune.finals import Finals
 from vivace.eval.tune.former import former
-from vivace.eval.tune.lineup import RULES, Lineup, known, lineup
-from vivace.eval.tune.pace import Deadline, EpisodeCost, Stakes, affordable, affordable_samples, stakes
+from vivace.eval.tune.pace import IN_A_WORLD, ON_DATA_ALONE, Deadline, Shares, affordable, affordable_samples
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
@@ -42,19 +35,10 @@ from vivace.policies.session import Session
 if TYPE_CHECKING:
     from vivace.eval.verbs.tune import TuneCommand
 
-_COUNTED, _SOME_TIMED, _TIMED = 0.3, 0.42, 0.5
-"""Shares of the time by which work is counted, the promising are timed, and a few of them are timed well,
-where a world judges."""
-_COUNTED_ALONE = 0.4
-"""The same of the first, where none does."""
 _LIKE = 0.5
 """Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
 _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
-_BRED, _BRED_ALONE = 0.36, 0.67
-"""The same, by which no more are bred."""
-_RELATED, _RELATED_ALONE = 0.42, 0.83
-"""The same, by which no more of the best are tried with what computes the same faster."""
 _NO_LIMIT_S = 1e6
 """What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
@@ -75,8 +59,21 @@ class Search:
         store: Store,
         deadline: Deadline,
         measure: Measure = chunk_latencies,
+        chunks_once: int = 1,
     ) -> None:
-        """Look at observations, and let the policy as trained act on them; `measure` times chunks."""
+        """Look at observations, and let the policy as trained act on them.
+
+        Args:
+            command: what was asked for.
+            loaded: the policy.
+            space: what may be chosen.
+            rule: who is.
+            store: of the trials.
+            deadline: the time there is.
+            measure: times chunks.
+            chunks_once: so many it takes to time a candidate once.
+        """
+        self._chunks_once = chunks_once
         self._command, self._loaded, self._space, self._rule = command, loaded, space, rule
         self._store, self._deadline, self._measure = store, deadline, measure
         self._seeds = range(command.seed, command.seed + command.tune.n_episodes)
@@ -113,7 +110,7 @@ class Search:
         began = self._deadline.now()
         sample_all(as_trained(self._loaded.staged), some(judged, range(1)))
         chunk_s = self._deadline.now() - began
-        n = affordable_samples(len(judged.noise_keys), chunk_s, self._deadline.left_s(self._counted_by))
+        n = affordable_samples(len(judged.noise_keys), chunk_s, self._deadline.left_s(self._shares.counted))
         return {"n": n, "chunk_s": chunk_s}
 
     def _chosen(self, stage: str, choose: Callable[[], Sequence[Trial]]) -> Sequence[Trial]:
@@ -125,14 +122,13 @@ class Search:
         return self._store.chosen(stage, asked, choose)
 
     @property
-    def _counted_by(self) -> float:
-        """Share of the time by which counting is over."""
-        return _COUNTED if self._rule.is_world else _COUNTED_ALONE
+    def _shares(self) -> Shares:
+        return IN_A_WORLD if self._rule.is_world else ON_DATA_ALONE
 
     def count(self) -> None:
         """Count work and compare actions, many candidates."""
         options = self._command.tune
-        share = self._counted_by
+        share = self._shares.counted
         starters = self._space.starters(self._command.accel.chosen())
         starters = tuple(one for one in starters if options.compile or not one.is_compiled)
         starters = (*former(self._loaded, self._space.exact), *starters)
@@ -161,10 +157,10 @@ class Search:
 
     def time(self) -> None:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
-        some_share, share = (_SOME_TIMED, _TIMED) if self._rule.is_world else (0.9, 1.0)
+        shares = self._shares
         options, rule, trials = self._command.tune, self._rule, self._store.trials
         timing, counted = self._timing, list(trials.values())
-        limit_s = self._deadline.left_s(some_share) / (2 if rule.is_world else 3)
+        limit_s = self._deadline.left_s(shares.some_timed) / (2 if rule.is_world else 3)
         first = self._chosen(
             "timed first",
             lambda: affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s),
@@ -176,21 +172,20 @@ class Search:
                 f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
             )
         self._breed()
-        related = _RELATED if rule.is_world else _RELATED_ALONE
         some = options.timed // 2
         more = self._chosen(
-            "timed then", lambda: [*self._relatives(related), *rule.next(list(trials.values()), some)]
+            "timed then", lambda: [*self._relatives(shares.related), *rule.next(list(trials.values()), some)]
         )
-        timing.time(more, FEW, self._deadline.left_s(some_share))
+        timing.time(more, FEW, self._deadline.left_s(shares.some_timed))
         self._tell_best()
-        finalists = self._chosen("timed often", lambda: self._finalists(share))
+        finalists = self._chosen("timed often", lambda: self._finalists(shares.timed))
         trained = [
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
-        timing.time(trained, MANY, self._deadline.left_s(share) / 4)
-        while finalists and self._deadline.left_s(share) > 0:
+        timing.time(trained, MANY, self._deadline.left_s(shares.timed) / 4)
+        while finalists and self._deadline.left_s(shares.timed) > 0:
             before = [trials[trial.key] for trial in finalists]
-            timing.time(finalists, MANY, self._deadline.left_s(share))
+            timing.time(finalists, MANY, self._deadline.left_s(shares.timed))
             best = rule.keeping(trials.values())[:1]  # of few measurements it may only seem to keep it
             has_time = any(trials[trial.key] is not trial for trial in before)
             finalists = [trial for trial in best if has_time and len(trial.latencies_s) < MANY]
@@ -202,123 +197,31 @@ class Search:
         now = self._deadline.now
         return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
-    def race(self) -> tuple[Race | None, Confirmation | None]:
-        """Let those that keep the budget race, and confirm who wins.
-
-        Returns:
-            The race, None if the episodes of none of them could be run; and who won, None if time was up
-            before any race.
-        """
-        rule, trials, deadline = self._rule, self._store.trials, self._deadline
-        with Workforce(self._command.scale, loading(self._command)) as workforce:
-            arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
-            shares = self._stakes(arena)
-            arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
-            kept = rule.sure(trials.values())
-            racing = self._chosen("raced", lambda: entrants(kept, rule.racing(kept), shares.n_others))
-            if not racing:
-                return None, None
-            state = arena.race(racing, self._seeds, RaceRules())
-            if not any(state.outcomes.values()):
-                deadline.cut("nobody raced, for time was up")
-                return state, None
-            stayed = sorted(state.alive, key=lambda key: -sum(state.outcomes[key].values()))
-            winner, *others = (trials[key] for key in stayed)
-            met = len(state.outcomes[winner.key])
-            told = f"{describe(winner.candidate)} leads: {sum(state.outcomes[winner.key].values())} of {met}"
-            console.print(f"race over ({state.ending}): {told}", highlight=False)
-            if state.ending is Ending.TIME:
-                deadline.cut(
-                    f"the race met {met} of {len(self._seeds)} episodes, for the rest of the time is the "
-                    "confirmation's"
-                )
-            has_limit = not self._command.tune.lineup
-            arena = replace(arena, is_over=lambda: has_limit and deadline.left_s() <= shares.last_s)
-            simple = simple_plans(trials.values(), state)
-            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules(), others)
-        if found.n < len(self._fresh):
-            deadline.cut(f"confirmed on {found.n} of {len(self._fresh)} fresh episodes, for time was up")
-        return state, found
-
-    def _stakes(self, arena: Arena) -> Stakes:
-        """Who may race, and what the race leaves to the confirmation, by what an episode takes."""
-        trials, tune = self._store.trials, self._command.tune
-        kept = self._rule.sure(trials.values())
-        if self._deadline.left_s() <= 0:
-            return Stakes(0, 0.0, 0.0)
-        ordered, at_once, now = sorted(kept, key=median_s), RaceRules().seeds_at_once, self._deadline.now
-        measured = self._store.settled("episode", lambda: arena.cost(ordered, self._seeds, at_once, now))
-        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(ordered[0]))
-        kept = [trial for trial in kept if trials[trial.key].is_alive]
-        rivals = self._rule.racing(kept)
-        others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
-        slowest = max((median_s(trial) for trial in kept), default=0.0)
-        bare = (Origin.TRAINED, Origin.EXACT)
-        confirmed = [
-            median_s(trial)
-            for trial in trials.values()
-            if trial.candidate.origin in bare and trial.latencies_s and trial.status is not Status.FAILED
-        ]
-        shares = stakes(
-            self._deadline.left_s(),
-            [cost.of(median_s(trial)) for trial in rivals],
-            [cost.of(median_s(trial)) for trial in others],
-            [cost.of(time_s) for time_s in (*confirmed, slowest, slowest)],
-            tune.n_episodes,
-            tune.confirm,
-            ConfirmRules().seeds_at_once,
-        )
-        if shares.n_others < len(others):
-            self._deadline.cut(
-                f"{shares.n_others} of {len(others)} finalists race, for an episode takes "
-                f"{cost.of(slowest):.2g} s and {self._deadline.left_s():.0f} s are left"
-            )
-        return shares
-
-    def lineup(self, plan: Trial) -> Lineup:
-        """Let what needs no search and keeps the budget meet the fresh episodes that the plan has met."""
-        trials = self._store.trials
-        alone = [trial for trial in trials.values() if trial.is_alive and trial.candidate.is_alone]
-        self._timing.time(alone, FEW, _NO_LIMIT_S)
-        met = range(self._fresh.start, self._fresh.start + len(trials[plan.key].confirmed))
-        others = [trial for trial in known(trials.values()) if self._keeps(trial)]
-        with Workforce(self._command.scale, loading(self._command)) as workforce:
-            solved = trials[plan.key].confirmed
-            arena = self._arena(workforce, lambda: False)
-            arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved, RULES.confidence))
-        return lineup(plan, known(trials[one.key] for one in others), trials, self._rule)
-
-    def ladder(self, best: Trial) -> Ladder:
-        """Find the ladder of the plan and of the best and the fastest that stayed in the race."""
-        trials, n = self._store.trials, len(self._fresh)
-        stayed = [
-            trial
-            for trial in trials.values()
-            if trial.raced and not trial.reason and trial.candidate.execution == best.candidate.execution
-        ]
-        most = sorted(stayed, key=lambda trial: -sum(trial.raced.values()))[:_BEST]
-        fastest = sorted(stayed, key=median_s)[:_BEST]
-        some = {trial.key: trial for trial in (best, *most, *fastest)}
-        seeds = range(self._fresh.stop, self._fresh.stop + n)
-        with Workforce(self._command.scale, loading(self._command)) as workforce:
-            arena = self._arena(workforce, lambda: False)
-            return arena.ladder(list(some.values()), seeds, range(seeds.stop, seeds.stop + n))
-
-    def _arena(self, workforce: Workforce, is_over: Callable[[], bool]) -> Arena:
-        return Arena.of(
+    @property
+    def finals(self) -> Finals:
+        """The stages in closed loop."""
+        return Finals(
             self._command,
             self._loaded,
-            made=lambda candidate: self.counting.made(candidate)[1],
-            workforce=workforce,
-            store=self._store,
-            label=describe,
-            is_over=is_over,
+            self._rule,
+            self._store,
+            self._deadline,
+            self.counting,
+            self._chosen,
+            self._seeds,
+            self._fresh,
         )
+
+    def time_alone(self) -> None:
+        """Time what needs no search, however long it takes: a lineup wants all of it."""
+        trials = self._store.trials.values()
+        alone = [trial for trial in trials if trial.is_alive and trial.candidate.is_alone]
+        self._timing.time(alone, FEW, _NO_LIMIT_S)
 
     def _breed(self) -> None:
         """Count candidates like the best that should keep the budget; the nearest actions stay the best."""
         trials, parents, most = self._store.trials, self._rule.fitting, self._most
-        share = _BRED if self._rule.is_world else _BRED_ALONE
+        share = self._shares.bred
         with progress() as bars:
             bar = bars.add_task("counting others like the best", total=most)
             while len(trials) < most and self._deadline.left_s(share) > 0:
@@ -359,8 +262,7 @@ class Search:
         """About how long timing it once takes [s]; 0 where it has not run in this process."""
         if trial.latencies_s:
             return median_s(trial)
-        chunks = 1 if self._command.budget.memory_mb is None else 1 + CHUNKS
-        return chunks * self.counting.chunk_s.get(trial.key, 0.0)
+        return self._chunks_once * self.counting.chunk_s.get(trial.key, 0.0)
 
     def _finalists(self, share: float) -> list[Trial]:
         """Those to time as often as a p99 takes: so many that all of them can be timed a few times."""
@@ -371,10 +273,6 @@ class Search:
         if len(found) < len(asked):
             self._deadline.cut(f"{len(found)} of {len(asked)} finalists were timed again, for time was up")
         return found
-
-    def _keeps(self, trial: Trial) -> bool:
-        is_left_out = trial.stage is Status.TIMED  # for what it takes besides time
-        return not is_left_out and self._rule.budget.is_kept(trial.candidate, trial.latencies_s)
 
     def _relatives(self, share: float) -> list[Trial]:
         """What should be best with what computes the same faster; in a world, with chunks executed otherwise.
@@ -387,18 +285,18 @@ class Search:
         for one, row in self._rule.faster(trials)[: self._command.tune.timed // 2]:
             label = f"{describe(one.candidate)}, {describe(row.candidate)}"
             found.append(one.candidate.computed_as(row.candidate, label))
-        for trial in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
-            if not any(vars(trial.candidate.execution).values()):
-                found += self._space.executed(trial.candidate, is_sync)
+        for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
+            if not any(vars(best.candidate.execution).values()):
+                found += self._space.executed(best.candidate, is_sync)
         counted: list[Trial] = []
-        for i, one in enumerate(found):
-            known = self._store.trials.get(one.key)
+        for i, candidate in enumerate(found):
+            known = self._store.trials.get(candidate.key)
             if known is None and self._deadline.left_s(share) <= 0:
                 self._deadline.cut(
                     f"{i} of {len(found)} ways to compute or execute the best were tried, for time was up"
                 )
                 break
-            counted.append(known or self._counted(one))
+            counted.append(known or self._counted(candidate))
         return [trial for trial in counted if trial.is_alive]
 
     def _counted(self, candidate: Candidate) -> Trial:

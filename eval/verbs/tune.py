@@ -19,7 +19,7 @@ from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder, read_json
-from vivace.eval.profile.memory import WithinMemory
+from vivace.eval.profile.memory import CHUNKS, WithinMemory
 from vivace.eval.profile.predicting import Predicting
 from vivace.eval.profile.profile import Profile
 from vivace.eval.race.importance import importance
@@ -158,7 +158,8 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     folder = output_folder("tune", command.output_dir, command.job_name)
     store = Store.begun(folder, _identity(command, loaded), command.tune.known)
     console.print(f"budget: {budget.told}", highlight=False)
-    search = Search(command, loaded, space, rule, store, deadline, measure)
+    once = 1 if command.budget.memory_mb is None else 1 + CHUNKS
+    search = Search(command, loaded, space, rule, store, deadline, measure, once)
     search.count()
     search.time()
     for trial in store.trials.values():
@@ -168,7 +169,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder, deadline), False
-    state, confirmation = search.race() if rule.is_world else (None, None)
+    state, confirmation = search.finals.race() if rule.is_world else (None, None)
     kept = rule.sure(store.trials.values())
     if not kept:  # whoever kept the budget failed
         return _too_slow(command, loaded, rule, store, folder, deadline), False
@@ -180,11 +181,12 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     if confirmation is not None:
         judged["confirmed"] = confirmation.rows()
         if command.tune.lineup:
-            found_beside = search.lineup(best)
+            search.time_alone()
+            found_beside = search.finals.lineup(best)
             judged["lineup"] = found_beside.to_json()
             console.print(found_beside.told, highlight=False)
         if command.tune.ladder and command.loop.mode != Mode.SYNC:
-            found = search.ladder(best)
+            found = search.finals.ladder(best)
             judged["ladder"] = save_ladder(found, store.trials, search.counting, folder)
             console.print(f"{found.told}", highlight=False)
     told = sentence(rule, best, store.trials, confirmation)
