@@ -16,7 +16,6 @@ from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
-from vivace.eval.profile.memory import CHUNKS
 from vivace.eval.race.confirm import Confirmation, ConfirmRules, is_shown_worse
 from vivace.eval.race.ladder import Ladder
 from vivace.eval.race.race import Ending, Race, RaceRules
@@ -75,10 +74,15 @@ class Search:
         store: Store,
         deadline: Deadline,
         measure: Measure = chunk_latencies,
+        chunks_once: int = 1,
     ) -> None:
-        """Look at observations, and let the policy as trained act on them; `measure` times chunks."""
+        """Look at observations, and let the policy as trained act on them.
+
+        `measure` times chunks, and runs `chunks_once` for the first time that it is asked for of each.
+        """
         self._command, self._loaded, self._space, self._rule = command, loaded, space, rule
         self._store, self._deadline, self._measure = store, deadline, measure
+        self._chunks_once = chunks_once
         self._seeds = range(command.seed, command.seed + command.tune.n_episodes)
         self._fresh = range(self._seeds.stop, self._seeds.stop + command.tune.confirm)
         fitted = observe(command, loaded)
@@ -359,8 +363,7 @@ class Search:
         """About how long timing it once takes [s]; 0 where it has not run in this process."""
         if trial.latencies_s:
             return median_s(trial)
-        chunks = 1 if self._command.budget.memory_mb is None else 1 + CHUNKS
-        return chunks * self.counting.chunk_s.get(trial.key, 0.0)
+        return self._chunks_once * self.counting.chunk_s.get(trial.key, 0.0)
 
     def _finalists(self, share: float) -> list[Trial]:
         """Those to time as often as a p99 takes: so many that all of them can be timed a few times."""

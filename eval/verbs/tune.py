@@ -19,7 +19,7 @@ from vivace.eval.measure.latencies import chunk_latencies
 from vivace.eval.measure.threads import restored_threads
 from vivace.eval.options import CommonOptions
 from vivace.eval.output import output_folder, read_json
-from vivace.eval.profile.memory import WithinMemory
+from vivace.eval.profile.memory import CHUNKS, WithinMemory
 from vivace.eval.profile.predicting import Predicting
 from vivace.eval.profile.profile import Profile
 from vivace.eval.race.importance import importance
@@ -158,7 +158,8 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     folder = output_folder("tune", command.output_dir, command.job_name)
     store = Store.begun(folder, _identity(command, loaded), command.tune.known)
     console.print(f"budget: {budget.told}", highlight=False)
-    search = Search(command, loaded, space, rule, store, deadline, measure)
+    chunks_once = 1 if command.budget.memory_mb is None else 1 + CHUNKS
+    search = Search(command, loaded, space, rule, store, deadline, measure, chunks_once)
     search.count()
     search.time()
     for trial in store.trials.values():
