@@ -46,6 +46,8 @@ class Flops:
     """All steps: embeddings, head, whatever is outside blocks."""
     decode: int = 0
     """All passes over action tokens, if the policy writes some; how many there are depends on the batch."""
+    passes: float = 1.0
+    """Passes through the network that wait for each other: steps, or passes over action tokens."""
 
     @property
     def denoise(self) -> int:
@@ -119,8 +121,13 @@ def count_flops(execution: Execution, batch: Batch) -> Flops:
                 read = counts.read() + selecting.flops
                 with FlopCounterMode(display=False) as passes:
                     noise = EpisodeNoise([(0, i) for i in range(len(context.logits))])
-                    execution.decoder(execution.policy, context, noise, None, compute)
-                return Flops(counter.get_total_flops(), read, decode=passes.get_total_flops())
+                    decoded = execution.decoder(execution.policy, context, noise, None, compute)
+                return Flops(
+                    counter.get_total_flops(),
+                    read,
+                    decode=passes.get_total_flops(),
+                    passes=float(decoded.passes.float().mean()),
+                )
             case Denoising():
                 twin: Any = counts.policy
                 reading = replace(execution, policy=twin, language=compute, select=selecting)
@@ -172,6 +179,7 @@ def _count_steps(execution: Denoising, counts: _Counts, batch: Batch, context: C
         condition=sum(step.condition for step in steps),
         blocks=dict(blocks),
         rest=sum(step.rest for step in steps),
+        passes=len(steps),
     )
 
 

@@ -1,6 +1,6 @@
 """What a technique is, what it needs of a policy, and where it attaches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any, ClassVar, Self, cast
@@ -105,6 +105,15 @@ class CalibrationData:
             yield CalibrationData(batch, self.noise_keys[i : i + 1], draft, raw)
 
 
+class Part(Enum):
+    """What of an execution a technique may change so that nobody after it finds it as it was."""
+
+    CHUNK = "actions behind those executed"
+    READING = "what is read of an observation"
+    PATCHES = "patches where they stand"
+    BRANCHES = "guidance whose branches, once left out, stay so"
+
+
 class Need(Enum):
     """What a policy must have for a technique to work on it; how that is said, and how that it lacks it."""
 
@@ -196,6 +205,10 @@ class Technique:
     """In figures."""
     needs: ClassVar[tuple[Need, ...]] = ()
     """What a policy must have."""
+    takes: ClassVar[tuple[Part, ...]] = ()
+    """What it changes of an execution."""
+    needs_left: ClassVar[tuple[Part, ...]] = ()
+    """What it needs as it was: it goes with no technique that takes one of these."""
     is_static: ClassVar[bool]
     """No decision depends on tensor values, so it can be captured as a graph."""
     saves_flops: ClassVar[bool] = True
@@ -276,6 +289,23 @@ class Technique:
         return [Variant(cls.kind, cls.label, ((cls.kind, vars(options)),), cls.colour)]
 
     @classmethod
+    def taken(cls, options: Mapping[str, Any]) -> tuple[Part, ...]:
+        """What it changes of an execution with these options (of `Options`); what it `takes`."""
+        return cls.takes
+
+    @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """Steps at which a chunk that follows another may begin under it, as far as its options tell; any.
+
+        A technique that uses at a step what an earlier one computed says so.
+
+        Args:
+            options: plain data of its `Options`.
+            n_steps: of the sampler.
+        """
+        return range(n_steps)
+
+    @classmethod
     def search_space(cls, staged: Any) -> Mapping[str, Choices]:
         """What is worth trying on a policy that has what it needs: option -> choices."""
         return {}
@@ -294,7 +324,7 @@ class Technique:
             choose: chooses one option.
 
         Returns:
-            The options; None where the technique would change nothing, and is left out.
+            The options; None where the technique would change nothing, or be refused, and is left out.
         """
         space = cls.search_space(staged)
         return {

@@ -141,9 +141,14 @@ class GymWorlds:
         """Make the environment once and return what it says of itself."""
         key = repr(options)
         if key not in self._known:
-            env = _made(GymOptions(**options))
+            asked = GymOptions(**options)
+            env = _made(asked)
             try:
-                self._known[key] = TaskInfo(control_hz=own_rate(env)[0], action_dim=action_dim(env))
+                self._known[key] = TaskInfo(
+                    control_hz=own_rate(env)[0],
+                    action_dim=action_dim(env),
+                    observations=tuple((asked.keys or usual_keys(env.observation_space)).values()),
+                )
             finally:
                 env.close()
         return self._known[key]

@@ -19,6 +19,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs import make_env, make_env_pre_post_processors, preprocess_observation
 from lerobot.envs.configs import EnvConfig
+from lerobot.envs.utils import env_to_policy_features
 from lerobot.utils.constants import ACTION
 
 from vivace.envs.gymnasium_env import GymnasiumWorld, ScoreOptions, action_dim, leaves, own_rate, starter
@@ -111,6 +112,7 @@ class LerobotWorlds:
                     action_kinds=known.kinds if known else (),
                     action_dim=action_dim(env),
                     instruction=_instruction(env),
+                    observations=tuple(env_to_policy_features(config)),
                 )
             finally:
                 env.close()

@@ -53,6 +53,8 @@ class TaskInfo:
     """Text for language-conditioned policies."""
     physics_hz: float | None = None
     """Rate of the physics' own steps [Hz]; None if there are none, or it is not known."""
+    observations: tuple[str, ...] = ()
+    """lerobot's keys of what it shows; empty: the world does not say, or shows what it is asked for."""
 
 
 @dataclass(frozen=True)

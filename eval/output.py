@@ -1,13 +1,14 @@
 """Where results go, and how they are written."""
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NoRoom
 from vivace.policies.files import replacing
 
 
@@ -62,6 +63,25 @@ def write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=1, default=_plain, allow_nan=False) + "\n"
     with replacing(path) as file:
         file.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, on its own even after an interrupted write.
+
+    Raises:
+        NoRoom: it cannot be written; what is there stays whole.
+    """
+    try:
+        with path.open("ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            is_cut = size > 0 and file.read(1) != b"\n"
+            file.write(b"\n" * is_cut + line.encode() + b"\n")
+    except OSError as error:
+        raise NoRoom(
+            f"{path} cannot be written ({error.strerror}); make room and run the same command again: what "
+            "was stored before is kept"
+        ) from error
 
 
 def read_json(path: Path, what: str) -> Any:

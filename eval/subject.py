@@ -45,9 +45,17 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         kinds = read_kinds(action_kinds, known.size or len(action_kinds), "--export.action_kinds")
     policy = command.policy
     loaded = load_policy(
-        policy.path, policy.device, kinds, policy.dtype, command.rename_map, statistics=_lent(command)
+        policy.path,
+        policy.device,
+        kinds,
+        policy.dtype,
+        command.rename_map,
+        statistics=_lent(command),
+        action_names=_named(command),
+        has=_shown_by(command),
     )
     _tell_base(command, loaded)
+    tell_absent(loaded, _place(command))
     spec = loaded.staged.spec
     if known.size not in (None, spec.action_dim):
         raise BadSetting(
@@ -76,6 +84,12 @@ def _lent(command: CommonOptions) -> Mapping[str, Any] | None:
     return {} if command.COUNTS_BASES and is_made_up else None
 
 
+def _named(command: CommonOptions) -> tuple[str, ...]:
+    """What lerobot's training calls the actions of the data whose statistics are lent."""
+    recording = command.data.recording
+    return () if recording is None else recording.names_in_training
+
+
 def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
     """Say what a checkpoint without statistics runs with; it is written nowhere."""
     if not loaded.is_base:
@@ -91,6 +105,27 @@ def _tell_base(command: CommonOptions, loaded: LoadedPolicy) -> None:
     console.print(told, style="yellow", highlight=False)
 
 
+def _shown_by(command: CommonOptions) -> frozenset[str]:
+    """Observations that a command's world and recording have; empty where one of them does not say."""
+    env, recording = command.env, command.data.recording
+    tasks = env.tasks if env.is_named else []
+    sources = [describe(env.type, task, **env.chosen()).observations for task in tasks]
+    sources += [] if recording is None else [recording.observations]
+    return frozenset[str]().union(*sources) if all(sources) else frozenset()
+
+
+def tell_absent(loaded: LoadedPolicy, place: str) -> None:
+    """Say, in one line, which cameras of the policy's nobody has in a world or a recording."""
+    if loaded.absent:
+        console.print(
+            f"{place} has no {', '.join(loaded.absent)}: the policy acts without, as in lerobot; if it is "
+            "there by another name, say so: --rename_map",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
     """Return what loads the policy that `load` has loaded, in another process: it can be pickled."""
     policy = command.policy
@@ -103,6 +138,8 @@ def loading(command: CommonOptions) -> Callable[[], LoadedPolicy]:
         policy.dtype,
         dict(command.rename_map),
         statistics=_lent(command),
+        action_names=_named(command),
+        has=_shown_by(command),
     )
 
 

@@ -49,6 +49,14 @@ class BadSetting(VivaceError):
     """Raised when an option has a value outside its range, or options contradict each other."""
 
 
+class NoRoom(VivaceError):
+    """Raised when what was found cannot be stored, for want of room or right."""
+
+
+class NothingRuns(VivaceError):
+    """Raised when nothing of what a search compares can be run: then none of it is at fault alone."""
+
+
 class WorkerLost(VivaceError):
     """Raised when episodes cannot be run because the processes that run them die."""
 
@@ -69,3 +77,8 @@ def in_one_line(error: BaseException, most: int = 300) -> str:
     """What another's error says, on one line, cut where it is long; its class if it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[:most] + "…"
+
+
+def named(error: BaseException) -> str:
+    """Another's error by its class and what it says, on one line."""
+    return f"{type(error).__name__}: {in_one_line(error)}"

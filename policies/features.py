@@ -6,17 +6,20 @@ itself, and it may bring pictures of any size to its own. A policy that pads its
 that of the robot it was trained for, whatever config.json still says of another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.processor import NormalizerProcessorStep, RenameObservationsProcessorStep
 from lerobot.utils.constants import ACTION, OBS_STATE
 
+from vivace.policies.arrays import is_image
 from vivace.policies.errors import BadSetting
+from vivace.policies.seeing import may_lack
 from vivace.policies.spec import IMAGES, PolicySpec
+from vivace.policies.staged import StagedPolicy, is_prepared
 
 RENAMING = "rename_observations_processor"
 """lerobot's name of the step that renames, as overrides are given by."""
@@ -74,13 +77,18 @@ def padded_state(config: Any, preprocess: Any) -> tuple[int, ...] | None:
     return None
 
 
-def take_actions_of(config: PreTrainedConfig, statistics: Mapping[str, Any]) -> None:
+def take_actions_of(
+    config: PreTrainedConfig, statistics: Mapping[str, Any], names: Sequence[str] = ()
+) -> None:
     """Give a policy that pads its actions the width of a dataset's, as lerobot's training does to a base.
 
     Args:
         config: of the policy; changed before the policy is built of it.
         statistics: lerobot's of the dataset, by feature.
+        names: of the dimensions of its actions, if it has them; they say which are not relative.
     """
+    if names and "action_feature_names" in vars(config):
+        vars(config)["action_feature_names"] = list(names)
     known = statistics.get(ACTION, {}).get("mean")
     said, most = config.action_feature, getattr(config, "max_action_dim", None) or 0
     if known is not None and said is not None and len(known) <= most:
@@ -120,6 +128,45 @@ def as_the_robot_has_them(spec: PolicySpec, config: Any, preprocess: Any) -> Pol
         shapes[state] = shape
     ensemble = getattr(config, "temporal_ensemble_coeff", None)
     return replace(spec, observation_shapes=shapes, resizes=resizes(config), temporal_ensemble=ensemble)
+
+
+def absent_cameras(staged: StagedPolicy, has: Collection[str], named: Collection[str]) -> tuple[str, ...]:
+    """Return the cameras that a policy names, nobody has, and it acts without, by their names outside.
+
+    As in lerobot, what there is must be among what the policy names: a camera of another name may be the one
+    that seems to lack. Then, and where there is none at all, none is taken for absent.
+
+    Source: lerobot 0.6 `policies/utils.validate_visual_features_consistency`.
+
+    Args:
+        staged: the policy.
+        has: observations that robot, world or data have; empty: not known.
+        named: cameras that somebody says there are.
+    """
+    cameras = [key for key in staged.spec.observation_shapes if is_image(key)] if may_lack(staged) else []
+    there = {key for key in has if is_image(key)}
+    if not there or not there <= set(cameras):
+        return ()
+    return tuple(key for key in cameras if key not in there and key not in named)
+
+
+def without_cameras(staged: StagedPolicy, absent: Collection[str], preprocess: Any) -> StagedPolicy:
+    """Return the staged form of a policy that is not asked for these cameras, by their names outside.
+
+    Args:
+        staged: a `LackingPolicy`, where there are any.
+        absent: cameras of its spec.
+        preprocess: the checkpoint's preprocessor.
+    """
+    if not absent:
+        return staged
+    own, twin = renames(preprocess), cast(Any, staged)
+    twin = twin.without_cameras([own.get(key, key) for key in absent])
+    shapes = {key: it for key, it in staged.spec.observation_shapes.items() if key not in absent}
+    twin.spec = replace(staged.spec, observation_shapes=shapes)
+    if is_prepared(twin):
+        twin = twin.prepared_by(preprocess)
+    return twin
 
 
 def check_renaming(rename_map: Mapping[str, str], config: Any) -> None:

@@ -1,7 +1,7 @@
 """What staged forms of policies share, whatever their network."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -32,6 +32,9 @@ class _OfLeRobot(HasBlocks):
     stages: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """vision, language, action -> paths in `policy` of the modules in which its layers are called."""
 
+    absent: frozenset[str] = frozenset()
+    """Cameras of the policy's that nobody has, besides its `empty_cameras`."""
+
     chunk_method = "predict_action_chunk"
     """As of `DropIn`, and so are the next two; here what holds for policies of one observation."""
 
@@ -41,7 +44,15 @@ class _OfLeRobot(HasBlocks):
         form: Any = type(self)
         twin: Self = form(policy, self.spec.action_kinds)
         twin.spec, twin.placement = self.spec, self.placement  # whatever some of its layers compute in
+        twin.absent = self.absent
         return twin
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those that somebody has, by the policy's own names."""
+        config = self.policy.config
+        n = len(config.image_features) - getattr(config, "empty_cameras", 0)
+        return tuple(key for key in tuple(config.image_features)[:n] if key not in self.absent)
 
     def window(self, given: Batch) -> Batch:
         """What `encode` takes: observations get a time axis (B, 1, ...)."""
@@ -110,13 +121,6 @@ class CamerasForm(_OfLeRobot):
     is_together = False
     """Whether pictures of one size go through it in one call instead."""
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Those that somebody has."""
-        config = self.policy.config
-        n_empty = getattr(config, "empty_cameras", 0)
-        return tuple(config.image_features)[: len(config.image_features) - n_empty]
-
     def with_cameras_together(self) -> Self:
         """Return a twin that looks at pictures of one size in one call."""
         twin = copy.copy(self)
@@ -124,10 +128,26 @@ class CamerasForm(_OfLeRobot):
         return twin
 
 
+class LackingForm(_OfLeRobot):
+    """What acts without some of its cameras, as in lerobot: as of `LackingPolicy`."""
+
+    def without_cameras(self, absent: Collection[str]) -> Self:
+        """Return a twin that counts on no picture of these."""
+        twin = copy.copy(self)
+        twin.absent = self.absent | frozenset(absent)
+        return twin
+
+
 class VisionForm(_OfLeRobot):
     """What reads observations by a reader, which runs a vision tower that comes apart."""
 
     _reader: Any
+
+    @property
+    def n_patches(self) -> tuple[int, ...]:
+        """Patches of each camera that somebody has."""
+        found: tuple[int, ...] = self._reader.patches_of(self.cameras)
+        return found
 
     @property
     def vision(self) -> StagedSiglip:
@@ -148,8 +168,6 @@ class LanguageForm(_OfLeRobot):
 
     language: Any
     """A `LanguageStage`: a `StagedLlama`, a `StagedQwen3VL`, …"""
-    n_patches: tuple[int, ...]
-    """Patches of each camera."""
     blocks: tuple[Block, ...] = ()
     last_read: Reads
     """What is read of the language stage's last layer: all that `without("last_layer")` computes of it."""

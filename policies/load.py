@@ -1,6 +1,6 @@
 """Load a checkpoint as a staged policy with its processors and fingerprint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from vivace.policies.checkpoint.statistics import check_statistics, lacks_statis
 from vivace.policies.checkpoint.weights import check_finite, check_range, load_weights
 from vivace.policies.dtype import cast_weights
 from vivace.policies.execution import Execution, as_trained
-from vivace.policies.features import as_the_robot_has_them, check_renaming, take_actions_of
+from vivace.policies.features import (
+    absent_cameras,
+    as_the_robot_has_them,
+    check_renaming,
+    take_actions_of,
+    without_cameras,
+)
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.placement import Placement, dtype_name, most_weights, read_device, read_dtype
 from vivace.policies.registry import Registry
@@ -59,6 +65,8 @@ class LoadedPolicy:
     postprocess: Callable[[torch.Tensor], torch.Tensor]
     """Bring actions back to the robot's units."""
     fingerprint: Fingerprint
+    absent: tuple[str, ...] = ()
+    """Cameras that the policy names, nobody has, and it acts without, as it does in lerobot."""
     is_base: bool = False
     """Whether the checkpoint holds no statistics of normalisation: those it runs with, if any, are lent."""
 
@@ -86,6 +94,8 @@ def load_policy(
     rename_map: Mapping[str, str] | None = None,
     config: Any = None,
     statistics: Mapping[str, Any] | None = None,
+    action_names: Sequence[str] = (),
+    has: Collection[str] = (),
 ) -> LoadedPolicy:
     """Load a lerobot checkpoint.
 
@@ -103,6 +113,9 @@ def load_policy(
         statistics: lerobot's of a dataset, by feature, where the checkpoint itself holds none at all, as a
             base that is published to be trained; empty: then nothing is normalised, which is enough to count
             and to time. One that holds some runs with its own, always.
+        action_names: what lerobot's training calls the actions of that dataset; empty: they have no names.
+        has: observations that robot, world or data have, by their own names, where they are known; cameras
+            that are not among them are not asked for (`absent_cameras`), of a policy that acts without.
 
     Raises:
         BadSetting: the machine lacks the device, the dtype is unknown or too small for the weights, or
@@ -119,18 +132,14 @@ def load_policy(
     if ADAPTERS.find(config.type) is None:
         check_alone(config)  # before gigabytes are read
     check_renaming(rename_map or {}, config)
-    is_adapter = has_adapter(folder, config.use_peft)
-    stored = base_of(folder) if is_adapter else folder
+    stored = base_of(folder) if has_adapter(folder, config.use_peft) else folder
     features = {**config.input_features, **config.output_features}
     former = statistics_in_weights(stored, features)
     is_base = not former and lacks_statistics(folder, config, is_lent=statistics is not None)
     lent = statistics if is_base else None
     if lent:
-        take_actions_of(config, lent)
-    policy = load_weights(stored, config)
-    if is_adapter:
-        policy = merge(folder, policy)
-    check_finite(folder, policy)
+        take_actions_of(config, lent, action_names)
+    policy = _weighted(folder, stored, config)
     preprocess, postprocess = load_processors(folder, config, former, rename_map, lent)
     if lent != {}:
         check_statistics(folder, config, preprocess, postprocess)
@@ -140,7 +149,18 @@ def load_policy(
         cast_weights(policy, wanted)
         check_range(folder, policy, dtype)
         staged = stage(policy, action_kinds, preprocess)  # what it made of the weights before is not theirs
-    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark, is_base)
+    absent = absent_cameras(staged, has, rename_map or {})
+    staged = without_cameras(staged, absent, preprocess)
+    return LoadedPolicy(folder, policy, staged, preprocess, postprocess, mark, absent, is_base)
+
+
+def _weighted(folder: Path, stored: Path, config: Any) -> Any:
+    """Load a policy's weights, merged with those of its adapter where it lies apart from its base."""
+    policy = load_weights(stored, config)
+    if stored != folder:
+        policy = merge(folder, policy)
+    check_finite(folder, policy)
+    return policy
 
 
 def fingerprint_of(folder: Path, policy: Any) -> Fingerprint:

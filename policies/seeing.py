@@ -48,6 +48,20 @@ class PromptedPolicy(SeeingPolicy, Protocol):
 
 
 @runtime_checkable
+class LackingPolicy(Protocol):
+    """A policy, of either form, that acts without some of its cameras, as it does in lerobot.
+
+    Their places in what is read are filled and masked, or left out, whatever lerobot's policy does. One
+    camera at least is needed.
+    """
+
+    spec: PolicySpec
+
+    def without_cameras(self, absent: Collection[str]) -> Self:
+        """Return a twin that counts on no picture of these, by the policy's own names."""
+
+
+@runtime_checkable
 class LookingPolicy(Protocol):
     """A policy, of either form, that runs its vision tower once a camera.
 
@@ -124,6 +138,11 @@ def has_sight(policy: object) -> TypeIs[SeeingPolicy]:
 def looks_apart(policy: object) -> TypeIs[LookingPolicy]:
     """Whether a policy looks at several cameras, each in a call of its own."""
     return isinstance(policy, LookingPolicy) and len(policy.cameras) > 1
+
+
+def may_lack(policy: object) -> TypeIs[LackingPolicy]:
+    """Whether a policy acts without some of its cameras."""
+    return isinstance(policy, LackingPolicy)
 
 
 def renews(policy: object) -> TypeIs[RenewingPolicy]:

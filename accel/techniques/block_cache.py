@@ -6,7 +6,7 @@
 C_b are chosen in `updates`; `rows` turns them into per-step programs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -14,9 +14,16 @@ from vivace.accel.record import record
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
 from vivace.accel.settings import is_ascending
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
+from vivace.accel.techniques.layer_skip import blocks_under
 from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
-from vivace.accel.updates import Schedule, UpdateOptions, check_updates, choose_updates
+from vivace.accel.updates import (
+    Schedule,
+    UpdateOptions,
+    check_updates,
+    choose_updates,
+    uniform_updates,
+)
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
 from vivace.policies.execution import Execution
@@ -37,6 +44,7 @@ class BlockCache(Technique):
     label: ClassVar[str] = "block cache"
     colour: ClassVar[str] = "#0b8f7d"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.BRANCHES,)
     is_static: ClassVar[bool] = True
     is_default: ClassVar[bool] = True
     Options: ClassVar[type] = UpdateOptions
@@ -116,9 +124,17 @@ class BlockCache(Technique):
             )
 
     @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """Where all blocks are computed: of those spread evenly that is known before calibration."""
+        chosen = cls.read_options(options)
+        if chosen.method != "uniform" or chosen.updates is None:
+            return (0,)
+        return uniform_updates(n_steps, chosen.updates)
+
+    @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
         """Offer every schedule that leaves something out."""
-        return search_updates(staged, steps_under(staged, before), choose)
+        return search_updates(staged, before, choose)
 
 
 def _in_a_vla(staged: Any) -> Iterator[Variant]:
@@ -133,7 +149,9 @@ def _in_a_vla(staged: Any) -> Iterator[Variant]:
     yield Variant("bac", f"BAC on the head, S = {updates}", (bac,), colour)
 
 
-def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -> dict[str, Any] | None:
+def search_updates(
+    staged: Any, before: Sequence[Request], choose: Choose, fewest: int = 1
+) -> dict[str, Any] | None:
     """Let a search choose update steps; None where too few steps leave nothing to choose.
 
     Layers computed at a step are chosen as in AutoDiffusion (arXiv 2309.10438): by how many updates each part
@@ -141,17 +159,18 @@ def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -
 
     Args:
         staged: the policy.
-        n_steps: of the sampler that the blocks run under.
+        before: what was chosen on earlier seams.
         choose: chooses one option.
         fewest: updates that a block has at least.
     """
+    n_steps, n_blocks = steps_under(staged, before), blocks_under(staged, before)
     if n_steps <= fewest:
         return None
     widest = range(fewest, len(staged.sampler) + 1)
     method = choose("method", ("bac", "shared", "uniform", "layered"))
     if method == "layered":
         some = range(fewest, n_steps + 1)
-        parts = tuple(choose(f"parts.{i}", some, widest) for i in range(min(_PARTS, len(staged.blocks))))
+        parts = tuple(choose(f"parts.{i}", some, widest) for i in range(min(_PARTS, n_blocks)))
         if len(set(parts)) > 1:
             return {"method": method, "parts": parts}
         if parts[0] == n_steps:
@@ -161,9 +180,9 @@ def search_updates(staged: Any, n_steps: int, choose: Choose, fewest: int = 1) -
     if updates == 1:  # by whichever method: the first step's
         return {"method": "uniform", "updates": 1}
     found = {"method": method, "updates": updates}
-    return (
-        found | {"bubbling": choose("bubbling", range(len(staged.blocks) + 1))} if method == "bac" else found
-    )
+    if method == "bac":
+        found["bubbling"] = choose("bubbling", range(n_blocks + 1), range(len(staged.blocks) + 1))
+    return found
 
 
 def calibrate_updates(

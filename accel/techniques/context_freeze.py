@@ -13,7 +13,7 @@ cosine similarity of the context's keys and values between steps, mean over laye
 Kin: token-wise caching (ToCa, arXiv 2410.05317), where tokens are chosen one by one; here the kind decides.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -136,6 +136,14 @@ class ContextFreeze(Technique):
             chosen = {"full_steps": count, "method": method}
             label = f"context run at {count} of {n} steps, {told}"
             yield Variant(f"frozen-{method}", label, ((cls.kind, chosen),), cls.colour)
+
+    @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """Where the context runs: of steps spread evenly that is known before calibration."""
+        chosen = cls.read_options(options)
+        if chosen.method != "uniform" or chosen.full_steps is None:
+            return (0,)
+        return uniform_updates(n_steps, chosen.full_steps)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 from vivace.accel.registry import exact_work, register
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
@@ -51,6 +51,7 @@ class DeadActions(Technique):
     label: ClassVar[str] = "actions that nobody executes left out"
     colour: ClassVar[str] = "#9a8f7d"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.TAIL)
+    takes: ClassVar[tuple[Part, ...]] = (Part.CHUNK,)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = DeadActionsOptions
 

@@ -18,7 +18,7 @@ run, here they are differences of what was computed.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,9 +26,8 @@ import numpy as np
 
 from vivace.accel.registry import exact_work, register
 from vivace.accel.rows import make_rows
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
 from vivace.accel.techniques.block_cache import calibrate_updates, check_schedule, search_updates
-from vivace.accel.techniques.step_schedule import steps_under
 from vivace.accel.updates import UpdateOptions
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting
@@ -96,6 +95,7 @@ class Forecast(Technique):
     label: ClassVar[str] = "forecast"
     colour: ClassVar[str] = "#b3589a"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.BRANCHES,)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = ForecastOptions
     hidden: ClassVar[tuple[str, ...]] = ("updates",)
@@ -168,12 +168,17 @@ class Forecast(Technique):
             yield Variant(f"taylor{order}", label, wanted, cls.colour, is_short=order == 1)
 
     @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """At the first step alone: later ones forecast by several before."""
+        return (0,)
+
+    @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
         """Offer what the cache has, of two updates and more, and every rule in the orders that all know.
 
         Of one update there is nothing to forecast by: that is the cache itself.
         """
-        found = search_updates(staged, steps_under(staged, before), choose, fewest=2)
+        found = search_updates(staged, before, choose, fewest=2)
         if found is None:
             return None
         rule = choose("rule", tuple(_MAX_ORDER))

@@ -22,7 +22,7 @@ from math import lcm
 from typing import Annotated, Any, ClassVar, cast
 
 from vivace.accel.registry import register
-from vivace.accel.technique import Need, Seam, Technique, denoising
+from vivace.accel.technique import Need, Part, Seam, Technique, denoising
 from vivace.accel.variant import Choices
 from vivace.policies.cameras import NO_LOOKS
 from vivace.policies.carry import LOOKED, LOOKS, SEEN, Carry
@@ -69,6 +69,8 @@ class FrameCache(Technique):
     label: ClassVar[str] = "cameras read every 2nd chunk"
     colour: ClassVar[str] = "#2c7fb8"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.SIGHT)
+    takes: ClassVar[tuple[Part, ...]] = (Part.READING,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.READING,)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = FrameCacheOptions
 

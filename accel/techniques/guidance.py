@@ -8,7 +8,7 @@ LinearAG: at every other step the unconditional prediction is a linear combinati
 with coefficients fitted by least squares on calibration samples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.accel.registry import register
-from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
+from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.block import Cache
 from vivace.policies.dtype import wide
@@ -164,6 +164,16 @@ class Guidance(Technique):
             ("linear-guidance", "LinearAG", "linear"),
         ):
             yield Variant(name, label, ((cls.kind, vars(options) | {"method": method}),), cls.colour)
+
+    @classmethod
+    def taken(cls, options: Mapping[str, Any]) -> tuple[Part, ...]:
+        """Branches that come back, where some are estimated."""
+        return (Part.BRANCHES,) if cls.read_options(options).method == "linear" else ()
+
+    @classmethod
+    def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
+        """Anywhere, unless branches are estimated from those of earlier steps."""
+        return (0,) if cls.read_options(options).method == "linear" else range(n_steps)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

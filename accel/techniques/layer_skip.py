@@ -142,6 +142,20 @@ class LayerSkip(Technique):
         return {"n_dropped": n_dropped, "rule": "importance" if is_same else rule}
 
 
+def layers_under(staged: Any, requests: Sequence[Request]) -> int:
+    """Return how many language layers there are under techniques of earlier seams."""
+    options = dict(requests).get(LayerSkip.kind)
+    dropped = 0 if options is None else LayerSkip.read_options(options).n_dropped
+    return len(staged.language.layers) - int(dropped)
+
+
+def blocks_under(staged: Any, requests: Sequence[Request]) -> int:
+    """Return how many blocks a denoiser has: where it runs along the language layers, fewer under fewer."""
+    if LayerSkip.kind not in dict(requests):
+        return len(staged.blocks)
+    return len(staged.with_layers(tuple(range(layers_under(staged, requests)))).blocks)
+
+
 @torch.inference_mode()
 @remembered
 def _importance(execution: Execution, data: CalibrationData) -> list[float]:

@@ -22,7 +22,7 @@ rule, so that the number of rows does not depend on the observation and no camer
 the paper's tau = 10 shares differ by what hundreds of text tokens add up to; few tokens need a smaller one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vivace.accel.registry import register
-from vivace.accel.technique import Need, Seam, Technique, with_language
-from vivace.accel.variant import Choices, Request, Variant
+from vivace.accel.technique import Need, Part, Seam, Technique, with_language
+from vivace.accel.techniques.layer_skip import layers_under
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 from vivace.policies.language.prefix import EARLY, LayerView, Survivors, take_rows
@@ -106,6 +107,7 @@ class PatchSelect(PatchSelectOptions, Technique):
     label: ClassVar[str] = "patches dropped"
     colour: ClassVar[str] = "#0b8f7d"
     needs: ClassVar[tuple[Need, ...]] = (Need.LANGUAGE,)
+    takes: ClassVar[tuple[Part, ...]] = (Part.PATCHES,)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = PatchSelectOptions
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -187,13 +189,17 @@ class PatchSelect(PatchSelectOptions, Technique):
             yield Variant(method, f"{label}, {k} patches", wanted, "#b3589a", is_short=method == "fastv")
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer every number of patches that holds the key ones, after every layer."""
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer every number of patches that holds the key ones, after every layer that is left."""
+        widest = range(staged.language.first_drop, len(staged.language.layers))
+        layers = range(widest.start, layers_under(staged, before))
+        if not layers or sum(staged.n_patches) < cls.k_key:
+            return None
         return {
-            "k_final": range(cls.k_key, sum(staged.n_patches) + 1),
-            "method": METHODS,
-            "layer": range(staged.language.first_drop, len(staged.language.layers)),
-            "alpha": Between(0.0, 1.0),
+            "k_final": choose("k_final", range(cls.k_key, sum(staged.n_patches) + 1)),
+            "method": choose("method", METHODS),
+            "layer": choose("layer", layers, widest),
+            "alpha": choose("alpha", Between(0.0, 1.0)),
         }
 
     def relevance(self, view: LayerView) -> Tensor:

@@ -16,7 +16,7 @@ An approximation: its action error is measured like any other. A bundle has prec
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vivace.accel.registry import register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, with_stages
 from vivace.accel.techniques.mlp_prune import copy_sharing_tensors
-from vivace.accel.variant import Choices, Variant
+from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
 from vivace.policies.execution import Execution
 
@@ -136,9 +136,11 @@ class Precision(PrecisionOptions, Technique):
                 yield Variant(f"{name}-{stage}", label, ((cls.kind, chosen),), cls.colour, stage == "all")
 
     @classmethod
-    def search_space(cls, staged: Any) -> Mapping[str, Choices]:
-        """Offer every dtype for every stage."""
-        return dict.fromkeys(staged.stages, (OWN, *_offered(staged)))
+    def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
+        """Offer every dtype that the device has for every stage."""
+        dtypes = (OWN, *_offered(staged))
+        found = {stage: choose(stage, dtypes) for stage in staged.stages}
+        return None if set(found.values()) == {OWN} else found
 
 
 def _offered(staged: Any) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from lerobot.utils.constants import OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
 from vivace.accel.registry import register
-from vivace.accel.technique import Need, Seam, Technique, denoising
+from vivace.accel.technique import Need, Part, Seam, Technique, denoising
 from vivace.accel.techniques.frame_cache import reads_afresh
 from vivace.accel.variant import Choices
 from vivace.policies.carry import LOOKED, PIXELS, SEEN, WORDS, Carry
@@ -71,6 +71,8 @@ class StaticPatches(StaticPatchesOptions, Technique):
     label: ClassVar[str] = "patches that stand still kept"
     colour: ClassVar[str] = "#3f8f8f"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER, Need.RENEWAL)
+    takes: ClassVar[tuple[Part, ...]] = (Part.READING,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.READING, Part.PATCHES)
     is_static: ClassVar[bool] = False
     Options: ClassVar[type] = StaticPatchesOptions
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}

@@ -15,7 +15,7 @@ has .209 leading and .759 trailing.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from vivace.accel.record import chunks
 from vivace.accel.registry import exact_work, register
@@ -180,8 +180,11 @@ class StepSchedule(Technique):
         if spacing == UNEVEN:
             found["widths"] = tuple(choose(f"widths.{i}", _WIDTHS) for i in range(_PARTS))
         times = _times(staged, sampler, n_steps, found.get("widths") or spacing)
+        if times is None:  # the sampler cannot lie so many steps so
+            found = {"sampler": sampler, "n_steps": n_steps, "spacing": OWN}
+            times = _times(staged, sampler, n_steps, OWN)
         if times is None:
-            return found  # refused, as the trial will be
+            return None
         if times == _times(staged, staged.sampler.name, most, OWN) and sampler == staged.sampler.name:
             return None
         same = next((name for name in named if times == _times(staged, sampler, n_steps, name)), None)
@@ -201,6 +204,16 @@ def steps_under(staged: Any, requests: Sequence[Request]) -> int:
         return len(staged.sampler)
     chosen = StepSchedule.read_options(options)
     return chosen.n_steps * int(_CALLS.get(chosen.sampler, 1))
+
+
+def sampler_under(staged: Any, requests: Sequence[Request]) -> Sampler:
+    """Return the sampler under techniques of earlier seams, its steps where the policy puts them."""
+    options = dict(requests).get(StepSchedule.kind)
+    if options is None:
+        return cast(Sampler, staged.sampler)
+    chosen = StepSchedule.read_options(options)
+    name = samplers_of(staged)[0] if chosen.sampler == AUTO else chosen.sampler
+    return cast(Sampler, staged.resample(name, chosen.n_steps))
 
 
 def _times(policy: DenoisingPolicy, sampler: str, n_steps: int, spacing: Spacing) -> list[float] | None:

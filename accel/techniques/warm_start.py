@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from vivace.accel.freeze import Freeze
-from vivace.accel.registry import exact_work, register
+from vivace.accel.registry import exact_work, register, techniques
 from vivace.accel.rows import schedule_of
-from vivace.accel.technique import Need, Seam, Technique, denoising
+from vivace.accel.technique import Need, Part, Seam, Technique, denoising
 from vivace.accel.techniques.guidance import Linear
-from vivace.accel.techniques.step_schedule import ask_steps, fewer, samplers_of, steps_under
+from vivace.accel.techniques.step_schedule import ask_steps, fewer, sampler_under, samplers_of
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.carry import LATENT, PAST, Carry
 from vivace.policies.errors import BadSetting, PlanMismatch, UnsupportedPolicy
@@ -64,6 +64,7 @@ class WarmStart(Technique):
     label: ClassVar[str] = "warm start from the previous chunk"
     colour: ClassVar[str] = "#8e5ea2"
     needs: ClassVar[tuple[Need, ...]] = (Need.DENOISER,)
+    needs_left: ClassVar[tuple[Part, ...]] = (Part.CHUNK,)
     is_static: ClassVar[bool] = True
     Options: ClassVar[type] = WarmStartOptions
 
@@ -121,12 +122,17 @@ class WarmStart(Technique):
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:
-        """Offer any share of the steps there are, but for all of them."""
-        n_steps = steps_under(staged, before)
-        if n_steps < 2:
+        """Offer any share of the steps there are, but for all of them, that may be the last ones."""
+        sampler, known = sampler_under(staged, before), techniques()
+        n_steps = len(sampler)
+        free = set(sampler.beginnings).intersection(
+            range(1, n_steps), *(known[kind].beginnings(options, n_steps) for kind, options in before)
+        )
+        if not free:
             return None
-        share = choose("share", Between(1 / len(staged.sampler), 1.0))
-        return {"share": min(max(1, round(share * n_steps)), n_steps - 1) / n_steps}
+        wanted = n_steps * (1 - choose("share", Between(1 / len(staged.sampler), 1.0)))
+        first = min(sorted(free), key=lambda step: abs(step - wanted))
+        return {"share": (n_steps - first) / n_steps}
 
 
 def first_step(sampler: Sampler, share: float) -> int:

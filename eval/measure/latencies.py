@@ -84,6 +84,8 @@ class Measured:
     """Name -> latencies [s] of chunks that follow none, of those that make use of the chunk before."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Name of a run that is out of the question -> why; its latencies may be missing."""
+    raised: dict[str, str] = field(default_factory=dict)
+    """Name of a run that was left out for what it raised -> what; its latencies are missing."""
 
     def median_s(self, name: str) -> float:
         """Median latency of a run [s]."""
@@ -101,19 +103,27 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
     device = next(iter(data.batch.values())).device
     synchronise = synchroniser(device)
     watches = {name: StageWatch(synchronise) for name, run in runs.items() if isinstance(run, Session)}
-    timed = {name: chunks_in_turn(run, data, watches.get(name)) for name, run in runs.items()}
+    timed: dict[str, Callable[[], None]] = {}
+    raised: dict[str, str] = {}
+    for name, run in runs.items():
+        with rounds.sparing(name, raised):
+            timed[name] = chunks_in_turn(run, data, watches.get(name))
     with progress() as bars:
         bar = bars.add_task("measuring latencies, interleaved", total=1 + rounds.most)
         times = interleaved(
-            timed, rounds, on_round=lambda done: bars.update(bar, completed=done), synchronise=synchronise
+            timed,
+            rounds,
+            on_round=lambda done: bars.update(bar, completed=done),
+            synchronise=synchronise,
+            raised=raised,
         )
-    stages = {name: _medians(watch.chunks[-len(times[name]) :]) for name, watch in watches.items()}
-    for name, run in runs.items():
-        n = _cycle(run)
+    stages = {name: _medians(watches[name].chunks[-len(times[name]) :]) for name in times if name in watches}
+    for name in times:
+        n = _cycle(runs[name])
         times[name] = [time_s / n for time_s in times[name]]
         if name in stages:
             stages[name] = {stage: time_s / n for stage, time_s in stages[name].items()}
-    return Measured(times, stages)
+    return Measured(times, stages, raised=raised)
 
 
 def compile_graphs(execution: Execution, data: CalibrationData) -> None:

@@ -45,9 +45,10 @@ class WithinMemory:
         """Measure; what is over the limit is left out, with its latencies."""
         found = self._measure(runs, data, rounds)
         for name, session in runs.items():
-            if name not in self.known_mb:
-                self.known_mb[name] = peak_mb(session, data)
-            if self.known_mb[name] > self._limit_mb:
+            if name not in self.known_mb and name not in found.raised:
+                with rounds.sparing(name, found.raised):
+                    self.known_mb[name] = peak_mb(session, data)
+            if self.known_mb.get(name, 0.0) > self._limit_mb:
                 found.left_out[name] = (
                     f"it takes {self.known_mb[name]:.4g} MB of memory, budget.memory_mb={self._limit_mb:g}"
                 )

@@ -20,11 +20,12 @@ class Predicting:
         """Predict chunks of several sessions; what cannot be is left out, and why is said."""
         found = Measured({}, {})
         for name, session in runs.items():
-            parts = counted(session, data).values()
-            try:
-                median_s = self._profile.chunk_s(way_of(session.execution), parts)
-            except Unpredictable as error:
-                found.left_out[name] = f"its latency cannot be predicted: {error}"
-                continue
-            found.times_s[name] = self._profile.times_s(median_s)
+            with rounds.sparing(name, found.raised):
+                parts = counted(session, data).values()
+                try:
+                    median_s = self._profile.chunk_s(way_of(session.execution), parts)
+                except Unpredictable as error:
+                    found.left_out[name] = f"its latency cannot be predicted: {error}"
+                    continue
+                found.times_s[name] = self._profile.times_s(median_s)
         return found

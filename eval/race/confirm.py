@@ -5,18 +5,21 @@ keeps to the budget, such as as trained, exact work removed, fewer steps: it hol
 the paired interval of the difference lies above zero, or if it is faster and not worse, that is, the interval
 lies above -margin. Where it does not, the most successful of the simple plans is the plan. A winner that is
 no better holds against a plan as fast as itself with a chance of at most (1 - confidence) / 2.
+
+A winner whose episodes raise something loses its place to the next one of the race; a simple plan of which
+that holds is told, and compared with nobody.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from vivace.eval.measure.statistics import PairedDifference, paired_difference, wilson_interval
 from vivace.eval.race.race import Play, log_evidence, play_missing
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NothingRuns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class Confirmation:
     """Key of a simple plan -> the winner's success minus its own."""
     lost_to: Mapping[str, str]
     """Key of a simple plan that the winner did not hold against -> why not."""
+    raised: Mapping[str, str] = field(default_factory=dict)
+    """Key of one whose episodes could not be run -> what was raised; it may have won the race."""
 
     @property
     def n(self) -> int:
@@ -91,6 +96,8 @@ class Confirmation:
         """Plain data of each, the winner first: success, the plan's difference, why the winner lost to it."""
         found: list[dict[str, object]] = []
         for one in dict.fromkeys((self.winner, *self.simple)):
+            if one.key in self.raised:
+                continue
             pair = self.difference(one.key)
             found.append(
                 {
@@ -119,6 +126,7 @@ def confirm(
     rules: ConfirmRules,
     known: Mapping[str, Mapping[int, bool]] | None = None,
     is_over: Callable[[], bool] = lambda: False,
+    others: Sequence[Contender] = (),
 ) -> Confirmation:
     """Run the winner of a race and the simple plans on fresh seeds, and say which of them is the plan.
 
@@ -132,9 +140,11 @@ def confirm(
         is_over: whether time is up; asked after every batch. What was run by then decides: those that may be
             the plan come first, what takes too long to be it meets as many of their episodes as time allows,
             and no more once the winner is shown to be better.
+        others: that stayed in the race, the best first: each stands in for a winner that raises.
 
     Raises:
         BadSetting: there are no seeds, or the winner does not keep to the budget.
+        NothingRuns: of all something was raised.
     """
     if not seeds or not winner.keeps_budget:
         raise BadSetting(
@@ -142,9 +152,36 @@ def confirm(
             f"{'keeps' if winner.keeps_budget else 'does not keep'} to its budget; needed: at least 1, and "
             "that it does"
         )
-    some = dict.fromkeys((winner, *simple))
     outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
-    met = seeds
+    raised: dict[str, str] = {}
+    for one in dict.fromkeys((winner, *others)):
+        some = [each for each in dict.fromkeys((one, *simple)) if each.key not in raised]
+        raised |= _meet(some, seeds, play, rules, known or {}, outcomes, is_over)
+        if one.key not in raised:
+            return _compared(one, simple, outcomes, raised, rules)
+    raise NothingRuns(
+        f"none of those that stayed in the race could run fresh episodes; {winner.label}: "
+        f"{raised[winner.key]}"
+    )
+
+
+def _meet(
+    some: Sequence[Contender],
+    seeds: Sequence[int],
+    play: Play,
+    rules: ConfirmRules,
+    known: Mapping[str, Mapping[int, bool]],
+    outcomes: dict[str, dict[int, bool]],
+    is_over: Callable[[], bool],
+) -> dict[str, str]:
+    """Run fresh episodes of the winner, the first, and the simple plans, those that may be the plan first.
+
+    Returns:
+        Key of one whose episodes could not be run -> what was raised; the winner's ends them.
+    """
+    met, raised = seeds, dict[str, str]()
+    known = {one.key: {**known.get(one.key, {}), **outcomes[one.key]} for one in some}
+    winner = some[0].key
     for keeps_budget in (True, False):
         keys = [one.key for one in some if one.keeps_budget == keeps_budget]
         for first in range(0, len(met), rules.seeds_at_once) if keys else ():
@@ -154,10 +191,24 @@ def confirm(
             asked = [
                 key
                 for key in keys
-                if keeps_budget or not is_shown_worse(outcomes[key], outcomes[winner.key], rules.confidence)
+                if key not in raised
+                and (keeps_budget or not is_shown_worse(outcomes[key], outcomes[winner], rules.confidence))
             ]
-            play_missing(asked, met[first : first + rules.seeds_at_once], play, known or {}, outcomes)
-    others = [one for one in simple if one.key != winner.key]
+            raised |= play_missing(asked, met[first : first + rules.seeds_at_once], play, known, outcomes)
+            if winner in raised:
+                return raised
+    return raised
+
+
+def _compared(
+    winner: Contender,
+    simple: Sequence[Contender],
+    outcomes: Mapping[str, Mapping[int, bool]],
+    raised: Mapping[str, str],
+    rules: ConfirmRules,
+) -> Confirmation:
+    """See whether the winner holds against each simple plan whose episodes could be run."""
+    others = [one for one in simple if one.key != winner.key and one.key not in raised]
     against = {
         one.key: paired_difference(outcomes[one.key], outcomes[winner.key], rules.confidence)
         for one in others
@@ -172,7 +223,7 @@ def confirm(
         key=lambda one: (sum(outcomes[one.key].values()), -one.latency_s),
         default=winner,
     )
-    return Confirmation(winner, tuple(simple), best, dict(outcomes), against, lost_to)
+    return Confirmation(winner, tuple(simple), best, dict(outcomes), against, lost_to, raised)
 
 
 def holds(winner: Contender, simple: Contender, pair: PairedDifference, rules: ConfirmRules) -> bool:

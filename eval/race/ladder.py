@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vivace.eval.measure.statistics import PairedDifference, paired_difference
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NothingRuns
 
 Outcomes = Mapping[str, Mapping[int, bool]]
 """Key of a plan -> seed -> success."""
@@ -36,7 +36,7 @@ class Step:
 
 
 class Bursts(Protocol):
-    """Runs episodes on a computer that is busy now and then."""
+    """Runs episodes on a computer that is busy now and then; a plan of which that raises is left out."""
 
     def at_load(self, keys: Sequence[str], seeds: Sequence[int], load: float) -> Outcomes:
         """Each plan alone, every chunk taking `load` times as long as measured."""
@@ -45,7 +45,7 @@ class Bursts(Protocol):
         """Each plan alone, in bursts of load."""
 
     def climbing(self, steps: Sequence[Step], seeds: Sequence[int]) -> Mapping[int, bool]:
-        """The loop choosing among the plans of a ladder, in bursts of load."""
+        """The loop choosing among the plans of a ladder, in bursts of load; nothing if that raises."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def find_ladder(
 
     Raises:
         BadSetting: loads do not begin with 1 or do not ascend, or seeds are not fresh.
+        NothingRuns: no plan's episodes can be run.
     """
     if list(loads) != sorted(set(loads)) or loads[0] != 1 or set(seeds) & set(fresh):
         raise BadSetting(
@@ -89,13 +90,19 @@ def find_ladder(
             f"{len(set(seeds) & set(fresh))} confirm it too; needed: 1 and larger loads, and fresh episodes"
         )
     alone = bursts.bursting(keys, seeds)
-    best = max(keys, key=lambda key: sum(alone[key].values()))
-    places = [_place(best, bursts.at_load(keys, seeds, load), confidence) for load in loads]
+    loaded = [bursts.at_load([*alone], seeds, load) for load in loads]
+    able = [key for key in alone if all(key in found for found in loaded)]
+    if not able:
+        raise NothingRuns(f"of none of the {len(keys)} plans of a ladder the episodes can be run")
+    best = max(able, key=lambda key: sum(alone[key].values()))
+    places = [_place(best, {key: found[key] for key in able}, confidence) for found in loaded]
     steps = _steps(places, loads)
     if len(steps) == 1 and places[0] == best:
         return Ladder((Step(best),), best, "one plan is the best at every load")
-    single = bursts.bursting([best], fresh)[best]
-    pair = paired_difference(single, bursts.climbing(steps, fresh), confidence)
+    single, climbed = bursts.bursting([best], fresh).get(best), bursts.climbing(steps, fresh)
+    if not single or not climbed:
+        return Ladder((Step(best),), best, "no ladder: its fresh episodes could not be run")
+    pair = paired_difference(single, climbed, confidence)
     low, high = pair.interval
     told = (
         f"on {pair.n} fresh episodes in bursts of load {100 * pair.difference:+.0f} points "

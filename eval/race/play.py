@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vivace.deploy.loop.budget import Rung
@@ -11,38 +12,104 @@ from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.options import CommonOptions
 from vivace.eval.race.ladder import Step
+from vivace.eval.race.race import Played, nobodys_fault
+from vivace.eval.scale.hire import warn
 from vivace.eval.scale.job import Choice, Job
 from vivace.eval.scale.workforce import Workforce
+from vivace.eval.simulation.episode import EpisodeResult
 from vivace.eval.simulation.latency_model import BurstyLatency, LatencyModel, MeasuredLatency
 from vivace.eval.simulation.rollout import RolloutSettings
 from vivace.eval.subject import session
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NoRoom, named
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
+
+_WITNESSES = 3
+"""So many others are asked where nobody could run an episode."""
 
 
 class ClosedLoop:
     """A `race.Play` of jobs; episodes are stored as they end, and those stored are not run again.
+
+    One that raises, in a worker or here, while it is made or acts, is left out, and the others go on. What
+    they have run by then is stored, so that to find out which one it is nothing is run again. Where nobody
+    else ran, another one is asked as a witness: if it cannot run either, or there is none of several, it is
+    the world, or the machine, that fails, and not them.
 
     Args:
         jobs: key of a candidate -> all the episodes it may be asked to run. It runs those batches of them
             that hold the seeds asked for, whole, for how many are computed together decides the last bits.
         workforce: runs them.
         folder: holds a file of every job's episodes.
+        raised: key of a candidate that has no job -> what was raised while one was made.
     """
 
-    def __init__(self, jobs: Mapping[str, Job], workforce: Workforce, folder: Path) -> None:
-        self._jobs, self._workforce, self._folder = jobs, workforce, folder
+    def __init__(
+        self,
+        jobs: Mapping[str, Job],
+        workforce: Workforce,
+        folder: Path,
+        raised: Mapping[str, str] | None = None,
+    ) -> None:
+        self._jobs, self._workforce, self._folder, self._raised = jobs, workforce, folder, raised or {}
 
-    def __call__(self, keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
-        """Run episodes; (key, seed) -> success, at least of those asked for."""
+    def __call__(self, keys: Sequence[str], seeds: Sequence[int]) -> Played:
+        """Run episodes; success at least of those asked for, or what was raised of whom.
+
+        Raises:
+            NothingRuns: it is not theirs that they raised something.
+        """
         found: dict[tuple[str, int], bool] = {}
-        stretches = {key: list(_stretches(self._jobs[key], seeds)) for key in keys}
-        for turn in range(max(map(len, stretches.values()))):  # one, unless seeds lie apart
+        ran_s = self._workforce.stopwatch.total_s
+        raised = {key: self._raised[key] for key in keys if key in self._raised}
+        stretches = {key: list(_stretches(self._jobs[key], seeds)) for key in keys if key in self._jobs}
+        for turn in range(max(map(len, stretches.values()), default=0)):  # one, unless seeds lie apart
             jobs = {key: some[turn] for key, some in stretches.items() if turn < len(some)}
-            results = self._workforce.run(list(jobs.values()), self._folder)
-            for key, job in jobs.items():
-                found |= {(key, result.seed): result.success for result in results[job.name]}
+            able = {key: job for key, job in jobs.items() if key not in raised}
+            results = self._run(able, raised, self._folder)
+            for key, some in results.items():
+                found |= {(key, result.seed): result.success for result in some}
+        if raised and self._workforce.stopwatch.total_s == ran_s:
+            self._ask_a_witness(raised)
+        return Played(found, raised)
+
+    def _ask_a_witness(self, raised: Mapping[str, str]) -> None:
+        """See whether anybody can run an episode; raises `NothingRuns` if nobody can.
+
+        The last ones are asked first: jobs come the faster first, and the slow are more as trained.
+        """
+        others = [key for key in reversed(self._jobs) if key not in raised]
+        if not others and len(raised) == 1:  # nobody knows
+            return
+        told = dict(raised)
+        for key in others[:_WITNESSES]:
+            job = self._jobs[key]
+            with TemporaryDirectory() as folder:
+                one = replace(job, settings=replace(job.settings, n_episodes=1))
+                if self._run({key: one}, told, Path(folder)):
+                    return
+        check = "vivace eval with the same --policy, --env and --loop"
+        raise nobodys_fault("episodes can be run", told, check)
+
+    def _run(
+        self, jobs: Mapping[str, Job], raised: dict[str, str], folder: Path
+    ) -> dict[str, list[EpisodeResult]]:
+        """Run jobs together; where one of them raises, one by one. Returns the results of the others."""
+        if not jobs:
+            return {}
+        try:
+            results = self._workforce.run(list(jobs.values()), folder)
+        except NoRoom:
+            raise
+        except Exception as error:
+            if len(jobs) == 1:
+                raised |= dict.fromkeys(jobs, named(error))
+                return {}
+        else:
+            return {key: results[job.name] for key, job in jobs.items()}
+        found: dict[str, list[EpisodeResult]] = {}
+        for key, job in jobs.items():
+            found |= self._run({key: job}, raised, folder)
         return found
 
 
@@ -99,6 +166,8 @@ def closed_loop_job(
 class BurstyLoop:
     """A `ladder.Bursts` of jobs: the same episodes on a computer that is busy now and then.
 
+    A plan of which something is raised is told, and left out.
+
     Args:
         jobs: key of a plan -> its episodes under measured latencies.
         workforce: runs them.
@@ -132,12 +201,17 @@ class BurstyLoop:
         )
         first = self._job(steps[0].key, "bursts", self._bursty(steps[0].key))
         name = "_".join(["ladder", *(one.key for one in steps)])
-        return self._run({name: replace(first, name=name, label="ladder", ladder=choices)}, seeds)[name]
+        found = self._run({name: replace(first, name=name, label="ladder", ladder=choices)}, seeds)
+        return found.get(name, {})
 
     def _run(self, jobs: Mapping[str, Job], seeds: Sequence[int]) -> dict[str, dict[int, bool]]:
-        found: dict[str, dict[int, bool]] = {key: {} for key in jobs}
-        for (key, seed), success in ClosedLoop(jobs, self._workforce, self._folder)([*jobs], seeds).items():
-            found[key] |= {seed: success} if seed in seeds else {}
+        played = ClosedLoop(jobs, self._workforce, self._folder)([*jobs], seeds)
+        found: dict[str, dict[int, bool]] = {key: {} for key in jobs if key not in played.raised}
+        for (key, seed), success in played.outcomes.items():
+            if key in found and seed in seeds:
+                found[key][seed] = success
+        for key, reason in played.raised.items():
+            warn(f"left out of the ladder: {jobs[key].label}: {reason}")
         return found
 
     def _job(self, key: str, suffix: str, latency: LatencyModel) -> Job:

@@ -34,10 +34,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vivace.policies.backports import StrEnum
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NothingRuns
 
-Play = Callable[[Sequence[str], Sequence[int]], Mapping[tuple[str, int], bool]]
-"""(keys of candidates, seeds) -> (key, seed) -> success, of every one on every seed."""
+
+@dataclass(frozen=True)
+class Played:
+    """What came of the episodes that were asked for."""
+
+    outcomes: Mapping[tuple[str, int], bool]
+    """(key, seed) -> success, of every one on every seed but those of whom something was raised."""
+    raised: Mapping[str, str] = field(default_factory=dict)
+    """Key of a candidate whose episodes could not be run -> what was raised."""
+
+
+Play = Callable[[Sequence[str], Sequence[int]], Played]
+"""Runs episodes of (keys of candidates, seeds)."""
 
 _STAKES = np.linspace(0.05, 0.95, 10)
 """Shares that the bettors stake, of the most they may."""
@@ -102,13 +113,15 @@ class Race:
     """Key -> seed -> success."""
     dropped: dict[str, Drop] = field(default_factory=dict)
     """Key -> why, in the order in which they were dropped."""
+    raised: dict[str, str] = field(default_factory=dict)
+    """Key of a candidate whose episodes could not be run -> what was raised."""
     ending: Ending | None = None
     """Why it ended; None while it goes on."""
 
     @property
     def alive(self) -> tuple[str, ...]:
-        """Those that were not dropped; they have all met the same episodes."""
-        return tuple(key for key in self.keys if key not in self.dropped)
+        """Those that were not dropped and raised nothing; they have all met the same episodes."""
+        return tuple(key for key in self.keys if key not in self.dropped and key not in self.raised)
 
     @property
     def leader(self) -> str:
@@ -143,6 +156,7 @@ def race(
 
     Raises:
         BadSetting: there are no candidates or seeds, or one is there twice.
+        NothingRuns: all that were left raised something; `on_batch` was told before.
     """
     for what, found in (("candidates", keys), ("episodes", seeds)):
         if not found or len(set(found)) < len(found):
@@ -157,9 +171,16 @@ def race(
             found_so_far.ending = Ending.TIME
             break
         batch = seeds[first : first + rules.seeds_at_once]
-        play_missing(found_so_far.alive, batch, play, known or {}, found_so_far.outcomes)
-        _look(found_so_far, rules)
+        asked = found_so_far.alive
+        found_so_far.raised |= play_missing(asked, batch, play, known or {}, found_so_far.outcomes)
+        if found_so_far.alive:
+            _look(found_so_far, rules)
         on_batch(found_so_far)
+        if not found_so_far.alive:
+            raise NothingRuns(
+                f"all {len(asked)} that were left in the race failed ({found_so_far.raised[asked[0]]}); run "
+                "the same command again: it races without them"
+            )
     found_so_far.ending = found_so_far.ending or Ending.SEEDS
     return found_so_far
 
@@ -170,7 +191,7 @@ def play_missing(
     play: Play,
     known: Mapping[str, Mapping[int, bool]],
     outcomes: dict[str, dict[int, bool]],
-) -> None:
+) -> dict[str, str]:
     """Add the outcomes of candidates on some seeds; what is known is not played again.
 
     Args:
@@ -179,7 +200,11 @@ def play_missing(
         play: runs episodes; those that miss the same are run together.
         known: key -> seed -> success of an interrupted run.
         outcomes: key -> seed -> success; is added to.
+
+    Returns:
+        Key of a candidate whose episodes could not be run -> what was raised.
     """
+    raised: dict[str, str] = {}
     together: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for key in keys:
         have = known.get(key, {})
@@ -187,8 +212,25 @@ def play_missing(
         together[tuple(seed for seed in seeds if seed not in have)].append(key)
     for missing, some in together.items():
         if missing:
-            for (key, seed), success in play(some, missing).items():
+            played = play(some, missing)
+            raised |= played.raised
+            for (key, seed), success in played.outcomes.items():
                 outcomes[key][seed] = bool(success)
+    return raised
+
+
+def nobodys_fault(what: str, raised: Mapping[str, str], check: str) -> NothingRuns:
+    """The error of a world, a machine or a policy that fails, whatever the candidate.
+
+    Args:
+        what: can be done with none of them.
+        raised: key of each that was asked -> what was raised.
+        check: command that shows whether it can be done as trained.
+    """
+    return NothingRuns(
+        f"{what} of none of {len(raised)} candidates, and so no technique is at fault: "
+        f"{next(iter(raised.values()))}; see that the policy runs as trained: {check}"
+    )
 
 
 def _look(race: Race, rules: RaceRules) -> None:
@@ -200,7 +242,7 @@ def _look(race: Race, rules: RaceRules) -> None:
     against = np.logaddexp.reduce(better, axis=1) - np.log(n_rivals)
     leader = race.leader
     for i, key in enumerate(race.keys):
-        if key in race.dropped or key == leader or against[i] < np.log(2 / rules.error):
+        if key not in race.alive or key == leader or against[i] < np.log(2 / rules.error):
             continue
         by = int(better[i].argmax())
         n = int(pairs.both[i, by])
@@ -212,7 +254,7 @@ def _look(race: Race, rules: RaceRules) -> None:
         return
     first = race.keys.index(race.leader)
     within = pairs.evidence(-rules.margin)[:, first]  # against "better than the leader by margin or more"
-    left = [i for i, key in enumerate(race.keys) if i != first and key not in race.dropped]
+    left = [i for i, key in enumerate(race.keys) if i != first and key in race.alive]
     if (within[left] >= np.log(2 * n_rivals / rules.error)).all():
         race.ending = Ending.SETTLED
 

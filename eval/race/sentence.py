@@ -23,12 +23,12 @@ class Timed:
 class Success:
     """Confirmed on fresh episodes, each plan under its own latency."""
 
-    trained: int
-    """Episodes solved as trained."""
     planned: int
     """Episodes solved under the plan."""
-    difference: PairedDifference
-    """Planned minus as trained."""
+    trained: int = 0
+    """Episodes solved as trained."""
+    difference: PairedDifference | None = None
+    """Planned minus as trained; None where as trained failed."""
     n: int = 0
     """Episodes that the plan met, where as trained met the first of them alone; 0: the same ones."""
     solved: int = 0
@@ -41,8 +41,11 @@ class Found:
 
     budget: str
     """What was to be kept: "20 Hz", "50 ms"."""
-    trained: Timed
+    trained: Timed | None
+    """None where nobody could time it."""
     plan: Timed
+    trained_failed: str = ""
+    """What was raised of the policy as trained; empty: it ran."""
     is_trained: bool = False
     """Whether the plan is to leave the policy as it is."""
     is_baseline: bool = False
@@ -66,10 +69,8 @@ def sentence(found: Found) -> str:
     kept = f"{found.budget} is kept"
     if found.is_trained:
         return f"{kept} as trained: {_tail(found.plan)}, {_own(found)}; {_why(found)}"
-    speed = f"{milliseconds(found.trained.tail_s)} → {_tail(found.plan)}"
-    if found.trained.percent != found.plan.percent:
-        speed = f"{_tail(found.trained)} → {_tail(found.plan)}"
-    return f"{kept}: {speed}, {_cost(found)}; {_why(found)}"
+    failed = f" (as trained it failed: {found.trained_failed})" if found.trained_failed else ""
+    return f"{kept}: {_speed(found)}, {_cost(found)}{failed}; {_why(found)}"
 
 
 def too_slow(budget: str, wanted_s: float, fastest: Timed) -> str:
@@ -87,6 +88,15 @@ def too_slow(budget: str, wanted_s: float, fastest: Timed) -> str:
     )
 
 
+def _speed(found: Found) -> str:
+    """Latency as trained, where it is known, and under the plan."""
+    if found.trained is None:
+        return _tail(found.plan)
+    if found.trained.percent != found.plan.percent:
+        return f"{_tail(found.trained)} → {_tail(found.plan)}"
+    return f"{milliseconds(found.trained.tail_s)} → {_tail(found.plan)}"
+
+
 def _tail(plan: Timed) -> str:
     return f"{milliseconds(plan.tail_s)} ms p{plan.percent:g}"
 
@@ -95,7 +105,8 @@ def _own(found: Found) -> str:
     """Success where the plan is to change nothing."""
     if found.success is None:
         return f"success was not judged, for {found.unjudged}"
-    return f"success {found.success.planned} of {found.success.difference.n}"
+    pair = found.success.difference
+    return f"success {found.success.planned} of {found.success.n if pair is None else pair.n}"
 
 
 def _cost(found: Found) -> str:
@@ -104,6 +115,8 @@ def _cost(found: Found) -> str:
         distance = _distance(found.plan, "") or "actions that cannot be compared"
         return f"{distance.strip()} (success was not judged, for {found.unjudged})"
     pair = found.success.difference
+    if pair is None:
+        return f"success {found.success.planned} of {found.success.n} planned"
     low, high = (f"{100 * bound:+.0f}" for bound in pair.interval)
     in_all = f", {found.success.solved} of {found.success.n} in all" if found.success.n > pair.n else ""
     return (

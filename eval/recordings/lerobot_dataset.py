@@ -37,12 +37,17 @@ class DatasetRecording:
         with _one_line(repo):
             meta = LeRobotDatasetMetadata(**self._place)
             self.control_hz: float | None = float(meta.fps)
-            self.action_names = _names(meta.features.get(ACTION, {}).get("names"))
+            named = meta.features.get(ACTION, {}).get("names")
+            self.action_names = _names(named)
+            self.names_in_training = tuple(map(str, named or ()))
             self.instructions = tuple(map(str, () if meta.tasks is None else meta.tasks.index))
             self.episodes = tuple(range(meta.total_episodes))
             self.statistics: Mapping[str, Mapping[str, Any]] = dict(meta.stats or {})
             self._shapes = {key: tuple(feature["shape"]) for key, feature in meta.features.items()}
             self._cameras, self._depth = set(meta.camera_keys), set(meta.depth_keys)
+            self.observations = tuple(
+                key for key in self._shapes if key.startswith("observation.") and key not in self._depth
+            )
         if not self.episodes:
             raise BadSetting(f"{repo} has no episodes; give a dataset that was recorded")
 

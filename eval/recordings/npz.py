@@ -42,6 +42,7 @@ class FileRecording:
     moment_name = "row"
     control_hz: float | None = None
     action_names: tuple[str, ...] = ()
+    names_in_training: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, path: str) -> None:
@@ -53,6 +54,7 @@ class FileRecording:
             raise BadSetting(f"'task' of {path} is {self._task.dtype}; one text a row is needed")
         self.episodes = tuple(np.unique(self._episode).tolist())
         self.instructions = tuple(dict.fromkeys(map(str, self._task)))
+        self.observations = tuple(key for key in self._arrays if key.startswith("observation."))
 
     def read(
         self, episodes: Sequence[int], shapes: Mapping[str, tuple[int, ...]], steps: int

@@ -47,12 +47,16 @@ class Recording(Protocol):
     """Rate they were recorded at [Hz]; None if that is not said."""
     action_names: tuple[str, ...]
     """Names of the dimensions of an action; empty if they have none."""
+    names_in_training: tuple[str, ...]
+    """What lerobot's training takes for those names: the groups', where they are listed by group."""
     instructions: tuple[str, ...]
     """What the robot was told, each text once."""
     episodes: tuple[int, ...]
     """Their numbers, ascending."""
     moment_name: str
     """What one moment is called, such as "frame"."""
+    observations: tuple[str, ...]
+    """Names of those that can be read: numbers, and pictures of cameras."""
     statistics: Mapping[str, Mapping[str, Any]]
     """lerobot's, by feature and name, under the recording's names; empty if it has none."""
 

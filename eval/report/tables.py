@@ -265,7 +265,7 @@ def _lateness(results: Results) -> Cells:
 def _tuned(results: Results) -> Cells:
     """One searched plan: budget, what it takes and solves, and how it stands to what needs no search."""
     measured, found = results["measured"], results["lineup"]["rows"]
-    before, now = measured["success_as_trained"], measured["success"]
+    now = measured["success"]
     kept = [row for row in found if row["keeps_budget"]]
     best = max(kept, key=lambda row: (row["successes"], -row["latency_s"]), default=None)
     beside = (
@@ -276,7 +276,7 @@ def _tuned(results: Results) -> Cells:
     cells = (
         f"{results['policy']['path']}, {measured['env']}",
         f"{milliseconds(measured['budget_s'])}",
-        f"{milliseconds(measured['latency_as_trained']['p50_s'])}, {before['successes']}/{before['n']}",
+        _before(measured),
         f"{milliseconds(measured['latency']['p50_s'])}, {now['successes']}/{now['n']}",
         results["winner"]["label"],
         f"{sum(row['is_matched'] for row in kept)} of {len(kept)}",
@@ -286,6 +286,13 @@ def _tuned(results: Results) -> Cells:
     head = ("policy, world", "budget [ms]", "as trained [ms, solved]", "plan [ms, solved]", "the plan",
             "as good as", "better than", "best without a search")  # fmt: skip
     return head, [cells]
+
+
+def _before(measured: Mapping[str, Any]) -> str:
+    """Latency and success as trained; a dash where that failed."""
+    took, solved = measured.get("latency_as_trained"), measured.get("success_as_trained")
+    told = f"{solved['successes']}/{solved['n']}" if solved else "–"
+    return f"{milliseconds(took['p50_s']) if took else '–'}, {told}"
 
 
 TABLES = {

@@ -35,22 +35,25 @@ def _cards(results: Mapping[str, Any]) -> str:
     rows, measured = results["trials"], results.get("measured")
     tried = (f"{len(rows)}", f"{sum('latency' in row for row in rows)} timed, {_n(rows, 'raced')} raced")
     cards = [("candidates", *tried)]
+    failed = f"as trained it failed: {measured['as_trained_failed']}" if _has_failed(measured) else ""
     if measured:
-        before, now = measured["latency_as_trained"]["p50_s"], measured["latency"]["p50_s"]
-        value = f"{milliseconds(before)} → {milliseconds(now)} <small>ms</small>"
-        cards.insert(0, ("chunk latency (median)", value, f"{before / now:.1f} times as fast as trained"))
+        now_s = measured["latency"]["p50_s"]
+        value, beside = f"{milliseconds(now_s)} <small>ms</small>", failed
+        if before := measured.get("latency_as_trained"):
+            value = f"{milliseconds(before['p50_s'])} → {value}"
+            beside = f"{before['p50_s'] / now_s:.1f} times as fast as trained"
+        cards.insert(0, ("chunk latency (median)", value, beside))
     if measured and "success" in measured:
-        now, before = measured["success"], measured["success_as_trained"]
-        value = f"{now['successes']} <small>of {now['n']}</small>"
-        cards.insert(
-            1,
-            (
-                "success",
-                value,
-                f"{before['successes']} of {before['n']} as trained, each under its own latency",
-            ),
-        )
+        now, beside = measured["success"], failed
+        if (before := measured.get("success_as_trained")) and not failed:
+            beside = f"{before['successes']} of {before['n']} as trained, each under its own latency"
+        cards.insert(1, ("success", f"{now['successes']} <small>of {now['n']}</small>", beside))
     return cards_row(cards)
+
+
+def _has_failed(measured: Mapping[str, Any] | None) -> bool:
+    """Whether the policy as trained could not be run."""
+    return bool(measured and measured.get("as_trained_failed"))
 
 
 def _n(rows: Sequence[Row], what: str) -> int:
@@ -98,7 +101,8 @@ def front(rows: Sequence[Row], worth: Callable[[Row], float | None]) -> set[str]
         rows: trials as plain data.
         worth: the more the better; None: not known, and such a row is on no front.
     """
-    known = [(row["key"], row["latency"]["p50_s"], worth(row)) for row in rows if "latency" in row]
+    able = [row for row in rows if "latency" in row and row["status"] != "failed"]
+    known = [(row["key"], row["latency"]["p50_s"], worth(row)) for row in able]
     points = [(key, time_s, value) for key, time_s, value in known if value is not None]
     return {
         key
@@ -251,16 +255,23 @@ def _importance(results: Mapping[str, Any]) -> list[str]:
 def _dropped(rows: Sequence[Row]) -> str:
     """How far candidates came, and of what they failed."""
     gone = [row for row in rows if row["status"] in ("dropped", "failed")]
-    failed = sorted((row for row in gone if row["status"] == "failed"), key=lambda row: str(row["reason"]))
+    failed = sorted((row for row in gone if row["status"] == "failed"), key=_alike)
     lines = []
-    for reason, some in groupby(failed, key=lambda row: row["reason"]):
+    for _, some in groupby(failed, key=_alike):
         first, *more = some
         others = f" and {len(more)} more" if more else ""
-        lines.append((f"{first['label']}{others}", f"{first['stage']}", reason))
+        lines.append((f"{first['label']}{others}", f"{first['stage']}", first["reason"]))
     text = (
         f"{len(rows)} candidates, of which {len(gone) - len(failed)} were dropped and {len(failed)} failed."
     )
     left_out = [row for row in gone if row["status"] == "dropped" and row["stage"] == "timed"]
     lines += [(row["label"], "within what there is", row["reason"]) for row in left_out]
+    compiled = [row for row in rows if row["candidate"]["is_compiled"] and "latency" in row]
+    lines += [(row["label"], "a plan", "timed to compare with: no plan file holds it") for row in compiled]
     inner = table(("candidate", "failed to be", "reason"), lines) if lines else ""
     return section("How far they came", text, inner)
+
+
+def _alike(row: Row) -> tuple[str, str]:
+    """Those that failed alike while they were counted are many, and told by one; others by themselves."""
+    return str(row["reason"]), "" if row["stage"] == "counted" else str(row["key"])

@@ -1,7 +1,6 @@
 """What came of one episode, and the file an interrupted evaluation continues from."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import dropwhile, pairwise
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vivace.deploy.loop.loop import Source, TickRecord
+from vivace.eval.output import append_line
 from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 
@@ -103,12 +103,8 @@ _STORED = tuple(f.name for f in fields(EpisodeResult) if f.name != "records")
 
 
 def append_result(path: Path, result: EpisodeResult) -> None:
-    """Append one result to a JSON-lines file, on a line of its own even after an interrupted write."""
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        is_cut = size > 0 and file.read(1) != b"\n"
-        file.write(("\n" * is_cut + json.dumps(result.to_json()) + "\n").encode())
+    """Append one result to a JSON-lines file; raises `NoRoom` if it cannot be written."""
+    append_line(path, json.dumps(result.to_json()))
 
 
 def load_results(path: Path) -> list[EpisodeResult]:

@@ -70,6 +70,14 @@ class Candidate:
         return digest([requests, plain(self.execution), self.is_compiled])[:12]
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether it is one of the eighth drawn by lot, which are looked at whole however they look.
+
+        Near actions need not be what succeeds: a race has to see some that no rule has picked.
+        """
+        return self.key < "2"  # of sixteen digits that a hash may begin with
+
+    @property
     def is_alone(self) -> bool:
         """Whether anybody could have named it without a search, in a plan file."""
         return self.origin is not Origin.SEARCH and not self.is_compiled
@@ -145,6 +153,8 @@ class Trial:
     """Why it was dropped, or what it failed of."""
     flops: int | None = None
     """Work of a chunk; None where it cannot be counted."""
+    passes: float | None = None
+    """Passes that wait for each other: of two that compute as much the one of fewer is faster."""
     action_error: float | None = None
     """Mean absolute difference of normalised actions from those as trained, on observations that were not
     fitted to."""
@@ -178,9 +188,9 @@ class Trial:
         """Return it given up before it became what a stage makes of it."""
         return replace(self, status=Status.DROPPED, stage=stage, reason=reason, **known)
 
-    def failed(self, stage: Status, reason: str) -> "Trial":
-        """Return it with what was raised."""
-        return replace(self, status=Status.FAILED, stage=stage, reason=reason)
+    def failed(self, stage: Status, reason: str, **known: Any) -> "Trial":
+        """Return it with what was raised before it became what a stage makes of it."""
+        return replace(self, status=Status.FAILED, stage=stage, reason=reason, **known)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` restores it."""

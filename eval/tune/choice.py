@@ -17,6 +17,8 @@ _BASELINES = 4
 """So many baselines race."""
 _FEW = 4
 """One of so many places is for those that follow chunks before, of which nobody knows before they race."""
+_LOT = 8
+"""One of so many places is drawn by lot: what is near need not succeed, nor what succeeds be near."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Rule:
     def first(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time first: rivals, the front of counted work and action error, some of each other kind.
 
-        Those are what computes the same faster, alone, and what follows chunks before.
+        Those are what computes the same faster, alone, what follows chunks before, and what is drawn by lot.
         """
         rivals, some = self.rivals(trials), self.candidates(trials)
-        front = promising([one for one in _compared(some) if not one.candidate.same_work], most, _work)
+        front = promising(
+            [one for one in _compared(some) if not one.candidate.same_work], most, _work, _passes
+        )
         faster = self.faster_alone(trials)[: most // 2]
-        return _once(rivals, faster, front, _following(some, most // _FEW, _work))
+        drawn = _drawn(some, most // _LOT)
+        return _once(rivals, faster, front, _following(some, most // _FEW, _work), drawn)
 
     def faster_alone(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those that compute the same faster and do nothing else but remove exact work."""
@@ -103,7 +108,8 @@ class Rule:
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time as often as a p99 takes: rivals near the budget, nearest actions, some that follow.
 
-        Where nothing is near it the fastest ones, so that it can be said what they take.
+        Where a world judges, some are drawn by lot. Where nothing is near it the fastest ones, so that it can
+        be said what they take.
         """
         timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
         near = [trial for trial in timed if median_s(trial) <= _NEAR * self.budget.of(trial.candidate)]
@@ -114,7 +120,8 @@ class Rule:
         front = promising(compared, most, median_s)
         best = sorted(compared, key=_error)[:most]
         mixed = [trial for pair in zip(best, front, strict=False) for trial in pair]
-        return _once(_once(mixed)[: most - len(following)], following, rivals)
+        drawn = _drawn(near, most // _LOT if self.is_world else 0)
+        return _once(_once(mixed)[: most - len(following) - len(drawn)], following, drawn, rivals)
 
     def racing(self, kept: Sequence[Trial]) -> list[Trial]:
         """Of those that keep the budget, the rivals that race: of baselines, which are alike, a few.
@@ -167,6 +174,11 @@ def _following(trials: Iterable[Trial], most: int, cost: Callable[[Trial], float
     return [some[i] for i in spread(range(len(some)), most)] if most else []
 
 
+def _drawn(trials: Iterable[Trial], most: int) -> list[Trial]:
+    """Some drawn by lot, the same ones in every stage: a key is as good as a random number."""
+    return sorted((trial for trial in trials if trial.candidate.is_drawn), key=lambda one: one.key)[:most]
+
+
 def _once(*trials: Iterable[Trial]) -> list[Trial]:
     """All of them, none twice."""
     return list({trial.key: trial for some in trials for trial in some}.values())
@@ -174,3 +186,7 @@ def _once(*trials: Iterable[Trial]) -> list[Trial]:
 
 def _work(trial: Trial) -> float:
     return float(trial.flops or 0)
+
+
+def _passes(trial: Trial) -> float:
+    return float(trial.passes or 0)

@@ -13,6 +13,7 @@ from vivace.eval.race.confirm import Confirmation, ConfirmRules, Contender, conf
 from vivace.eval.race.ladder import Ladder, find_ladder
 from vivace.eval.race.play import BurstyLoop, ClosedLoop, closed_loop_job
 from vivace.eval.race.race import Race, RaceRules, play_missing, race
+from vivace.eval.scale.hire import warn
 from vivace.eval.scale.job import Job
 from vivace.eval.scale.workforce import Workforce
 from vivace.eval.simulation.latency_model import BurstyLatency, MeasuredLatency
@@ -21,6 +22,7 @@ from vivace.eval.terminal import progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.pace import EpisodeCost
 from vivace.eval.tune.store import EPISODES, Store
+from vivace.policies.errors import named
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
 
@@ -48,31 +50,40 @@ class Arena:
         return cls(command, loaded, make_env=env_maker(command, loaded.staged.spec), **rest)
 
     def cost(
-        self, trial: Trial, seeds: range, seeds_at_once: int, now: Callable[[], float]
+        self, trials: Sequence[Trial], seeds: range, seeds_at_once: int, now: Callable[[], float]
     ) -> dict[str, float]:
         """Measure what an episode takes, on the first batch of a race, which does not run it again.
 
         Args:
-            trial: that was timed.
+            trials: that were timed; the first whose episodes can be run is measured.
             seeds: of the race.
             seeds_at_once: as of the race.
             now: clock [s].
 
         Returns:
             As `EpisodeCost` names it; empty where the batch had been run before.
+
+        Raises:
+            NothingRuns: nobody's episodes can be run.
         """
-        watch, began = self.workforce.stopwatch, now()
-        inference_s, total_s = watch.inference_s, watch.total_s
-        self._play({trial.key: trial}, seeds, seeds_at_once)([trial.key], seeds[:seeds_at_once])
-        took_s = (now() - began) / len(seeds[:seeds_at_once])
+        watch, raised = self.workforce.stopwatch, dict[str, str]()
+        play = self._play({trial.key: trial for trial in trials}, seeds, seeds_at_once)
+        for trial in trials:
+            began, inference_s, total_s = now(), watch.inference_s, watch.total_s
+            played = play([trial.key], seeds[:seeds_at_once])
+            raised |= played.raised
+            if not played.raised:
+                break
+        self.store.fail(Status.RACED, raised)
         if watch.total_s == total_s:
             return {}
+        took_s = (now() - began) / len(seeds[:seeds_at_once])
         share = (watch.inference_s - inference_s) / (watch.total_s - total_s)
         cost = EpisodeCost((1 - share) * took_s, share * took_s, float(np.median(trial.latencies_s)))
         return cost.to_json()
 
     def race(self, trials: Sequence[Trial], seeds: range, rules: RaceRules) -> Race:
-        """Race trials that were timed; each is stored after every look, raced or dropped.
+        """Race trials that were timed; each is stored after every look, raced, dropped or failed.
 
         Args:
             trials: those that keep the budget.
@@ -85,8 +96,12 @@ class Arena:
 
         def on_batch(state: Race) -> None:
             reasons = state.told(labels)
-            for key, trial in entrants.items():
-                raced = dict(state.outcomes[key])
+            new = {key: why for key, why in state.raised.items() if self.store.trials[key].is_alive}
+            self.store.fail(Status.RACED, new, raced=state.outcomes)
+            for key in state.keys:
+                trial, raced = entrants[key], dict(state.outcomes[key])
+                if key in state.raised:
+                    continue
                 if len(raced) <= len(self.store.trials[key].raced) and key not in reasons:
                     continue
                 if key not in reasons:
@@ -104,6 +119,7 @@ class Arena:
         keeps_budget: Callable[[Trial], bool],
         seeds: range,
         rules: ConfirmRules,
+        others: Sequence[Trial] = (),
     ) -> Confirmation:
         """Confirm the winner of a race beside simple plans, on seeds that the race has not seen.
 
@@ -113,14 +129,16 @@ class Arena:
             keeps_budget: whether one may be the plan.
             seeds: of the episodes.
             rules: when the winner holds.
+            others: that stayed in the race, the best first; one stands in for a winner that fails.
         """
-        trials = {trial.key: trial for trial in (winner, *simple)}
+        stayed = {trial.key for trial in (winner, *others)}
+        trials = {trial.key: trial for trial in (winner, *others, *simple)}
         contenders = {
             key: Contender(
                 key,
                 self.label(trial.candidate),
                 float(np.median(trial.latencies_s)),
-                key == winner.key or keeps_budget(trial),
+                key in stayed or keeps_budget(trial),
             )
             for key, trial in trials.items()
         }
@@ -132,10 +150,13 @@ class Arena:
             rules,
             {key: trial.confirmed for key, trial in trials.items()},
             self.is_over,
+            [contenders[trial.key] for trial in others],
         )
+        self.store.fail(Status.CONFIRMED, found.raised, confirmed=found.outcomes)
         for key, outcomes in found.outcomes.items():
-            trial = self.store.trials[key]
-            self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
+            if key not in found.raised:
+                trial = self.store.trials[key]
+                self.store.add(trial.became(Status.CONFIRMED, confirmed=dict(outcomes)))
         return found
 
     def meet(
@@ -156,16 +177,20 @@ class Arena:
         some = {trial.key: trial for trial in trials}
         play = self._play(some, seeds, seeds_at_once)
         outcomes: dict[str, dict[int, bool]] = defaultdict(dict)
+        raised: dict[str, str] = {}
         with progress() as bars:
             bar = bars.add_task("meeting what needs no search", total=len(seeds))
             for first in range(0, len(seeds), seeds_at_once):
                 known = {key: trial.confirmed for key, trial in some.items()}
-                asked = [key for key in some if not is_settled({**known[key], **outcomes[key]})]
-                play_missing(asked, seeds[first : first + seeds_at_once], play, known, outcomes)
+                left = [key for key in some if key not in raised]
+                asked = [key for key in left if not is_settled({**known[key], **outcomes[key]})]
+                raised |= play_missing(asked, seeds[first : first + seeds_at_once], play, known, outcomes)
                 bars.update(bar, completed=first + seeds_at_once)
+        self.store.fail(Status.CONFIRMED, raised, confirmed=outcomes)
         for key, solved in outcomes.items():
-            trial = self.store.trials[key]
-            self.store.add(replace(trial, confirmed={**trial.confirmed, **solved}))
+            if key not in raised:
+                trial = self.store.trials[key]
+                self.store.add(replace(trial, confirmed={**trial.confirmed, **solved}))
 
     def ladder(self, trials: Sequence[Trial], seeds: range, fresh: range, seeds_at_once: int = 25) -> Ladder:
         """Find the ladder of some plans for a computer that is busy now and then, or the best single one.
@@ -177,32 +202,40 @@ class Arena:
             seeds_at_once: so many are stepped together.
         """
         bursts = BurstyLatency()
-        jobs = self._jobs(
-            {trial.key: trial for trial in trials}, range(seeds.start, fresh.stop), seeds_at_once
-        )
+        some = {trial.key: trial for trial in trials}
+        jobs, raised = self._jobs(some, range(seeds.start, fresh.stop), seeds_at_once)
+        for key, reason in raised.items():
+            warn(f"left out of the ladder: {self.label(some[key].candidate)}: {reason}")
         loop = BurstyLoop(jobs, self.workforce, self._folder, bursts)
         return find_ladder(list(jobs), (1.0, bursts.factor), seeds, fresh, loop)
 
     def _play(self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int) -> ClosedLoop:
-        return ClosedLoop(self._jobs(trials, seeds, seeds_at_once), self.workforce, self._folder)
+        jobs, raised = self._jobs(trials, seeds, seeds_at_once)
+        return ClosedLoop(jobs, self.workforce, self._folder, raised)
 
-    def _jobs(self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int) -> dict[str, Job]:
-        """What trials may be asked to run: each under its own execution and latencies."""
-        return {
-            key: closed_loop_job(
-                self.command,
-                self.loaded,
-                key,
-                self.label(trial.candidate),
-                self.made(trial.candidate),
-                trial.candidate.execution.of(self.command.loop),
-                MeasuredLatency(samples_s=trial.latencies_s),
-                self.make_env,
-                seeds,
-                seeds_at_once,
-            )
-            for key, trial in trials.items()
-        }
+    def _jobs(
+        self, trials: Mapping[str, Trial], seeds: range, seeds_at_once: int
+    ) -> tuple[dict[str, Job], dict[str, str]]:
+        """What trials may be asked to run, each under its own execution and latencies; what others raised."""
+        jobs: dict[str, Job] = {}
+        raised: dict[str, str] = {}
+        for key, trial in trials.items():
+            try:
+                jobs[key] = closed_loop_job(
+                    self.command,
+                    self.loaded,
+                    key,
+                    self.label(trial.candidate),
+                    self.made(trial.candidate),
+                    trial.candidate.execution.of(self.command.loop),
+                    MeasuredLatency(samples_s=trial.latencies_s),
+                    self.make_env,
+                    seeds,
+                    seeds_at_once,
+                )
+            except Exception as error:
+                raised[key] = named(error)
+        return jobs, raised
 
     @property
     def _folder(self) -> Path:
@@ -225,7 +258,7 @@ def entrants(keeping: Sequence[Trial], rivals: Sequence[Trial], most: int) -> li
 
 def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:
     """What needs no search: as trained, exact work removed, a former plan, the best baseline that raced."""
-    found = [trial for trial in trials if trial.latencies_s]
+    found = [trial for trial in trials if trial.latencies_s and trial.status is not Status.FAILED]
     simple = [trial for trial in found if trial.candidate.origin in (Origin.TRAINED, Origin.EXACT)]
     raced = [
         trial

@@ -16,7 +16,7 @@ from vivace.eval.observations.observe import some
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.policies.errors import in_one_line
+from vivace.policies.errors import named
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
 
@@ -73,10 +73,12 @@ class Counting:
         """
         try:
             _, execution = self.made(candidate)
+            counted = count_by_shapes(execution, self._judged.one)
             trial = Trial(
                 candidate=candidate,
                 status=Status.COUNTED,
-                flops=int(count_by_shapes(execution, self._judged.one).total),
+                flops=int(counted.total),
+                passes=counted.passes,
                 follows=isinstance(execution, Denoising) and execution.carries,
             )
             errors: list[float] = []
@@ -108,14 +110,17 @@ class Counting:
 def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     """Say why nothing can come of a trial, from its actions on the first few observations; empty if it may.
 
-    Some others compute no more, and are clearly nearer on the very same observations. What has to be beaten
-    is looked at whole, and what computes the same faster is held against its like alone.
+    Some others compute no more in no more passes, and are clearly nearer on the very same observations. What
+    has to be beaten is looked at whole, and so are some drawn by lot; what computes the same faster is held
+    against its like alone.
 
     Args:
         trial: of known work and first error.
         known: the others. One whose chunks make use of those before says little of one whose do not.
     """
-    if trial.candidate.origin.is_rival or trial.flops is None or trial.first_error is None:
+    if trial.candidate.origin.is_rival or trial.candidate.is_drawn:
+        return ""
+    if trial.flops is None or trial.first_error is None:
         return ""
     better = [
         other
@@ -126,6 +131,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
         and (trial.follows or not other.follows)
         and other.candidate.same_work == trial.candidate.same_work
         and other.flops <= trial.flops
+        and (other.passes or 0) <= (trial.passes or 0)
         and _CLEARLY * other.first_error < trial.first_error
     ]
     if len(better) < _SOME:
@@ -135,8 +141,7 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
 
 def failure(candidate: Candidate, error: Exception) -> Trial:
     """A trial that raised while it was counted; says what."""
-    told = f"{type(error).__name__}: {in_one_line(error)}"
-    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=told)
+    return Trial(candidate=candidate, status=Status.FAILED, stage=Status.COUNTED, reason=named(error))
 
 
 def count(

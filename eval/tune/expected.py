@@ -1,9 +1,11 @@
 """How long a chunk should take that was not timed: by its counted work, and by what computes it faster.
 
-    time(candidate) = (a + b work) x gain of each technique that computes the same faster
+    time(candidate) = (a + b work + c passes) x gain of each technique that computes the same faster
 
-a and b are fitted to what was timed without such techniques; the gain of one is what it took of the time that
-its work should take, in a candidate that has no other. Of one that was never timed nothing is expected.
+a, b and c, none below 0, are fitted to what was timed without such techniques, by relative error: work alone
+says little of tokens, of which a pass that writes one takes about as long as a pass that writes a hundred.
+The gain of a technique is what it took of the time that its work should take, in a candidate that has no
+other. Of one that was never timed nothing is expected.
 """
 
 import json
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 import numpy as np
+from scipy.optimize import nnls
 
 from vivace.accel.variant import Request
 from vivace.eval.tune.candidate import Trial
@@ -26,11 +29,13 @@ def expectation(trials: Iterable[Trial]) -> Expectation:
     plainly = [trial for trial in timed if not trial.candidate.same_work]
     if len({trial.flops for trial in plainly}) < 2:
         return lambda trial: median_s(trial) if trial.latencies_s else None
-    works = np.array([trial.flops for trial in plainly], float)
-    slope, offset = np.polyfit(works, [median_s(trial) for trial in plainly], 1)
+    times_s = np.array([median_s(trial) for trial in plainly])
+    terms = np.array([_terms(trial) for trial in plainly])
+    largest = terms.max(axis=0)
+    factors = nnls(terms / largest / times_s[:, None], np.ones(len(times_s)))[0] / largest
 
     def by_work(trial: Trial) -> float:
-        return float(offset + slope * float(trial.flops or 0))
+        return float(_terms(trial) @ factors)
 
     gains = {
         _name(trial.candidate.same_work[0]): median_s(trial) / by_work(trial)
@@ -47,6 +52,11 @@ def expectation(trials: Iterable[Trial]) -> Expectation:
         return by_work(trial) * prod(gains[name] for name in names)
 
     return expected
+
+
+def _terms(trial: Trial) -> np.ndarray:
+    """What takes time: being called, work, passes."""
+    return np.array([1.0, float(trial.flops or 0), float(trial.passes or 1)])
 
 
 def median_s(trial: Trial) -> float:

@@ -35,17 +35,17 @@ def spread(places: Sequence[int], most: int) -> list[int]:
     return [places[i] for i in sorted({round(x) for x in np.linspace(0, len(places) - 1, most)})]
 
 
-def promising(trials: Sequence[Trial], most: int, cost: Callable[[Trial], float]) -> list[Trial]:
-    """Pick trials by cost and action error: evenly along the front, then along the next, so many in all.
+def promising(trials: Sequence[Trial], most: int, *costs: Callable[[Trial], float]) -> list[Trial]:
+    """Pick trials by costs and action error: evenly along the front, then along the next, so many in all.
 
     Args:
         trials: all of known error.
         most: how many.
-        cost: the smaller the better, such as counted work.
+        costs: the smaller the better, such as counted work.
     """
     if not trials:
         return []
-    points = np.array([[cost(trial), trial.action_error] for trial in trials])
+    points = np.array([[*(cost(trial) for cost in costs), trial.action_error] for trial in trials])
     found: list[int] = []
     for layer in layers(points):
         found += spread(layer, most - len(found)) if most > len(found) else []

@@ -25,7 +25,6 @@ from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.front import layers
 from vivace.eval.tune.space import describe
-from vivace.policies.errors import BadSetting
 from vivace.policies.load import LoadedPolicy
 
 
@@ -51,15 +50,8 @@ class Latency:
 
 
 def as_trained(trials: Iterable[Trial]) -> Trial:
-    """The trial of the policy as trained.
-
-    Raises:
-        BadSetting: it could not be run, so that there is nothing to compare with.
-    """
-    found = next(trial for trial in trials if trial.candidate.origin is Origin.TRAINED)
-    if found.status is Status.FAILED:
-        raise BadSetting(f"the policy as trained cannot be run: {found.reason}")
-    return found
+    """The trial of the policy as trained, which may have failed."""
+    return next(trial for trial in trials if trial.candidate.origin is Origin.TRAINED)
 
 
 def measurements(
@@ -71,21 +63,20 @@ def measurements(
         **(machine(loaded.placement, loaded.dtype) if elsewhere is None else elsewhere.machine),
         **({} if elsewhere is None else {"predicted": elsewhere.told}),
         "action_error": best.action_error,
-        "flop_ratio": (best.flops or 0) / max(1, trained.flops or 0),
+        "flop_ratio": (best.flops or 0) / trained.flops if trained.flops else None,
         "env": command.env.named if command.env.is_named else "",
         "budget": rule.budget.told,
         "budget_s": rule.budget.of(best.candidate),
         "latency": Latency.of(best).to_json(),
-        "latency_as_trained": Latency.of(trained).to_json(),
+        **({"latency_as_trained": Latency.of(trained).to_json()} if trained.latencies_s else {}),
+        **({"as_trained_failed": trained.reason} if trained.status is Status.FAILED else {}),
         "execution": {k: v for k, v in vars(best.candidate.execution).items() if v is not None},
         "judged_by": "success" if best.confirmed else "action error",
     }
     if best.confirmed:
         found["success"] = {"successes": sum(best.confirmed.values()), "n": len(best.confirmed)}
-        found["success_as_trained"] = {
-            "successes": sum(trained.confirmed.values()),
-            "n": len(trained.confirmed),
-        }
+        solved, n = sum(trained.confirmed.values()), len(trained.confirmed)
+        found |= {"success_as_trained": {"successes": solved, "n": n}} if n else {}
     return found
 
 
@@ -107,19 +98,21 @@ def sentence(
     """
     trained = as_trained(trials.values())
     success, beaten = None, ""
+    failed = trained.reason if trained.status is Status.FAILED else ""
     if confirmation is not None:
-        pair = confirmation.difference(trained.key)
-        outcomes = [confirmation.outcomes[key] for key in (trained.key, best.key)]
-        shared = outcomes[0].keys() & outcomes[1].keys()  # as trained may have met the first ones alone
-        solved = [sum(one[seed] for seed in shared) for one in outcomes]
-        met = confirmation.outcomes[best.key]
-        success = Success(
-            trained=solved[0], planned=solved[1], difference=pair, n=len(met), solved=sum(met.values())
-        )
         beaten = "" if confirmation.has_held else confirmation.winner.label
+        met = confirmation.outcomes[best.key]
+        success = Success(planned=sum(met.values()), n=len(met), solved=sum(met.values()))
+        if trained.key in confirmation.outcomes and not failed:
+            own = confirmation.outcomes[trained.key]
+            shared = own.keys() & met.keys()  # as trained may have met the first ones alone
+            before, now = (sum(one[seed] for seed in shared) for one in (own, met))
+            pair = confirmation.difference(trained.key)
+            success = replace(success, trained=before, planned=now, difference=pair)
     found = Found(
         budget=rule.budget.named,
-        trained=_timed(trained),
+        trained=_timed(trained) if trained.latencies_s else None,
+        trained_failed=failed,
         plan=_timed(best),
         is_trained=best.key == trained.key,
         is_baseline=best.candidate.origin.is_rival,
@@ -142,7 +135,11 @@ def on_front(trials: Iterable[Trial]) -> dict[str, bool]:
     Neither in counted work and action error, nor in latency and action error; of techniques that every
     candidate has nothing is said.
     """
-    known = [trial for trial in trials if trial.flops is not None and trial.action_error is not None]
+    known = [
+        trial
+        for trial in trials
+        if trial.flops is not None and trial.action_error is not None and trial.status is not Status.FAILED
+    ]
     tried = {kind for trial in known for kind in trial.candidate.kinds}
     exact = {k for trial in known if trial.candidate.origin is Origin.EXACT for k in trial.candidate.kinds}
     best: set[str] = set()

@@ -12,7 +12,7 @@ from vivace.accel.judgement import check_apart
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
-from vivace.eval.measure.latencies import chunk_latencies
+from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
@@ -90,6 +90,7 @@ class Search:
             exact = accelerate(loaded.staged, exact_plan(loaded.staged, loaded.fingerprint))
             choose_threads({"exact": session(command, loaded, exact)}, command.tune.threads)
         fitted, self._data = self._affordable(fitted, self._data)
+        self._cuts = len(deadline.cuts)
         self.counting = Counting(loaded, fitted, self._data, deadline.now)
 
     def _affordable(
@@ -114,6 +115,14 @@ class Search:
         chunk_s = self._deadline.now() - began
         n = affordable_samples(len(judged.noise_keys), chunk_s, self._deadline.left_s(self._counted_by))
         return {"n": n, "chunk_s": chunk_s}
+
+    def _chosen(self, stage: str, choose: Callable[[], Sequence[Trial]]) -> Sequence[Trial]:
+        """Whom a stage takes, the same after a stop; chosen anew where time had cut something short."""
+        if len(self._deadline.cuts) > self._cuts:
+            return choose()
+        options = self._command.tune
+        asked = [self._rule.budget.told, options.candidates, options.timed, options.finalists]
+        return self._store.chosen(stage, asked, choose)
 
     @property
     def _counted_by(self) -> float:
@@ -156,7 +165,10 @@ class Search:
         options, rule, trials = self._command.tune, self._rule, self._store.trials
         timing, counted = self._timing, list(trials.values())
         limit_s = self._deadline.left_s(some_share) / (2 if rule.is_world else 3)
-        first = affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s)
+        first = self._chosen(
+            "timed first",
+            lambda: affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s),
+        )
         timing.time(first, FEW, limit_s)
         untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
         if untimed:
@@ -164,11 +176,14 @@ class Search:
                 f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
             )
         self._breed()
-        related = self._relatives(_RELATED if rule.is_world else _RELATED_ALONE)
-        more = [*related, *rule.next(list(trials.values()), options.timed // 2)]
+        related = _RELATED if rule.is_world else _RELATED_ALONE
+        some = options.timed // 2
+        more = self._chosen(
+            "timed then", lambda: [*self._relatives(related), *rule.next(list(trials.values()), some)]
+        )
         timing.time(more, FEW, self._deadline.left_s(some_share))
         self._tell_best()
-        finalists = self._finalists(share)
+        finalists = self._chosen("timed often", lambda: self._finalists(share))
         trained = [
             trial for trial in rule.rivals(trials.values()) if trial.candidate.origin is Origin.TRAINED
         ]
@@ -187,20 +202,28 @@ class Search:
         now = self._deadline.now
         return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
-    def race(self) -> tuple[Race, Confirmation | None]:
-        """Let those that keep the budget race, and confirm who wins; None if time was up before any race."""
+    def race(self) -> tuple[Race | None, Confirmation | None]:
+        """Let those that keep the budget race, and confirm who wins.
+
+        Returns:
+            The race, None if the episodes of none of them could be run; and who won, None if time was up
+            before any race.
+        """
         rule, trials, deadline = self._rule, self._store.trials, self._deadline
         with Workforce(self._command.scale, loading(self._command)) as workforce:
             arena = self._arena(workforce, lambda: deadline.left_s() <= 0)
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
             kept = rule.sure(trials.values())
-            racing = entrants(kept, rule.racing(kept), shares.n_others)
+            racing = self._chosen("raced", lambda: entrants(kept, rule.racing(kept), shares.n_others))
+            if not racing:
+                return None, None
             state = arena.race(racing, self._seeds, RaceRules())
             if not any(state.outcomes.values()):
                 deadline.cut("nobody raced, for time was up")
                 return state, None
-            winner = trials[state.leader]
+            stayed = sorted(state.alive, key=lambda key: -sum(state.outcomes[key].values()))
+            winner, *others = (trials[key] for key in stayed)
             met = len(state.outcomes[winner.key])
             told = f"{describe(winner.candidate)} leads: {sum(state.outcomes[winner.key].values())} of {met}"
             console.print(f"race over ({state.ending}): {told}", highlight=False)
@@ -212,7 +235,7 @@ class Search:
             has_limit = not self._command.tune.lineup
             arena = replace(arena, is_over=lambda: has_limit and deadline.left_s() <= shares.last_s)
             simple = simple_plans(trials.values(), state)
-            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules())
+            found = arena.confirm(winner, simple, self._keeps, self._fresh, ConfirmRules(), others)
         if found.n < len(self._fresh):
             deadline.cut(f"confirmed on {found.n} of {len(self._fresh)} fresh episodes, for time was up")
         return state, found
@@ -223,18 +246,18 @@ class Search:
         kept = self._rule.sure(trials.values())
         if self._deadline.left_s() <= 0:
             return Stakes(0, 0.0, 0.0)
-        fastest, at_once = min(kept, key=median_s), RaceRules().seeds_at_once
-        now = self._deadline.now
-        measured = self._store.settled("episode", lambda: arena.cost(fastest, self._seeds, at_once, now))
-        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(fastest))
+        ordered, at_once, now = sorted(kept, key=median_s), RaceRules().seeds_at_once, self._deadline.now
+        measured = self._store.settled("episode", lambda: arena.cost(ordered, self._seeds, at_once, now))
+        cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(ordered[0]))
+        kept = [trial for trial in kept if trials[trial.key].is_alive]
         rivals = self._rule.racing(kept)
         others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
-        slowest = max(median_s(trial) for trial in kept)
+        slowest = max((median_s(trial) for trial in kept), default=0.0)
         bare = (Origin.TRAINED, Origin.EXACT)
         confirmed = [
             median_s(trial)
             for trial in trials.values()
-            if trial.candidate.origin in bare and trial.latencies_s
+            if trial.candidate.origin in bare and trial.latencies_s and trial.status is not Status.FAILED
         ]
         shares = stakes(
             self._deadline.left_s(),
@@ -263,7 +286,7 @@ class Search:
             solved = trials[plan.key].confirmed
             arena = self._arena(workforce, lambda: False)
             arena.meet(others, met, lambda theirs: is_shown_worse(theirs, solved, RULES.confidence))
-        return lineup(plan, others, trials, self._rule)
+        return lineup(plan, known(trials[one.key] for one in others), trials, self._rule)
 
     def ladder(self, best: Trial) -> Ladder:
         """Find the ladder of the plan and of the best and the fastest that stayed in the race."""
@@ -386,6 +409,7 @@ class Search:
         _, execution = self.counting.made(trial.candidate)
         if trial.candidate.is_compiled:
             execution = compile_execution(execution)
+            compile_graphs(execution, self._data)  # takes a minute, which is no chunk's
         return session(self._command, self._loaded, execution)
 
     def _tell_best(self) -> None:

@@ -25,6 +25,7 @@ from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import executing
 from vivace.policies.plain_data import Between
 
 NONE = "none"
@@ -79,7 +80,8 @@ class Space:
         execution = candidate.execution
         if executions and random.random() < _MUTATED:
             execution = executions[int(random.integers(len(executions)))]
-        return child if execution == Execution() else _with(child, execution)
+        is_own = execution == Execution() or not self._executes(child, execution)
+        return child if is_own else _with(child, execution)
 
     def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
         """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
@@ -99,6 +101,8 @@ class Space:
             else:
                 chosen = [kind for kind in [choose(_name(seam), (NONE, *kinds))] if kind != NONE]
             for kind in chosen:
+                if not self._goes_with(kind, found):
+                    continue
                 of = partial(_of, choose, kind)
                 options = techniques()[kind].search(self.staged, tuple(found), of)
                 found += [] if options is None else [(kind, options)]
@@ -131,7 +135,8 @@ class Space:
     def executed(self, candidate: Candidate, is_sync: bool) -> Iterator[Candidate]:
         """Yield a candidate whose chunks are executed in other ways (`executions`)."""
         for execution in self.executions(is_sync):
-            yield _with(candidate, execution)
+            if self._executes(candidate, execution):
+                yield _with(candidate, execution)
 
     def executions(self, is_sync: bool) -> list[Execution]:
         """Other ways to execute chunks than the policy's own: fewer or more actions, or asked for early.
@@ -144,6 +149,17 @@ class Space:
         numbers = {1, max(1, own // 2), min(most, 2 * own), most} - {own}
         early = [Execution(request_at=own)] if not is_sync and own > 1 else []
         return [*(Execution(n_action_steps=n) for n in sorted(numbers)), *early]
+
+    def _executes(self, candidate: Candidate, execution: Execution) -> bool:
+        """Whether its techniques fit a policy that executes chunks so."""
+        twin = executing(self.staged, execution.n_action_steps)
+        return all(fits(techniques()[kind], twin) for kind in candidate.kinds)
+
+    def _goes_with(self, kind: str, before: Sequence[Request]) -> bool:
+        """Whether a technique may be in a plan with what was chosen on earlier seams, and exact work."""
+        known = techniques()
+        taken = {part for other, options in (*before, *self.exact) for part in known[other].taken(options)}
+        return not taken.intersection(known[kind].needs_left)
 
     def _of(self, row: Variant) -> Candidate:
         """A row of a table, exact work removed too."""

@@ -6,17 +6,19 @@ drops anew, and knows the episodes that were played.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from vivace.eval.output import claim, read_json, write_json
+from vivace.eval.output import append_line, claim, read_json, write_json
+from vivace.eval.terminal import console
 from vivace.eval.tune.candidate import Status, Trial
+from vivace.eval.tune.space import describe
 from vivace.policies.errors import BadSetting
 from vivace.policies.files import replacing
 
-FILE_NAME, SETTLED, EPISODES = "trials.jsonl", "pace.json", "episodes"
+FILE_NAME, SETTLED, CHOSEN, EPISODES = "trials.jsonl", "pace.json", "chosen.json", "episodes"
 
 
 class Store:
@@ -66,7 +68,7 @@ class Store:
             trials = cls(source).trials.values()
             write_json(folder / SETTLED, pace | {"known": {"n": len(trials)}})
             with replacing(folder / FILE_NAME) as file:
-                file.write_text("".join(_line(trial) for trial in trials), encoding="utf-8")
+                file.write_text("".join(f"{_line(trial)}\n" for trial in trials), encoding="utf-8")
         return cls(folder)
 
     @property
@@ -95,27 +97,55 @@ class Store:
             write_json(file, known)
         return known[name]
 
+    def chosen(
+        self, stage: str, asked: Sequence[Any], choose: Callable[[], Sequence[Trial]]
+    ) -> Sequence[Trial]:
+        """Return whom a stage takes: chosen once, and the same ones where a search goes on after a stop.
+
+        By then more is known of more trials than when it was chosen, and others would be.
+
+        Args:
+            stage: that takes them.
+            asked: what the choice depends on besides the trials, as plain data.
+            choose: chooses them.
+        """
+        file = self.folder / CHOSEN
+        known: dict[str, Any] = read_json(file, "choice") if file.is_file() else {}
+        if known.get("asked") != list(asked):
+            known = {"asked": list(asked)}
+        if stage not in known:
+            known[stage] = [trial.key for trial in choose()]
+            write_json(file, known)
+        found = (self._trials.get(key) for key in known[stage])
+        return [trial for trial in found if trial is not None and trial.is_alive]
+
     def add(self, trial: Trial) -> Trial:
         """Append a trial, on a line of its own even after an interrupted write; returns it.
 
         Raises:
-            BadSetting: it cannot be written, for want of room or right; what is there stays whole.
+            NoRoom: it cannot be written; what is there stays whole.
         """
-        try:
-            with self._file.open("ab+") as file:
-                is_cut = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-                file.write(b"\n" * is_cut + _line(trial).encode())
-        except OSError as error:
-            raise BadSetting(
-                f"a trial cannot be stored in {self._file} ({error.strerror}); make room and run the same "
-                "command again: what was stored before is kept"
-            ) from error
+        append_line(self._file, _line(trial))
         self._trials[trial.key] = trial
         return trial
 
+    def fail(self, stage: Status, raised: Mapping[str, str], **known: Mapping[str, Any]) -> None:
+        """Store that trials failed before they became what a stage makes of them, and name them.
+
+        Args:
+            stage: what it makes of them.
+            raised: key of a trial -> what it raised.
+            known: field of a trial -> key -> what is known of it by now.
+        """
+        for key, reason in raised.items():
+            more = {field: of[key] for field, of in known.items() if key in of}
+            trial = self.add(self._trials[key].failed(stage, reason, **more))
+            told = f"left out: {describe(trial.candidate)}: {reason}"
+            console.print(told, style="yellow", highlight=False, markup=False)
+
 
 def _line(trial: Trial) -> str:
-    return json.dumps(trial.to_json(), allow_nan=False) + "\n"
+    return json.dumps(trial.to_json(), allow_nan=False)
 
 
 def _revived(trial: Trial) -> Trial:

@@ -17,7 +17,7 @@ from vivace.envs.registry import describe, installed_types, instruction, make
 from vivace.eval.machine import machine, versions
 from vivace.eval.obstacles import in_a_line
 from vivace.eval.options import DataOptions, PolicyOptions
-from vivace.eval.subject import INSTRUCTION, calibrated_in
+from vivace.eval.subject import INSTRUCTION, calibrated_in, tell_absent
 from vivace.eval.terminal import console
 from vivace.policies.checkpoint.find import ZOO
 from vivace.policies.errors import BadSetting, NoRendering
@@ -79,7 +79,10 @@ def _checks(command: DoctorCommand) -> dict[str, Callable[[], str]]:
     """Name -> what checks it; raises `VivaceError` if a checkpoint or data that is named cannot be read."""
     policy = command.policy
     if policy.path:
-        loaded = load_policy(policy.path, policy.device, (), policy.dtype, command.rename_map)
+        recording = command.data.recording
+        has = () if recording is None else recording.observations
+        loaded = load_policy(policy.path, policy.device, (), policy.dtype, command.rename_map, has=has)
+        tell_absent(loaded, command.data.repo or command.data.file)
         return {policy.path: partial(_as_in_lerobot, loaded, *_observation(command, loaded))}
     checks: dict[str, Callable[[], str]] = {
         "simulator": _simulator,

@@ -31,6 +31,7 @@ from vivace.eval.tune.budget import Budget, BudgetOptions, Elsewhere
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.outcome import (
     Latency,
     as_trained,
@@ -160,12 +161,17 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     search = Search(command, loaded, space, rule, store, deadline, measure)
     search.count()
     search.time()
-    for label, reason in _left_out(store).items():
-        console.print(f"left out: {label}: {reason}", style="yellow", highlight=False)
+    for trial in store.trials.values():
+        if trial.status is not Status.FAILED and (why := _why_out(trial)):  # what failed was named then
+            told = f"left out: {describe(trial.candidate)}: {why}"
+            console.print(told, style="yellow", highlight=False)
     kept = rule.sure(store.trials.values())
     if not kept:
         return _too_slow(command, loaded, rule, store, folder, deadline), False
     state, confirmation = search.race() if rule.is_world else (None, None)
+    kept = rule.sure(store.trials.values())
+    if not kept:  # whoever kept the budget failed
+        return _too_slow(command, loaded, rule, store, folder, deadline), False
     known = [trial for trial in kept if not trial.follows]  # without a race nobody knows of the others
     best = (known or kept)[0] if confirmation is None else store.trials[confirmation.plan.key]
     judged: dict[str, Any] = {"cut_short": deadline.cuts} if deadline.cuts else {}
@@ -203,13 +209,18 @@ def _machine(
     return elsewhere, measure
 
 
+def _why_out(trial: Trial) -> str:
+    """Why it can be no plan: for what it takes, for want of a prediction or a file, or for what it raised."""
+    if trial.candidate.is_compiled and trial.is_alive and trial.latencies_s:
+        return f"timed to compare with, {1e3 * median_s(trial):.1f} ms: no plan file holds torch.compile"
+    if trial.status is Status.DROPPED and trial.stage is Status.TIMED:
+        return trial.reason
+    return trial.reason if trial.status is Status.FAILED and trial.stage is not Status.COUNTED else ""
+
+
 def _left_out(store: Store) -> dict[str, str]:
-    """What can be no plan, for what it takes or for want of a prediction: its label -> why."""
-    return {
-        describe(trial.candidate): trial.reason
-        for trial in store.trials.values()
-        if trial.status is Status.DROPPED and trial.stage is Status.TIMED
-    }
+    """What was timed or acted, and can be no plan: its label -> why."""
+    return {describe(one.candidate): why for one in store.trials.values() if (why := _why_out(one))}
 
 
 def _results(

@@ -27,7 +27,7 @@ from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast, cast_once
 from vivace.policies.errors import BadSetting, ObservationMismatch, UnsupportedPolicy
-from vivace.policies.forms import DenoisingForm, LanguageForm
+from vivace.policies.forms import DenoisingForm, LackingForm, LanguageForm
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, take_rows
 from vivace.policies.language.qwen3_vl import StagedQwen3VL, causal, mean_text, order_of, positions
 from vivace.policies.sampling.overlap import Overlap, overlap
@@ -65,7 +65,7 @@ _STAGES = {
 }
 
 
-class StagedGroot(LanguageForm, DenoisingForm):
+class StagedGroot(LackingForm, LanguageForm, DenoisingForm):
     """A GR00T N1.7 taken apart, over its own modules."""
 
     _attend = staticmethod(attend)
@@ -128,7 +128,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         return Block(f"action.{i}.attn", attention), Block(f"action.{i}.ff", feed_forward(layer))
 
     @cached_property
-    def n_patches(self) -> tuple[int, ...]:  # type: ignore[override]
+    def n_patches(self) -> tuple[int, ...]:
         """Patches of each picture: as the preprocessor makes them of pictures of the sizes that it is told.
 
         Without one, as the model's config says.
@@ -137,7 +137,7 @@ class StagedGroot(LanguageForm, DenoisingForm):
         if self._preprocess is None:
             config = self.policy._groot_model.config
             height, width = (side // self._visual.patch_size // merge for side in config.image_target_size)
-            return (height * width,) * len(self.policy.config.image_features)
+            return (height * width,) * len(self.cameras)
         blank = {key: torch.zeros(1, *shape) for key, shape in self.spec.observation_shapes.items()}
         made = self._preprocess(blank | {"task": [""]})
         return Pictures.read(made, self._qwen.config.image_token_id, merge).counts

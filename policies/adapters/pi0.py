@@ -26,6 +26,7 @@ from vivace.policies.cameras import NO_LOOKS, Looks
 from vivace.policies.forms import (
     CamerasForm,
     DenoisingForm,
+    LackingForm,
     LanguageForm,
     VisionForm,
     policy_spec,
@@ -67,7 +68,7 @@ class Condition(NamedTuple):
     """What the step's time makes (B or 1, ...)."""
 
 
-class StagedPI0(CamerasForm, VisionForm, LanguageForm, DenoisingForm):
+class StagedPI0(CamerasForm, LackingForm, VisionForm, LanguageForm, DenoisingForm):
     """A pi0 as a `DenoisingPolicy` with a language stage, over its own modules."""
 
     sees = True
@@ -84,7 +85,6 @@ class StagedPI0(CamerasForm, VisionForm, LanguageForm, DenoisingForm):
         self.layers = tuple(ExpertLayer(i, layer, EAGER) for i, layer in enumerate(self.expert.layers))
         self.blocks: tuple[Block, ...] = tuple(block for layer in self.layers for block in layer.blocks)
         self._reader = PaliReader(policy, self.placement)
-        self.n_patches = self._reader.n_patches
         self.stages = {**STAGES, "action": ("model.paligemma_with_expert.gemma_expert.model.layers",)}
         self.sampler = self.resample("euler", config.num_inference_steps)
         spec = policy_spec(config, self.blocks, action_kinds, latent_dim=config.max_action_dim)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vivace.policies.action_kinds import kinds_of_config
 from vivace.policies.block import Runner, compute
-from vivace.policies.forms import LanguageForm, VisionForm
+from vivace.policies.forms import LackingForm, LanguageForm, VisionForm
 from vivace.policies.language.decoding import Prefix
 from vivace.policies.language.llama import Reads, StagedLlama
 from vivace.policies.language.past import Past
@@ -22,7 +22,7 @@ from vivace.policies.staged import Batch
 from vivace.policies.vla.pali_reader import STAGES, PaliReader, dead_work
 
 
-class StagedPI0Fast(VisionForm, LanguageForm):
+class StagedPI0Fast(LackingForm, VisionForm, LanguageForm):
     """A pi0_fast taken apart, over its own modules."""
 
     last_read = Reads.QUERY
@@ -35,7 +35,6 @@ class StagedPI0Fast(VisionForm, LanguageForm):
         self._core = policy.model.paligemma_with_expert.paligemma
         self.language = StagedLlama(self._core.model.language_model)
         self._reader = PaliReader(policy, self.placement, _scaled)
-        self.n_patches = self._reader.n_patches
         self.stages = STAGES
         self.n_tokens = config.max_decoding_steps
         tokenizer = policy._paligemma_tokenizer

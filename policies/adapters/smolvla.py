@@ -32,6 +32,7 @@ from vivace.policies.errors import PlanMismatch, UnsupportedPolicy
 from vivace.policies.forms import (
     CamerasForm,
     CausalForm,
+    LackingForm,
     LanguageForm,
     VisionForm,
     check_own_blocks,
@@ -64,7 +65,7 @@ Condition = tuple[Tensor, Attended]
 """What time adds, (B, W), and what the layers look at."""
 
 
-class StagedSmolVLA(CamerasForm, VisionForm, LanguageForm, CausalForm):
+class StagedSmolVLA(CamerasForm, LackingForm, VisionForm, LanguageForm, CausalForm):
     """lerobot's smolvla as a `DenoisingPolicy` with a language stage, over its own modules.
 
     With `add_image_special_tokens` the three tokens around a camera's patches count among its patches. Rows
@@ -85,7 +86,6 @@ class StagedSmolVLA(CamerasForm, VisionForm, LanguageForm, CausalForm):
         self._core: Any = policy.model
         self._vlm: Any = self._core.vlm_with_expert
         self._reader = SmolReader(policy, self.placement)
-        self.n_patches = self._reader.n_patches
         self.language = staged_language(self._vlm)
         self._expert = expert_layers(policy)
         vlm = "model.vlm_with_expert"

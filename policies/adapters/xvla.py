@@ -33,7 +33,7 @@ from vivace.policies.batch import Batch
 from vivace.policies.block import Block, Runner, compute, through
 from vivace.policies.dtype import cast
 from vivace.policies.errors import ObservationMismatch, UnsupportedPolicy
-from vivace.policies.forms import DenoisingForm, LanguageForm, check_own_blocks
+from vivace.policies.forms import DenoisingForm, LackingForm, LanguageForm, check_own_blocks
 from vivace.policies.language.bart import StagedBart
 from vivace.policies.language.prefix import PatchSelector, PrefixRows, keep_all, take_rows
 from vivace.policies.sampling.clean_flow import make_clean_flow_sampler
@@ -78,7 +78,7 @@ class Given(NamedTuple):
     domain: Tensor
 
 
-class StagedXVLA(LanguageForm, DenoisingForm):
+class StagedXVLA(LackingForm, LanguageForm, DenoisingForm):
     """X-VLA as a `DenoisingPolicy` with a language stage, over its own modules.
 
     Whatever `n_obs_steps` says, lerobot's policy looks at the newest observation alone.

@@ -52,6 +52,9 @@ def load_processors(
             if lent:
                 told |= {"normalizer_processor": _normalising(config, lent, config.input_features)}
                 after = {"unnormalizer_processor": _normalising(config, lent, {})}
+                if getattr(config, "use_relative_actions", False):
+                    told |= {"relative_actions_processor": _relative(config)}
+                    after |= {"absolute_actions_processor": {"enabled": True}}
             pipelines = make_pre_post_processors(
                 config, str(folder), preprocessor_overrides=told, postprocessor_overrides=after
             )
@@ -94,6 +97,12 @@ def _normalising(
     """Settings of a step that normalises by other statistics, as lerobot's training gives them to a base."""
     features = {**seen, **config.output_features}
     return {"stats": dict(statistics), "features": features, "norm_map": config.normalization_mapping}
+
+
+def _relative(config: Any) -> dict[str, Any]:
+    """Settings of the step that makes actions relative, as lerobot's training gives them to a base."""
+    names, still = config.action_feature_names, config.relative_exclude_joints
+    return {"enabled": True, "exclude_joints": still, "action_names": names}
 
 
 def _inside(folder: Path, steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

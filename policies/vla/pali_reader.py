@@ -53,9 +53,7 @@ class PaliReader:
         self._paligemma: Any = self._core.paligemma.model
         tower = self._paligemma.vision_tower.vision_model
         self.vision = StagedSiglip(tower, lambda grid, like: tower.embeddings.position_ids)
-        n_cameras = len(policy.config.image_features) - policy.config.empty_cameras
-        self.n_patches: tuple[int, ...] = (tower.embeddings.num_patches,) * n_cameras
-        """Patches of each camera that somebody has: of none of `empty_cameras`."""
+        self._n_patches: int = tower.embeddings.num_patches
 
     def look(self, batch: Batch, cameras: Collection[str], is_together: bool = False) -> Looks:
         """What the tower makes of the pictures of these cameras, (B, n, D) each.
@@ -73,7 +71,11 @@ class PaliReader:
     def pixels(self, batch: Batch) -> tuple[Tensor, ...]:
         """Pixels of each patch (B, n, p) of each camera there is."""
         seen, _ = self._pictures(batch)
-        return tuple(pixels_of(picture, self.n_patches[0]) for picture in seen.values())
+        return tuple(pixels_of(picture, self._n_patches) for picture in seen.values())
+
+    def patches_of(self, cameras: Collection[str]) -> tuple[int, ...]:
+        """Patches of the picture of each of these cameras."""
+        return (self._n_patches,) * len(cameras)
 
     def prompt(self, batch: Batch, left_out: Collection[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, L) of the prompt, and which of them are not padding.

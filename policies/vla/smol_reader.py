@@ -46,7 +46,6 @@ class SmolReader:
         self._policy, self._core, self._vlm = policy, policy.model, policy.model.vlm_with_expert
         tower = self._vlm.get_vlm_model().vision_model
         self.vision = StagedSiglip(tower, partial(_places, tower.embeddings.num_patches_per_side))
-        self.n_patches = _patches(policy.config, self._vlm.get_vlm_model())
         ids = (self._core.global_image_start_token, self._core.image_end_token)
         self._special = tuple(placement.move(each) for each in ids)
 
@@ -73,6 +72,13 @@ class SmolReader:
             tiles = pixels_of(image, _n_patches(self._vlm.get_vlm_model(), *image.shape[2:]))
             found.append(F.pad(tiles, (0, 0, around - 1, 1)) if around else tiles)
         return tuple(found)
+
+    def patches_of(self, cameras: Collection[str]) -> tuple[int, ...]:
+        """Patches of the picture of each of these cameras, and tokens around them."""
+        config = self._policy.config
+        sizes = [config.resize_imgs_with_padding or config.image_features[key].shape[1:] for key in cameras]
+        around = _SPECIAL * config.add_image_special_tokens
+        return tuple(_n_patches(self._vlm.get_vlm_model(), *size) + around for size in sizes)
 
     def felt(self, batch: Batch) -> Tensor:
         """What the language stage reads of the state (B, 1, D)."""
@@ -191,16 +197,6 @@ def _dark(batch: Batch, cameras: list[str]) -> set[str]:
         return set()
     has_any = torch.stack([batch[f"{key}{_MARK}"].bool() for key in marked]).any(1).tolist()
     return {key for key, is_seen in zip(marked, has_any, strict=True) if not is_seen}
-
-
-def _patches(config: Any, vlm: Any) -> tuple[int, ...]:
-    """Patches of each camera that somebody has."""
-    n = len(config.image_features) - config.empty_cameras
-    sizes = [feature.shape[1:] for feature in config.image_features.values()][:n]
-    if config.resize_imgs_with_padding is not None:
-        sizes = [config.resize_imgs_with_padding] * n
-    around = _SPECIAL * config.add_image_special_tokens
-    return tuple(_n_patches(vlm, *size) + around for size in sizes)
 
 
 def _n_patches(vlm: Any, height: int, width: int) -> int:

@@ -87,6 +87,7 @@ def test_the_id_is_the_task_and_what_it_says_of_itself_is_known():
     assert own_task("gym", id="desk/Desk-v0", keys=KEYS) == "desk/Desk-v0"
     known = describe("gym", id="desk/Desk-v0", keys=KEYS)
     assert (known.control_hz, known.action_dim, known.action_kinds) == (20.0, 2, ())
+    assert known.observations == tuple(KEYS.values())
     assert make("gym", id="desk/Desk-v0", keys=KEYS, control_hz=50.0).control_hz == 50.0, (
         "render_fps is a hint"
     )

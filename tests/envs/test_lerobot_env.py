@@ -73,6 +73,7 @@ def test_an_episode_is_what_its_seed_and_its_actions_make_of_it(env_type, task, 
 def test_what_it_says_of_itself():
     known = describe("pusht")
     assert (known.control_hz, known.action_dim, known.action_kinds) == (10.0, 2, (ActionKind.ABSOLUTE,) * 2)
+    assert set(make("pusht").reset(seed=0)[0]) <= set(known.observations)
     assert task_names("pusht") == ("PushT-v0",)
     assert make("pusht").max_episode_steps == 300
     shorter = make("pusht", episode_length=3)

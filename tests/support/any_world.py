@@ -45,7 +45,12 @@ def task_names() -> tuple[str, ...]:
 
 def describe(task: str) -> TaskInfo:
     kinds = (ActionKind.ABSOLUTE,) * _ACTION_DIM[task]
-    return TaskInfo(control_hz=20.0, action_kinds=kinds, instruction="put the red cube on the plate")
+    return TaskInfo(
+        control_hz=20.0,
+        action_kinds=kinds,
+        instruction="put the red cube on the plate",
+        observations=tuple(_FEATURES[task]),
+    )
 
 
 def make(task: str, *, control_hz: float | None = None, **options: Any) -> AnyWorld:
@@ -58,10 +63,11 @@ _ACTION_DIM: dict[str, int] = {}
 """Task -> numbers of an action."""
 
 
-def world_of(checkpoint: Path, name: str) -> list[str]:
-    """Flags of a world that shows what a checkpoint's config asks for."""
+def world_of(checkpoint: Path, name: str, without: str = "") -> list[str]:
+    """Flags of a world that shows what a checkpoint's config asks for, but for one of it."""
     register_world("any", "any_world")
     config = json.loads((checkpoint / "config.json").read_text())
-    _FEATURES[name] = {key: tuple(feature["shape"]) for key, feature in config["input_features"].items()}
+    inputs = config["input_features"].items()
+    _FEATURES[name] = {key: tuple(feature["shape"]) for key, feature in inputs if key != without}
     (_ACTION_DIM[name],) = config["output_features"]["action"]["shape"]
     return ["--env.type=any", f"--env.task={name}"]

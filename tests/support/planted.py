@@ -42,6 +42,8 @@ TICKS, HZ = 10, 20.0
 NEAR, DRIFT = 0.3, 0.06
 PERIODS = 2.6
 """Control periods that a chunk takes as trained."""
+WILD = 3.0
+"""Actions beyond are those of samplers that diverge; a fragile world does not stand them."""
 STATE = "observation.state"
 
 
@@ -140,6 +142,9 @@ class PlantedWorld:
     control_hz = HZ
     max_episode_steps = TICKS
 
+    def __init__(self, is_fragile: bool = False) -> None:
+        self.is_fragile = is_fragile
+
     def reset(self, *, seed: int, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         random = np.random.default_rng(seed)
         self.goal, way = random.uniform(-1, 1, 2), random.uniform(0, 2 * np.pi)
@@ -148,6 +153,8 @@ class PlantedWorld:
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         self.ticks += 1
+        if self.is_fragile and np.abs(action).max() > WILD:
+            raise FloatingPointError("the world came apart")
         is_near = bool(np.linalg.norm(action - self.goal) < NEAR)  # where it is while the action acts
         self.goal = self.goal + self.drift
         is_over = self.ticks >= TICKS
@@ -160,7 +167,7 @@ class PlantedWorld:
 
 
 def task_names() -> tuple[str, ...]:
-    return ("follow",)
+    return ("follow", "fragile")
 
 
 def describe(task: str) -> TaskInfo:
@@ -168,7 +175,7 @@ def describe(task: str) -> TaskInfo:
 
 
 def make(task: str, *, control_hz: float | None = None, **options: Any) -> PlantedWorld:
-    return PlantedWorld()
+    return PlantedWorld(task == "fragile")
 
 
 def planted_checkpoint(folder: Path) -> Path:

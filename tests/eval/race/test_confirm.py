@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vivace.eval.race.confirm import ConfirmRules, Contender, confirm, is_shown_worse
-from vivace.eval.race.race import Play, RaceRules, race
-from vivace.policies.errors import BadSetting
+from vivace.eval.race.race import Play, Played, RaceRules, race
+from vivace.policies.errors import BadSetting, NothingRuns
 
 CACHE = Contender("cache", "a cache", 0.030)
 FEWER = Contender("fewer", "DDIM 8 steps", 0.030)
@@ -16,7 +16,18 @@ FRESH = range(1000, 1200)
 
 
 def solving(solved: dict[str, Callable[[int], bool]]) -> Play:
-    return lambda keys, seeds: {(key, seed): solved[key](seed) for key in keys for seed in seeds}
+    return lambda keys, seeds: Played({(key, seed): solved[key](seed) for key in keys for seed in seeds})
+
+
+def failing(solved: dict[str, Callable[[int], bool]], who: Sequence[str], from_seed: int = 0) -> Play:
+    """The same, but some raise from a seed on."""
+
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
+        fail = [key for key in keys if key in who and max(seeds) >= from_seed]
+        played = solving(solved)([key for key in keys if key not in fail], seeds)
+        return Played(played.outcomes, dict.fromkeys(fail, "ValueError: it broke"))
+
+    return play
 
 
 def first_of(n: int) -> Callable[[int], bool]:
@@ -97,15 +108,46 @@ def test_a_technique_that_wins_on_the_search_seeds_by_chance_is_not_claimed() ->
 def test_what_is_known_is_not_run_again_and_time_ends_it() -> None:
     played = []
 
-    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
         played.extend((key, seed) for key in keys for seed in seeds)
-        return {(key, seed): True for key in keys for seed in seeds}
+        return Played({(key, seed): True for key in keys for seed in seeds})
 
     known = {"cache": {seed: True for seed in FRESH[:10]}}
     found = confirm(CACHE, [FEWER], FRESH, play, ConfirmRules(), known, is_over=lambda: len(played) >= 80)
     assert found.n == 50
     assert len(played) == len(set(played)) == 90
     assert all(seed not in known["cache"] for key, seed in played if key == "cache")
+
+
+SOLVED = {"cache": first_of(90), "second": first_of(85), "fewer": first_of(70), "trained": first_of(95)}
+SECOND = Contender("second", "another cache", 0.028)
+
+
+@pytest.mark.parametrize("seed", [0, 1105], ids=["at once", "in the middle"])
+def test_a_winner_that_raises_loses_its_place_to_the_next_of_the_race(seed: int) -> None:
+    play = failing(SOLVED, ["cache"], seed)
+    found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), others=[SECOND])
+    assert found.winner == found.plan == SECOND
+    assert found.raised == {"cache": "ValueError: it broke"}
+    assert [row["label"] for row in found.rows()] == ["another cache", "as trained", "DDIM 8 steps"]
+    assert found.n == 200
+    alone = Contender("cache", "a cache", 0.03)
+    found = confirm(alone, [TRAINED], FRESH, play, ConfirmRules(), others=[SECOND])
+    assert (found.winner, found.n) == (SECOND, 200), "where nothing simple keeps the budget, too"
+
+
+def test_a_simple_plan_that_raises_is_told_and_compared_with_nobody() -> None:
+    play = failing(SOLVED, ["trained"])
+    found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules())
+    assert found.has_held
+    assert set(found.raised) == {"trained"}
+    assert [row["label"] for row in found.rows()] == ["a cache", "DDIM 8 steps"]
+
+
+def test_where_all_that_stayed_raise_there_is_no_plan() -> None:
+    play = failing(SOLVED, ["cache", "second"])
+    with pytest.raises(NothingRuns, match="none of those that stayed in the race.*a cache: ValueError"):
+        confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), others=[SECOND])
 
 
 def test_a_confirmation_needs_episodes_and_a_winner_in_the_budget() -> None:
@@ -125,9 +167,9 @@ def test_what_takes_too_long_to_be_the_plan_meets_as_many_as_time_allows() -> No
     played: list[tuple[tuple[str, ...], int]] = []
     solved = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(60)})
 
-    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
         played.append((tuple(keys), len(seeds)))
-        return dict(solved(keys, seeds))
+        return solved(keys, seeds)
 
     found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules(), is_over=lambda: len(played) >= 22)
     assert played == [(("cache", "fewer"), 10)] * 20 + [(("trained",), 10)] * 2

@@ -1,12 +1,13 @@
 """A ladder that is written is at worst as good as the best of its plans alone."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vivace.eval.race.ladder import Ladder, Step, find_ladder
-from vivace.policies.errors import BadSetting
+from vivace.policies.errors import BadSetting, NothingRuns
 
 LOADS = (1.0, 3.0)
 Rates = Mapping[str, tuple[float, float]]
@@ -16,7 +17,10 @@ Rates = Mapping[str, tuple[float, float]]
 class Simulated:
     """A share of every episode is busy, and an episode is as good as the plans that ran in its parts."""
 
-    def __init__(self, rates: Rates, seed: int, busy: float = 0.4, blunder: float = 0.0) -> None:
+    def __init__(
+        self, rates: Rates, seed: int, busy: float = 0.4, blunder: float = 0.0, broken: str = ""
+    ) -> None:
+        self.broken = broken
         self.rates, self.busy, self.blunder = rates, busy, blunder
         random = np.random.default_rng(seed)
         self.draws = np.where(random.random(1500) < 0.5, random.random(1500), random.random((8, 1500)))
@@ -37,16 +41,21 @@ class Simulated:
 
     def at_load(self, keys: Sequence[str], seeds: Sequence[int], load: float) -> dict[str, dict[int, bool]]:
         place = LOADS.index(load)
-        return {key: self.solved(i, seeds, self.rates[key][place]) for i, key in enumerate(keys)}
+        rates = {key: self.rates[key][place] for key in keys if load == 1 or key != self.broken}
+        return {key: self.solved(i, seeds, rate) for i, (key, rate) in enumerate(rates.items())}
 
     def bursting(self, keys: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[int, bool]]:
         return {key: self.solved(i, seeds, self.rate(key, key)) for i, key in enumerate(keys)}
 
     def climbing(self, steps: Sequence[Step], seeds: Sequence[int]) -> dict[int, bool]:
-        return self.solved(7, seeds, self.rate(steps[0].key, steps[-1].key) - self.blunder)
+        return (
+            self.solved(7, seeds, self.rate(steps[0].key, steps[-1].key) - self.blunder)
+            if self.broken != "ladder"
+            else {}
+        )
 
 
-def found(rates: Rates, seed: int = 0, **more: float) -> tuple[Simulated, Ladder]:
+def found(rates: Rates, seed: int = 0, **more: Any) -> tuple[Simulated, Ladder]:
     world = Simulated(rates, seed, **more)
     return world, find_ladder(list(rates), LOADS, range(100, 300), range(1000, 1400), world)
 
@@ -87,6 +96,18 @@ def test_what_is_written_is_at_worst_as_good_as_the_best_single_plan() -> None:
         assert chosen > single - 0.2
     assert n_ladders > 30
     assert worse <= 300 * 0.025 + 3 * np.sqrt(300 * 0.025)
+
+
+def test_a_plan_that_raises_is_in_no_ladder() -> None:
+    """Here under load alone; and a ladder of plans that raises is none."""
+    rates = {"fine": (0.9, 0.1), "coarse": (0.5, 0.5)}
+    _, ladder = found(rates, broken="coarse")
+    assert ladder.steps == (Step("fine"),)
+    _, ladder = found(rates, broken="ladder")
+    assert ladder.steps == (Step(ladder.best),)
+    assert ladder.told == "no ladder: its fresh episodes could not be run"
+    with pytest.raises(NothingRuns, match="of none of the 1 plans"):
+        found({"fine": (0.9, 0.1)}, broken="fine")
 
 
 @pytest.mark.parametrize(

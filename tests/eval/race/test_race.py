@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from vivace.eval.race.race import Ending, Play, Race, RaceRules, log_evidence, race
-from vivace.policies.errors import BadSetting
+from vivace.eval.race.race import Ending, Play, Played, Race, RaceRules, log_evidence, race
+from vivace.policies.errors import BadSetting, NothingRuns
 
 
 def simulated(rates: Mapping[str, float], seed: int, shared: float = 0.5, n: int = 400) -> Play:
@@ -16,8 +16,8 @@ def simulated(rates: Mapping[str, float], seed: int, shared: float = 0.5, n: int
     draws = np.where(random.random(n) < shared, random.random(n), own)
     won = {key: (row < rate).tolist() for row, (key, rate) in zip(draws, rates.items(), strict=True)}
 
-    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
-        return {(key, seed): won[key][seed] for key in keys for seed in seeds}
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
+        return Played({(key, seed): won[key][seed] for key in keys for seed in seeds})
 
     return play
 
@@ -50,7 +50,9 @@ def test_looking_all_the_time_needs_the_martingale() -> None:
     honest = sum(bool(found.dropped) for found in many(rates, 100, rules))
     naive = 0
     for seed in range(100):
-        outcomes = np.array([*simulated(rates, seed)(["a", "b"], range(100)).values()]).reshape(2, 100)
+        outcomes = np.array([*simulated(rates, seed)(["a", "b"], range(100)).outcomes.values()]).reshape(
+            2, 100
+        )
         difference = np.cumsum(outcomes[1].astype(int) - outcomes[0])
         spread = np.sqrt(np.maximum(np.cumsum(outcomes[0] != outcomes[1]), 1))
         naive += bool((np.abs(difference[9:]) / spread[9:] > 1.28).any())  # 10 % on either side
@@ -93,9 +95,9 @@ def test_the_evidence_is_the_mixture_of_likelihood_ratios_on_discordant_pairs() 
 def test_a_dropped_one_plays_no_more_and_it_is_told_why() -> None:
     played = []
 
-    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
         played.append((tuple(keys), tuple(seeds)))
-        return {(key, seed): key != "bad" and seed != 3 for key in keys for seed in seeds}
+        return Played({(key, seed): key != "bad" and seed != 3 for key in keys for seed in seeds})
 
     found = race(["bad", "good", "fine"], range(40), play, RaceRules())
     n = found.dropped["bad"].n
@@ -110,9 +112,9 @@ def test_what_is_known_is_not_run_again_and_decides_the_same() -> None:
     half = {key: dict(list(found.items())[:35]) for key, found in whole.outcomes.items()}
     asked = []
 
-    def play(keys: Sequence[str], seeds: Sequence[int]) -> dict[tuple[str, int], bool]:
+    def play(keys: Sequence[str], seeds: Sequence[int]) -> Played:
         asked.extend((key, seed) for key in keys for seed in seeds)
-        return {(key, seed): whole.outcomes[key][seed] for key in keys for seed in seeds}
+        return Played({(key, seed): whole.outcomes[key][seed] for key in keys for seed in seeds})
 
     again = race(list(rates), range(60), play, RaceRules(), half)
     assert again == whole
@@ -141,7 +143,7 @@ def test_time_ends_a_race_between_two_batches() -> None:
 )
 def test_a_race_needs_candidates_and_episodes(keys: list[str], seeds: list[int]) -> None:
     with pytest.raises(BadSetting, match="at least one is needed, and none twice"):
-        race(keys, seeds, lambda keys, seeds: {}, RaceRules())
+        race(keys, seeds, lambda keys, seeds: Played({}), RaceRules())
 
 
 @pytest.mark.parametrize("rules", [{"error": 0.0}, {"margin": 1.0}, {"seeds_at_once": 0}], ids=str)
@@ -150,5 +152,38 @@ def test_rules_that_cannot_be_kept(rules: dict[str, float]) -> None:
         RaceRules(**rules)
 
 
-def _all(keys: Sequence[str], seeds: Sequence[int], success: bool) -> dict[tuple[str, int], bool]:
-    return {(key, seed): success for key in keys for seed in seeds}
+def _all(keys: Sequence[str], seeds: Sequence[int], success: bool) -> Played:
+    return Played({(key, seed): success for key in keys for seed in seeds})
+
+
+def failing(play: Play, from_seed: Mapping[str, int]) -> Play:
+    """The same, but from a seed on some candidates raise."""
+
+    def run(keys: Sequence[str], seeds: Sequence[int]) -> Played:
+        fail = [key for key in keys if from_seed.get(key, 10**6) <= max(seeds)]
+        played = play([key for key in keys if key not in fail], seeds)
+        return Played(played.outcomes, {key: f"ValueError: {key} broke" for key in fail})
+
+    return run
+
+
+def test_one_that_raises_leaves_the_race_with_its_reason_and_the_others_go_on() -> None:
+    rates = {"fast": 0.9, "good": 0.8, "poor": 0.2}
+    play = failing(simulated(rates, 1), {"fast": 15})
+    found = race(list(rates), range(60), play, RaceRules())
+    assert found.raised == {"fast": "ValueError: fast broke"}
+    assert len(found.outcomes["fast"]) == 10, "what it met before stands"
+    assert found.leader == "good"
+    assert "fast" not in found.dropped
+    assert len(found.outcomes["good"]) > 10
+    alone = race(["fast", "good"], range(60), play, RaceRules())
+    assert (alone.ending, alone.leader) == (Ending.ALONE, "good")
+
+
+@pytest.mark.parametrize("seed", [0, 15], ids=["at once", "in the middle"])
+def test_a_race_that_nobody_is_left_in_is_told_after_it_was_stored(seed: int) -> None:
+    rates, looks = {"a": 0.9, "b": 0.5, "c": 0.4}, []
+    play = failing(simulated(rates, 1), dict.fromkeys(rates, seed))
+    with pytest.raises(NothingRuns, match="all 3 that were left in the race failed .ValueError: a broke"):
+        race(list(rates), range(60), play, RaceRules(), on_batch=looks.append)
+    assert set(looks[-1].raised) == {"a", "b", "c"}

@@ -12,7 +12,7 @@ FOUND = Found(
     budget="20 Hz",
     trained=TRAINED,
     plan=PLAN,
-    success=Success(trained=93, planned=92, difference=PAIR),
+    success=Success(trained=93, planned=92, n=100, difference=PAIR),
     useless=("block cache", "forecast"),
 )
 
@@ -26,7 +26,7 @@ def test_a_plan_that_a_search_found() -> None:
 
 def test_no_loss() -> None:
     pair = PairedDifference(100, 0, 0, 0.0, (-0.019, 0.019), 1.0)
-    found = replace(FOUND, success=Success(trained=100, planned=100, difference=pair), useless=())
+    found = replace(FOUND, success=Success(trained=100, planned=100, n=100, difference=pair), useless=())
     assert sentence(found) == (
         "20 Hz is kept: 412 → 38 ms p99, success 100 of 100 as trained, 100 planned (+0, -2 … +2 points); "
         "DPM-Solver++ 4 steps did it"
@@ -51,6 +51,17 @@ def test_a_baseline_that_the_winner_did_not_hold_against() -> None:
         "; DPM-Solver++ 4 steps alone did it (block cache on 16 steps won the race and did not hold on fresh "
         "episodes)"
     )
+
+
+def test_as_trained_that_failed_is_told() -> None:
+    """While it was timed, so that its latency is not known, or in its episodes."""
+    raised = "RuntimeError: out of memory"
+    found = replace(FOUND, success=Success(planned=92, n=100), trained_failed=raised, useless=())
+    assert sentence(found) == (
+        "20 Hz is kept: 412 → 38 ms p99, success 92 of 100 planned (as trained it failed: RuntimeError: out "
+        "of memory); DPM-Solver++ 4 steps did it"
+    )
+    assert sentence(replace(found, trained=None)).startswith("20 Hz is kept: 38 ms p99, success 92 of 100")
 
 
 def test_recorded_data_alone() -> None:

@@ -16,6 +16,7 @@ SHAPES = {"observation.state": (7,)} | {f"observation.images.{n}": (3, *s) for n
 def test_what_is_known_of_it(recordings):
     found = DatasetRecording(str(recordings))
     assert (found.control_hz, found.action_names, found.episodes) == (FPS, JOINTS, (0, 1, 2, 3))
+    assert found.names_in_training == JOINTS
     assert set(found.instructions) == set(TASKS)
 
 

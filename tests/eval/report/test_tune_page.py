@@ -14,7 +14,11 @@ def trial(key: str, kinds: list[str], p50_ms: float, error: float, **more: Any) 
     return {
         "key": key,
         "label": f"candidate {key}",
-        "candidate": {"requests": [[kind, {}] for kind in kinds], "origin": more.pop("origin", "search")},
+        "candidate": {
+            "requests": [[kind, {}] for kind in kinds],
+            "origin": more.pop("origin", "search"),
+            "is_compiled": more.pop("is_compiled", False),
+        },
         "status": "raced",
         "stage": None,
         "reason": "",
@@ -124,8 +128,34 @@ def test_a_search_that_found_no_plan_has_a_page(results, tmp_path):
     assert "Did it ever help?" in write_report(tmp_path, results | {"plan": None}).read_text()
 
 
-def test_a_front_has_what_nothing_beats():
+def test_what_failed_while_it_acted_is_named_one_by_one_and_no_plan_file_holds_what_is_compiled(
+    results, tmp_path
+):
+    failed = {"status": "failed", "reason": "RuntimeError: it broke"}
+    results["trials"] += [
+        trial("late", [], 40, 0.1, stage="raced", **failed),
+        trial("later", [], 40, 0.1, stage="raced", **failed),
+        trial("early", [], 40, 0.1, stage="counted", **failed),
+        trial("earlier", [], 40, 0.1, stage="counted", **failed),
+        trial("compiled", [], 20, 0.0, origin="baseline", is_compiled=True),
+    ]
+    told = write_report(tmp_path, results).read_text()
+    table = told[told.index("How far they came") :]
+    for words in ("candidate late<", "candidate later<", "candidate early and 1 more<"):
+        assert words in table
+    assert "timed to compare with: no plan file holds it" in table
+
+
+def test_as_trained_that_failed_is_told_beside_the_plan(results, tmp_path):
+    measured = results["measured"] | {"as_trained_failed": "RuntimeError: out of memory"}
+    del measured["latency_as_trained"], measured["success_as_trained"]
+    told = write_report(tmp_path, results | {"measured": measured}).read_text()
+    assert told.count("as trained it failed: RuntimeError: out of memory") == 2
+
+
+def test_a_front_has_what_nothing_beats_of_what_can_be_run():
     rows = [
+        trial("e", [], 1, 0.0, status="failed", stage="raced"),
         trial("a", [], 10, 0.5),
         trial("b", [], 20, 0.1),
         trial("c", [], 30, 0.2),

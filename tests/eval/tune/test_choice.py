@@ -7,6 +7,8 @@ import pytest
 
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
+from vivace.eval.tune.counting import beaten
+from vivace.eval.tune.expected import expectation
 from vivace.eval.tune.study import Study
 
 
@@ -38,6 +40,18 @@ def test_what_follows_takes_a_quarter_of_the_places_and_comes_last(rule, stage):
     assert sum(one.follows for one in found) == 2
     assert sum(not one.follows for one in found) >= 6
     assert {"plain 8", "following 1", "following 8"} <= set(names), "both ends of either kind"
+
+
+def test_some_are_drawn_by_lot_however_they_look(rule):
+    """The race meets one that is neither near nor fast, the same that was timed for it."""
+    poor = [trial(f"poor {i}", 99, 50.0) for i in range(40)]
+    some = [*PLAIN, *poor]
+    timed = [one for one in rule.first(some, 8) if one in poor]
+    assert len(timed) == 1
+    assert timed[0].candidate.is_drawn
+    assert [one for one in rule.finalists(some, 8) if one in poor] == timed
+    alone = Rule(rule.budget, is_world=False)
+    assert not [one for one in alone.finalists(some, 8) if one in poor], "nobody would judge it"
 
 
 def test_nearest_actions_are_those_of_what_can_be_compared(rule):
@@ -108,3 +122,30 @@ def test_a_study_does_not_learn_from_errors_that_say_nothing():
         study.tell(one)
     assert len(study._study.best_trials) == 1
     assert study._told == {one.key for one in (*FOLLOWING, PLAIN[0])}, "but it does not ask for them again"
+
+
+def test_passes_that_wait_for_each_other_take_time_that_work_does_not_say():
+    """Jacobi computes more than greedy decoding and is faster: it has fewer passes."""
+
+    def counted(name: str, work: float, passes: int, is_timed: bool = True) -> Trial:
+        ms = 2 + work + 3 * passes
+        one = replace(trial(name, ms, 0.0), flops=int(1e9 * work), passes=passes)
+        return one if is_timed else replace(one, latencies_s=())
+
+    timed = [
+        counted("greedy", 10, 50),
+        counted("jacobi", 25, 10),
+        counted("layers", 6, 50),
+        counted("exit", 12, 2),
+    ]
+    expected = expectation(timed)
+    for one in (counted("few", 9, 4, is_timed=False), counted("many", 5, 40, is_timed=False)):
+        wanted = 1e-3 * (2 + one.flops / 1e9 + 3 * one.passes)
+        assert expected(one) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_who_computes_more_in_fewer_passes_is_not_given_up_early():
+    known = [replace(trial(f"greedy {n}", 5, 0.0), flops=5, passes=50, first_error=0.01) for n in range(3)]
+    jacobi = replace(trial("jacobi", 9, 0.0), flops=9, passes=10, first_error=0.5)
+    assert not beaten(jacobi, known)
+    assert beaten(replace(jacobi, passes=50), known)

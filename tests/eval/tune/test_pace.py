@@ -75,8 +75,14 @@ def test_with_less_time_fewer_race_so_that_they_meet_enough_episodes():
     assert shared(200, n_episodes=5).n_others == 8, "they race no longer than there are episodes"
 
 
+def drawn(is_drawn: bool, n: int = 0) -> Candidate:
+    """A candidate that was drawn by lot, or was not."""
+    some = (Candidate((("step_schedule", {"n_steps": 100 * n + i}),)) for i in range(100))
+    return next(one for one in some if one.is_drawn == is_drawn)
+
+
 def counted(n: int, flops: int, error: float, **changed) -> Trial:
-    candidate = Candidate((("step_schedule", {"n_steps": n}),))
+    candidate = drawn(False, n)
     trial = Trial(
         candidate=candidate, status=Status.COUNTED, flops=flops, action_error=error, first_error=error
     )
@@ -97,6 +103,12 @@ def test_a_candidate_that_some_others_clearly_beat_is_not_looked_at_further():
     assert not beaten(faster, better), "it may be faster than they are; a clock knows"
     rival = replace(poor.candidate, origin=Origin.BASELINE)
     assert not beaten(replace(poor, candidate=rival), better), "what has to be beaten is looked at whole"
+    assert not beaten(replace(poor, candidate=drawn(True)), better), "nor is one that was drawn by lot"
+
+
+def test_an_eighth_of_candidates_is_drawn_by_lot():
+    some = [Candidate((("step_schedule", {"n_steps": n}),)) for n in range(800)]
+    assert 70 <= sum(one.is_drawn for one in some) <= 130
 
 
 def test_what_a_search_is_paced_by_is_measured_once(tmp_path):

@@ -162,7 +162,7 @@ def test_a_ladder_is_no_worse_than_its_best_plan(planted: Planted, tmp_path: Pat
         arena = arena_of(planted, workforce, store)
         some = [trial for trial in planted.trials(store) if trial.candidate.label in (BEST.label, "7 steps")]
         ladder = arena.ladder(some, range(50, 75), range(75, 100))
-        jobs = arena._jobs({trial.key: trial for trial in some}, range(50, 100), 25)
+        jobs, _ = arena._jobs({trial.key: trial for trial in some}, range(50, 100), 25)
         loop = BurstyLoop(jobs, workforce, tmp_path / "episodes", BurstyLatency())
         steps = (Step(BEST.key), Step(some[0].key, 1.7))
         climbed = loop.climbing(steps, range(75, 100))

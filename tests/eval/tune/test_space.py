@@ -170,7 +170,8 @@ def test_a_child_executes_chunks_as_its_parent_does_or_in_a_way_that_is_offered(
     assert {space.bred(parent, random).execution for _ in range(20)} == {parent.execution}
     offered = space.executions(is_sync=False)
     children = [space.bred(parent, random, offered) for _ in range(100)]
-    assert {child.execution for child in children} == {parent.execution, *offered}
+    seen = {child.execution for child in children}
+    assert {parent.execution, *offered} <= seen <= {parent.execution, *offered, Execution()}
     assert sum(child.execution == parent.execution for child in children) > 60
     for child in children:
         if child.execution.n_action_steps:

@@ -90,6 +90,21 @@ def test_a_tight_budget_takes_approximation(tune):
     assert last["measured"]["flop_ratio"] < 0.8
 
 
+@pytest.mark.long
+def test_torch_compile_is_timed_told_to_be_in_no_plan_file_and_no_plan(tune):
+    code, last, told = tune("--budget.ms=100000", "--tune.compile=true")
+    assert code == 0
+    trials = Store(Path("out")).trials
+    (compiled,) = (trial for trial in trials.values() if trial.candidate.is_compiled)
+    assert (compiled.status, compiled.reason) == (Status.TIMED, "")
+    assert len(compiled.latencies_s) >= 5
+    label, why = compiled.candidate.label, "no plan file holds torch.compile"
+    assert f"left out: {label}: timed to compare with" in " ".join(told.split())
+    assert last["left_out"][label].endswith(why)
+    assert last["winner"]["key"] != compiled.key
+    assert "timed to compare with: no plan file holds it" in Path("out/report.html").read_text()
+
+
 def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune, bare_checkpoint):
     code, last, told = tune("--budget.ms=0.001")
     assert code == 1
@@ -97,7 +112,7 @@ def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune, bare_check
     assert last["fastest"]["label"] in last["sentence"]
     assert last["fastest"]["latency"]["p50_s"] > 1e-6
     assert "no plan keeps 0.001 ms" in " ".join(told.split())
-    written = {"results.json", "report.html", store.FILE_NAME, "pace.json", "job.json"}
+    written = {"results.json", "report.html", store.FILE_NAME, store.CHOSEN, "pace.json", "job.json"}
     assert {file.name for file in Path("out").iterdir()} == written
     assert list(bare_checkpoint.glob("acceleration*")) == []
 

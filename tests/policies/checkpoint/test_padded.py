@@ -6,6 +6,7 @@ pi0's base says 32 numbers and smolvla's 6, whatever robot it is lent to or was 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from vivace.policies.session import Session
 
 KINDS = ("pi0", "pi05", "smolvla")
 STATE, ACTIONS, CAMERAS = 7, 6, ("front", "wrist")
+JOINTS = ["shoulder", "elbow", "wrist", "palm", "thumb", "gripper"]
 WIDE = 9
 """More than the miniatures pad to."""
 
@@ -32,7 +34,9 @@ def recorded(tmp_path_factory):
     return record(tmp_path_factory.mktemp("recorded") / "data", STATE, ACTIONS)
 
 
-def record(folder: Path, state: int, actions: int) -> LeRobotDatasetMetadata:
+def record(
+    folder: Path, state: int, actions: int, names: list[str] | dict[str, list[str]] | None = None
+) -> LeRobotDatasetMetadata:
     pictures = {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
     numbers = {"observation.state": state, "action": actions}
     meta = LeRobotDatasetMetadata.create(
@@ -42,6 +46,7 @@ def record(folder: Path, state: int, actions: int) -> LeRobotDatasetMetadata:
         features={
             **{f"observation.images.{name}": pictures for name in CAMERAS},
             **{key: {"dtype": "float32", "shape": (n,), "names": None} for key, n in numbers.items()},
+            "action": {"dtype": "float32", "shape": (actions,), "names": names},
         },
         use_videos=False,
     )
@@ -61,9 +66,9 @@ def record(folder: Path, state: int, actions: int) -> LeRobotDatasetMetadata:
     return meta
 
 
-def base_of(kind: str, folder: Path) -> Path:
+def base_of(kind: str, folder: Path, **settings: Any) -> Path:
     """The miniature of a type without statistics."""
-    shutil.copytree(saved(kind), folder)
+    shutil.copytree(saved(kind, **settings), folder)
     for file in folder.glob("policy_*.json"):
         pipeline = json.loads(file.read_text())
         for step in pipeline["steps"]:
@@ -82,13 +87,21 @@ class Trained(LeRobot):
         self.policy = make_policy(config, ds_meta=meta).eval()
         settings = {"stats": meta.stats, "norm_map": config.normalization_mapping}
         outputs = config.output_features
-        inputs = {**config.input_features, **outputs}
+        before = {"normalizer_processor": settings | {"features": {**config.input_features, **outputs}}}
+        after = {"unnormalizer_processor": settings | {"features": outputs}}
+        if getattr(config, "use_relative_actions", False):
+            before["relative_actions_processor"] = {
+                "enabled": True,
+                "exclude_joints": config.relative_exclude_joints,
+                "action_names": config.action_feature_names,
+            }
+            after["absolute_actions_processor"] = {"enabled": True}
         self.pre, self.post = make_pre_post_processors(
             config,
             base,
             dataset_stats=meta.stats,
-            preprocessor_overrides={"normalizer_processor": settings | {"features": inputs}},
-            postprocessor_overrides={"unnormalizer_processor": settings | {"features": outputs}},
+            preprocessor_overrides=before,
+            postprocessor_overrides=after,
         )
 
     def save(self, folder: Path) -> Path:
@@ -120,6 +133,30 @@ def test_a_base_acts_as_lerobots_training_begins_with_it(kind, recorded, tmp_pat
     again = ours(Session(trained, task=TASK), seen)
     np.testing.assert_array_equal(again[:, : spec.n_action_steps], wanted)
     np.testing.assert_array_equal(LeRobot(folder).executed(seen, spec.n_action_steps), wanted)
+
+
+@pytest.mark.parametrize(
+    ("names", "still"),
+    [(JOINTS, [-1]), ({"motors": JOINTS}, []), (None, [0])],
+    ids=["listed", "by group", "not named"],
+)
+def test_relative_actions_of_a_base_go_by_the_datasets_names(names, still, tmp_path, monkeypatch):
+    """Which joint stays absolute is said by its name; as in lerobot a name of a group says it of none."""
+    draw_alike(monkeypatch)
+    recorded = record(tmp_path / "data", STATE, ACTIONS, names)
+    relative = {"use_relative_actions": True, "action_feature_names": JOINTS[::-1]}
+    base = base_of("pi0", tmp_path / "base", **relative)
+    lerobot = Trained(base, recorded)
+    loaded = load_policy(base, statistics=recorded.stats, action_names=tuple(names or ()))
+    seen, n = moments(loaded.staged.spec), loaded.staged.spec.n_action_steps
+    found = ours(Session(loaded, task=TASK), seen)[:, :n]
+    np.testing.assert_array_equal(found, lerobot.executed(seen, n))
+    assert load_policy(lerobot.save(tmp_path / "trained")).fingerprint == loaded.fingerprint
+    absolute = load_policy(base_of("pi0", tmp_path / "absolute"), statistics=recorded.stats)
+    moved = (found - ours(Session(absolute, task=TASK), seen)[:, :n])[0, 0]
+    wanted = seen[0]["observation.state"][0, :ACTIONS].copy()
+    wanted[still] = 0
+    np.testing.assert_allclose(moved, wanted, rtol=0, atol=1e-4)
 
 
 def test_fewer_numbers_than_it_says_are_padded_too(tmp_path):
