@@ -17,7 +17,7 @@ _ENOUGH = 30
 """Episodes that everyone in a race should be able to meet: fewer tell nobody apart."""
 _CONFIRMED = 0.5
 """A confirmation takes at most such a share of the time that is left to it and the race."""
-_CANDIDATES = 12
+_CANDIDATES = 16
 """So many candidates at least should be looked at, each at the cost of a chunk as trained an observation."""
 
 

@@ -32,7 +32,7 @@ def test_what_is_left_of_a_share_and_what_was_cut():
 
 
 @pytest.mark.parametrize(
-    ("chunk_s", "left_s", "n"), [(0.1, 600.0, 16), (5.0, 150.0, 2), (5.0, 1.0, 1), (0.0, 1.0, 16)]
+    ("chunk_s", "left_s", "n"), [(0.1, 600.0, 16), (5.0, 170.0, 2), (5.0, 1.0, 1), (0.0, 1.0, 16)]
 )
 def test_slow_chunks_are_compared_on_fewer_observations(chunk_s, left_s, n):
     assert affordable_samples(16, chunk_s, left_s) == n
