@@ -117,11 +117,18 @@ class Rule:
             return sorted(timed, key=median_s)[:2]
         rivals = [trial for trial in near if trial.candidate.origin.is_rival]
         following, compared = _following(near, most // _FEW, median_s), _compared(near)
-        front = promising(compared, most, median_s)
-        best = sorted(compared, key=_error)[:most]
-        mixed = [trial for pair in zip(best, front, strict=False) for trial in pair]
         drawn = _drawn(near, most // _LOT if self.is_world else 0)
-        return _once(_once(mixed)[: most - len(following) - len(drawn)], following, drawn, rivals)
+        mixed = _mixed(compared)[: most - len(following) - len(drawn)]
+        return _once(mixed, following, drawn, rivals)
+
+    def contenders(self, kept: Sequence[Trial]) -> list[Trial]:
+        """Those that keep the budget and are no rivals, in the order in which they may race.
+
+        The nearest actions and the front of latency and action error in turn: in a world that moves on the
+        nearest, which take as long as the budget allows, need not solve most.
+        """
+        others = [trial for trial in kept if not trial.candidate.origin.is_rival]
+        return _once(_mixed(_compared(others)), others)
 
     def racing(self, kept: Sequence[Trial]) -> list[Trial]:
         """Of those that keep the budget, the rivals that race: of baselines, which are alike, a few.
@@ -166,6 +173,13 @@ def _error(trial: Trial) -> float:
     One that follows chunks before it is behind all others: its error is that of chunks that follow none.
     """
     return math.inf if trial.follows else round(trial.action_error or 0.0, 4)
+
+
+def _mixed(compared: Sequence[Trial]) -> list[Trial]:
+    """Trials of known error: the nearest, the fastest of the front, the next nearest, and so on."""
+    front = promising(compared, len(compared), median_s)
+    best = sorted(compared, key=_error)
+    return _once([trial for pair in zip(best, front, strict=True) for trial in pair])
 
 
 def _compared(trials: Iterable[Trial]) -> list[Trial]:

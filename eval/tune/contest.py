@@ -243,17 +243,10 @@ class Arena:
         return self.store.folder / EPISODES
 
 
-def entrants(keeping: Sequence[Trial], rivals: Sequence[Trial], most: int) -> list[Trial]:
-    """Pick who races: what has to be beaten, the nearest actions, and whoever raced before.
-
-    Args:
-        keeping: those that keep the budget, the nearest actions first.
-        rivals: of those what has to be beaten.
-        most: how many, beside what has to be beaten.
-    """
-    others = [trial for trial in keeping if not trial.candidate.origin.is_rival]
-    before = [trial for trial in keeping if trial.raced]
-    return list({trial.key: trial for trial in (*before, *rivals, *others[:most])}.values())
+def entrants(kept: Sequence[Trial], picked: Sequence[Trial]) -> list[Trial]:
+    """Who races: those that were picked, and of those that keep the budget whoever raced before."""
+    before = [trial for trial in kept if trial.raced]
+    return list({trial.key: trial for trial in (*before, *picked)}.values())
 
 
 def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:

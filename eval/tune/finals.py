@@ -58,7 +58,8 @@ class Finals:
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
             kept = rule.sure(trials.values())
-            racing = self.chosen("raced", lambda: entrants(kept, rule.racing(kept), shares.n_others))
+            picked = [*rule.racing(kept), *rule.contenders(kept)[: shares.n_others]]
+            racing = self.chosen("raced", lambda: entrants(kept, picked))
             if not racing:
                 return None, None
             state = arena.race(racing, self.seeds, RaceRules())
@@ -94,7 +95,7 @@ class Finals:
         cost = EpisodeCost(**measured) if measured else EpisodeCost(0.0, 0.0, median_s(ordered[0]))
         kept = [trial for trial in kept if trials[trial.key].is_alive]
         rivals = self.rule.racing(kept)
-        others = [trial for trial in kept if not trial.candidate.origin.is_rival][: tune.finalists]
+        others = self.rule.contenders(kept)[: tune.finalists]
         slowest = max((median_s(trial) for trial in kept), default=0.0)
         bare = (Origin.TRAINED, Origin.EXACT)
         confirmed = [

@@ -149,3 +149,9 @@ def test_who_computes_more_in_fewer_passes_is_not_given_up_early():
     jacobi = replace(trial("jacobi", 9, 0.0), flops=9, passes=10, first_error=0.5)
     assert not beaten(jacobi, known)
     assert beaten(replace(jacobi, passes=50), known)
+
+
+def test_the_nearest_and_the_fastest_race_in_turn_and_what_follows_comes_last(rule):
+    kept = [*(trial(f"plain {i}", 10 * i, 1 / i) for i in range(1, 5)), *FOLLOWING[:1]]
+    labels = [one.candidate.label for one in rule.contenders(kept)]
+    assert labels == ["plain 4", "plain 1", "plain 3", "plain 2", "following 1"]

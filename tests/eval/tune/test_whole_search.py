@@ -14,7 +14,7 @@ from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 from vivace.policies.errors import BadSetting
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
-FIRST = 100_000
+FIRST = 10_000
 """Seeds of searches are so far apart, so that none meets another's episodes."""
 
 
