@@ -27,6 +27,10 @@ _CONFIRM = 4
 """How many times more rounds confirm a number of steps than look for it."""
 
 
+_NAMES = {"dpmsolver++": "DPM-Solver++", "euler": "Euler"}
+"""What samplers are called that are not in capitals."""
+
+
 @dataclass(frozen=True)
 class Rival:
     """A sampler at as many steps as the accelerated run gives it time for."""
@@ -41,7 +45,7 @@ class Rival:
     @property
     def variant(self) -> Variant:
         """Its row."""
-        label = f"{self.sampler.upper()} {_steps(self.n_steps)}"
+        label = f"{_NAMES.get(self.sampler, self.sampler.upper())} {_steps(self.n_steps)}"
         return Variant(self.name, label, colour=_COLOURS[self.name])
 
     def labelled(self, ratio: float) -> Variant:

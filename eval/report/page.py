@@ -25,7 +25,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
   margin: 22px 0; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
 .card .name { color: var(--soft); font-size: 13px; }
-.card .value { font-size: 26px; font-weight: 650; margin-top: 2px; white-space: nowrap; }
+.card .value { font-size: 26px; font-weight: 650; margin-top: 2px; }
 .card .value small { color: var(--soft); font-weight: 400; font-size: 15px; }
 .card .note { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }

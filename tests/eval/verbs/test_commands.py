@@ -62,7 +62,7 @@ def test_eval_writes_results_report_and_trace_and_repeats_itself(checkpoint, eva
     assert len(first["runs"][0]["latencies_s"]) > 2, "draws are no measurements"
     rivals = {rival["name"]: rival for rival in first["baselines"]}
     labels = {run["name"]: run["label"] for run in first["runs"]}
-    for name, sampler in (("fewer_steps", "DDIM"), ("fewer_steps_dpm", "DPMSOLVER++")):
+    for name, sampler in (("fewer_steps", "DDIM"), ("fewer_steps_dpm", "DPM-Solver++")):
         n_steps, ratio = rivals[name]["n_steps"], rivals[name]["latency_ratio"]
         steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
         assert labels[name].startswith(f"{sampler} {steps}, {ratio:.2f}x the latency")
