@@ -142,6 +142,13 @@ def uniform_updates(n_steps: int, updates: int) -> tuple[int, ...]:
     return tuple(sorted({int(i * n_steps / updates) for i in range(updates)}))
 
 
+def known_updates(n_steps: int, method: str, updates: int | None) -> tuple[int, ...]:
+    """Update steps as far as they are known before calibration: those spread evenly, else the first alone."""
+    if method != "uniform" or updates is None:
+        return (0,)
+    return uniform_updates(n_steps, updates)
+
+
 def bubbling_union(schedule: Mapping[str, Sequence[int]], volatile: Sequence[str]) -> Schedule:
     """Let volatile blocks update with every feed-forward block of the same or a later layer.
 

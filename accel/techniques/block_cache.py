@@ -22,7 +22,7 @@ from vivace.accel.updates import (
     UpdateOptions,
     check_updates,
     choose_updates,
-    uniform_updates,
+    known_updates,
 )
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.errors import PlanMismatch, UnknownBlock
@@ -127,9 +127,7 @@ class BlockCache(Technique):
     def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
         """Where all blocks are computed: of those spread evenly that is known before calibration."""
         chosen = cls.read_options(options)
-        if chosen.method != "uniform" or chosen.updates is None:
-            return (0,)
-        return uniform_updates(n_steps, chosen.updates)
+        return known_updates(n_steps, chosen.method, chosen.updates)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

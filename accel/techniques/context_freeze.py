@@ -27,7 +27,7 @@ from vivace.accel.registry import register
 from vivace.accel.settings import is_ascending
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, denoising
 from vivace.accel.techniques.step_schedule import steps_under
-from vivace.accel.updates import Objective, check_updates, optimal_updates, uniform_updates
+from vivace.accel.updates import Objective, check_updates, known_updates, optimal_updates, uniform_updates
 from vivace.accel.variant import Choose, Request, Variant
 from vivace.policies.block import EMPTY, Cache
 from vivace.policies.dtype import wide
@@ -141,9 +141,7 @@ class ContextFreeze(Technique):
     def beginnings(cls, options: Mapping[str, Any], n_steps: int) -> Collection[int]:
         """Where the context runs: of steps spread evenly that is known before calibration."""
         chosen = cls.read_options(options)
-        if chosen.method != "uniform" or chosen.full_steps is None:
-            return (0,)
-        return uniform_updates(n_steps, chosen.full_steps)
+        return known_updates(n_steps, chosen.method, chosen.full_steps)
 
     @classmethod
     def search(cls, staged: Any, before: Sequence[Request], choose: Choose) -> dict[str, Any] | None:

@@ -121,18 +121,15 @@ def _fitted(space: Space) -> Iterator[Candidate]:
 
 def _checked(space: Space, seed: int) -> Iterator[Candidate]:
     """What it is held against."""
-    known = {one.key for one in _fitted(space)}
-    rivals = [
-        one
-        for one in space.starters()
-        if one.origin is Origin.BASELINE and not one.is_compiled and one.key not in known
-    ]
+    fitted, starters = list(_fitted(space)), [one for one in space.starters() if not one.is_compiled]
+    known = {one.key for one in fitted}
+    rivals = [one for one in starters if one.origin is Origin.BASELINE and one.key not in known]
     yield from rivals[:_RIVALS]
     for one in rivals[:1]:
-        faster = [row for row in space.starters() if row.same_work and not row.is_compiled]
+        faster = [row for row in starters if row.same_work]
         yield from [one.computed_as(row) for row in faster[:1]]
     study = Study(space, seed)
-    for one in _fitted(space):
+    for one in fitted:
         study.tell(_known(one))
     for _ in range(_TRIES):
         asked = study.ask()

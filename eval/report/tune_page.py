@@ -52,11 +52,6 @@ def _cards(results: Mapping[str, Any]) -> str:
     return cards_row(cards)
 
 
-def _has_failed(measured: Mapping[str, Any] | None) -> bool:
-    """Whether the policy as trained could not be run."""
-    return bool(measured and measured.get("as_trained_failed"))
-
-
 def _n(rows: Sequence[Row], what: str) -> int:
     return sum(bool(row[what]) for row in rows)
 

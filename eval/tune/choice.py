@@ -130,6 +130,11 @@ class Rule:
         others = [trial for trial in kept if not trial.candidate.origin.is_rival]
         return _once(_mixed(_compared(others)), others)
 
+    def entrants(self, kept: Sequence[Trial], most: int) -> list[Trial]:
+        """Who races of those that keep the budget: whoever raced before, rivals, so many of the others."""
+        before = [trial for trial in kept if trial.raced]
+        return _once(before, self.racing(kept), self.contenders(kept)[:most])
+
     def racing(self, kept: Sequence[Trial]) -> list[Trial]:
         """Of those that keep the budget, the rivals that race: of baselines, which are alike, a few.
 

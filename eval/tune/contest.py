@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vivace.eval.options import CommonOptions
 from vivace.eval.race.confirm import Confirmation, ConfirmRules, Contender, confirm
 from vivace.eval.race.ladder import Ladder, find_ladder
@@ -20,6 +18,7 @@ from vivace.eval.simulation.latency_model import BurstyLatency, MeasuredLatency
 from vivace.eval.subject import env_maker
 from vivace.eval.terminal import progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.pace import EpisodeCost
 from vivace.eval.tune.store import EPISODES, Store
 from vivace.policies.errors import named
@@ -79,7 +78,7 @@ class Arena:
             return {}
         took_s = (now() - began) / len(seeds[:seeds_at_once])
         share = (watch.inference_s - inference_s) / (watch.total_s - total_s)
-        cost = EpisodeCost((1 - share) * took_s, share * took_s, float(np.median(trial.latencies_s)))
+        cost = EpisodeCost((1 - share) * took_s, share * took_s, median_s(trial))
         return cost.to_json()
 
     def race(self, trials: Sequence[Trial], seeds: range, rules: RaceRules) -> Race:
@@ -137,7 +136,7 @@ class Arena:
             key: Contender(
                 key,
                 self.label(trial.candidate),
-                float(np.median(trial.latencies_s)),
+                median_s(trial),
                 key in stayed or keeps_budget(trial),
             )
             for key, trial in trials.items()
@@ -243,12 +242,6 @@ class Arena:
         return self.store.folder / EPISODES
 
 
-def entrants(kept: Sequence[Trial], picked: Sequence[Trial]) -> list[Trial]:
-    """Who races: those that were picked, and of those that keep the budget whoever raced before."""
-    before = [trial for trial in kept if trial.raced]
-    return list({trial.key: trial for trial in (*before, *picked)}.values())
-
-
 def simple_plans(trials: Iterable[Trial], state: Race) -> list[Trial]:
     """What needs no search: as trained, exact work removed, a former plan, the best baseline that raced."""
     found = [trial for trial in trials if trial.latencies_s and trial.status is not Status.FAILED]
@@ -270,4 +263,4 @@ def _rate(outcomes: Mapping[int, bool]) -> float:
 
 def _by_speed(trial: Trial) -> tuple[float, str]:
     """The faster first."""
-    return float(np.median(trial.latencies_s)), trial.key
+    return median_s(trial), trial.key

@@ -12,7 +12,7 @@ from vivace.eval.subject import loading
 from vivace.eval.terminal import console
 from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
-from vivace.eval.tune.contest import Arena, entrants, simple_plans
+from vivace.eval.tune.contest import Arena, simple_plans
 from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.lineup import RULES, Lineup, known, lineup
@@ -58,8 +58,7 @@ class Finals:
             shares = self._stakes(arena)
             arena = replace(arena, is_over=lambda: deadline.left_s() <= shares.confirm_s)
             kept = rule.sure(trials.values())
-            picked = [*rule.racing(kept), *rule.contenders(kept)[: shares.n_others]]
-            racing = self.chosen("raced", lambda: entrants(kept, picked))
+            racing = self.chosen("raced", lambda: rule.entrants(kept, shares.n_others))
             if not racing:
                 return None, None
             state = arena.race(racing, self.seeds, RaceRules())

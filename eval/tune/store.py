@@ -64,9 +64,9 @@ class Store:
         if source is not None and not (folder / FILE_NAME).exists():
             if (source / EPISODES).is_dir():
                 shutil.copytree(source / EPISODES, folder / EPISODES, dirs_exist_ok=True)
-            pace = read_json(source / SETTLED, "pace") if (source / SETTLED).is_file() else {}
-            trials = cls(source).trials.values()
-            write_json(folder / SETTLED, pace | {"known": {"n": len(trials)}})
+            other = cls(source)
+            trials = other.trials.values()
+            write_json(folder / SETTLED, other._read(SETTLED) | {"known": {"n": len(trials)}})
             with replacing(folder / FILE_NAME) as file:
                 file.write_text("".join(f"{_line(trial)}\n" for trial in trials), encoding="utf-8")
         return cls(folder)
@@ -74,9 +74,7 @@ class Store:
     @property
     def n_known(self) -> int:
         """Trials that were taken over from another search."""
-        file = self.folder / SETTLED
-        known = read_json(file, "pace") if file.is_file() else {}
-        return int(known.get("known", {"n": 0})["n"])
+        return int(self._read(SETTLED).get("known", {"n": 0})["n"])
 
     @property
     def trials(self) -> Mapping[str, Trial]:
@@ -90,12 +88,12 @@ class Store:
             name: of what is measured.
             measure: measures, as plain data; nothing (empty) where it cannot be told yet.
         """
-        file = self.folder / SETTLED
-        known: dict[str, dict[str, Any]] = read_json(file, "pace") if file.is_file() else {}
+        known = self._read(SETTLED)
         if not known.get(name):
             known[name] = measure()
-            write_json(file, known)
-        return known[name]
+            write_json(self.folder / SETTLED, known)
+        settled: dict[str, Any] = known[name]
+        return settled
 
     def chosen(
         self, stage: str, asked: Sequence[Any], choose: Callable[[], Sequence[Trial]]
@@ -109,15 +107,20 @@ class Store:
             asked: what the choice depends on besides the trials, as plain data.
             choose: chooses them.
         """
-        file = self.folder / CHOSEN
-        known: dict[str, Any] = read_json(file, "choice") if file.is_file() else {}
+        known = self._read(CHOSEN)
         if known.get("asked") != list(asked):
             known = {"asked": list(asked)}
         if stage not in known:
             known[stage] = [trial.key for trial in choose()]
-            write_json(file, known)
+            write_json(self.folder / CHOSEN, known)
         found = (self._trials.get(key) for key in known[stage])
         return [trial for trial in found if trial is not None and trial.is_alive]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """What a file of decisions holds; empty if there is none yet."""
+        file = self.folder / name
+        found: dict[str, Any] = read_json(file, f"search's {name}") if file.is_file() else {}
+        return found
 
     def add(self, trial: Trial) -> Trial:
         """Append a trial, on a line of its own even after an interrupted write; returns it.
