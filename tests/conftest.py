@@ -59,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--endings",
-        default="11",
+        default="7",
         help="runs of a robot that are ended in as many ways, or the numbers of some, such as 50,122; "
         "200 take a quarter of an hour",
     )

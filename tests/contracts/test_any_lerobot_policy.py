@@ -127,7 +127,10 @@ CELLS = [
     pytest.param(
         kind,
         column,
-        marks=[shows(column, kind, says(kind, column)), *([pytest.mark.long] if kind in OURS else [])],
+        marks=[
+            shows(column, kind, says(kind, column)),
+            *([pytest.mark.long] if kind in OURS or (kind, column) == ("xvla", "bench") else []),
+        ],
     )
     for kind in EVERY
     for column in VERBS

@@ -313,7 +313,7 @@ def counted(execution: Execution, subject: Subject) -> tuple[Execution, list[int
 
 
 CACHED = [("hoist", {}), ("block_cache", {"method": "uniform", "updates": 2})]
-COMPILED_DAILY = {"dp_transformer": ([], CACHED), "cogact": ([], CACHED), "smolvla": ([],)}
+COMPILED_DAILY = {"dp_transformer": ([], CACHED), "cogact": (CACHED,)}
 """Policy -> what is compiled of it every day; compiling takes many seconds."""
 
 

@@ -218,6 +218,7 @@ def true_size() -> Any:
         return XVLAPolicy(config)
 
 
+@pytest.mark.long
 def test_at_true_size_a_frozen_step_is_a_ninth_of_a_full_one():
     staged = stage(true_size())
     shapes = {key: (1, 1, *shape) for key, shape in staged.spec.observation_shapes.items()}

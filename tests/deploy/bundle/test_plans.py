@@ -118,6 +118,7 @@ def test_every_plan_acts_as_torch_does(policy, bundle, name):
     assert [technique.kind for technique in record.techniques] == [kind for kind, _ in PLANS[name]]
 
 
+@pytest.mark.long
 def test_a_plan_of_the_same_blocks_needs_no_graph_of_its_own(policy, bundle, tmp_path, monkeypatch):
     loaded, data, plan = policy
     folder = tmp_path / "more"
@@ -175,6 +176,7 @@ def test_added_plans_have_golden_chunks_and_those_that_were_there_keep_theirs(po
     }
 
 
+@pytest.mark.long
 def test_a_signed_bundle_is_added_to_with_its_own_key_only(policy, tmp_path):
     loaded, data, plan = policy
     folder, form = tmp_path / "signed", serialization.Encoding.PEM

@@ -73,6 +73,8 @@ EFFICIENT = [
 KEYS = ((1, 0), (2, 8))
 FITTED = ((3, 0), (4, 0))
 """Noise keys of the episodes that plans are calibrated on."""
+SUBJECTS = ("diffusion", "vla", pytest.param("writer", marks=pytest.mark.long))
+"""Fixtures that are exported; making the graphs of the last one takes a quarter of a minute."""
 
 
 def saved(policy, processors, folder: Path, **extra):
@@ -223,7 +225,7 @@ def test_a_bundle_acts_as_its_policy_does(subject, request):
     assert policy.bundle.receipt["lerobot_error"] <= 1e-5, "lerobot's own path, observation to action (G1)"
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_buffers_keep_nothing_of_the_chunk_before(subject, request):
     loaded, *_, folder = request.getfixturevalue(subject)
     first, second = ({key: value[row : row + 1] for key, value in raw(loaded).items()} for row in (0, 1))
@@ -257,6 +259,7 @@ def test_a_bundle_continues_a_chunk_as_its_policy_does(subject, method, request)
     assert np.abs(found[:, 0]).mean() < np.abs(free[:, 0]).mean()
 
 
+@pytest.mark.long
 def test_what_cannot_continue_a_chunk_is_refused(writer, diffusion):
     with pytest.raises(UnsupportedPolicy, match="policy 'token_vla' has none of its own"):
         OrtPolicy(writer[-1], chunking=RealTimeChunking())
@@ -264,7 +267,7 @@ def test_what_cannot_continue_a_chunk_is_refused(writer, diffusion):
         OrtPolicy(diffusion[-1], chunking=RealTimeChunking(jacobian="exact"))
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "writer"])
+@pytest.mark.parametrize("subject", [SUBJECTS[0], SUBJECTS[2]])
 def test_a_chunk_that_must_be_there_at_once_is_cut_short(subject, request):
     loaded, _, _, folder = request.getfixturevalue(subject)
     policy = OrtPolicy(folder, task="Open the drawer")
@@ -339,6 +342,7 @@ DECODERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), DECODERS, ids=lambda value: str(value))
 def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     loaded, plan, data, folder = writer
@@ -363,6 +367,7 @@ def test_chunks_are_decoded_in_numpy_as_in_torch(writer, kind, options):
     np.testing.assert_allclose(policy.predict(seen, KEYS), session.predict(seen, KEYS), atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_decoder_that_needs_torch_is_refused(writer, tmp_path):
     loaded, _, data, _ = writer
     plan = calibrate(loaded.staged, loaded.fingerprint, replace(data, noise_keys=FITTED), [("sjd", {})])
@@ -387,7 +392,7 @@ def test_every_step_of_a_schedule_calls_one_graph_and_tensors_are_kept_once(diff
         "diffusion",
         pytest.param("multi_task_dit-diffusion", marks=pytest.mark.long),
         pytest.param("multi_task_dit-flow", marks=pytest.mark.long),
-        "multi_task_dit-rk4",
+        pytest.param("multi_task_dit-rk4", marks=pytest.mark.long),
     ],
 )
 def test_lerobots_own_policies_keep_their_actions(kind, tmp_path):
@@ -464,7 +469,7 @@ assert find_spec("torch") is None
 """
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_the_wheel_alone_replays_what_torch_did(subject, robots_python, request, tmp_path):
     loaded, plan, _, folder = request.getfixturevalue(subject)
     session = Session(loaded, accelerate(loaded.staged, plan, loaded.fingerprint), task="Open the drawer")
@@ -569,7 +574,7 @@ def test_a_policy_that_reads_needs_its_instructions(vla, tmp_path):
         np.testing.assert_allclose(value, ours[key].numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_the_golden_chunk_is_torchs_too(subject, request):
     loaded, plan, _, folder = request.getfixturevalue(subject)
     bundle = Bundle.load(folder)
@@ -677,7 +682,7 @@ def test_noise_is_the_same_with_and_without_torch():
         assert np.array_equal(with_torch((2, 3, 4), torch.zeros(1)).numpy(), without((3, 4)))
 
 
-@pytest.mark.parametrize("subject", ["diffusion", "vla", "writer"])
+@pytest.mark.parametrize("subject", SUBJECTS)
 def test_a_bundle_says_what_its_actions_were_and_that_nobody_said_what_they_mean(subject, request):
     loaded, *_, folder = request.getfixturevalue(subject)
     spec, chunks = (

@@ -38,7 +38,7 @@ def raw(spec, rows=2):
     return {key: value[:, None] for key, value in moments(spec, rows)[0].items()}
 
 
-@pytest.fixture(scope="module", params=["pi0", "pi05"])
+@pytest.fixture(scope="module", params=[pytest.param("pi0", marks=pytest.mark.long), "pi05"])
 def exported(request, tmp_path_factory):
     """A checkpoint with an empty camera, its plan, and the bundle of it."""
     checkpoint = saved(request.param, empty_cameras=1)

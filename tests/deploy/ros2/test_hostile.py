@@ -162,8 +162,15 @@ def test_the_node_outlives_requests_that_are_none(rig):
 
 @pytest.mark.parametrize(
     "signals",
-    [["SIGINT"] * 10, ["SIGHUP"], ["SIGQUIT", "SIGTERM", "SIGINT"], ["SIGTSTP", "SIGTERM"]],
-    ids="-".join,
+    [
+        pytest.param(signals, id="-".join(signals), marks=pytest.mark.long if is_long else [])
+        for signals, is_long in (
+            (["SIGINT"] * 10, True),
+            (["SIGHUP"], True),
+            (["SIGQUIT", "SIGTERM", "SIGINT"], False),
+            (["SIGTSTP", "SIGTERM"], True),
+        )
+    ],
 )
 def test_every_signal_ends_at_rest(rig, signals):
     robot = rig()
@@ -179,6 +186,7 @@ def test_every_signal_ends_at_rest(rig, signals):
     assert list(bench.commands[-1][1].data) == [0.0] * 3, "the last command is a standstill"
 
 
+@pytest.mark.long
 def test_a_stopped_terminal_stops_neither_the_loop_nor_its_end(tiny, tmp_path):
     ours, theirs = os.openpty()
     termios.tcflow(theirs, termios.TCOOFF)

@@ -13,6 +13,7 @@ PLAIN = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIO
 """No UTF-8 unless we ask for it: Windows has an encoding of its own."""
 
 
+@pytest.mark.long
 @pytest.mark.sim
 def test_a_simulation_runs_on_another_system(bundle, tmp_path):
     asked = (

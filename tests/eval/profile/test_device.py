@@ -135,6 +135,7 @@ def test_on_a_slow_one_no_plan_keeps_it(tune, written):
     assert "no plan keeps 45 ms" in told
 
 
+@pytest.mark.long
 def test_what_cannot_be_predicted_is_left_out_by_name(tune, written):
     file = planted(written, 0.001)
     data = json.loads(file.read_text())
@@ -170,6 +171,7 @@ def test_a_profile_of_something_else_is_refused(tune, written, change, flags, to
     assert not Path("out").exists()
 
 
+@pytest.mark.long
 def test_a_killed_measurement_leaves_the_profile_as_it_was(
     written, bare_checkpoint, data, monkeypatch, tmp_path
 ):

@@ -118,6 +118,7 @@ def test_a_search_ends_in_time_and_chooses_among_several_that_were_timed(search,
     assert json.loads((tmp_path / "out" / "results.json").read_text())["cut_short"] == last["cut_short"]
 
 
+@pytest.mark.long
 def test_what_only_a_world_can_judge_takes_no_time(search):
     _, _, store = search(ms=4000)
     assert not any(trial.follows for trial in store.trials.values())
@@ -135,6 +136,7 @@ def test_a_budget_that_nothing_keeps_is_told_in_time_with_the_fastest(search, cl
     assert not (tmp_path / "out" / "acceleration.json").exists()
 
 
+@pytest.mark.long
 def test_looking_at_memory_takes_its_chunks_of_the_time(search, clock, monkeypatch):
     def peak(session, data):
         clock.now_s += memory.CHUNKS * clock.chunk_s(session.execution)

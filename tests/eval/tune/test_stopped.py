@@ -125,7 +125,7 @@ class Full:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("file", ["episodes", FILE_NAME])
+@pytest.mark.parametrize("file", ["episodes", pytest.param(FILE_NAME, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "is_there", [is_racing, pytest.param(is_confirming, marks=pytest.mark.long)], ids=["racing", "confirming"]
 )

@@ -144,6 +144,7 @@ def test_what_another_search_knows_is_taken_over_for_another_budget(checkpoint: 
     assert all(max(after.trials[key].latencies_s) <= 1 / HZ for key in last["race"]["entrants"])
 
 
+@pytest.mark.long
 def test_trials_of_another_kind_of_search_are_not_taken_over(checkpoint: Path, tmp_path: Path) -> None:
     few = {"candidates": 8, "samples": 2, "n_episodes": 10, "confirm": 10, "techniques": ["step_schedule"]}
     run(command(checkpoint, tmp_path / "one", 0, ms=1e3, **few), planted_latencies)

@@ -154,6 +154,7 @@ def test_a_folder_of_another_job_is_refused(checkpoint, evaluated, monkeypatch, 
     assert "holds results of another job (it differs in seed)" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_latency_can_be_given(checkpoint, evaluated, monkeypatch):
     monkeypatch.chdir(evaluated)  # where the choice of threads is known
     tmp_path = evaluated
@@ -170,6 +171,7 @@ def test_latency_can_be_given(checkpoint, evaluated, monkeypatch):
     assert {run["ticks"]["fallback"] for run in runs} == {0}
 
 
+@pytest.mark.long
 def test_a_missed_target_is_exit_code_1(checkpoint, evaluated, monkeypatch, capsys):
     monkeypatch.chdir(evaluated)
     command = ["eval", f"--policy.path={checkpoint}", "--output_dir=first", *QUICK]

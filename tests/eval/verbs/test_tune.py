@@ -198,6 +198,7 @@ def test_another_search_in_the_same_folder_is_refused(tune, uninterrupted):
     assert "holds results of another job (it differs in seed)" in " ".join(err.split())
 
 
+@pytest.mark.long
 def test_a_trial_that_raises_is_recorded_skipped_and_named(tune, monkeypatch):
     monkeypatch.setattr(registry, "_KNOWN", dict(registry.techniques()))
 
