@@ -13,6 +13,8 @@ from vivace.eval.tune.front import promising, spread
 _NEAR = 1.2
 """What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
 
+_NEARLY = 2.0
+"""Others are bred from what is expected to take so many budgets at most."""
 _BASELINES = 4
 """So many baselines race."""
 _FEW = 4
@@ -95,15 +97,24 @@ class Rule:
         """Those not timed that should keep the budget, the nearest actions first."""
         return [trial for trial in self.fitting(trials) if not trial.latencies_s][:most]
 
-    def fitting(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Those that keep the budget, or should by their counted work, the nearest actions first."""
+    def fitting(self, trials: Sequence[Trial], times: float = 1.0) -> list[Trial]:
+        """Those that keep so many budgets, or should by their counted work, the nearest actions first."""
         expected = expectation(self.candidates(trials))
 
         def keeps(trial: Trial) -> bool:
             takes_s = expected(trial)
-            return takes_s is not None and takes_s <= self.budget.of(trial.candidate)
+            return takes_s is not None and takes_s <= times * self.budget.of(trial.candidate)
 
         return sorted(filter(keeps, self.candidates(trials)), key=_error)
+
+    def parents(self, trials: Sequence[Trial], most: int) -> list[Trial]:
+        """Those that others are bred from: half of them fit the budget, half need a little less to.
+
+        Where what fits is far off, a relative of what nearly fits is the better plan.
+        """
+        fit = self.fitting(trials)
+        near = [trial for trial in self.fitting(trials, _NEARLY) if trial not in fit]
+        return _once(fit[: most - most // 2], near[: most // 2], fit)[:most]
 
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time as often as a p99 takes: rivals near the budget, nearest actions, some that follow.

@@ -1,10 +1,13 @@
 """The first stage: what a candidate computes, and how far its actions are from those as trained."""
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vivace.accel.apply import Calibrator
@@ -19,11 +22,14 @@ from vivace.eval.tune.study import Study
 from vivace.policies.errors import named
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.plain_data import plain
 
 _SOME = 3
 """Others that have to be better before a candidate is dropped on few observations."""
 _CLEARLY = 1.25
 """Times as far from the actions as trained."""
+_BLIND = 2.0
+"""Times as far from the actions as trained as those of other moments are: beyond, nothing was seen."""
 
 
 class Counting:
@@ -52,6 +58,7 @@ class Counting:
         began = now()
         self._references = [sample_all(as_trained(loaded.staged), part) for part in self._parts]
         self._trained_s = (now() - began) / n
+        self._apart = moments_apart(torch.cat(self._references), judged.noise_keys)
         self._calibrators: dict[int | None, Calibrator] = {}
         self.chunk_s: dict[str, float] = {}
         """Key of a candidate -> about how long a chunk of it takes [s], of those compared in this process."""
@@ -69,8 +76,10 @@ class Counting:
 
         Args:
             candidate: to be looked at.
-            known: trials before it: where some of them leave it no chance, it is dropped early.
+            known: trials before it: where some of them leave it no chance, it is dropped early; where one of
+                them does the same, it is dropped too.
         """
+        known = list(known)
         try:
             _, execution = self.made(candidate)
             counted = count_by_shapes(execution, self._judged.one)
@@ -91,7 +100,8 @@ class Counting:
                     return trial.dropped(Status.COUNTED, f"on the first {len(errors)} observations {reason}")
         except Exception as error:
             return failure(candidate, error)
-        return trial
+        reason = pointless(trial, known, self._apart)
+        return trial.dropped(Status.COUNTED, reason) if reason else trial
 
     def _errors(
         self, candidate: Candidate, execution: Execution, reference: Tensor, part: CalibrationData
@@ -137,6 +147,44 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     if len(better) < _SOME:
         return ""
     return f"{len(better)} others compute no more and are nearer, {_CLEARLY:g} times at least"
+
+
+def moments_apart(actions: Tensor, noise_keys: Sequence[tuple[int, int]]) -> float:
+    """How far chunks (B, H, A) of different episodes are apart, as action errors are; inf without others."""
+    episodes = torch.tensor([episode for episode, _ in noise_keys])
+    distances = (actions[:, None] - actions[None]).abs().mean(dim=(2, 3))[episodes[:, None] != episodes]
+    return float(distances.mean()) if len(distances) else math.inf
+
+
+def pointless(trial: Trial, known: Iterable[Trial], apart: float) -> str:
+    """Say why a trial that was counted whole need not be timed; empty if it has to be.
+
+    Another one does the same: settings that say nothing beside others have many names. Or its actions have
+    nothing to do with what is seen; of such ones, fast as they are, too many would race. What has to be
+    beaten stays, and so does what is a technique's default where another one does the same.
+
+    Args:
+        trial: of known work and action error.
+        known: those before it.
+        apart: how far actions of different moments are apart, `moments_apart`.
+    """
+    if trial.candidate.origin.is_rival or trial.follows or trial.action_error is None:
+        return ""
+    if trial.candidate.origin is Origin.SEARCH:
+        for other in known:
+            if other.status is not Status.FAILED and not other.follows and _done(other) == _done(trial):
+                return f"it does what {other.candidate.label or other.key} does"
+    if trial.action_error > _BLIND * apart and not trial.candidate.is_drawn:
+        return f"those as trained of other moments are nearer ({apart:.2g}), {_BLIND:g} times at least"
+    return ""
+
+
+def _done(trial: Trial) -> tuple[Any, ...]:
+    """What two candidates have in common that do the same."""
+    candidate = trial.candidate
+    same = [(kind, sorted(plain(options).items())) for kind, options in candidate.same_work]
+    work, errors = (trial.flops, trial.passes), (trial.first_error, trial.action_error)
+    return (*work, *errors, candidate.execution, candidate.is_compiled, str(sorted(same)))
 
 
 def failure(candidate: Candidate, error: Exception) -> Trial:

@@ -219,13 +219,13 @@ class Search:
         self._timing.time(alone, FEW, _NO_LIMIT_S)
 
     def _breed(self) -> None:
-        """Count candidates like the best that should keep the budget; the nearest actions stay the best."""
-        trials, parents, most = self._store.trials, self._rule.fitting, self._most
+        """Count candidates like the best that should keep the budget, or nearly."""
+        trials, most = self._store.trials, self._most
         share = self._shares.bred
         with progress() as bars:
             bar = bars.add_task("counting others like the best", total=most)
             while len(trials) < most and self._deadline.left_s(share) > 0:
-                best = parents(list(trials.values()))[:_PARENTS]
+                best = self._rule.parents(list(trials.values()), _PARENTS)
                 child = self._child([trial.candidate for trial in best])
                 if child is None:
                     break

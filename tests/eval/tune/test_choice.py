@@ -3,11 +3,13 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
-from vivace.eval.tune.counting import beaten
+from vivace.eval.tune.counting import beaten, moments_apart, pointless
 from vivace.eval.tune.expected import expectation
 from vivace.eval.tune.study import Study
 
@@ -149,6 +151,46 @@ def test_who_computes_more_in_fewer_passes_is_not_given_up_early():
     jacobi = replace(trial("jacobi", 9, 0.0), flops=9, passes=10, first_error=0.5)
     assert not beaten(jacobi, known)
     assert beaten(replace(jacobi, passes=50), known)
+
+
+def test_others_are_bred_from_what_nearly_keeps_the_budget_too(rule):
+    """What keeps it is useless here; what needs a little less is not."""
+    useless = [running(50 + i, 5.0 + i, ("useless", {"i": i})) for i in range(8)]
+    nearly = [running(110 + i, 0.1 + i, ("nearly", {"i": i})) for i in range(8)]
+    far = [running(900, 0.0, origin=Origin.TRAINED)]
+    labels = [one.candidate.label for one in rule.parents([*useless, *nearly, *far], 6)]
+    assert labels == ["useless"] * 3 + ["nearly"] * 3
+    assert rule.parents([*useless, *far], 6) == useless[:6], "where nothing is near, what keeps it alone"
+
+
+def counted(name: str, error: float, **known) -> Trial:
+    return replace(trial(name, 5, error), status=Status.COUNTED, first_error=error, passes=1, **known)
+
+
+def test_settings_that_say_nothing_make_no_other_candidate():
+    one, same = counted("one pass", 0.03), counted("one pass, tolerant", 0.03)
+    assert pointless(same, [one], np.inf) == "it does what one pass does"
+    for other in (
+        replace(same, passes=2),
+        replace(same, action_error=0.031),
+        replace(same, follows=True),
+        replace(same, candidate=replace(same.candidate, origin=Origin.DEFAULT)),
+        replace(same, candidate=Candidate((("precision", {"vision": "int8"}),))),
+    ):
+        assert not pointless(other, [one], np.inf)
+
+
+def test_what_acts_on_nothing_that_is_seen_is_not_timed():
+    keys = ((1, 0), (1, 8), (2, 0), (3, 0))
+    chunks = torch.tensor([0.0, 9.0, 0.3, 0.6])[:, None, None].expand(4, 2, 3)
+    apart = moments_apart(chunks, keys)
+    pairs = [0.3, 0.6, 8.7, 8.4, 0.3]
+    assert apart == pytest.approx(np.mean(pairs)), "chunks of one episode are not compared"
+    assert moments_apart(chunks[:2], keys[:2]) == np.inf
+    assert not pointless(counted("far", 1.9), [], 1.0)
+    assert "of other moments are nearer" in pointless(counted("blind", 2.1), [], 1.0)
+    rival = replace(counted("blind", 2.1), candidate=Candidate((("x", {}),), origin=Origin.BASELINE))
+    assert not pointless(rival, [], 1.0)
 
 
 def test_the_nearest_and_the_fastest_race_in_turn_and_what_follows_comes_last(rule):
