@@ -62,14 +62,15 @@ class Finals:
             if not racing:
                 return None, None
             state = arena.race(racing, self.seeds, RaceRules())
-            if not any(state.outcomes.values()):
+            if state.ending is Ending.TIME and not any(state.outcomes.values()):
                 deadline.cut("nobody raced, for time was up")
                 return state, None
             stayed = sorted(state.alive, key=lambda key: -sum(state.outcomes[key].values()))
             winner, *others = (trials[key] for key in stayed)
             met = len(state.outcomes[winner.key])
             told = f"{describe(winner.candidate)} leads: {sum(state.outcomes[winner.key].values())} of {met}"
-            console.print(f"race over ({state.ending}): {told}", highlight=False)
+            alone = f"{describe(winner.candidate)} alone keeps the budget: no race"
+            console.print(f"race over ({state.ending}): {told}" if met else alone, highlight=False)
             if state.ending is Ending.TIME:
                 deadline.cut(
                     f"the race met {met} of {len(self.seeds)} episodes, for the rest of the time is the "

@@ -3,7 +3,7 @@
     python tests/support/true_size_smolvla.py FOLDER
 
 writes FOLDER/policy, a lerobot checkpoint of 450 million parameters (1.8 GB; its language model's config
-and a tokenizer that stands in for its own lie beside it), and FOLDER/obs.npz, 72 observations of three cameras
+and a tokenizer that stands in for its own lie beside it), and FOLDER/obs.npz, 72 observations of 3 cameras
 in six episodes. How long a chunk takes depends on neither weights nor pictures.
 """
 

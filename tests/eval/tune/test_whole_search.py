@@ -9,6 +9,7 @@ from planted import HZ, PlantedWorld, planted_checkpoint, planted_latencies
 from vivace.eval.options import EnvOptions, PolicyOptions
 from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.candidate import Origin, Status, Trial
+from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.store import Store
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 from vivace.policies.errors import BadSetting
@@ -142,6 +143,19 @@ def test_what_another_search_knows_is_taken_over_for_another_budget(checkpoint: 
     plan = after.trials[last["winner"]["key"]]
     assert max(plan.latencies_s) <= 1 / HZ
     assert all(max(after.trials[key].latencies_s) <= 1 / HZ for key in last["race"]["entrants"])
+
+
+def test_who_alone_keeps_the_budget_is_confirmed_without_a_race(checkpoint, tmp_path, monkeypatch) -> None:
+    few = {"candidates": 30, "samples": 2, "n_episodes": 20, "confirm": 20, "techniques": ["step_schedule"]}
+    keeping = Rule.keeping
+    monkeypatch.setattr(Rule, "keeping", lambda rule, trials: keeping(rule, trials)[:1])
+    last, is_found = run(command(checkpoint, tmp_path / "out", 0, ms=1e3 / HZ, **few), planted_latencies)
+    assert is_found
+    plan = Store(tmp_path / "out").trials[last["winner"]["key"]]
+    assert not plan.raced
+    assert len(plan.confirmed) == 20
+    assert "was not judged" not in last["sentence"]
+    assert (last["race"]["ending"], last["race"]["entrants"]) == ("all others were dropped", [plan.key])
 
 
 @pytest.mark.long
