@@ -149,9 +149,9 @@ def beaten(trial: Trial, known: Iterable[Trial]) -> str:
     return f"{len(better)} others compute no more and are nearer, {_CLEARLY:g} times at least"
 
 
-def moments_apart(actions: Tensor, noise_keys: Sequence[tuple[int, int]]) -> float:
+def moments_apart(actions: Tensor, noise_keys: Sequence[tuple[int, ...]]) -> float:
     """How far chunks (B, H, A) of different episodes are apart, as action errors are; inf without others."""
-    episodes = torch.tensor([episode for episode, _ in noise_keys])
+    episodes = torch.tensor([key[0] for key in noise_keys])
     distances = (actions[:, None] - actions[None]).abs().mean(dim=(2, 3))[episodes[:, None] != episodes]
     return float(distances.mean()) if len(distances) else math.inf
 
