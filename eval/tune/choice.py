@@ -97,24 +97,29 @@ class Rule:
         """Those not timed that should keep the budget, the nearest actions first."""
         return [trial for trial in self.fitting(trials) if not trial.latencies_s][:most]
 
-    def fitting(self, trials: Sequence[Trial], times: float = 1.0) -> list[Trial]:
-        """Those that keep so many budgets, or should by their counted work, the nearest actions first."""
-        expected = expectation(self.candidates(trials))
-
-        def keeps(trial: Trial) -> bool:
-            takes_s = expected(trial)
-            return takes_s is not None and takes_s <= times * self.budget.of(trial.candidate)
-
-        return sorted(filter(keeps, self.candidates(trials)), key=_error)
+    def fitting(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those that keep the budget, or should by their counted work, the nearest actions first."""
+        return self._within(trials, 1.0)[0]
 
     def parents(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those that others are bred from: half of them fit the budget, half need a little less to.
 
         Where what fits is far off, a relative of what nearly fits is the better plan.
         """
-        fit = self.fitting(trials)
-        near = [trial for trial in self.fitting(trials, _NEARLY) if trial not in fit]
+        fit, near = self._within(trials, 1.0, _NEARLY)
         return _once(fit[: most - most // 2], near[: most // 2], fit)[:most]
+
+    def _within(self, trials: Sequence[Trial], *budgets: float) -> list[list[Trial]]:
+        """Those expected to take so many budgets at most but no fewer of these; the nearest actions first."""
+        some = self.candidates(trials)
+        expected = expectation(some)
+        found: list[list[Trial]] = [[] for _ in budgets]
+        for trial in sorted(some, key=_error):
+            takes_s, budget_s = expected(trial), self.budget.of(trial.candidate)
+            fits = [i for i, n in enumerate(budgets) if takes_s is not None and takes_s <= n * budget_s]
+            if fits:
+                found[fits[0]].append(trial)
+        return found
 
     def finalists(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those to time as often as a p99 takes: rivals near the budget, nearest actions, some that follow.

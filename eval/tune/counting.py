@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,12 @@ from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.action_error import action_errors, sample_all
 from vivace.eval.observations.observe import some
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.space import describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
 from vivace.policies.errors import named
 from vivace.policies.execution import Denoising, Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
-from vivace.policies.plain_data import plain
 
 _SOME = 3
 """Others that have to be better before a candidate is dropped on few observations."""
@@ -71,7 +70,7 @@ class Counting:
             self._calibrators[n] = Calibrator(policy, self._loaded.fingerprint, self._fitted)
         return self._calibrators[n].plan(candidate.requests)
 
-    def trial(self, candidate: Candidate, known: Iterable[Trial] = ()) -> Trial:
+    def trial(self, candidate: Candidate, known: Collection[Trial] = ()) -> Trial:
         """Count and compare a candidate; whatever is raised is the trial's, not the search's end.
 
         Args:
@@ -79,7 +78,6 @@ class Counting:
             known: trials before it: where some of them leave it no chance, it is dropped early; where one of
                 them does the same, it is dropped too.
         """
-        known = list(known)
         try:
             _, execution = self.made(candidate)
             counted = count_by_shapes(execution, self._judged.one)
@@ -173,18 +171,17 @@ def pointless(trial: Trial, known: Iterable[Trial], apart: float) -> str:
     if trial.candidate.origin is Origin.SEARCH:
         for other in known:
             if other.status is not Status.FAILED and not other.follows and _done(other) == _done(trial):
-                return f"it does what {other.candidate.label or other.key} does"
+                return f"it does what {describe(other.candidate)} does"
     if trial.action_error > _BLIND * apart and not trial.candidate.is_drawn:
         return f"those as trained of other moments are nearer ({apart:.2g}), {_BLIND:g} times at least"
     return ""
 
 
-def _done(trial: Trial) -> tuple[Any, ...]:
+def _done(trial: Trial) -> tuple[object, ...]:
     """What two candidates have in common that do the same."""
-    candidate = trial.candidate
-    same = [(kind, sorted(plain(options).items())) for kind, options in candidate.same_work]
+    one = trial.candidate
     work, errors = (trial.flops, trial.passes), (trial.first_error, trial.action_error)
-    return (*work, *errors, candidate.execution, candidate.is_compiled, str(sorted(same)))
+    return (*work, *errors, one.same_work, one.execution, one.is_compiled)
 
 
 def failure(candidate: Candidate, error: Exception) -> Trial:
