@@ -1,43 +1,59 @@
 """Fast offscreen rendering of a MuJoCo world, for headless machines without a GPU."""
 
-import weakref
-from types import TracebackType
+import atexit
+import hashlib
+from collections import OrderedDict
+from functools import cache
+from threading import current_thread
 from typing import Any
 
 import mujoco
 import numpy as np
 
 from vivace.envs.opengl import drawing, opened
-from vivace.policies.backports import Self
 
 _UPSIDE_DOWN = frozenset({"corner2"})
 """Meta-World's cameras whose image has to be turned by 180 degrees."""
 
+
+_OPEN: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+"""Thread, model and size -> its open renderer, the last used one last.
+
+To open one takes a quarter of a second without a GPU, which is most of what a short episode costs: textures
+and meshes are sent again, though worlds of one task are alike in all that a renderer holds."""
+_MOST_OPEN = 8
 
 CLOSE_UP = "close_up"
 """Not a camera of the model: a view of the table from the front right, near enough for small images."""
 
 
 class Camera:
-    """One offscreen renderer, made at the first frame.
+    """Draws one world; its renderer, made at the first frame, is shared by all cameras of worlds alike.
 
     Shadows, reflections and multisampling are off: they cost about 90 % of the time in software
     rendering and carry nothing a policy needs.
     """
 
-    def __init__(self, model: mujoco.MjModel, height: int, width: int, marks: bool = True) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, height: int, width: int, alike: bytes = b"", marks: bool = True
+    ) -> None:
         """Remember the world; nothing is allocated yet.
 
         Args:
-            model: the world; its shadow and multisampling quality are set to zero at the first frame.
+            model: the world; its shadow and multisampling quality are set to zero.
             height: image height [px].
             width: image width [px].
+            alike: `looks` of the model as it was loaded, which resets write into; cameras that are given the
+                same share a renderer.
             marks: whether sites, such as Meta-World's goals, are drawn.
         """
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         self._model = model
-        self._height = height
-        self._width = width
-        self._renderer: Any = None  # a mujoco without OpenGL knows no Renderer
+        self._size = height, width
+        self._alike = alike
         self._option = mujoco.MjvOption()
         if not marks:
             self._option.sitegroup[:] = 0
@@ -55,10 +71,11 @@ class Camera:
         Raises:
             NoRendering: this computer cannot draw.
         """
+        view = _close_up() if camera == CLOSE_UP else _fixed(self._model, camera)
         with drawing():
-            renderer = self._renderer or self._open()
-            view = _close_up() if camera == CLOSE_UP else camera
-            renderer.update_scene(data, camera=view, scene_option=self._option)
+            renderer = self._renderer()
+            everything = mujoco.mjtCatBit.mjCAT_ALL.value
+            mujoco.mjv_updateScene(self._model, data, self._option, None, view, everything, renderer.scene)
             flags = renderer.scene.flags
             flags[:] = 0
             flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = 1
@@ -66,29 +83,42 @@ class Camera:
             image = renderer.render()
         return image[::-1, ::-1].copy() if camera in _UPSIDE_DOWN else image
 
-    def close(self) -> None:
-        """Free the rendering context; a later frame opens a new one."""
-        if self._renderer is not None:
-            self._closer()
-            self._renderer = None
+    def _renderer(self) -> Any:
+        """The open renderer of worlds like this one, in this thread, which alone may draw with it."""
+        self._alike = self._alike or looks(self._model)
+        key = (current_thread(), self._alike, self._size)
+        if key not in _OPEN:
+            while len(_OPEN) >= _MOST_OPEN:
+                _OPEN.popitem(last=False)[1].close()
+            _OPEN[key] = opened(lambda: mujoco.Renderer(self._model, *self._size))
+            _close_at_exit()
+        _OPEN.move_to_end(key)
+        return _OPEN[key]
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+@cache
+def _close_at_exit() -> None:
+    """As soon as the rendering library is there: mujoco's own destructors come after it, and complain."""
+    atexit.register(close_renderers)
 
-    def _open(self) -> Any:
-        self._model.vis.quality.offsamples = 0
-        self._model.vis.quality.shadowsize = 0
-        self._model.vis.global_.offwidth = max(self._model.vis.global_.offwidth, self._width)
-        self._model.vis.global_.offheight = max(self._model.vis.global_.offheight, self._height)
-        self._renderer = opened(lambda: mujoco.Renderer(self._model, self._height, self._width))
-        # At exit mujoco's own destructors come after the rendering library is gone, and complain.
-        self._closer = weakref.finalize(self, self._renderer.close)
-        return self._renderer
+
+def close_renderers() -> None:
+    """Free all rendering contexts; a later frame opens a new one."""
+    while _OPEN:
+        _OPEN.popitem()[1].close()
+
+
+def looks(model: mujoco.MjModel) -> bytes:
+    """What tells a model from others, while nothing was written into it since it was loaded."""
+    whole = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, whole)
+    return hashlib.blake2b(whole.data, digest_size=16).digest()
+
+
+def _fixed(model: mujoco.MjModel, camera: str) -> mujoco.MjvCamera:
+    view = mujoco.MjvCamera()
+    view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, model.camera(camera).id
+    return view
 
 
 def _close_up() -> mujoco.MjvCamera:

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Dict
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 
-from vivace.envs.metaworld.camera import CLOSE_UP, Camera
+from vivace.envs.metaworld.camera import CLOSE_UP, Camera, looks
 from vivace.envs.metaworld.tasks import task_descriptions
 from vivace.envs.registry import nearest
 from vivace.policies.errors import BadSetting, UnknownEnvironment
@@ -134,11 +134,13 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         else:
             cameras = tuple(map(_camera, image_sizes)) or cameras
         _check_cameras(self._world.model, cameras)
+        alike = looks(self._world.model) if image_sizes else b""  # 20 ms, which many worlds have no use for
         self._eyes = {
-            size: Camera(self._world.model, *size, marks=self.shows_goal) for size in {*image_sizes.values()}
+            size: Camera(self._world.model, *size, alike, marks=self.shows_goal)
+            for size in {*image_sizes.values()}
         }
         """(height, width) -> what draws images of that size."""
-        self._film = Camera(self._world.model, render_size, render_size)
+        self._film = Camera(self._world.model, render_size, render_size, alike)
         self._ticks = 0
         self._before: np.ndarray = np.zeros(_NOW.stop)
         self._lazy_images = lazy_images
@@ -212,11 +214,6 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
     def render(self) -> np.ndarray:
         """Return a frame for a video, a view of the table from nearby, HWC RGB uint8."""
         return self._film.image(self._world.data, CLOSE_UP)
-
-    def close(self) -> None:
-        """Free the renderers."""
-        for camera in (self._film, *self._eyes.values()):
-            camera.close()
 
     def _begin(self, random: np.random.Generator) -> None:
         """Draw what happens in this episode; called once the world is reset."""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from vivace.envs import MetaWorld, make, task_names
+from vivace.envs.metaworld import camera
 from vivace.envs.metaworld.world import SPEED_M_S
 from vivace.envs.registry import instruction
 from vivace.policies.errors import BadSetting, UnknownEnvironment
@@ -202,3 +203,30 @@ def test_lazy_images_are_those_of_their_moment():
         late[key]
     with pytest.raises(KeyError):
         late["observation.images.wrist"]
+
+
+def test_worlds_alike_share_a_renderer_and_draw_what_they_draw_alone():
+    """Opening one takes longer than an episode's pictures; another task, or size, has its own."""
+
+    def seen(worlds):
+        return [world.step(np.full(4, 0.5))[0]["observation.images.corner2"] for world in worlds]
+
+    def begun(*tasks, size=48):
+        worlds = [make("metaworld", task, image_size=size) for task in tasks]
+        for seed, world in enumerate(worlds):
+            world.reset(seed=seed)
+        return worlds
+
+    camera.close_renderers()
+    tasks = "push-v3", "push-v3", "drawer-open-v3"
+    together = [seen(worlds) for worlds in [begun(*tasks)] for _ in range(2)]
+    assert len(camera._OPEN) == 2, "one for both worlds of a task"
+    for i in range(3):
+        camera.close_renderers()
+        alone = begun(*tasks)
+        for moment in range(2):
+            np.testing.assert_array_equal(seen(alone)[i], together[moment][i])
+    assert not np.array_equal(together[0][0], together[0][1])
+    for size in range(20, 20 + 2 * camera._MOST_OPEN, 2):
+        begun("push-v3", size=size)
+    assert len(camera._OPEN) == camera._MOST_OPEN, "the last used ones stay open"

@@ -7,6 +7,7 @@ import sys
 import mujoco
 import pytest
 
+from vivace.envs.metaworld.camera import close_renderers
 from vivace.envs.opengl import drawing, why_not_drawn
 from vivace.envs.registry import make
 from vivace.eval.obstacles import obstacle
@@ -86,6 +87,7 @@ def test_what_else_goes_wrong_while_drawing_keeps_its_name():
 def test_an_error_out_of_the_bindings_of_another_world_is_known_by_where_it_was_raised():
     from OpenGL import GL
 
+    close_renderers()  # those of other tests
     with pytest.raises(Exception) as info:  # noqa: PT011
         GL.glGetString(GL.GL_VERSION).decode()  # there is no context
     if any(frame.name.startswith("gl") or "OpenGL" in str(frame.path) for frame in info.traceback[1:]):
