@@ -35,7 +35,7 @@ long: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --on=cpu -k "not does_what_the_cpu_does" tests/gpu
 
 table: $(STAMP)
-	$(BIN)/python -m pytest -q tests/contracts tests/deploy -k test_the_tables_in_the_readme --regen-golden
+	$(BIN)/python -m pytest -q tests/contracts tests/deploy tests/gpu -k test_the_tables_in_the_readme --regen-golden
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --cov=policies --cov=accel --cov=envs --cov=eval --cov=deploy --cov-report=term:skip-covered

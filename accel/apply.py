@@ -105,7 +105,22 @@ def calibrate(
     data: CalibrationData,
     wanted: Sequence[Request],
 ) -> AccelerationPlan:
+    """Return the plan of `calibrated`, by itself."""
+    return calibrated(policy, fingerprint, data, wanted)[0]
+
+
+def calibrated(
+    policy: StagedPolicy,
+    fingerprint: Fingerprint,
+    data: CalibrationData,
+    wanted: Sequence[Request],
+) -> tuple[AccelerationPlan, Execution]:
     """Calibrate techniques, and see that finite actions come of them; arguments as of `Calibrator`.
+
+    Returns:
+        The plan, and the policy's execution under it. What goes on with the execution keeps a plan's own
+        weights once: a second one, of the same plan, would make them again (those of a language model in
+        int8 are gigabytes).
 
     Raises:
         CalibrationError: there are no observations, or not as many noise keys.
@@ -113,7 +128,7 @@ def calibrate(
     """
     plan, execution = Calibrator(policy, fingerprint, data).plan(wanted)
     sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
-    return plan
+    return plan, execution
 
 
 def exact_plan(policy: StagedPolicy, fingerprint: Fingerprint) -> AccelerationPlan:

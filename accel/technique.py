@@ -45,6 +45,7 @@ class Seam(IntEnum):
     BLOCKS = 7
     DECODE = 8
     CARRY = 9
+    LAUNCH = 10
 
     @property
     def holds_many(self) -> bool:
@@ -130,6 +131,7 @@ class Need(Enum):
     TAIL = "leaves out actions behind those executed", "has none, or looks at them for the others"
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
     CAMERAS = "looks at several cameras in one call", "has not several, or does so"
+    GPU = "launches what a GPU computes", "is on a device that launches nothing"
     RENEWAL = "reads some patches anew beside others that it kept", "keeps nothing of single patches"
 
     def is_met(self, policy: Any) -> bool:
@@ -180,6 +182,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.SIGHT: has_sight,
     Need.CAMERAS: looks_apart,
     Need.RENEWAL: renews,
+    Need.GPU: lambda policy: policy.placement.device.type == "cuda",
 }
 
 

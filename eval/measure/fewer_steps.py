@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import calibrated
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.step_schedule import FLOWS, ask_steps, samplers_of
@@ -88,8 +88,7 @@ def find_rival(
 
     def made(n_steps: int, observations: CalibrationData) -> Execution:
         wanted = [ask_steps(sampler, n_steps), *exact]
-        found = calibrate(loaded.staged, loaded.fingerprint, observations, wanted)
-        return accelerate(loaded.staged, found)
+        return calibrated(loaded.staged, loaded.fingerprint, observations, wanted)[1]
 
     one = next(data.ones())  # where steps lie does not matter to how long they take
     counts = accepted(loaded.staged, sampler)

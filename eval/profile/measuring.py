@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import calibrated
 from vivace.accel.technique import CalibrationData
 from vivace.eval.machine import commit, machine, versions
 from vivace.eval.measure.latencies import chunks_in_turn, first_chunk
@@ -160,8 +160,8 @@ def _made(
         try:
             with console.status(f"making ready: {describe(one)}"):
                 policy = executing(loaded.staged, one.execution.n_action_steps)
-                plan = calibrate(policy, loaded.fingerprint, fitted, one.requests)
-                run = session(command, loaded, accelerate(policy, plan))
+                execution = calibrated(policy, loaded.fingerprint, fitted, one.requests)[1]
+                run = session(command, loaded, execution)
                 made.runs[one.key] = _Run.of(describe(one), run, data)
         except Exception as error:
             made.left_out[describe(one)] = f"{type(error).__name__}: {in_one_line(error)}"

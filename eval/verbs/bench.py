@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from torch._dynamo.exc import TorchDynamoException
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import accelerate, calibrated
 from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
@@ -289,8 +289,7 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
             with console.status(f"calibrating {variant.label}"):
                 if key not in eager:
                     policy = executing(loaded.staged, variant.n_action_steps)
-                    plan = calibrate(policy, loaded.fingerprint, data, variant.wanted)
-                    eager[key] = plan, accelerate(policy, plan)
+                    eager[key] = calibrated(policy, loaded.fingerprint, data, variant.wanted)
                 plan, execution = eager[key]
                 executions[variant.name] = _made(variant, execution, data)
         except UNFIT as error:  # it does not fit this policy; else a mistake

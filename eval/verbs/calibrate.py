@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.apply import calibrated
 from vivace.accel.explain import explain, measured
 from vivace.accel.flops import count_flops
 from vivace.accel.judgement import check_apart, fitted_seeds
@@ -78,8 +78,7 @@ def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
         return _nothing(loaded, wanted)
     data = observe(command, loaded)
     with console.status("calibrating"):
-        plan = calibrate(loaded.staged, loaded.fingerprint, data, wanted)
-    execution = accelerate(loaded.staged, plan)
+        plan, execution = calibrated(loaded.staged, loaded.fingerprint, data, wanted)
     baseline = as_trained(loaded.staged)
     judged = observe(command, loaded, seed=JUDGEMENT_SEED)
     check_apart(fitted_seeds(plan), judged.seeds)

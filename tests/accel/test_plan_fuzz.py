@@ -97,6 +97,8 @@ def subject(request, policies) -> Subject:
     technique = techniques()[request.param]
     options = OPTIONS.get(request.param, next(iter(technique.examples.values())))
     staged, mark, data = policies[suited(technique.needs)]
+    if Need.GPU in technique.needs:  # calibrated there alone, and without settings
+        return Subject(staged, mark, data, AccelerationPlan(mark, (technique(),)))
     return Subject(staged, mark, data, calibrate(staged, mark, data, [(request.param, options)]))
 
 

@@ -4,7 +4,7 @@ A step of a static plan never waits for the host, and is captured as a CUDA grap
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from policy_cases import POLICIES, TOKENS, observations
+from support_table import shows
 from technique_cases import examples, fits
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from vivace.accel.apply import accelerate, calibrate
+from vivace.accel.flops import count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData, Need
+from vivace.accel.techniques.cuda_graph import CudaGraph, Launcher
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.arrays import is_image
 from vivace.policies.batch import take, tensors
@@ -291,3 +294,33 @@ def test_a_static_chunk_is_captured_as_a_graph(subject, variant):
         tree_map(Tensor.copy_, one, other)
         graph.replay()
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+every_launch = pytest.mark.parametrize(
+    ("subject", "variant"),
+    [
+        pytest.param(policy, variant, marks=shows("cuda_graph", policy.split("-")[0], "on a GPU"))
+        for policy, (_, has) in POLICIES.items()
+        for variant in STATIC
+        if Need.DENOISER in has and (variant == "as trained" or fits(has, variant))
+    ],
+    indirect=["subject"],
+)
+
+
+@every_launch
+def test_steps_launched_as_graphs_do_what_their_kernels_do(subject, variant):
+    """One observation, another, both, the first again: every size is captured once, and nothing stays."""
+    plan = subject.plan(variant)
+    graphs = replace(plan, techniques=(*plan.techniques, CudaGraph()))
+    eager, execution = accelerate(subject.there, plan), accelerate(subject.there, graphs)
+    for rows in ([0], [1], [0, 1], [0]):
+        seen, keys = subject.moved(take(subject.batch, rows)), [KEYS[i] for i in rows]
+        found, wanted = (sample(run, seen, EpisodeNoise(keys)) for run in (execution, eager))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    one = subject.moved(take(subject.batch, [0]))
+    assert count_flops(execution, one) == count_flops(eager, one), "what is counted is not what is launched"
+    if subject.device.type == "cuda":
+        assert len(execution.call.captured) == 2 * len(execution.sampler)
+    else:
+        assert not isinstance(execution.call, Launcher)

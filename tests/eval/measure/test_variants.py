@@ -128,7 +128,8 @@ def test_an_opaque_policy_has_the_rows_that_fit_a_whole():
         "mlp_prune, layer_skip, patch_select": "works on a language stage, but policy 'vqbet' has none",
         "fused_attention": "looks at keys by torch's own kernels, but policy 'vqbet' does so, or cannot",
         "step_schedule, guidance, dead_actions, hoist, block_cache, context_freeze, forecast, frame_cache, "
-        "static_patches, warm_start": "works on denoising steps, but policy 'vqbet' has none that come apart",
+        "static_patches, warm_start, cuda_graph": "works on denoising steps, but policy 'vqbet' has none "
+        "that come apart",
         "cameras_together": "looks at several cameras in one call, but policy 'vqbet' has not several, or "
         "does so",
         "vision_merge": "works inside a vision tower, but policy 'vqbet' has none that comes apart",
