@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vivace.accel.apply import Calibrator
-from vivace.accel.flops import count_by_shapes
+from vivace.accel.flops import count_by_shapes, count_flops
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
 from vivace.eval.measure.action_error import action_errors, sample_all
@@ -27,6 +27,8 @@ _SOME = 3
 """Others that have to be better before a candidate is dropped on few observations."""
 _CLEARLY = 1.25
 """Times as far from the actions as trained."""
+_SLOW_S = 1.0
+"""A chunk that takes longer [s] is not run to count its work."""
 _BLIND = 2.0
 """Times as far from the actions as trained as those of other moments are: beyond, nothing was seen."""
 
@@ -57,6 +59,7 @@ class Counting:
         began = now()
         self._references = [sample_all(as_trained(loaded.staged), part) for part in self._parts]
         self._trained_s = (now() - began) / n
+        self._is_slow = self._trained_s > _SLOW_S
         self._apart = moments_apart(torch.cat(self._references), judged.noise_keys)
         self._calibrators: dict[int | None, Calibrator] = {}
         self.chunk_s: dict[str, float] = {}
@@ -80,7 +83,7 @@ class Counting:
         """
         try:
             _, execution = self.made(candidate)
-            counted = count_by_shapes(execution, self._judged.one)
+            counted = (count_by_shapes if self._is_slow else count_flops)(execution, self._judged.one)
             trial = Trial(
                 candidate=candidate,
                 status=Status.COUNTED,

@@ -5,16 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from policy_cases import KEYS, observations
+from technique_cases import examples, fits
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.flops import count_flops
 from vivace.accel.rows import make_rows
+from vivace.accel.technique import CalibrationData, Need
 from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.accel.updates import uniform_updates
+from vivace.policies.block import compute
 from vivace.policies.execution import as_trained
 from vivace.policies.families.dp_transformer.policy import DPTransformerConfig, DPTransformerPolicy
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
+from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
-from vivace.policies.tiny.policies import tiny_cogact
+from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.tiny.policies import tiny_cogact, tiny_token_vla
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +92,20 @@ def test_choosing_patches_projects_the_texts_queries_and_no_keys():
     queries = 2 * text * WIDTH * WIDTH
     scores = 2 * text * (1 + PATCHES + text) * WIDTH
     assert chosen.language - plain.language == queries + scores
+
+
+TOKENS = [name for name in examples() if fits({Need.TOKENS, Need.LANGUAGE, Need.GATED}, name)]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_one_pass_of_each_size_is_counted_for_all(name):
+    policy = tiny_token_vla()
+    staged = stage(policy)
+    data = CalibrationData(observations(policy), KEYS)
+    plan = calibrate(staged, fingerprint(policy, staged.spec.block_ids), data, examples()[name])
+    run = accelerate(staged, plan)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        context = run.policy.encode(data.one, compute, run.select)
+        with FlopCounterMode(display=False) as every_pass:
+            run.decoder(run.policy, context, EpisodeNoise([(0, 0)]), None, compute)
+    assert count_flops(run, data.one).decode == every_pass.get_total_flops() > 0
