@@ -109,7 +109,7 @@ class Finals:
             [cost.of(median_s(trial)) for trial in others],
             [cost.of(time_s) for time_s in (*confirmed, slowest, slowest)],
             tune.n_episodes,
-            tune.confirm,
+            0 if tune.lineup else tune.confirm,  # with a lineup nobody waits for the time that was given
             ConfirmRules().seeds_at_once,
         )
         if shares.n_others < len(others):
