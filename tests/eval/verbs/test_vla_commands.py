@@ -1,9 +1,12 @@
 """The verbs on a policy that sees and reads, run as a user runs them."""
 
 import json
+from weakref import WeakValueDictionary
 
 import pytest
+from checkpoints import checkpoint
 
+from vivace.accel.techniques import precision
 from vivace.eval.cli import main
 
 pytestmark = pytest.mark.sim
@@ -25,6 +28,25 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_a_plans_own_weights_are_made_once(tmp_path, monkeypatch):
+    """Of a language model in int8 they are gigabytes."""
+    made: list[tuple[int, ...]] = []
+    kinds, make = precision._MAKERS["int8"]
+
+    def watched(layer):
+        made.append((*layer.weight.shape, hash(layer.weight.detach().numpy().tobytes())))
+        return make(layer)
+
+    monkeypatch.setitem(precision._MAKERS, "int8", (kinds, watched))
+    monkeypatch.setattr(precision, "_NARROW", WeakValueDictionary())
+    command = ["calibrate", f"--policy.path={checkpoint('smolvla')}",
+               "--accel.techniques=[dead_work,precision]", "--accel.precision.vision=own",
+               "--accel.precision.language=int8", "--accel.samples=1",
+               "--accel.judged_samples=1", f"--output_dir={tmp_path}"]  # fmt: skip
+    assert main(command) == 0
+    assert len(made) == len(set(made)) > 0
 
 
 @pytest.mark.long
