@@ -106,8 +106,9 @@ class _Passes:
         self.flops = 0
         self._known: dict[Any, int] = {}
         self._extend = policy.extend
-        self.policy: Any = copy.copy(policy)
-        self.policy.extend = self._counted
+        twin: Any = copy.copy(policy)
+        twin.extend = self._counted
+        self.policy = twin
 
     def _counted(self, tokens: Tensor, past: Past, tree: Tensor, *others: Any) -> tuple[Tensor, Past]:
         size = tokens.shape, tree.shape, tuple(keys.shape for keys in past.keys)
