@@ -42,7 +42,7 @@ def test_no_opengl_is_a_failed_check_and_the_rest_goes_on(capsys, monkeypatch):
     def die(self):
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
-    monkeypatch.setattr("vivace.envs.metaworld.camera.Camera._open", die)
+    monkeypatch.setattr("vivace.envs.metaworld.camera.Camera._renderer", die)
     monkeypatch.setattr(doctor, "_checkpoint", lambda name: "fine")
     assert main(["doctor"]) == 1
     told = capsys.readouterr()
