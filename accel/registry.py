@@ -1,14 +1,14 @@
 """The techniques there are: every file in `accel/techniques`, and whatever else registers itself."""
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from vivace.accel.technique import Seam, Technique
-from vivace.accel.variant import Request
+from vivace.accel.variant import Request, Variant
 from vivace.policies.errors import BadSetting
 
 _ROOM = "vivace.accel.techniques"
@@ -62,6 +62,21 @@ def defaults(staged: Any) -> tuple[Request, ...]:
 def exact_work(staged: Any) -> tuple[Request, ...]:
     """What removes work at no error by default; every rival has it too, so no other is credited with it."""
     return _fitting(staged, lambda technique: technique.is_default and technique.seam == Seam.EXACT)
+
+
+def beside_exact_work(
+    technique: type[Technique], staged: Any, options: Mapping[str, Any], name: str = ""
+) -> Variant:
+    """A technique's row in the table of a policy with all exact work removed besides.
+
+    Args:
+        technique: whose row it is.
+        staged: the policy.
+        options: of the technique.
+        name: of the row; the technique's kind when empty.
+    """
+    wanted = (*exact_work(staged), (technique.kind, options))
+    return Variant(name or technique.kind, f"exact work removed, {technique.label}", wanted, technique.colour)
 
 
 def _fitting(staged: Any, is_wanted: Callable[[type[Technique]], bool]) -> tuple[Request, ...]:

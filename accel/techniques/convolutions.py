@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vivace.accel.in_turn import least_ms
-from vivace.accel.registry import exact_work, register
+from vivace.accel.registry import beside_exact_work, exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, time_convolutions, with_stages
 from vivace.accel.techniques.mlp_prune import copy_sharing_tensors
 from vivace.accel.variant import Variant
@@ -115,11 +115,9 @@ class Convolutions(Technique):
     @classmethod
     def variants(cls, staged: Any, options: ConvolutionsOptions) -> Iterable[Variant]:
         """Itself, and with all exact work removed."""
-        own = (cls.kind, vars(options))
-        exact = exact_work(staged)
-        yield Variant(cls.kind, cls.label, (own,), cls.colour)
-        if exact:
-            yield Variant(f"exact+{cls.kind}", f"exact work removed, {cls.label}", (*exact, own), cls.colour)
+        yield Variant(cls.kind, cls.label, ((cls.kind, vars(options)),), cls.colour)
+        if exact_work(staged):
+            yield beside_exact_work(cls, staged, vars(options), f"exact+{cls.kind}")
 
 
 class MatrixConv1d(nn.Module):

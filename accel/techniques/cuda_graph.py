@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from vivace.accel.registry import exact_work, register
+from vivace.accel.registry import beside_exact_work, register
 from vivace.accel.technique import Need, Seam, Technique, denoising
 from vivace.accel.variant import Variant
 from vivace.policies.block import Cache
@@ -71,14 +71,7 @@ class CudaGraph(Technique):
     @classmethod
     def variants(cls, staged: Any, options: Any) -> list[Variant]:
         """Itself with all exact work removed."""
-        return [
-            Variant(
-                cls.kind,
-                f"exact work removed, {cls.label}",
-                (*exact_work(staged), (cls.kind, {})),
-                cls.colour,
-            )
-        ]
+        return [beside_exact_work(cls, staged, {})]
 
 
 class _Held:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
-from vivace.accel.registry import exact_work, register
+from vivace.accel.registry import beside_exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Part, Seam, Technique, denoising
 from vivace.accel.variant import Variant
 from vivace.policies.errors import BadSetting, PlanMismatch
@@ -100,5 +100,4 @@ class DeadActions(Technique):
     @classmethod
     def variants(cls, staged: Any, options: DeadActionsOptions) -> Iterable[Variant]:
         """Itself with what else is removed exactly."""
-        wanted = ((cls.kind, vars(options)), *exact_work(staged))
-        return [Variant(cls.kind, f"exact work removed, {cls.label}", wanted, cls.colour)]
+        return [beside_exact_work(cls, staged, vars(options))]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from vivace.accel.in_turn import least_ms
-from vivace.accel.registry import exact_work, register
+from vivace.accel.registry import beside_exact_work, register
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique, with_eager
 from vivace.accel.variant import Variant
 from vivace.policies.execution import Execution, sample
@@ -93,8 +93,7 @@ class FusedAttention(Technique):
     @classmethod
     def variants(cls, staged: Any, options: FusedAttentionOptions) -> Iterable[Variant]:
         """Itself with all exact work removed."""
-        wanted = (*exact_work(staged), (cls.kind, vars(options)))
-        return [Variant(cls.kind, f"exact work removed, {cls.label}", wanted, cls.colour)]
+        return [beside_exact_work(cls, staged, vars(options))]
 
 
 def _looking(execution: Execution, look: Look) -> Execution:

@@ -126,21 +126,19 @@ class MetaWorld(gymnasium.Env[Any, np.ndarray]):
         self.terminate_on_success = terminate_on_success
         self.render_mode = "rgb_array"
         self._world = _load_world(self.base_task or task)
+        model = self._world.model
         self.max_episode_steps = max_episode_steps or max(1, round(self.episode_s * self.control_hz))
         self.task_description = self.instruction or task_descriptions()[task]
-        self._pristine = {name: getattr(self._world.model, name).copy() for name in _MODEL_FIELDS}
+        self._pristine = {name: getattr(model, name).copy() for name in _MODEL_FIELDS}
         if image_sizes is None:
             image_sizes = {IMAGE_KEY + name: (image_size, image_size) for name in cameras if image_size}
         else:
             cameras = tuple(map(_camera, image_sizes)) or cameras
-        _check_cameras(self._world.model, cameras)
-        alike = looks(self._world.model) if image_sizes else b""  # 20 ms, which many worlds have no use for
-        self._eyes = {
-            size: Camera(self._world.model, *size, alike, marks=self.shows_goal)
-            for size in {*image_sizes.values()}
-        }
+        _check_cameras(model, cameras)
+        alike = looks(model) if image_sizes else b""  # 20 ms, which many worlds have no use for
+        self._eyes = {size: Camera(model, *size, alike, self.shows_goal) for size in {*image_sizes.values()}}
         """(height, width) -> what draws images of that size."""
-        self._film = Camera(self._world.model, render_size, render_size, alike)
+        self._film = Camera(model, render_size, render_size, alike)
         self._ticks = 0
         self._before: np.ndarray = np.zeros(_NOW.stop)
         self._lazy_images = lazy_images

@@ -59,7 +59,7 @@ class Counting:
         began = now()
         self._references = [sample_all(as_trained(loaded.staged), part) for part in self._parts]
         self._trained_s = (now() - began) / n
-        self._is_slow = self._trained_s > _SLOW_S
+        self._count = count_by_shapes if self._trained_s > _SLOW_S else count_flops
         self._apart = moments_apart(torch.cat(self._references), judged.noise_keys)
         self._calibrators: dict[int | None, Calibrator] = {}
         self.chunk_s: dict[str, float] = {}
@@ -83,7 +83,7 @@ class Counting:
         """
         try:
             _, execution = self.made(candidate)
-            counted = (count_by_shapes if self._is_slow else count_flops)(execution, self._judged.one)
+            counted = self._count(execution, self._judged.one)
             trial = Trial(
                 candidate=candidate,
                 status=Status.COUNTED,
