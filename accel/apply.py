@@ -12,7 +12,7 @@ from vivace.accel.technique import CalibrationData, Technique
 from vivace.accel.variant import Request
 from vivace.policies.batch import rows_of
 from vivace.policies.errors import CalibrationError, UnsupportedPolicy
-from vivace.policies.execution import Execution, as_trained, sample
+from vivace.policies.execution import Execution, as_trained, eagerly, sample
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.spec import Fingerprint
@@ -127,7 +127,7 @@ def calibrated(
         NonFiniteActions: under the plan some of the observations lead to NaN or infinity.
     """
     plan, execution = Calibrator(policy, fingerprint, data).plan(wanted)
-    sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    sample(eagerly(execution), data.batch, EpisodeNoise(data.noise_keys), data.draft)
     return plan, execution
 
 

@@ -20,7 +20,7 @@ from vivace.accel.rows import schedule_of
 from vivace.accel.shapes import VALUES_ARE_ASKED_FOR, ShapesAlone, without_values
 from vivace.policies.block import Block, compute
 from vivace.policies.carry import NOTHING
-from vivace.policies.execution import Decoding, Denoising, Execution
+from vivace.policies.execution import Decoding, Denoising, Execution, eagerly
 from vivace.policies.language.past import Past
 from vivace.policies.language.prefix import LayerView, PatchSelector, Survivors
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -138,6 +138,7 @@ class _CountingSelector:
 
 def count_flops(execution: Execution, batch: Batch) -> Flops:
     """Count the FLOPs of one chunk for a batch of observations (B, To, ...)."""
+    execution = eagerly(execution)
     # Outside inference mode MultiheadAttention takes the path that is made of counted operations.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         counts = _Counts(execution.policy)

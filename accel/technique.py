@@ -1,8 +1,11 @@
 """What a technique is, what it needs of a policy, and where it attaches."""
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from importlib.util import find_spec
+from shutil import which
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -50,14 +53,16 @@ class Seam(IntEnum):
     @property
     def holds_many(self) -> bool:
         """Whether several techniques may work on it; else two are an error."""
-        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY)
+        return self in (Seam.WEIGHTS, Seam.EXACT, Seam.CARRY, Seam.LAUNCH)
 
     @property
     def fits(self) -> tuple[type, ...]:
         """Executions it is a seam of."""
-        if self in (Seam.WEIGHTS, Seam.VISION, Seam.LAYERS, Seam.PATCHES, Seam.EXACT):
-            return executions.Denoising, executions.Decoding
-        return (executions.Decoding,) if self == Seam.DECODE else (executions.Denoising,)
+        if self == Seam.DECODE:
+            return (executions.Decoding,)
+        if self in (Seam.STEPS, Seam.GUIDANCE, Seam.BLOCKS, Seam.CARRY):
+            return (executions.Denoising,)
+        return executions.Denoising, executions.Decoding
 
     def check(self, kind: str, execution: Execution) -> None:
         """Raise `UnsupportedPolicy` naming a technique and the policy if the execution has no such seam."""
@@ -132,6 +137,7 @@ class Need(Enum):
     SIGHT = "reads cameras apart from the state", "reads all it observes at once, or has none"
     CAMERAS = "looks at several cameras in one call", "has not several, or does so"
     GPU = "launches what a GPU computes", "is on a device that launches nothing"
+    COMPILER = "runs code that is compiled here", "is on a machine without a compiler (g++; triton for a GPU)"
     RENEWAL = "reads some patches anew beside others that it kept", "keeps nothing of single patches"
 
     def is_met(self, policy: Any) -> bool:
@@ -166,6 +172,13 @@ def time_convolutions(policy: Any) -> dict[str, nn.Conv1d]:
     return found
 
 
+def has_compiler(device: str) -> bool:
+    """Whether torch can compile code for a device here."""
+    if device == "cuda":
+        return find_spec("triton") is not None
+    return which(os.environ.get("CXX", "g++")) is not None
+
+
 _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.DENOISER: lambda policy: bool(policy.blocks) and denoises(policy),
     Need.LANGUAGE: has_language,
@@ -183,6 +196,7 @@ _HAS: dict[Need, Callable[[Any], bool]] = {
     Need.CAMERAS: looks_apart,
     Need.RENEWAL: renews,
     Need.GPU: lambda policy: policy.placement.device.type == "cuda",
+    Need.COMPILER: lambda policy: has_compiler(policy.placement.device.type),
 }
 
 
@@ -215,6 +229,8 @@ class Technique:
     """No decision depends on tensor values, so it can be captured as a graph."""
     saves_flops: ClassVar[bool] = True
     """Whether there is less to compute; else the same is computed faster."""
+    starts_late: ClassVar[bool] = False
+    """Its first chunk takes a minute or more: bench and tune try it where their `compile` says so."""
     is_for_torch: ClassVar[bool] = False
     """It says how torch computes the very same: a bundle is made without it."""
     is_default: ClassVar[bool] = False

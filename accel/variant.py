@@ -11,6 +11,8 @@ Request = tuple[str, Mapping[str, Any]]
 Choices = tuple[Any, ...] | range | Between
 """What an option may be: one of these, a whole number of a range, or a number between two."""
 GREY = "#8b93a1"
+COMPILE = "compile"
+"""Kind of the technique that every speed claim has to stand beside."""
 
 
 class Choose(Protocol):
@@ -40,11 +42,15 @@ class Variant:
     """In figures."""
     is_short: bool = False
     """Stands for its technique where there is no room for all rows, as in `vivace eval`."""
-    is_compiled: bool = False
     n_action_steps: int | None = None
     """Actions executed of a chunk, where it is not the policy's own number."""
     is_baseline: bool = False
     """What has to be beaten: `vivace tune` times it, and lets it race, however it looks before."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it runs under `torch.compile`."""
+        return any(kind == COMPILE for kind, _ in self.wanted)
 
     def compiled(self) -> "Variant":
         """Return the same under `torch.compile`."""
@@ -53,6 +59,6 @@ class Variant:
             name="compile" if self.name == "plain" else f"{self.name}-compile",
             label=f"{self.label}, torch.compile",
             colour="#2f3640",
+            wanted=(*self.wanted, (COMPILE, {})),
             is_short=False,
-            is_compiled=True,
         )

@@ -89,6 +89,9 @@ class _Reading:
     select: PatchSelector = keep_all
     plan: Any = None
     """The `AccelerationPlan` it is run under, to tell it from others; None as trained."""
+    eager: Any = None
+    """The execution that computes the same operation by operation, where this one has them compiled or
+    captured for one chunk at a time (`launched`); None: it does so itself."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,20 @@ class Decoding(_Reading):
 
 Execution = Denoising | Decoding
 """How a staged policy is run."""
+
+
+def launched[Run: Execution](execution: Run, **changes: Any) -> Run:
+    """Return an execution of which only how its operations are launched is changed."""
+    return replace(execution, eager=execution.eager or execution, **changes)
+
+
+def eagerly[Run: Execution](execution: Run) -> Run:
+    """Return what an execution computes, launched operation by operation.
+
+    Code that is compiled or captured is made for one chunk at a time; where many are computed at once,
+    counted or watched, what it was made of runs: it computes the same up to rounding.
+    """
+    return execution if execution.eager is None else replace(execution.eager, plan=execution.plan)
 
 
 @overload

@@ -28,6 +28,7 @@ from vivace.policies.execution import (
     as_trained,
     begin_with_noise,
     check_continuing,
+    eagerly,
     sample,
 )
 from vivace.policies.features import renames
@@ -93,6 +94,12 @@ class Session:
         if chunking is not None:
             check_continuing(self.execution, chunking)
             self._check_normalises()
+
+    def eagerly(self) -> "Session":
+        """Return a session of what its execution computes, launched operation by operation."""
+        if self.execution.eager is None:
+            return self
+        return Session(self.loaded, eagerly(self.execution), self.task, self.chunking)
 
     def prepare(self, observations: Mapping[str, Any]) -> Batch:
         """Normalise observations {key: (B, To, ...)}; images are HWC uint8 in [0, 255].

@@ -16,7 +16,7 @@ more for every size, and what steps write.
 
 import copy
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -26,9 +26,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vivace.accel.registry import beside_exact_work, register
 from vivace.accel.technique import Need, Seam, Technique, denoising
-from vivace.accel.variant import Variant
+from vivace.accel.variant import COMPILE, Variant
 from vivace.policies.block import Cache
-from vivace.policies.execution import Denoising, Execution
+from vivace.policies.execution import Denoising, Execution, launched
 from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Context
 
@@ -66,12 +66,15 @@ class CudaGraph(Technique):
     def apply(self, execution: Execution) -> Execution:
         """Launch the steps so, where a GPU computes them."""
         run = denoising(execution, self.kind)
-        return replace(run, call=Launcher(run)) if run.policy.placement.device.type == "cuda" else run
+        return launched(run, call=Launcher(run)) if run.policy.placement.device.type == "cuda" else run
 
     @classmethod
     def variants(cls, staged: Any, options: Any) -> list[Variant]:
-        """Itself with all exact work removed."""
-        return [beside_exact_work(cls, staged, {})]
+        """Itself with all exact work removed, and over what torch.compile makes of it."""
+        alone = beside_exact_work(cls, staged, {})
+        wanted = (*alone.wanted, (COMPILE, {}))
+        label = f"exact work removed, torch.compile, {cls.label}"
+        return [alone, Variant("compile+graph", label, wanted, cls.colour)]
 
 
 class _Held:

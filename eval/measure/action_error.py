@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from vivace.accel.technique import CalibrationData
-from vivace.policies.execution import Execution, sample
+from vivace.policies.execution import Execution, eagerly, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 
 
 def sample_all(execution: Execution, data: CalibrationData) -> Tensor:
-    """Normalised actions (B, H, A) of all observations, with their own noise."""
-    return sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    """Normalised actions (B, H, A) of all observations, with their own noise; computed `eagerly`."""
+    return sample(eagerly(execution), data.batch, EpisodeNoise(data.noise_keys), data.draft)
 
 
 def action_errors(execution: Execution, reference: Tensor, data: CalibrationData) -> list[float]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from vivace.accel.technique import CalibrationData
 from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
@@ -26,9 +27,10 @@ from vivace.eval.machine import machine, versions
 from vivace.eval.measure.timing import Rounds, interleaved
 from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
+from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.carry import FOLLOWED, SLOTS, Slot
-from vivace.policies.errors import BadSetting
-from vivace.policies.execution import Denoising, Execution, sample
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import Decoding, Denoising, Execution, eagerly, sample
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session
@@ -37,6 +39,9 @@ from vivace.policies.staged import has_language
 from vivace.policies.stopwatch import StageWatch
 
 CACHE = Path("outputs/latency")
+_ALIKE = 0.03
+"""Mean difference of normalised actions that rounding may make of code that computes the same, in bfloat16 or
+with tokens that are near each other; code that was compiled wrongly is off by more."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +131,33 @@ def chunk_latencies(runs: Mapping[str, Chunk], data: CalibrationData, rounds: Ro
     return Measured(times, stages, raised=raised)
 
 
-def compile_graphs(execution: Execution, data: CalibrationData) -> None:
-    """Run once on every observation: what tokens come out decides which sizes of block there are."""
-    for one in data.ones():
-        sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
+def warm_up(execution: Execution, data: CalibrationData) -> None:
+    """Make all graphs of an execution that compiles or captures some, and see that they compute what it does.
+
+    Args:
+        execution: any.
+        data: observations; one is enough but where tokens that come out decide which graphs there are.
+
+    Raises:
+        UnsupportedPolicy: it cannot be compiled here, or acts otherwise then.
+    """
+    if execution.eager is None:
+        return
+    for one in data.ones() if isinstance(execution, Decoding) else [next(data.ones())]:
+        try:
+            found = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
+        except TorchDynamoException as error:
+            told = str(error).strip().splitlines()[0][:200]
+            raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error
+        if isinstance(execution.policy, OpaquePolicy):  # it may have drawn numbers of its own
+            continue
+        expected = sample(eagerly(execution), one.batch, EpisodeNoise(one.noise_keys), one.draft)
+        apart = float((found - expected).abs().mean())
+        if not apart <= _ALIKE:
+            raise UnsupportedPolicy(
+                f"compiled or captured, its actions are {apart:.2g} from those that it takes otherwise, "
+                f"where rounding makes {_ALIKE:g} at most (mean, normalised); leave it out, and report it"
+            )
 
 
 def asked(one: CalibrationData) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def pareto_row(
     found: dict[str, Any] = {"action_error": None, "gflop": None}
     if execution.carries:
         found["follows"] = True
-    if not variant.is_compiled:  # it gives the eager actions, and another batch size is another graph
+    if execution.eager is None:  # else its actions are those of the row that it was made of
         own_noise = variant is LEROBOT and _draws_inside(execution.policy, data)
         compared = {"action_error": None} if own_noise else _compared(execution, reference, data)
         found |= {"gflop": gflop(execution, data.one)} | compared

@@ -8,7 +8,7 @@ from typing import Any
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.published import published
 from vivace.accel.registry import exact_work, fits, techniques
-from vivace.accel.variant import Variant
+from vivace.accel.variant import COMPILE, Variant
 from vivace.policies.errors import BadSetting
 
 PLAIN = Variant("plain", "as trained", is_baseline=True)
@@ -41,7 +41,11 @@ def variants_of(staged: Any, options: Mapping[str, Any] | None = None) -> tuple[
     name, times = Counter(row.name for row in rows).most_common(1)[0]
     if times > 1:
         raise BadSetting(f"{times} techniques call a row {name!r}; give one of them another name")
-    return tuple(rows)
+    how = vars(chosen[COMPILE]) if COMPILE in chosen else {}
+    return tuple(
+        replace(row, wanted=tuple((kind, how if kind == COMPILE else it) for kind, it in row.wanted))
+        for row in rows
+    )
 
 
 def unfit(staged: Any) -> dict[str, str]:

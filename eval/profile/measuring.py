@@ -115,13 +115,13 @@ def write_profile(command: "BenchCommand", loaded: LoadedPolicy, path: Path) -> 
 def _fitted(space: Space) -> Iterator[Candidate]:
     """What the profile is made of."""
     for one in space.starters():
-        if one.origin is not Origin.BASELINE and not one.is_compiled:
+        if one.origin is not Origin.BASELINE:
             yield one
 
 
 def _checked(space: Space, seed: int) -> Iterator[Candidate]:
     """What it is held against."""
-    fitted, starters = list(_fitted(space)), [one for one in space.starters() if not one.is_compiled]
+    fitted, starters = list(_fitted(space)), space.starters()
     known = {one.key for one in fitted}
     rivals = [one for one in starters if one.origin is Origin.BASELINE and one.key not in known]
     yield from rivals[:_RIVALS]

@@ -262,8 +262,6 @@ def _dropped(rows: Sequence[Row]) -> str:
     )
     left_out = [row for row in gone if row["status"] == "dropped" and row["stage"] == "timed"]
     lines += [(row["label"], "within what there is", row["reason"]) for row in left_out]
-    compiled = [row for row in rows if row["candidate"]["is_compiled"] and "latency" in row]
-    lines += [(row["label"], "a plan", "timed to compare with: no plan file holds it") for row in compiled]
     inner = table(("candidate", "failed to be", "reason"), lines) if lines else ""
     return section("How far they came", text, inner)
 

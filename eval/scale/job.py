@@ -110,7 +110,7 @@ class Job:
     def run(
         self, unit: Unit, known: Collection[int], worlds: Worlds, watch: Stopwatch
     ) -> Iterator[EpisodeResult]:
-        """Run a unit.
+        """Run a unit; under the latency of its settings, so that how chunks are launched does not matter.
 
         Args:
             unit: one of `units`.
@@ -122,8 +122,10 @@ class Job:
             Results as their episodes end, without the records of their ticks.
         """
         settings = replace(self.settings, n_episodes=unit.n, seed=unit.first, batch_size=unit.n)
-        rungs = [RungRun(one.rung, watch.timed(one.session.predict), one.latency) for one in self.ladder]
-        predict, spec = watch.timed(self.session.predict), self.session.spec
+        rungs = [
+            RungRun(one.rung, watch.timed(one.session.eagerly().predict), one.latency) for one in self.ladder
+        ]
+        predict, spec = watch.timed(self.session.eagerly().predict), self.session.spec
         began = time.perf_counter()
         for result in rolling(worlds, predict, spec, settings, known, ladder=rungs):
             watch.simulated_s += result.steps / (settings.control_hz or math.inf)

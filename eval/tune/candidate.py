@@ -57,8 +57,6 @@ class Candidate:
     requests: tuple[Request, ...] = ()
     """Techniques to calibrate, in any order; none: as trained."""
     execution: Execution = Execution()
-    is_compiled: bool = False
-    """Under `torch.compile`."""
     origin: Origin = field(default=Origin.SEARCH, compare=False)
     label: str = field(default="", compare=False)
     """What a person reads."""
@@ -67,7 +65,7 @@ class Candidate:
     def key(self) -> str:
         """Hash of what it is, the same in every process: its name in files."""
         requests = sorted((kind, plain(options)) for kind, options in self.requests)
-        return digest([requests, plain(self.execution), self.is_compiled])[:12]
+        return digest([requests, plain(self.execution)])[:12]
 
     @property
     def is_drawn(self) -> bool:
@@ -79,8 +77,8 @@ class Candidate:
 
     @property
     def is_alone(self) -> bool:
-        """Whether anybody could have named it without a search, in a plan file."""
-        return self.origin is not Origin.SEARCH and not self.is_compiled
+        """Whether anybody could have named it without a search."""
+        return self.origin is not Origin.SEARCH
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -97,6 +95,12 @@ class Candidate:
             if kind in known and not known[kind].saves_flops
         )
 
+    @property
+    def starts_late(self) -> bool:
+        """Whether its first chunk takes a minute or more."""
+        known = techniques()
+        return any(kind in known and known[kind].starts_late for kind in self.kinds)
+
     def computed_as(self, other: "Candidate", label: str = "") -> "Candidate":
         """Return it with what computes the same faster in another one."""
         requests = (*self.requests, *other.same_work)
@@ -107,7 +111,6 @@ class Candidate:
         return {
             "requests": [[kind, plain(options)] for kind, options in self.requests],
             "execution": plain(self.execution),
-            "is_compiled": self.is_compiled,
             "origin": self.origin.value,
             "label": self.label,
         }
@@ -118,7 +121,6 @@ class Candidate:
         return cls(
             requests=tuple((kind, dict(options)) for kind, options in data["requests"]),
             execution=Execution(**data["execution"]),
-            is_compiled=data["is_compiled"],
             origin=Origin(data["origin"]),
             label=data["label"],
         )

@@ -32,14 +32,11 @@ class Rule:
     """Whether success will be judged; else what only a world can judge is not chosen."""
 
     def candidates(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that may be the plan: not failed, expressible in a plan file, and there is a judge."""
+        """Those that may be the plan: not failed, and there is a judge."""
         return [
             trial
             for trial in trials
-            if trial.is_alive
-            and trial.action_error is not None
-            and not trial.candidate.is_compiled
-            and (self.is_world or not trial.follows)
+            if trial.is_alive and trial.action_error is not None and (self.is_world or not trial.follows)
         ]
 
     def rivals(self, trials: Iterable[Trial]) -> list[Trial]:
@@ -60,8 +57,8 @@ class Rule:
             [one for one in _compared(some) if not one.candidate.same_work], most, _work, _passes
         )
         faster = self.faster_alone(trials)[: most // 2]
-        drawn = _drawn(some, most // _LOT)
-        return _once(rivals, faster, front, _following(some, most // _FEW, _work), drawn)
+        picked = _once(rivals, faster, front, _following(some, most // _FEW, _work))
+        return [*picked, *_drawn((one for one in _compared(some) if one not in picked), most // _LOT)]
 
     def faster_alone(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those that compute the same faster and do nothing else but remove exact work."""
@@ -133,8 +130,11 @@ class Rule:
             return sorted(timed, key=median_s)[:2]
         rivals = [trial for trial in near if trial.candidate.origin.is_rival]
         following, compared = _following(near, most // _FEW, median_s), _compared(near)
-        drawn = _drawn(near, most // _LOT if self.is_world else 0)
-        mixed = _mixed(compared)[: most - len(following) - len(drawn)]
+        lot = most // _LOT if self.is_world else 0
+        mixed = _mixed(compared)
+        picked = mixed[: most - len(following) - lot]
+        drawn = _drawn((one for one in compared if one not in picked), lot)
+        mixed = mixed[: most - len(following) - len(drawn)]
         return _once(mixed, following, drawn, rivals)
 
     def contenders(self, kept: Sequence[Trial]) -> list[Trial]:

@@ -184,7 +184,7 @@ def _done(trial: Trial) -> tuple[object, ...]:
     """What two candidates have in common that do the same."""
     one = trial.candidate
     work, errors = (trial.flops, trial.passes), (trial.first_error, trial.action_error)
-    return (*work, *errors, one.same_work, one.execution, one.is_compiled)
+    return (*work, *errors, one.same_work, one.execution)
 
 
 def failure(candidate: Candidate, error: Exception) -> Trial:

@@ -28,7 +28,7 @@ def layers(points: np.ndarray) -> list[list[int]]:
     return found
 
 
-def spread(places: Sequence[int], most: int) -> list[int]:
+def spread[One](places: Sequence[One], most: int) -> list[One]:
     """Pick some of a sequence evenly, first and last among them."""
     if len(places) <= most:
         return list(places)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vivace.accel.apply import accelerate, exact_plan
-from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
-from vivace.eval.measure.latencies import chunk_latencies, compile_graphs
+from vivace.eval.measure.latencies import chunk_latencies, warm_up
 from vivace.eval.measure.threads import choose_threads
 from vivace.eval.observations.gather import JUDGEMENT_SEED
 from vivace.eval.observations.observe import observe, some
@@ -23,6 +22,7 @@ from vivace.eval.tune.counting import Counting, count
 from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.finals import Finals
 from vivace.eval.tune.former import former
+from vivace.eval.tune.front import spread
 from vivace.eval.tune.pace import IN_A_WORLD, ON_DATA_ALONE, Deadline, Shares, affordable, affordable_samples
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
@@ -43,6 +43,8 @@ _NO_LIMIT_S = 1e6
 """What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
 """Times another one is bred where one came out that is known."""
+_LATE = 4
+"""So many of those whose first chunk takes a minute are tried over others, from near to fast ones."""
 _BEST = 2
 """So many of the best are tried with other ways to execute chunks."""
 
@@ -88,6 +90,7 @@ class Search:
             choose_threads({"exact": session(command, loaded, exact)}, command.tune.threads)
         fitted, self._data = self._affordable(fitted, self._data)
         self._cuts = len(deadline.cuts)
+        self._warm: dict[str, Session] = {}
         self.counting = Counting(loaded, fitted, self._data, deadline.now)
 
     def _affordable(
@@ -130,7 +133,6 @@ class Search:
         options = self._command.tune
         share = self._shares.counted
         starters = self._space.starters(self._command.accel.chosen())
-        starters = tuple(one for one in starters if options.compile or not one.is_compiled)
         starters = (*former(self._loaded, self._space.exact), *starters)
         most = min(options.candidates, max(round((1 - _LIKE) * options.candidates), len(starters)))
         with progress() as bars:
@@ -163,7 +165,9 @@ class Search:
         limit_s = self._deadline.left_s(shares.some_timed) / (2 if rule.is_world else 3)
         first = self._chosen(
             "timed first",
-            lambda: affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s),
+            lambda: _late_last(
+                affordable(lambda n: rule.first(counted, n), options.timed, self._about_s, limit_s)
+            ),
         )
         timing.time(first, FEW, limit_s)
         untimed = [one for one in first if trials[one.key].is_alive and not trials[one.key].latencies_s]
@@ -174,7 +178,10 @@ class Search:
         self._breed()
         some = options.timed // 2
         more = self._chosen(
-            "timed then", lambda: [*self._relatives(shares.related), *rule.next(list(trials.values()), some)]
+            "timed then",
+            lambda: _late_last(
+                [*self._relatives(shares.related), *rule.next(list(trials.values()), some)], _LATE
+            ),
         )
         timing.time(more, FEW, self._deadline.left_s(shares.some_timed))
         self._tell_best()
@@ -282,7 +289,10 @@ class Search:
         """
         is_sync, trials = self._command.loop.mode == Mode.SYNC, list(self._store.trials.values())
         found: list[Candidate] = []
-        for one, row in self._rule.faster(trials)[: self._command.tune.timed // 2]:
+        pairs = self._rule.faster(trials)
+        late = [pair for pair in pairs if pair[1].candidate.starts_late]
+        soon = [pair for pair in pairs if not pair[1].candidate.starts_late]
+        for one, row in [*soon[: self._command.tune.timed // 2], *spread(late, _LATE)]:
             label = f"{describe(one.candidate)}, {describe(row.candidate)}"
             found.append(one.candidate.computed_as(row.candidate, label))
         for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
@@ -304,11 +314,14 @@ class Search:
 
     def _session(self, trial: Trial) -> Session:
         """A candidate as the loop calls it."""
+        if trial.key in self._warm:
+            return self._warm[trial.key]
         _, execution = self.counting.made(trial.candidate)
-        if trial.candidate.is_compiled:
-            execution = compile_execution(execution)
-            compile_graphs(execution, self._data)  # takes a minute, which is no chunk's
-        return session(self._command, self._loaded, execution)
+        warm_up(execution, self._data)  # compiling takes a minute, which is no chunk's
+        found = session(self._command, self._loaded, execution)
+        if trial.candidate.starts_late:
+            self._warm[trial.key] = found
+        return found
 
     def _tell_best(self) -> None:
         """Say which plan is the best by now."""
@@ -320,3 +333,9 @@ class Search:
                 f"{best.action_error:.3f} from those as trained",
                 highlight=False,
             )
+
+
+def _late_last(trials: Sequence[Trial], most: int | None = None) -> list[Trial]:
+    """Trials in their order, but behind all others those that take a minute to start, so many at most."""
+    late = [trial for trial in trials if trial.candidate.starts_late]
+    return [trial for trial in trials if not trial.candidate.starts_late] + late[:most]

@@ -47,6 +47,8 @@ class Space:
     """Kinds of techniques that save work, in the order of their seams."""
     same_work: tuple[str, ...]
     """Kinds of techniques that compute the same faster: counted work does not know them, a clock does."""
+    left_out: tuple[str, ...] = ()
+    """Kinds of techniques that nobody asked for whose first chunk takes a minute or more."""
     unjudged: tuple[str, ...] = ()
     """Kinds of techniques whose chunks make use of those before, where there is no world to judge them."""
 
@@ -167,16 +169,16 @@ class Space:
         exact = [request for request in self.exact if row.wanted and request[0] not in kinds]
         origin = Origin.BASELINE if row.is_baseline else Origin.DEFAULT
         execution = Execution(n_action_steps=row.n_action_steps)
-        return Candidate((*row.wanted, *exact), execution, row.is_compiled, origin, row.label)
+        return Candidate((*row.wanted, *exact), execution, origin, row.label)
 
     def _is_judged(self, row: Variant) -> bool:
-        """Whether there is something that can judge it."""
-        return {kind for kind, _ in row.wanted}.isdisjoint(self.unjudged)
+        """Whether it is to be looked at, and there is something that can judge it."""
+        return {kind for kind, _ in row.wanted}.isdisjoint((*self.unjudged, *self.left_out))
 
     def _is_plan(self, row: Variant) -> bool:
-        """Whether a plan file can say it, of techniques that may be chosen."""
+        """Whether it is of techniques that may be chosen."""
         always = {kind for kind, _ in self.exact}
-        return not row.is_compiled and {kind for kind, _ in row.wanted} <= {*self.kinds, *always}
+        return {kind for kind, _ in row.wanted} <= {*self.kinds, *always}
 
     def _seams(self) -> dict[Seam, list[str]]:
         """Seam -> kinds that work on it."""
@@ -186,13 +188,16 @@ class Space:
         return found
 
 
-def space_of(staged: Any, only: Collection[str] | None = None, is_world: bool = True) -> Space:
+def space_of(
+    staged: Any, only: Collection[str] | None = None, is_world: bool = True, compiles: bool = False
+) -> Space:
     """Return what there is to choose for a policy.
 
     Args:
         staged: the policy.
         only: kinds of techniques to choose from; all that fit when None.
         is_world: whether a world judges; without one nobody knows of chunks that make use of those before.
+        compiles: whether what `starts_late` is worth its time; else it is there where `only` names it.
 
     Raises:
         UnsupportedPolicy: no technique fits it, or none of those.
@@ -208,10 +213,12 @@ def space_of(staged: Any, only: Collection[str] | None = None, is_world: bool = 
         )
     exact = exact_work(staged)
     always = {kind for kind, _ in exact}
+    late = () if compiles else tuple(kind for kind, one in known.items() if one.starts_late)
+    left_out = tuple(kind for kind in late if kind not in (only or ()))
     found: dict[str, type[Technique]] = {
         kind: technique
         for kind, technique in known.items()
-        if (only is None or kind in only) and fits(technique, staged)
+        if (only is None or kind in only) and kind not in left_out and fits(technique, staged)
     }
     if not found:
         raise UnsupportedPolicy(
@@ -225,6 +232,7 @@ def space_of(staged: Any, only: Collection[str] | None = None, is_world: bool = 
         exact,
         tuple(kind for kind, one in chosen.items() if one.saves_flops),
         tuple(kind for kind, one in chosen.items() if not one.saves_flops),
+        left_out,
         unjudged,
     )
 

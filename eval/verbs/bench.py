@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch._dynamo.exc import TorchDynamoException
 
 from vivace.accel.apply import accelerate, calibrated
-from vivace.accel.compile import compile_execution
 from vivace.accel.judgement import check_apart, fitted_seeds
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.accel.technique import CalibrationData, Need
+from vivace.accel.techniques.compile import compiled
 from vivace.accel.variant import Variant
 from vivace.eval.measure.action_error import sample_all
 from vivace.eval.measure.bundle_rows import BundleRun
@@ -32,7 +31,7 @@ from vivace.eval.measure.judge import (
     judge,
     judging_jobs,
 )
-from vivace.eval.measure.latencies import Measured, chunk_latencies, compile_graphs
+from vivace.eval.measure.latencies import Measured, chunk_latencies, warm_up
 from vivace.eval.measure.layer_curve import policy_curve
 from vivace.eval.measure.pareto import pareto_row
 from vivace.eval.measure.threads import choose_threads, restored_threads
@@ -63,7 +62,7 @@ from vivace.policies.errors import (
     UnsupportedPolicy,
     in_one_line,
 )
-from vivace.policies.execution import Decoding, Denoising, Execution, as_trained, executing
+from vivace.policies.execution import Execution, as_trained, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.published.build import told as built_from
 
@@ -291,7 +290,8 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
                     policy = executing(loaded.staged, variant.n_action_steps)
                     eager[key] = calibrated(policy, loaded.fingerprint, data, variant.wanted)
                 plan, execution = eager[key]
-                executions[variant.name] = _made(variant, execution, data)
+                warm_up(execution, data)
+                executions[variant.name] = execution
         except UNFIT as error:  # it does not fit this policy; else a mistake
             left_out[variant.name] = str(error)
             continue
@@ -331,32 +331,16 @@ def _saved(
     loaded: LoadedPolicy, plan: AccelerationPlan, variants: Sequence[Variant], data: CalibrationData
 ) -> Built:
     """The policy under the plan saved beside it; a plan that cannot be compiled says so."""
-    execution = accelerate(loaded.staged, plan)
     built = Built((), {}, {})
     for variant in variants:
         try:
             with console.status("making the saved plan ready"):
-                built = built.joined(Built((variant,), {variant.name: _made(variant, execution, data)}, {}))
+                execution = accelerate(loaded.staged, compiled(plan) if variant.is_compiled else plan)
+                warm_up(execution, data)
+                built = built.joined(Built((variant,), {variant.name: execution}, {}))
         except UNFIT as error:
             built = built.joined(Built((), {}, {variant.name: str(error)}))
     return built
-
-
-def _made(variant: Variant, execution: Execution, data: CalibrationData) -> Execution:
-    """Return an execution as the variant has it; if compiled, with all graphs that the observations need."""
-    if not variant.is_compiled:
-        return execution
-    compiled = compile_execution(execution)
-    try:
-        match compiled:
-            case Denoising(is_one_pass=True):
-                compile_graphs(compiled, next(data.ones()))
-            case Decoding():
-                compile_graphs(compiled, data)
-    except TorchDynamoException as error:
-        told = str(error).strip().splitlines()[0][:200]
-        raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error
-    return compiled
 
 
 def _variants(command: BenchCommand, loaded: LoadedPolicy) -> list[Variant]:

@@ -31,7 +31,6 @@ from vivace.eval.tune.budget import Budget, BudgetOptions, Elsewhere
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
-from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.outcome import (
     Latency,
     as_trained,
@@ -88,7 +87,8 @@ class TuneOptions:
     threads: int | None = None
     """torch threads; when not given as many as are measured to be fastest."""
     compile: bool = False
-    """Time torch.compile too, which no plan file holds (takes a minute or more to compile)."""
+    """Try torch.compile too, alone and over the best plans; each takes a minute or more to compile here, and
+    before the first chunk where the plan is used."""
 
     def __post_init__(self) -> None:
         """There must be time, and something to look at."""
@@ -149,10 +149,11 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
             "a plan is found on observations, and none are named: give --env.type and --env.task (success is "
             "judged then), or --data.repo or --data.file"
         )
-    space = space_of(loaded.staged, command.tune.techniques, command.env.is_named)
+    elsewhere, measure = _machine(command, loaded, measure)
+    asked = command.tune
+    space = space_of(loaded.staged, asked.techniques, command.env.is_named, asked.compile)
     hz = command.env.control_hz
     seconds = None if command.budget.ms is None else command.budget.ms / 1e3
-    elsewhere, measure = _machine(command, loaded, measure)
     budget = Budget(command.loop, loaded.staged.spec, seconds, hz, elsewhere)
     rule = Rule(budget, command.env.is_named)
     folder = output_folder("tune", command.output_dir, command.job_name)
@@ -212,9 +213,7 @@ def _machine(
 
 
 def _why_out(trial: Trial) -> str:
-    """Why it can be no plan: for what it takes, for want of a prediction or a file, or for what it raised."""
-    if trial.candidate.is_compiled and trial.is_alive and trial.latencies_s:
-        return f"timed to compare with, {1e3 * median_s(trial):.1f} ms: no plan file holds torch.compile"
+    """Why it can be no plan: for what it takes, for want of a prediction, or for what it raised."""
     if trial.status is Status.DROPPED and trial.stage is Status.TIMED:
         return trial.reason
     return trial.reason if trial.status is Status.FAILED and trial.stage is not Status.COUNTED else ""

@@ -13,12 +13,12 @@ from lerobot_policies import build
 from policy_cases import KEYS, observations
 
 from vivace.accel.apply import accelerate, calibrate
-from vivace.accel.compile import compile_execution
 from vivace.accel.explain import explain, grid
 from vivace.accel.flops import Flops, count_flops
 from vivace.accel.freeze import Freeze
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import CalibrationData
+from vivace.accel.techniques.compile import compile_execution
 from vivace.accel.techniques.context_freeze import ContextFreeze, context_similarity
 from vivace.policies.errors import BadSetting, CalibrationError, PlanMismatch
 from vivace.policies.execution import Denoising, Execution, as_trained, sample

@@ -19,18 +19,19 @@ from vivace.eval.measure.latencies import (
     Notes,
     asked,
     chunk_latencies,
-    compile_graphs,
     measured_latencies,
+    warm_up,
     with_first,
 )
 from vivace.eval.measure.timing import Rounds
-from vivace.policies.execution import Execution, as_trained, executing
+from vivace.policies.errors import UnsupportedPolicy
+from vivace.policies.execution import Execution, as_trained, call_denoiser, executing, launched
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import load_policy, stage
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 from vivace.policies.session import Session
 from vivace.policies.spec import DELAY, PREVIOUS
-from vivace.policies.tiny.policies import tiny_token_vla
+from vivace.policies.tiny.policies import tiny_dp_transformer, tiny_token_vla
 
 STATE = "observation.state"
 
@@ -50,8 +51,25 @@ def test_graphs_are_compiled_on_every_observation():
         "observation.language.attention_mask": torch.ones(3, 16, dtype=torch.bool),
     }
     data = CalibrationData(batch, [(0, 0), (0, 1), (0, 2)], None)
-    compile_graphs(replace(as_trained(policy), decoder=watched), data)
+    execution = as_trained(policy)
+    warm_up(replace(execution, decoder=watched), data)
+    assert seen == []  # nothing is compiled
+    warm_up(launched(execution, decoder=watched), data)
     assert seen == [[row] for row in tokens.tolist()]
+
+
+def test_code_that_computes_otherwise_than_what_it_was_made_of_is_refused():
+    staged = stage(tiny_dp_transformer(n_layer=1))
+    execution = as_trained(staged)
+
+    def wrong(execution, step, x, context, cache):
+        out, cache = call_denoiser(execution, step, x, context, cache)
+        return -out, cache
+
+    data = CalibrationData({"observation.state": torch.rand(2, 2, 5)}, [(0, 0), (0, 1)])
+    with pytest.raises(UnsupportedPolicy, match="compiled or captured, its actions are .* leave it out"):
+        warm_up(launched(execution, call=wrong), data)
+    warm_up(launched(execution, call=lambda *args: call_denoiser(*args)), data)
 
 
 def observations(loaded, seed=0, n=2) -> CalibrationData:

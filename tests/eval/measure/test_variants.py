@@ -153,4 +153,4 @@ def test_a_row_under_torch_compile_is_another_one():
     assert (compiled.name, compiled.label) == ("bac-compile", "BAC, torch.compile")
     assert compiled.is_compiled
     assert not compiled.is_short
-    assert compiled.wanted == row.wanted
+    assert compiled.wanted == (*row.wanted, ("compile", {}))

@@ -17,7 +17,6 @@ def trial(key: str, kinds: list[str], p50_ms: float, error: float, **more: Any) 
         "candidate": {
             "requests": [[kind, {}] for kind in kinds],
             "origin": more.pop("origin", "search"),
-            "is_compiled": more.pop("is_compiled", False),
         },
         "status": "raced",
         "stage": None,
@@ -128,22 +127,18 @@ def test_a_search_that_found_no_plan_has_a_page(results, tmp_path):
     assert "Did it ever help?" in write_report(tmp_path, results | {"plan": None}).read_text()
 
 
-def test_what_failed_while_it_acted_is_named_one_by_one_and_no_plan_file_holds_what_is_compiled(
-    results, tmp_path
-):
+def test_what_failed_while_it_acted_is_named_one_by_one(results, tmp_path):
     failed = {"status": "failed", "reason": "RuntimeError: it broke"}
     results["trials"] += [
         trial("late", [], 40, 0.1, stage="raced", **failed),
         trial("later", [], 40, 0.1, stage="raced", **failed),
         trial("early", [], 40, 0.1, stage="counted", **failed),
         trial("earlier", [], 40, 0.1, stage="counted", **failed),
-        trial("compiled", [], 20, 0.0, origin="baseline", is_compiled=True),
     ]
     told = write_report(tmp_path, results).read_text()
     table = told[told.index("How far they came") :]
     for words in ("candidate late<", "candidate later<", "candidate early and 1 more<"):
         assert words in table
-    assert "timed to compare with: no plan file holds it" in table
 
 
 def test_as_trained_that_failed_is_told_beside_the_plan(results, tmp_path):

@@ -76,7 +76,7 @@ def test_chunks_that_failed_are_kept_stored_and_told(tmp_path, capsys):
             raise NonFiniteActions("an action is NaN")
         return predict(observations, keys)
 
-    acting = SimpleNamespace(predict=sometimes, spec=SPEC)
+    acting = SimpleNamespace(predict=sometimes, spec=SPEC, eagerly=lambda: acting)
     job = Job("run", "as trained", acting, Drift, RolloutSettings(n_episodes=3, seed=6))
     with Workforce(ScaleOptions(), lambda: None) as workforce:
         found = workforce.run([job], tmp_path / "episodes")["run"]
@@ -97,7 +97,7 @@ def test_a_unit_that_was_interrupted_runs_again_whole_and_what_was_stored_stands
 
     def run(name, **settings):
         sizes.clear()
-        acting = SimpleNamespace(predict=count, spec=SPEC)
+        acting = SimpleNamespace(predict=count, spec=SPEC, eagerly=lambda: acting)
         job = Job("run", "as trained", acting, Drift, RolloutSettings(batch_size=3, **settings))
         return Workforce(ScaleOptions(), lambda: None).run([job], tmp_path / name)["run"]
 

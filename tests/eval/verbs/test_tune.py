@@ -91,18 +91,14 @@ def test_a_tight_budget_takes_approximation(tune):
 
 
 @pytest.mark.long
-def test_torch_compile_is_timed_told_to_be_in_no_plan_file_and_no_plan(tune):
-    code, last, told = tune("--budget.ms=100000", "--tune.compile=true")
+def test_what_is_compiled_is_timed_like_any_other_and_may_be_the_plan(tune):
+    code, last, _ = tune("--budget.ms=100000", "--tune.compile=true")
     assert code == 0
-    trials = Store(Path("out")).trials
-    (compiled,) = (trial for trial in trials.values() if trial.candidate.is_compiled)
-    assert (compiled.status, compiled.reason) == (Status.TIMED, "")
-    assert len(compiled.latencies_s) >= 5
-    label, why = compiled.candidate.label, "no plan file holds torch.compile"
-    assert f"left out: {label}: timed to compare with" in " ".join(told.split())
-    assert last["left_out"][label].endswith(why)
-    assert last["winner"]["key"] != compiled.key
-    assert "timed to compare with: no plan file holds it" in Path("out/report.html").read_text()
+    trials = Store(Path("out")).trials.values()
+    late = [one for one in trials if one.candidate.starts_late and one.latencies_s]
+    assert "as trained, torch.compile" in {one.candidate.label for one in late}
+    assert all(one.action_error is not None for one in late)
+    assert len(late) >= 2  # with exact work removed, too
 
 
 def test_a_budget_below_the_fastest_names_it_and_writes_no_plan(tune, bare_checkpoint):

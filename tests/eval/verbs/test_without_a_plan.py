@@ -1,16 +1,15 @@
 """Policies that have no plan, opaque ones above all: evaluated and timed all the same. Faults G6, G11."""
 
 import json
-from functools import partial
 
 import pytest
 from any_world import world_of
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot_policies import saved
 
-from vivace.accel.compile import compile_execution
+from vivace.accel.techniques import compile
+from vivace.accel.techniques.compile import compile_execution
 from vivace.eval.cli import main
-from vivace.eval.verbs import bench
 
 FEW = ["--accel.episodes=1", "--accel.samples=1", "--accel.judged_episodes=1", "--accel.judged_samples=2",
        "--bench.repeats=1", "--bench.threads=1", "--env.max_steps=4"]  # fmt: skip
@@ -76,10 +75,10 @@ def test_what_only_a_plan_could_reach_is_refused_before_anything_is_measured(tmp
 @pytest.mark.long
 def test_bench_times_the_whole_policy_compiled(tmp_path, monkeypatch):
     """G6: one that is no graph, or does not compile, is left out by name."""
-    monkeypatch.setattr(bench, "compile_execution", partial(compile_execution, backend="eager"))
-    assert main(asked("bench", "act", tmp_path / "act", "--bench.only=[compile]")) == 0
+    eager = "--accel.compile.backend=eager"
+    assert main(asked("bench", "act", tmp_path / "act", "--bench.only=[compile]", eager)) == 0
     assert [row["name"] for row in results(tmp_path / "act")["pareto"]] == ["plain", "compile"]
-    assert main(asked("bench", "gaussian_actor", tmp_path / "single")) == 0
+    assert main(asked("bench", "gaussian_actor", tmp_path / "single", eager)) == 0
     found = results(tmp_path / "single")
     assert [row["name"] for row in found["pareto"]] == ["plain"]
     assert "asked by its own select_action, whose queues are not compiled" in found["left_out"]["compile"]
@@ -87,7 +86,7 @@ def test_bench_times_the_whole_policy_compiled(tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(bench, "compile_execution", partial(compile_execution, backend=broken))
+    monkeypatch.setattr(compile, "compile_execution", lambda it, _: compile_execution(it, broken))
     assert main(asked("bench", "act", tmp_path / "broken", "--bench.only=[compile]")) == 0
     found = results(tmp_path / "broken")
     assert [row["name"] for row in found["pareto"]] == ["plain"]

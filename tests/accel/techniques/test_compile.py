@@ -1,4 +1,4 @@
-"""A compiled execution gives the eager one's actions, whole or block by block."""
+"""A compiled execution gives the eager one's actions: whole, step by step or block by block."""
 
 import shutil
 from dataclasses import replace
@@ -8,13 +8,13 @@ import torch
 import torch._dynamo
 
 from vivace.accel.apply import accelerate
-from vivace.accel.compile import compile_execution
 from vivace.accel.plan import AccelerationPlan
 from vivace.accel.techniques.block_cache import BlockCache
+from vivace.accel.techniques.compile import Compile, compile_execution, compiled
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.jacobi import Jacobi
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.execution import Denoising, as_trained, decode, sample
+from vivace.policies.execution import Denoising, as_trained, call_denoiser, decode, eagerly, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
@@ -29,9 +29,15 @@ pytestmark = [
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "is_cached", [pytest.param(False, marks=pytest.mark.long, id="whole"), pytest.param(True, id="blocks")]
+    ("is_cached", "graphs"),
+    [
+        pytest.param(False, 8, id="whole"),
+        pytest.param(True, 8, id="steps"),
+        pytest.param(True, 0, id="blocks"),
+    ],
 )
-def test_compiled_equals_eager(is_cached):
+def test_compiled_equals_eager(is_cached, graphs, monkeypatch):
+    monkeypatch.setattr("vivace.accel.techniques.compile._GRAPHS", graphs)
     staged = stage(tiny_dp_transformer(n_layer=1, num_inference_steps=4))
     updates = {"action.0.self": (0, 2), "action.0.mlp": (0, 3)} if is_cached else {}
     techniques = (Hoist(), BlockCache(n_steps=4, updates=updates)) if is_cached else ()
@@ -39,8 +45,8 @@ def test_compiled_equals_eager(is_cached):
     execution = accelerate(staged, AccelerationPlan(mark, techniques))
     batch = {"observation.state": torch.rand(1, 2, 5, generator=torch.Generator().manual_seed(0))}
     eager = sample(execution, batch, EpisodeNoise([(1, 0)]))
-    compiled = sample(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
-    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
+    found = sample(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
+    torch.testing.assert_close(found, eager, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +71,14 @@ def test_compiled_passes_write_the_eager_tokens(decoder):
     eager = decode(execution, batch, EpisodeNoise([(1, 0)]))
     torch._dynamo.reset()  # or graphs of another test serve this one
     before = _graphs()
-    compiled = decode(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
-    assert torch.equal(compiled.tokens, eager.tokens)
-    assert torch.equal(compiled.passes, eager.passes)
+    found = decode(compile_execution(execution), batch, EpisodeNoise([(1, 0)]))
+    assert torch.equal(found.tokens, eager.tokens)
+    assert torch.equal(found.passes, eager.passes)
     assert 1 <= _graphs() - before <= 3  # the prompt, a block, a block of one token; not one for each size
 
 
-def test_more_blocks_than_dynamo_allows_graphs_compile_and_its_limit_stays():
+def test_more_blocks_than_dynamo_allows_graphs_compile_and_its_limit_stays(monkeypatch):
+    monkeypatch.setattr("vivace.accel.techniques.compile._GRAPHS", 0)
     staged, updates = stage(tiny_dp_transformer(n_layer=3, num_inference_steps=2)), {"action.0.self": (0,)}
     limit = torch._dynamo.config.recompile_limit
     assert len(staged.blocks) > limit
@@ -79,8 +86,8 @@ def test_more_blocks_than_dynamo_allows_graphs_compile_and_its_limit_stays():
     execution = accelerate(staged, AccelerationPlan(mark, (BlockCache(n_steps=2, updates=updates),)))
     batch = {"observation.state": torch.rand(1, 2, 5, generator=torch.Generator().manual_seed(0))}
     eager = sample(execution, batch, EpisodeNoise([(1, 0)]))
-    compiled = sample(compile_execution(execution, "eager"), batch, EpisodeNoise([(1, 0)]))
-    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=0)
+    found = sample(compile_execution(execution, "eager"), batch, EpisodeNoise([(1, 0)]))
+    torch.testing.assert_close(found, eager, atol=1e-5, rtol=0)
     assert torch._dynamo.config.recompile_limit == limit
 
 
@@ -93,3 +100,32 @@ def test_a_plan_that_decides_at_run_time_is_refused():
     execution = Denoising(staged, staged.sampler, lambda index, cache: None)
     with pytest.raises(UnsupportedPolicy, match="decides at run time"):
         compile_execution(execution)
+
+
+def test_a_plan_says_it_once():
+    staged = stage(tiny_dp_transformer(n_layer=1))
+    mark = fingerprint(staged.policy, staged.spec.block_ids)
+    plan = compiled(AccelerationPlan(mark, (Hoist(),)))
+    assert [one.kind for one in plan.techniques] == ["hoist", "compile"]
+    assert compiled(plan) is plan
+    assert AccelerationPlan.from_json(plan.to_json()) == plan
+    assert [one.kind for one in plan.techniques if not one.is_for_torch] == ["hoist"]
+
+
+def test_where_many_are_computed_at_once_or_watched_what_it_is_made_of_runs():
+    staged = stage(tiny_dp_transformer(n_layer=1))
+    mark = fingerprint(staged.policy, staged.spec.block_ids)
+    plan = AccelerationPlan(mark, (Hoist(), Compile(backend="eager")))
+    execution = accelerate(staged, plan)
+    assert execution.call is not eagerly(execution).call
+    assert eagerly(execution).plan == plan  # results are of this plan
+    assert eagerly(eagerly(execution)) == eagerly(execution)
+    assert eagerly(execution).call is call_denoiser
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    staged = stage(tiny_dp_transformer(n_layer=1))
+    plan = AccelerationPlan(fingerprint(staged.policy, staged.spec.block_ids), (Compile(backend="inductor"),))
+    with pytest.raises(UnsupportedPolicy, match=r"without a compiler \(g\+\+; triton .* leave it out"):
+        accelerate(staged, plan)
