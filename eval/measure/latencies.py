@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from vivace.accel.technique import CalibrationData
 from vivace.eval.identity import describe_observations, describe_run, digest, source_digest
@@ -29,7 +28,7 @@ from vivace.eval.output import read_json, write_json
 from vivace.eval.terminal import progress
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.carry import FOLLOWED, SLOTS, Slot
-from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.errors import BadSetting, UnsupportedPolicy, in_one_line
 from vivace.policies.execution import Decoding, Denoising, Execution, eagerly, sample
 from vivace.policies.placement import Placement, synchroniser
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -146,9 +145,10 @@ def warm_up(execution: Execution, data: CalibrationData) -> None:
     for one in data.ones() if isinstance(execution, Decoding) else [next(data.ones())]:
         try:
             found = sample(execution, one.batch, EpisodeNoise(one.noise_keys), one.draft)
-        except TorchDynamoException as error:
-            told = str(error).strip().splitlines()[0][:200]
-            raise UnsupportedPolicy(f"torch.compile cannot compile it here: {told}") from error
+        except Exception as error:  # a compiler raises what it likes
+            sample(eagerly(execution), one.batch, EpisodeNoise(one.noise_keys), one.draft)
+            told = f"{type(error).__name__}: {in_one_line(error)[:200]}"
+            raise UnsupportedPolicy(f"it cannot be compiled or captured here: {told}") from error
         if isinstance(execution.policy, OpaquePolicy):  # it may have drawn numbers of its own
             continue
         expected = sample(eagerly(execution), one.batch, EpisodeNoise(one.noise_keys), one.draft)

@@ -40,6 +40,9 @@ class Shares:
 IN_A_WORLD = Shares(counted=0.3, bred=0.36, related=0.42, some_timed=0.42, timed=0.5)
 """Half of the time is left to races."""
 ON_DATA_ALONE = Shares(counted=0.4, bred=0.67, related=0.83, some_timed=0.9, timed=1.0)
+COMPILING_IN_A_WORLD = Shares(counted=0.24, bred=0.3, related=0.34, some_timed=0.36, timed=0.6)
+"""Where some take a minute to start, a quarter is theirs and the finalists'."""
+COMPILING_ON_DATA_ALONE = Shares(counted=0.3, bred=0.45, related=0.55, some_timed=0.6, timed=1.0)
 
 
 def _say(told: str) -> None:

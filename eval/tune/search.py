@@ -7,6 +7,7 @@ import numpy as np
 
 from vivace.accel.apply import accelerate, exact_plan
 from vivace.accel.judgement import check_apart
+from vivace.accel.registry import techniques
 from vivace.accel.technique import CalibrationData
 from vivace.deploy.loop.settings import Mode
 from vivace.eval.measure.action_error import sample_all
@@ -23,7 +24,16 @@ from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.finals import Finals
 from vivace.eval.tune.former import former
 from vivace.eval.tune.front import spread
-from vivace.eval.tune.pace import IN_A_WORLD, ON_DATA_ALONE, Deadline, Shares, affordable, affordable_samples
+from vivace.eval.tune.pace import (
+    COMPILING_IN_A_WORLD,
+    COMPILING_ON_DATA_ALONE,
+    IN_A_WORLD,
+    ON_DATA_ALONE,
+    Deadline,
+    Shares,
+    affordable,
+    affordable_samples,
+)
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
@@ -126,6 +136,8 @@ class Search:
 
     @property
     def _shares(self) -> Shares:
+        if any(techniques()[kind].starts_late for kind in self._space.same_work):
+            return COMPILING_IN_A_WORLD if self._rule.is_world else COMPILING_ON_DATA_ALONE
         return IN_A_WORLD if self._rule.is_world else ON_DATA_ALONE
 
     def count(self) -> None:
@@ -178,12 +190,11 @@ class Search:
         self._breed()
         some = options.timed // 2
         more = self._chosen(
-            "timed then",
-            lambda: _late_last(
-                [*self._relatives(shares.related), *rule.next(list(trials.values()), some)], _LATE
-            ),
+            "timed then", lambda: [*self._relatives(shares.related), *rule.next(list(trials.values()), some)]
         )
-        timing.time(more, FEW, self._deadline.left_s(shares.some_timed))
+        timing.time(_late_last(more), FEW, self._deadline.left_s(shares.some_timed))
+        late = self._chosen("timed late", lambda: self._late(shares.timed))
+        timing.time(late, FEW, self._deadline.left_s(shares.timed) / 2)
         self._tell_best()
         finalists = self._chosen("timed often", lambda: self._finalists(shares.timed))
         trained = [
@@ -289,15 +300,25 @@ class Search:
         """
         is_sync, trials = self._command.loop.mode == Mode.SYNC, list(self._store.trials.values())
         found: list[Candidate] = []
-        pairs = self._rule.faster(trials)
-        late = [pair for pair in pairs if pair[1].candidate.starts_late]
-        soon = [pair for pair in pairs if not pair[1].candidate.starts_late]
-        for one, row in [*soon[: self._command.tune.timed // 2], *spread(late, _LATE)]:
-            label = f"{describe(one.candidate)}, {describe(row.candidate)}"
-            found.append(one.candidate.computed_as(row.candidate, label))
+        pairs = [pair for pair in self._rule.faster(trials) if not pair[1].candidate.starts_late]
+        found += [_both(*pair) for pair in pairs[: self._command.tune.timed // 2]]
         for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
             if not any(vars(best.candidate.execution).values()):
                 found += self._space.executed(best.candidate, is_sync)
+        return self._all_counted(found, share)
+
+    def _late(self, share: float) -> list[Trial]:
+        """Some that were timed with what takes a minute to start, from near to fast ones.
+
+        Args:
+            share: of the time, by which no more are counted.
+        """
+        pairs = self._rule.faster(list(self._store.trials.values()))
+        late = [pair for pair in pairs if pair[1].candidate.starts_late and pair[0].latencies_s]
+        return self._all_counted([_both(*pair) for pair in spread(late, _LATE)], share)
+
+    def _all_counted(self, found: Sequence[Candidate], share: float) -> list[Trial]:
+        """Those that are known, and others as far as a share of the time reaches."""
         counted: list[Trial] = []
         for i, candidate in enumerate(found):
             known = self._store.trials.get(candidate.key)
@@ -335,7 +356,12 @@ class Search:
             )
 
 
-def _late_last(trials: Sequence[Trial], most: int | None = None) -> list[Trial]:
-    """Trials in their order, but behind all others those that take a minute to start, so many at most."""
-    late = [trial for trial in trials if trial.candidate.starts_late]
-    return [trial for trial in trials if not trial.candidate.starts_late] + late[:most]
+def _both(one: Trial, row: Trial) -> Candidate:
+    """A candidate with what computes the same faster in another one."""
+    label = f"{describe(one.candidate)}, {describe(row.candidate)}"
+    return one.candidate.computed_as(row.candidate, label)
+
+
+def _late_last(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials in their order, but behind all others those that take a minute to start."""
+    return sorted(trials, key=lambda trial: trial.candidate.starts_late)

@@ -62,6 +62,7 @@ NUMBERS_DIFFER = {
     "patch_select-fastv",
     "patch_select-globalcom2",
     "jacobi-exit",
+    "compile",
 }
 """Variants that run the same code as others."""
 TOGETHER = {"as trained", "fewer steps, cached", "language", "efficientvla", "guidance, cached", "ceed"}
@@ -79,8 +80,8 @@ def examples() -> dict[str, Wanted]:
 
 
 def needs(kinds: Iterable[str]) -> set[Need]:
-    """What a policy must have for all of these techniques."""
-    return {need for kind in kinds for need in techniques()[kind].needs}
+    """What a policy must have for all of these techniques; a compiler is the machine's."""
+    return {need for kind in kinds for need in techniques()[kind].needs} - {Need.COMPILER}
 
 
 def fits(has: set[Need], example: str) -> bool:
