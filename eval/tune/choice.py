@@ -20,7 +20,7 @@ _BASELINES = 4
 _FEW = 4
 """One of so many places is for those that follow chunks before, of which nobody knows before they race."""
 _LOT = 8
-"""One of so many places is drawn by lot: what is near need not succeed, nor what succeeds be near."""
+"""Besides so many one is drawn by lot: what is near need not succeed, nor what succeeds be near."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,15 @@ class Rule:
         return self._within(trials, 1.0)[0]
 
     def parents(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those that others are bred from: half of them fit the budget, half need a little less to.
+        """Those that others are bred from: half of them fit the budget, half need less to; none does the same.
 
-        Where what fits is far off, a relative of what nearly fits is the better plan.
+        Where what fits is far off, a relative of what nearly fits is the better plan: some from what is
+        just too slow to what acts as trained.
         """
-        fit, near = self._within(trials, 1.0, _NEARLY)
-        return _once(fit[: most - most // 2], near[: most // 2], fit)[:most]
+        unlike = {(one.flops, _error(one)): one for one in reversed(trials) if one.flops}
+        fit, near = self._within([*unlike.values()], 1.0, _NEARLY)
+        front = promising(_compared(near), most // 2, _work)
+        return _once(fit[: most - len(front)], front, fit)[:most]
 
     def _within(self, trials: Sequence[Trial], *budgets: float) -> list[list[Trial]]:
         """Those expected to take so many budgets at most but no fewer of these; the nearest actions first."""
@@ -130,11 +133,9 @@ class Rule:
             return sorted(timed, key=median_s)[:2]
         rivals = [trial for trial in near if trial.candidate.origin.is_rival]
         following, compared = _following(near, most // _FEW, median_s), _compared(near)
-        lot = most // _LOT if self.is_world else 0
-        mixed = _mixed(compared)
-        picked = mixed[: most - len(following) - lot]
-        drawn = _drawn((one for one in compared if one not in picked), lot)
-        mixed = mixed[: most - len(following) - len(drawn)]
+        mixed = _mixed(compared)[: most - len(following)]
+        left = (one for one in compared if one not in mixed)
+        drawn = _drawn(left, most // _LOT if self.is_world else 0)
         return _once(mixed, following, drawn, rivals)
 
     def contenders(self, kept: Sequence[Trial]) -> list[Trial]:

@@ -49,6 +49,8 @@ _LIKE = 0.5
 """Share of the candidates that are bred from the best ones, once it is known which keep the budget."""
 _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
+_STEPS = 0.5
+"""Share of those that differ from a parent, one of the better ones, in one choice; in the others in any."""
 _NO_LIMIT_S = 1e6
 """What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
@@ -268,6 +270,11 @@ class Search:
     def _child(self, parents: Sequence[Candidate]) -> Candidate | None:
         """A candidate like one of some that is not known yet; None if none was found."""
         random = np.random.default_rng([self._command.seed, len(self._store.trials)])
+        if parents and random.random() < _STEPS:
+            near = list(self._space.neighbours(parents[int(random.integers(len(parents), size=2).min())]))
+            new = [one for one in near if one.key not in self._store.trials]
+            if new:
+                return new[int(random.integers(len(new)))]
         is_sync = self._command.loop.mode == Mode.SYNC
         executions = self._space.executions(is_sync) if self._rule.is_world else ()
         for _ in range(_TRIES if parents else 0):
@@ -308,14 +315,16 @@ class Search:
         return self._all_counted(found, share)
 
     def _late(self, share: float) -> list[Trial]:
-        """Some that were timed with what takes a minute to start, from near to fast ones.
+        """Some that were timed with what takes a minute to start: the former plan, then near to fast ones.
 
         Args:
             share: of the time, by which no more are counted.
         """
         pairs = self._rule.faster(list(self._store.trials.values()))
         late = [pair for pair in pairs if pair[1].candidate.starts_late and pair[0].latencies_s]
-        return self._all_counted([_both(*pair) for pair in spread(late, _LATE)], share)
+        former = [pair for pair in late if pair[0].candidate.origin is Origin.FORMER]
+        chosen = [*former, *(pair for pair in spread(late, _LATE) if pair not in former)]
+        return self._all_counted([_both(*pair) for pair in chosen], share)
 
     def _all_counted(self, found: Sequence[Candidate], share: float) -> list[Trial]:
         """Those that are known, and others as far as a share of the time reaches."""
@@ -358,7 +367,8 @@ class Search:
 
 def _both(one: Trial, row: Trial) -> Candidate:
     """A candidate with what computes the same faster in another one."""
-    label = f"{describe(one.candidate)}, {describe(row.candidate)}"
+    added = ", ".join(techniques()[kind].label for kind, _ in row.candidate.same_work)
+    label = f"{describe(one.candidate)}, {added if row.candidate.starts_late else describe(row.candidate)}"
     return one.candidate.computed_as(row.candidate, label)
 
 

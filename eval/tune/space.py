@@ -85,6 +85,21 @@ class Space:
         is_own = execution == Execution() or not self._executes(child, execution)
         return child if is_own else _with(child, execution)
 
+    def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
+        """Yield candidates of which one choice is another one than of this; the rest is its own.
+
+        A whole number is the next or the one after; what is asked for by that choice alone is as usual.
+        """
+        own = self.choices_of(candidate)
+        for name, (value, among) in own.items():
+            for other in _others(value, among):
+                chosen = self._chosen(
+                    partial(_stepped, {key: it for key, (it, _) in own.items()} | {name: other})
+                )
+                yield replace(
+                    Candidate((*chosen, *self.exact, *candidate.same_work)), execution=candidate.execution
+                )
+
     def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
         """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
 
@@ -346,6 +361,31 @@ def _mutated(
     if isinstance(choices, range) and is_known:
         return int(np.clip(value + random.choice([-2, -1, 1, 2]), choices[0], choices[-1]))
     return choices[int(random.integers(len(choices)))]
+
+
+def _others(value: Any, among: BaseDistribution) -> list[Any]:
+    """What else a choice may be, near it where there is an order."""
+    if isinstance(among, CategoricalDistribution):
+        return [it for it in among.choices if it != value]
+    if isinstance(among, IntDistribution):
+        return [it for it in (value - 2, value - 1, value + 1, value + 2) if among.low <= it <= among.high]
+    assert isinstance(among, FloatDistribution)
+    reach = (among.high - among.low) / 4
+    return [it for it in (value - reach, value + reach) if among.low <= it <= among.high]
+
+
+def _stepped(own: Mapping[str, Any], name: str, choices: Choices, widest: range | None = None) -> Any:
+    """What a candidate has; where it has nothing, what is usual, or the middle."""
+    kind, _, option = name.partition(".")
+    usual = vars(techniques()[kind].Options()).get(option) if option else False
+    for value in (own.get(name), usual):
+        if value is not None and _is_in(value, choices):
+            return value
+    if isinstance(choices, Between):
+        return (choices.low + choices.high) / 2
+    if name in own and isinstance(choices, range):  # it had one of a range that is another one now
+        return int(np.clip(own[name], choices[0], choices[-1]))
+    return NONE if NONE in choices else choices[len(choices) // 2]
 
 
 def _is_in(value: Any, choices: Choices) -> bool:

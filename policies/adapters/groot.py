@@ -248,14 +248,14 @@ class StagedGroot(LackingForm, LanguageForm, DenoisingForm):
         token, merge = self._qwen.config.image_token_id, self._visual.spatial_merge_size
         pictures = self._pictures or Pictures.read(batch, token, merge)
         ids, is_token = batch["input_ids"], batch["attention_mask"] == 1
-        patches, features, (ended, places) = self._look(batch["pixel_values"], pictures)
+        patches, features, tables = self._look(batch["pixel_values"], pictures)
         is_patch = ids == token
         order, n = order_of(is_patch), pictures.n_patches
         h = self.language.model.embed_tokens(ids)
         at = order[:, :n, None].expand(-1, -1, h.shape[-1])
         h = h.scatter(1, at, patches.to(h.dtype).view(at.shape))
         prefix = PrefixRows(pictures.counts, is_token.gather(1, order[:, n:]), 0, order=order)
-        where = positions(is_patch, is_token, ended, places)
+        where = positions(is_patch, is_token, tables.ended, tables.places)
         seen = causal(is_token) if pictures.is_padded else None
         features = [found.view(at.shape) for found in features]
         h, prefix = self.language(h, prefix, where, seen, features, run, select)
@@ -264,18 +264,11 @@ class StagedGroot(LackingForm, LanguageForm, DenoisingForm):
         return h, prefix
 
     @torch.compiler.disable  # dynamo cannot hold on to an array, such as the tables', in inference mode
-    def _look(
-        self, pixels: Tensor, pictures: Pictures
-    ) -> tuple[Tensor, Sequence[Tensor], tuple[Tensor, Tensor]]:
-        """Merged patches, features of earlier layers, and how far what is behind pictures moves."""
-        tables = self._tables_of(pictures)
-        return *look(self._visual, pixels, tables), (tables.ended, tables.places)
-
-    def _tables_of(self, pictures: Pictures) -> Tables:
-        """What depends on the sizes of pictures alone, made once for each."""
+    def _look(self, pixels: Tensor, pictures: Pictures) -> tuple[Tensor, Sequence[Tensor], Tables]:
+        """Merged patches, features of earlier layers, and what depends on the sizes of pictures alone."""
         if pictures not in self._tables:
             self._tables[pictures] = Tables.of(self._visual, pictures, self.placement.device)
-        return self._tables[pictures]
+        return *look(self._visual, pixels, self._tables[pictures]), self._tables[pictures]
 
     def _seen(self, h: Tensor, prefix: PrefixRows) -> tuple[tuple[Tensor, ...], ...]:
         """What each layer of the denoiser looks at, of the context (B, S, D)."""
