@@ -99,7 +99,7 @@ class Rule:
         return self._within(trials, 1.0)[0]
 
     def parents(self, trials: Sequence[Trial], most: int) -> list[Trial]:
-        """Those that others are bred from: half of them fit the budget, half need less to; none does the same.
+        """Those that others are bred from: half fit the budget, half need a little less to; all differ.
 
         Where what fits is far off, a relative of what nearly fits is the better plan: some from what is
         just too slow to what acts as trained.

@@ -271,7 +271,7 @@ class Search:
         """A candidate like one of some that is not known yet; None if none was found."""
         random = np.random.default_rng([self._command.seed, len(self._store.trials)])
         if parents and random.random() < _STEPS:
-            near = list(self._space.neighbours(parents[int(random.integers(len(parents), size=2).min())]))
+            near = list(self._space.neighbours(parents[int(random.integers(len(parents), size=3).min())]))
             new = [one for one in near if one.key not in self._store.trials]
             if new:
                 return new[int(random.integers(len(new)))]

@@ -6,34 +6,23 @@ work at no error says whether every candidate has it.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 from optuna import Trial as Asked
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, IntDistribution
 
 from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.technique import Seam, Technique
 from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
 from vivace.eval.tune.candidate import Candidate, Execution, Origin
+from vivace.eval.tune.choosing import MUTATED, NONE, Replay, ask, mutated, others, stepped
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import executing
-from vivace.policies.plain_data import Between
-
-NONE = "none"
-_MUTATED = 0.2
-"""Chance that a choice is made anew."""
-_MANY = 16
-"""A range whose end is so many times its beginning is tried evenly in its logarithm: 4 steps differ from 8
-as 40 from 80."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Space:
 
     def suggest(self, asked: Asked) -> Candidate:
         """Let a trial of Optuna choose."""
-        return Candidate((*self._chosen(partial(_ask, asked)), *self.exact))
+        return Candidate((*self._chosen(partial(ask, asked)), *self.exact))
 
     def bred(
         self,
@@ -77,35 +66,42 @@ class Space:
             executions: ways to execute chunks that may be chosen anew; none: the parent's stays.
         """
         own = {name: value for name, (value, _) in self.choices_of(candidate).items()}
-        chosen = self._chosen(partial(_mutated, own, random))
+        chosen = self._chosen(partial(mutated, own, random))
         child = Candidate((*chosen, *self.exact, *candidate.same_work))
         execution = candidate.execution
-        if executions and random.random() < _MUTATED:
+        if executions and random.random() < MUTATED:
             execution = executions[int(random.integers(len(executions)))]
         is_own = execution == Execution() or not self._executes(child, execution)
         return child if is_own else _with(child, execution)
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
-        """Yield candidates of which one choice is another one than of this; the rest is its own.
+        """Yield candidates of which one choice is another one than of this, or two numbers are traded.
 
-        A whole number is the next or the one after; what is asked for by that choice alone is as usual.
+        A number is the next or the one after; a trade is one more of this for one or two less of that. What
+        is asked for by a choice that changed alone is as usual.
         """
-        own = self.choices_of(candidate)
-        for name, (value, among) in own.items():
-            for other in _others(value, among):
-                chosen = self._chosen(
-                    partial(_stepped, {key: it for key, (it, _) in own.items()} | {name: other})
-                )
-                yield replace(
-                    Candidate((*chosen, *self.exact, *candidate.same_work)), execution=candidate.execution
-                )
+        found = self.choices_of(candidate)
+        own = {name: value for name, (value, _) in found.items()}
+        near = {name: others(value, among) for name, (value, among) in found.items()}
+        numbers = [name for name, (_, among) in found.items() if isinstance(among, IntDistribution)]
+        steps = [{name: other} for name, some in near.items() for other in some]
+        for more, less in permutations(numbers, 2):
+            steps += [
+                {more: own[more] + 1, less: own[less] - n}
+                for n in (1, 2)
+                if own[more] + 1 in near[more] and own[less] - n in near[less]
+            ]
+        for step in steps:
+            chosen = self._chosen(partial(stepped, own | step))
+            requests = (*chosen, *self.exact, *candidate.same_work)
+            yield Candidate(requests, execution=candidate.execution)
 
     def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
         """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
 
         Choices that it makes otherwise than this space does are left out.
         """
-        replay = _Replay(dict(candidate.requests))
+        replay = Replay(dict(candidate.requests))
         self._chosen(replay)
         return replay.found
 
@@ -287,113 +283,6 @@ def _with(candidate: Candidate, execution: Execution) -> Candidate:
     return replace(candidate, execution=execution, origin=Origin.SEARCH, label=", ".join(told))
 
 
-@dataclass
-class _Replay:
-    """Chooses what a candidate has, and takes it down."""
-
-    requests: Mapping[str, Mapping[str, Any]]
-    found: dict[str, tuple[Any, BaseDistribution]] = field(default_factory=dict)
-    """Name of a choice -> value, and what it is one of."""
-
-    def __call__(self, option: str, choices: Choices, widest: range | None = None) -> Any:
-        value = self._value(option, choices)
-        if _is_in(value, choices):
-            self.found[option] = value, _distribution(choices, widest)
-        return value
-
-    def _value(self, name: str, choices: Choices) -> Any:
-        kind, _, option = name.partition(".")
-        if option:
-            return self._option(kind, *option.split("."))
-        if choices == (False, True):
-            return kind in self.requests
-        assert isinstance(choices, tuple)
-        return next((one for one in choices if one in self.requests), NONE)
-
-    def _option(self, kind: str, option: str, place: str = "") -> Any:
-        """An option, or what it holds at a place; the usual one where the candidate says nothing."""
-        of = vars(techniques()[kind].Options()) | dict(self.requests[kind])
-        value = of.get(option)
-        if not place:
-            return value
-        return value[int(place)] if value and int(place) < len(value) else None
-
-
 def _of(choose: Choose, kind: str, option: str, choices: Choices, widest: range | None = None) -> Any:
     """Choose an option of a technique."""
     return choose(f"{kind}.{option}", choices, widest)
-
-
-def _distribution(choices: Choices, widest: range | None = None) -> BaseDistribution:
-    """What Optuna calls it."""
-    if isinstance(choices, Between):
-        return FloatDistribution(choices.low, choices.high)
-    if isinstance(choices, range):
-        return IntDistribution(choices[0], choices[-1], log=_is_wide(widest or choices))
-    return CategoricalDistribution(choices)
-
-
-def _ask(asked: Asked, name: str, choices: Choices, widest: range | None = None) -> Any:
-    """Let a trial of Optuna choose one."""
-    if isinstance(choices, Between):
-        return asked.suggest_float(name, choices.low, choices.high)
-    if isinstance(choices, range):
-        return asked.suggest_int(name, choices[0], choices[-1], log=_is_wide(widest or choices))
-    return asked.suggest_categorical(name, choices)
-
-
-def _mutated(
-    own: Mapping[str, Any],
-    random: np.random.Generator,
-    name: str,
-    choices: Choices,
-    widest: range | None = None,
-) -> Any:
-    """What a candidate has, or something near; where it has nothing, anything."""
-    value: Any = own.get(name)
-    is_known = name in own and _is_in(value, choices)
-    if is_known and random.random() >= _MUTATED:
-        return value
-    if isinstance(choices, Between):
-        reach = (choices.high - choices.low) / 4
-        drawn = random.normal(value, reach) if is_known else random.uniform(choices.low, choices.high)
-        return float(np.clip(drawn, choices.low, choices.high))
-    if isinstance(choices, range) and is_known:
-        return int(np.clip(value + random.choice([-2, -1, 1, 2]), choices[0], choices[-1]))
-    return choices[int(random.integers(len(choices)))]
-
-
-def _others(value: Any, among: BaseDistribution) -> list[Any]:
-    """What else a choice may be, near it where there is an order."""
-    if isinstance(among, CategoricalDistribution):
-        return [it for it in among.choices if it != value]
-    if isinstance(among, IntDistribution):
-        return [it for it in (value - 2, value - 1, value + 1, value + 2) if among.low <= it <= among.high]
-    assert isinstance(among, FloatDistribution)
-    reach = (among.high - among.low) / 4
-    return [it for it in (value - reach, value + reach) if among.low <= it <= among.high]
-
-
-def _stepped(own: Mapping[str, Any], name: str, choices: Choices, widest: range | None = None) -> Any:
-    """What a candidate has; where it has nothing, what is usual, or the middle."""
-    kind, _, option = name.partition(".")
-    usual = vars(techniques()[kind].Options()).get(option) if option else False
-    for value in (own.get(name), usual):
-        if value is not None and _is_in(value, choices):
-            return value
-    if isinstance(choices, Between):
-        return (choices.low + choices.high) / 2
-    if name in own and isinstance(choices, range):  # it had one of a range that is another one now
-        return int(np.clip(own[name], choices[0], choices[-1]))
-    return NONE if NONE in choices else choices[len(choices) // 2]
-
-
-def _is_in(value: Any, choices: Choices) -> bool:
-    """Whether it is one of them."""
-    if isinstance(choices, Between):
-        return isinstance(value, int | float) and choices.low <= value <= choices.high
-    return value in choices
-
-
-def _is_wide(choices: range) -> bool:
-    return choices[0] >= 1 and choices[-1] >= _MANY * choices[0]

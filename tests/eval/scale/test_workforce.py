@@ -88,6 +88,20 @@ def test_chunks_that_failed_are_kept_stored_and_told(tmp_path, capsys):
     assert f"as trained: 1 of {asked} chunks failed, the fallback acted; the first: an action is NaN" in told
 
 
+def test_in_virtual_time_what_was_compiled_runs_operation_by_operation(tmp_path):
+    """Its latency is given, and graphs are made for one chunk at a time."""
+
+    def compiled(observations, keys):
+        raise AssertionError("a graph for every number of rows would be made")
+
+    eager = SimpleNamespace(predict=predict, spec=SPEC)
+    acting = SimpleNamespace(predict=compiled, spec=SPEC, eagerly=lambda: eager)
+    job = Job("run", "compiled", acting, Drift, RolloutSettings(n_episodes=2, seed=6))
+    with Workforce(ScaleOptions(), lambda: None) as workforce:
+        found = workforce.run([job], tmp_path / "episodes")["run"]
+    assert [result.errors for result in found] == [(), ()]
+
+
 def test_a_unit_that_was_interrupted_runs_again_whole_and_what_was_stored_stands(tmp_path):
     sizes = []
 

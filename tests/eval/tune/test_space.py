@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.distributions import IntDistribution
 
 from vivace.accel import registry
 from vivace.accel.apply import accelerate, calibrate
@@ -270,3 +271,24 @@ def test_a_search_that_goes_on_asks_for_what_it_would_have_asked_for():
     assert len({trial.key for trial in whole}) == 24
     other = told(space, Study(space, 4), 24)
     assert [trial.key for trial in other] != [trial.key for trial in whole]
+
+
+def test_neighbours_are_other_candidates_in_which_every_number_moves(staged):
+    space = space_of(staged)
+    for candidate in suggested(space, 10):
+        near = [space.choices_of(one) for one in space.neighbours(candidate)]
+        assert near
+        assert candidate.key not in {one.key for one in space.neighbours(candidate)}
+        assert all(set(dict(space.exact)) <= set(one.kinds) for one in space.neighbours(candidate))
+        for name, (value, among) in space.choices_of(candidate).items():
+            if isinstance(among, IntDistribution):
+                found = {other[name][0] for other in near if name in other}
+                assert found - {value} or among.low == among.high, name
+
+
+def test_neighbours_lead_to_fewer_layers_from_a_plan_that_drops_none():
+    """What no search had bred: two layers fewer behind the one pass that a plan takes."""
+    space = space_of(stage(tiny_token_vla()), ["layer_skip", "jacobi"])
+    one_pass = Candidate((("jacobi", {"max_iterations": 1, "until": "all"}), *space.exact))
+    kinds = [set(one.kinds) - {kind for kind, _ in space.exact} for one in space.neighbours(one_pass)]
+    assert {"layer_skip", "jacobi"} in kinds
