@@ -80,10 +80,10 @@ class Space:
         A number is the next or the one after; a trade is one more of this for one or two less of that. What
         is asked for by a choice that changed alone is as usual.
         """
-        found = self.choices_of(candidate)
-        own = {name: value for name, (value, _) in found.items()}
-        near = {name: others(value, among) for name, (value, among) in found.items()}
-        numbers = [name for name, (_, among) in found.items() if isinstance(among, IntDistribution)]
+        choices = self.choices_of(candidate)
+        own = {name: value for name, (value, _) in choices.items()}
+        near = {name: others(value, among) for name, (value, among) in choices.items()}
+        numbers = [name for name, (_, among) in choices.items() if isinstance(among, IntDistribution)]
         steps = [{name: other} for name, some in near.items() for other in some]
         for more, less in permutations(numbers, 2):
             steps += [
@@ -94,7 +94,9 @@ class Space:
         for step in steps:
             chosen = self._chosen(partial(stepped, own | step))
             requests = (*chosen, *self.exact, *candidate.same_work)
-            yield Candidate(requests, execution=candidate.execution)
+            found = Candidate(requests, execution=candidate.execution)
+            if found.key != candidate.key:
+                yield found
 
     def choices_of(self, candidate: Candidate) -> dict[str, tuple[Any, BaseDistribution]]:
         """Say a candidate as this space would choose it: name of a choice -> value, and of what it is one.
