@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from vivace.accel.decoding import Decoding as DecodingTechnique
 from vivace.accel.freeze import freeze_of
@@ -132,7 +133,8 @@ class _Compiler:
         """Compile a function apart from all others.
 
         Dynamo counts graphs by code object and gives up at a limit, which the blocks of all layers, and the
-        policies of all rows of a table, would reach together: so each has a code object of its own.
+        policies of all rows of a table, would reach together: so each has a code object of its own. Where one
+        reaches it, by sizes of batches or prompts, any further size runs eagerly.
 
         Args:
             fn: what to compile.
@@ -148,9 +150,17 @@ class _Compiler:
         options: dict[str, Any] | None = None
         if self.backend == "inductor":
             options = {"fallback_random": draws, "cpp_wrapper": self.device == "cpu" and not draws}
-        return torch.compile(
+        compiled = torch.compile(
             own, fullgraph=is_whole, dynamic=sizes_vary, backend=self.backend, options=options
         )
+
+        def either(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return compiled(*args, **kwargs)
+            except FailOnRecompileLimitHit:
+                return fn(*args, **kwargs)
+
+        return either
 
     def with_encode[Policy: Any](self, policy: Policy) -> Policy:
         """Return a twin whose encode is compiled, if it has a language stage or is half of the only pass."""

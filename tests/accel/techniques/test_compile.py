@@ -91,6 +91,16 @@ def test_more_blocks_than_dynamo_allows_graphs_compile_and_its_limit_stays(monke
     assert torch._dynamo.config.recompile_limit == limit
 
 
+def test_sizes_beyond_those_that_dynamo_allows_run_eagerly():
+    staged = stage(tiny_dp_transformer(n_layer=1, num_inference_steps=2))
+    eager, graphs = as_trained(staged), compile_execution(as_trained(staged), "eager")
+    for n in range(1, torch._dynamo.config.recompile_limit + 3):
+        batch = {"observation.state": torch.rand(n, 2, 5, generator=torch.Generator().manual_seed(n))}
+        keys = [(1, i) for i in range(n)]
+        found, wanted = (sample(it, batch, EpisodeNoise(keys)) for it in (graphs, eager))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
 def _graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
