@@ -13,7 +13,7 @@ from vivace.accel.technique import CalibrationData
 from vivace.policies.block import Block
 from vivace.policies.dtype import wide
 from vivace.policies.errors import CalibrationError, NonFiniteActions
-from vivace.policies.execution import Denoising, Execution, always_compute, sample
+from vivace.policies.execution import Denoising, Execution, always_compute, eagerly, sample
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.staged import DenoisingPolicy
 
@@ -51,7 +51,7 @@ def record(execution: Denoising, data: CalibrationData) -> Recording:
         CalibrationError: an output is not finite.
     """
     outputs: dict[str, list[Tensor]] = defaultdict(list)
-    uncached = replace(execution, policy=recorded(execution.policy, outputs), action=always_compute)
+    uncached = replace(eagerly(execution), policy=recorded(execution.policy, outputs), action=always_compute)
     with suppress(NonFiniteActions):  # which block they came from is said below
         sample(uncached, data.batch, EpisodeNoise(data.noise_keys))
     similarity, volatility = {}, {}
@@ -72,7 +72,7 @@ def record(execution: Denoising, data: CalibrationData) -> Recording:
 @remembered
 def chunks(execution: Execution, data: CalibrationData) -> Tensor:
     """Sample normalised actions (B, H, A) of all observations, with their own noise."""
-    return sample(execution, data.batch, EpisodeNoise(data.noise_keys), data.draft)
+    return sample(eagerly(execution), data.batch, EpisodeNoise(data.noise_keys), data.draft)
 
 
 def mean_difference(features: Tensor) -> Tensor:

@@ -313,6 +313,7 @@ def check_continuing(execution: Execution, settings: RealTimeChunking) -> None:
 def _denoised(
     execution: Denoising, batch: Batch, noise: Noise, carry: Carry, follow: Continuation | None, mark: Mark
 ) -> tuple[Tensor, Carry]:
+    execution = execution if follow is None else eagerly(execution)  # it is watched, or another policy acts
     if follow is not None and continues_itself(execution.policy):
         execution, follow = replace(execution, policy=execution.policy.continued(follow)), None
     policy = execution.policy

@@ -13,8 +13,8 @@ the only pass, is compiled in `encode`; an opaque policy from observation to chu
 its code allows.
 
 The first chunk takes a minute or more. Graphs are made for one observation at a time: where many are
-computed at once, counted or watched, what they are made of runs (`policies.execution.eagerly`), as it does in
-a bundle, which ONNX Runtime compiles by itself.
+computed at once, counted or watched, and where a chunk continues another, what they are made of runs
+(`policies.execution.eagerly`), as it does in a bundle, which ONNX Runtime compiles by itself.
 """
 
 import copy
@@ -195,6 +195,8 @@ def _compiled_denoising(execution: Denoising, compiler: _Compiler) -> Denoising:
     def compiled(
         execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
+        if execution.action is not always_compute:  # somebody runs it otherwise
+            return call_denoiser(execution, step, x, context, cache)
         return denoise(x, execution.policy.condition(step, context)), EMPTY
 
     return launched(execution, policy=twin, call=compiled)
@@ -215,6 +217,8 @@ def _compiled_rows(policy: DenoisingPolicy, schedule: Rows, compiler: _Compiler)
     def compiled(
         execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
+        if execution.action is not schedule:  # somebody runs it otherwise
+            return call_denoiser(execution, step, x, context, cache)
         condition = execution.policy.condition(step, context)
         return graphs[schedule.rows[step.index]](x, condition, dict(cache))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vivace.accel.technique import CalibrationData, with_language
 from vivace.accel.techniques.layer_skip import LayerSkip, LayerSkipOptions, keep, layer_importance
-from vivace.policies.execution import Execution, sample
+from vivace.policies.execution import Execution, eagerly, sample
 from vivace.policies.language.llama import StagedLlama
 from vivace.policies.language.prefix import PrefixRows
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -27,6 +27,7 @@ def policy_curve(execution: Execution, data: CalibrationData, rule: str) -> list
     Returns:
         {"dropped", "hidden_error": 1 - cosine similarity, "action_error": mean absolute} a point.
     """
+    execution = eagerly(execution)
     policy = with_language(execution, LayerSkip.kind)
     n = len(policy.language.layers)
     feature, actions = policy.said(policy.encode(data.batch)), _sample(execution, data)

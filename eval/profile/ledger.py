@@ -96,6 +96,7 @@ class Meter:
 
     def metered(self, session: Session) -> Session:
         """Return a session whose blocks are told of."""
+        session = session.eagerly()
         policy: Any = session.execution.policy.with_blocks(self._block)
         execution: Any = replace(session.execution, policy=policy)
         return Session(session.loaded, execution, session.task, session.chunking)

@@ -3,18 +3,29 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import AccelerationPlan
+from vivace.accel.record import record
+from vivace.accel.technique import CalibrationData
 from vivace.accel.techniques.block_cache import BlockCache
 from vivace.accel.techniques.compile import Compile, compile_execution, compiled
 from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.jacobi import Jacobi
 from vivace.policies.errors import UnsupportedPolicy
-from vivace.policies.execution import Denoising, as_trained, call_denoiser, decode, eagerly, sample
+from vivace.policies.execution import (
+    Denoising,
+    always_compute,
+    as_trained,
+    call_denoiser,
+    decode,
+    eagerly,
+    sample,
+)
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.language.decoding import greedy
 from vivace.policies.load import stage
@@ -131,6 +142,29 @@ def test_where_many_are_computed_at_once_or_watched_what_it_is_made_of_runs():
     assert eagerly(execution).plan == plan  # results are of this plan
     assert eagerly(eagerly(execution)) == eagerly(execution)
     assert eagerly(execution).call is call_denoiser
+
+
+def test_whoever_looks_at_its_blocks_sees_them_run():
+    """A page shows what calibration looked at; the compiled steps of a cache keep nothing for it."""
+    staged = stage(tiny_dp_transformer(n_layer=1, num_inference_steps=4))
+    mark = fingerprint(staged.policy, staged.spec.block_ids)
+    data = CalibrationData({"observation.state": torch.rand(2, 2, 5)}, ((1, 0), (2, 0)))
+    cache = BlockCache(n_steps=4, updates={"action.0.self": (0, 2)})
+    plain, graphs = (
+        accelerate(staged, AccelerationPlan(mark, (cache, *more)))
+        for more in ((), (Compile(backend="eager"),))
+    )
+    found, wanted = record(graphs, data), record(plain, data)
+    assert found.similarity.keys() == wanted.similarity.keys() == set(staged.spec.block_ids)
+    assert all(np.array_equal(found.similarity[name], wanted.similarity[name]) for name in wanted.similarity)
+    twin = replace(graphs, action=always_compute)  # whoever runs it otherwise
+    batch = data.one
+    torch.testing.assert_close(
+        sample(twin, batch, EpisodeNoise([(1, 0)])),
+        sample(as_trained(staged), batch, EpisodeNoise([(1, 0)])),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):
