@@ -24,7 +24,7 @@ from vivace.eval.subject import env_maker, session
 from vivace.eval.terminal import console
 from vivace.policies.batch import join, take
 from vivace.policies.errors import BadSetting
-from vivace.policies.execution import Execution
+from vivace.policies.execution import Execution, eagerly
 from vivace.policies.load import LoadedPolicy
 
 
@@ -58,11 +58,12 @@ def observe(
         if n < 1:
             raise BadSetting(f"{n} {name} were asked for to look at; 1 or more are needed")
     recording = command.data.recording
+    eager = None if execution is None else eagerly(execution)  # several episodes at once
     if recording is not None:
-        return _recorded(command, loaded, execution, recording, seed, *wanted)
+        return _recorded(command, loaded, eager, recording, seed, *wanted)
     if command.env.is_named:
-        return _seen(command, loaded, execution, seed, *wanted)
-    return made_up(session(command, loaded, execution), wanted[1], seed)
+        return _seen(command, loaded, eager, seed, *wanted)
+    return made_up(session(command, loaded, eager), wanted[1], seed)
 
 
 def some(data: CalibrationData, rows: range) -> CalibrationData:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vivace.accel.techniques import compile
+from vivace.accel.techniques.compile import compile_execution
 from vivace.eval import cli
 from vivace.eval.cli import VERBS, main
 from vivace.eval.observations.gather import CALIBRATION_SEED
@@ -169,6 +171,25 @@ def test_latency_can_be_given(checkpoint, evaluated, monkeypatch):
     assert main(frozen) == 0
     runs = json.loads((tmp_path / "frozen" / "results.json").read_text())["runs"]
     assert {run["ticks"]["fallback"] for run in runs} == {0}
+
+
+def test_of_a_plan_that_compiles_one_chunk_at_a_time_is_compiled(checkpoint, evaluated, monkeypatch):
+    """Observations, comparisons, pages and episodes run what it was made of."""
+    monkeypatch.chdir(evaluated)
+    wanted = ["--accel.techniques=[hoist,block_cache,compile]", "--accel.block_cache.updates=4"]
+    few = ["--accel.episodes=1", "--accel.samples=2", "--accel.judged_episodes=1", "--accel.judged_samples=2"]
+    out = ["--env.task=reach-moving", "--accel.block_cache.bubbling=2", "--output_dir=compiled"]
+    assert main(["calibrate", f"--policy.path={checkpoint}", *wanted, *few, *out]) == 0
+    rows = []
+
+    def seen(graph, inputs):
+        rows.extend(it.shape[0] for it in inputs if isinstance(it, torch.Tensor) and it.ndim == 3)
+        return graph
+
+    monkeypatch.setattr(compile, "compile_execution", lambda it, _: compile_execution(it, seen))
+    plan = ["--accel.path=compiled", "--output_dir=of_compiled", *QUICK]
+    assert main(["eval", f"--policy.path={checkpoint}", *plan]) == 0
+    assert set(rows) == {1}
 
 
 @pytest.mark.long
