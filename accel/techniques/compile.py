@@ -1,8 +1,8 @@
 """Run code that `torch.compile` makes of a policy's stages: the same operations, fused and called from C++.
 
 A chunk of one observation of a small policy costs its operations in number more than in size; a compiler
-fuses those between matrix products, and calls the rest without Python in between (arXiv 2402.02447; on a CPU
-with inductor's C++ wrapper).
+fuses those between matrix products, and calls the rest without Python in between (Ansel et al., PyTorch 2,
+ASPLOS 2024; on a CPU with inductor's C++ wrapper).
 
 What computes everything at every step is compiled whole: one graph for the denoiser, from x and the
 condition, which is computed outside. Of a static schedule each distinct step is a graph of its own, where
