@@ -49,13 +49,22 @@ from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Context, DenoisingPolicy, denoises, has_language
 
 Backend = str | Callable[..., Any]
+BackendName = Literal["inductor", "aot_eager", "eager"]
 _GRAPHS = 8
 """Of a schedule of no more distinct steps each is compiled whole; each takes as long to make."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What can be chosen."""
+
+    backend: BackendName = "inductor"
+    """Of torch.compile; all but inductor compile nothing, and are there to find faults."""
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
-class Compile(Technique):
+class Compile(CompileOptions, Technique):
     """What compiles."""
 
     kind: ClassVar[str] = COMPILE
@@ -68,16 +77,8 @@ class Compile(Technique):
     saves_flops: ClassVar[bool] = False
     starts_late: ClassVar[bool] = True
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        """What can be chosen."""
-
-        backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
-        """Of torch.compile; the others compile nothing, and are there to find faults."""
-
+    Options: ClassVar[type] = CompileOptions
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"backend": "eager"}}
-
-    backend: Literal["inductor", "aot_eager", "eager"]
 
     @property
     def is_exact(self) -> bool:
@@ -99,7 +100,7 @@ def compiled(plan: AccelerationPlan) -> AccelerationPlan:
     """Return a plan that also compiles; the plan itself if it does."""
     if any(technique.kind == COMPILE for technique in plan.techniques):
         return plan
-    return replace(plan, techniques=(*plan.techniques, Compile(backend="inductor")))
+    return replace(plan, techniques=(*plan.techniques, Compile()))
 
 
 def compile_execution(execution: Execution, backend: Backend = "inductor") -> Execution:

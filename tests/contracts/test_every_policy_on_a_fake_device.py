@@ -146,7 +146,7 @@ def forget(cuda: FakeCuda) -> None:
 
 def test_every_technique_is_under_test():
     kinds = {kind for variant in VARIANTS for kind, _ in EVERYTHING.get(variant, [])}
-    assert kinds == techniques().keys()
+    assert kinds == techniques().keys() - {"compile"}, "which makes code for a device that is there"
     for kind in techniques().keys() & (READS.keys() | COPIES.keys()):
         assert not techniques()[kind].is_static, f"{kind} reads what it computes"
 

@@ -173,6 +173,7 @@ def test_latency_can_be_given(checkpoint, evaluated, monkeypatch):
     assert {run["ticks"]["fallback"] for run in runs} == {0}
 
 
+@pytest.mark.long
 def test_of_a_plan_that_compiles_one_chunk_at_a_time_is_compiled(checkpoint, evaluated, monkeypatch):
     """Observations, comparisons, pages and episodes run what it was made of."""
     monkeypatch.chdir(evaluated)
