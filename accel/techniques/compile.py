@@ -37,6 +37,7 @@ from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.block import EMPTY, Block, Cache
 from vivace.policies.errors import UnsupportedPolicy
 from vivace.policies.execution import (
+    ActionRunner,
     Decoding,
     DenoiserCall,
     Denoising,
@@ -49,6 +50,8 @@ from vivace.policies.sampling.sampler import Step
 from vivace.policies.staged import Context, DenoisingPolicy, denoises, has_language
 
 Backend = str | Callable[..., Any]
+_Graph = Callable[[Tensor, Any, dict[str, Any]], tuple[Tensor, Cache]]
+"""(x, condition, what the step before left) -> the denoiser's output, what this one leaves."""
 BackendName = Literal["inductor", "aot_eager", "eager"]
 _GRAPHS = 8
 """Of a schedule of no more distinct steps each is compiled whole; each takes as long to make."""
@@ -193,20 +196,16 @@ def _compiled_denoising(execution: Denoising, compiler: _Compiler) -> Denoising:
         raise UnsupportedPolicy("only static schedules are compiled; this plan decides at run time")
     denoise = compiler(policy.denoise)
 
-    def compiled(
-        execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
-    ) -> tuple[Tensor, Cache]:
-        if execution.action is not always_compute:  # somebody runs it otherwise
-            return call_denoiser(execution, step, x, context, cache)
-        return denoise(x, execution.policy.condition(step, context)), EMPTY
+    def graph(x: Tensor, condition: Any, kept: Cache) -> tuple[Tensor, Cache]:
+        return denoise(x, condition), EMPTY
 
-    return launched(execution, policy=twin, call=compiled)
+    return launched(execution, policy=twin, call=_call_of(always_compute, lambda step: graph))
 
 
 def _compiled_rows(policy: DenoisingPolicy, schedule: Rows, compiler: _Compiler) -> DenoiserCall:
     """Return a call of the denoiser by which each distinct step of a schedule is a graph."""
 
-    def graph(row: Row) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    def graph(row: Row) -> _Graph:
         def step(x: Tensor, condition: Any, kept: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
             run = RowRunner(row, kept)
             return policy.denoise(x, condition, run), dict(run.cache)
@@ -214,14 +213,18 @@ def _compiled_rows(policy: DenoisingPolicy, schedule: Rows, compiler: _Compiler)
         return compiler(step)
 
     graphs = {row: graph(row) for row in set(schedule.rows)}
+    return _call_of(schedule, lambda step: graphs[schedule.rows[step.index]])
+
+
+def _call_of(action: ActionRunner, graph_of: Callable[[Step], _Graph]) -> DenoiserCall:
+    """Return a call by graphs of a denoiser whose blocks are run so; otherwise it runs eagerly."""
 
     def compiled(
         execution: Denoising, step: Step, x: Tensor, context: Context, cache: Cache
     ) -> tuple[Tensor, Cache]:
-        if execution.action is not schedule:  # somebody runs it otherwise
+        if execution.action is not action:  # somebody runs it otherwise
             return call_denoiser(execution, step, x, context, cache)
-        condition = execution.policy.condition(step, context)
-        return graphs[schedule.rows[step.index]](x, condition, dict(cache))
+        return graph_of(step)(x, execution.policy.condition(step, context), dict(cache))
 
     return compiled
 

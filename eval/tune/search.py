@@ -306,9 +306,8 @@ class Search:
             share: of the time, by which no more are counted.
         """
         is_sync, trials = self._command.loop.mode == Mode.SYNC, list(self._store.trials.values())
-        found: list[Candidate] = []
         pairs = [pair for pair in self._rule.faster(trials) if not pair[1].candidate.starts_late]
-        found += [_both(*pair) for pair in pairs[: self._command.tune.timed // 2]]
+        found = [_both(*pair) for pair in pairs[: self._command.tune.timed // 2]]
         for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
             if not any(vars(best.candidate.execution).values()):
                 found += self._space.executed(best.candidate, is_sync)
