@@ -11,11 +11,11 @@ from vivace.accel.registry import exact_work, technique_class
 from vivace.accel.technique import CalibrationData, Technique
 from vivace.accel.variant import Request
 from vivace.policies.batch import rows_of
-from vivace.policies.errors import CalibrationError, UnsupportedPolicy
-from vivace.policies.execution import Execution, as_trained, eagerly, sample
+from vivace.policies.errors import CalibrationError, PlanMismatch, UnsupportedPolicy
+from vivace.policies.execution import Execution, as_trained, eagerly, executing, sample
 from vivace.policies.plain_data import plain
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.spec import Fingerprint
+from vivace.policies.spec import ChunkExecution, Fingerprint
 from vivace.policies.staged import StagedPolicy
 
 
@@ -36,7 +36,7 @@ def accelerate(
     if fingerprint is not None:
         plan.check(fingerprint)
         plan = replace(plan, fingerprint=fingerprint)
-    execution = as_trained(policy)
+    execution = as_trained(_executed(policy, plan.execution))
     for technique in plan.techniques:
         execution = _apply(technique, execution)
     return replace(execution, plan=plan)
@@ -151,6 +151,24 @@ def exact_plan(policy: StagedPolicy, fingerprint: Fingerprint) -> AccelerationPl
             continue
         found.append(technique)
     return AccelerationPlan(fingerprint, tuple(found))
+
+
+def _executed(policy: StagedPolicy, execution: ChunkExecution) -> StagedPolicy:
+    """A policy whose chunks are executed as a plan says.
+
+    Raises:
+        PlanMismatch: its chunks have fewer actions.
+    """
+    spec, n, at = policy.spec, execution.n_action_steps, execution.request_at
+    available = spec.horizon - spec.first_action
+    if (n or 0) > available:
+        raise PlanMismatch(f"the plan executes {n} actions of a chunk, this policy's have {available}")
+    if at is not None and at > (n or spec.n_action_steps):
+        raise PlanMismatch(
+            f"the plan asks for the next chunk with {at} actions left, and {n or spec.n_action_steps} are "
+            "executed"
+        )
+    return executing(policy, n, request_at=at)
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

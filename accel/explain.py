@@ -60,6 +60,8 @@ def explain(
         lines.append(f"  {technique.kind:<14} {', '.join(told)}".rstrip())
     if not plan.techniques:
         lines.append("  no techniques: everything is computed at every step")
+    if plan.execution.chosen:
+        lines.append(f"  {'chunks':<14} {plan.execution}")
     if execution.carries:
         lines.append("  counted of chunks that follow another; the first of an episode takes all steps")
     lines += ["", _flops_table(baseline, accelerated), ""]

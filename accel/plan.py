@@ -18,7 +18,7 @@ from vivace.accel.technique import Technique
 from vivace.policies.errors import BadSetting, PlanMismatch, VivaceError
 from vivace.policies.files import replacing
 from vivace.policies.plain_data import build, check_plain, check_types, plain, read_json
-from vivace.policies.spec import Fingerprint
+from vivace.policies.spec import ChunkExecution, Fingerprint
 
 VERSION = 1
 _AGAIN = "recalibrate: vivace calibrate --policy.path=…"
@@ -41,6 +41,8 @@ class AccelerationPlan:
     fingerprint: Fingerprint
     techniques: tuple[Technique, ...] = ()
     measurements: Mapping[str, Any] = field(default_factory=dict)
+    execution: ChunkExecution = ChunkExecution()
+    """How its chunks are executed, where it is not as the policy has it."""
 
     def __post_init__(self) -> None:
         """Put the techniques in the order of their seams; two on one seam are an error, unless it holds many.
@@ -54,6 +56,7 @@ class AccelerationPlan:
         for technique in self.techniques:
             check_types(technique, technique.kind)
         check_plain(self.measurements, "measurements")
+        check_types(self.execution, "execution")
         ordered = tuple(sorted(self.techniques, key=lambda technique: (technique.seam, technique.kind)))
         for first, second in zip(ordered, ordered[1:], strict=False):
             if first.kind == second.kind or (first.seam == second.seam and not first.seam.holds_many):
@@ -62,6 +65,15 @@ class AccelerationPlan:
                     f"{first.seam.name.lower()} seam; keep one"
                 )
         object.__setattr__(self, "techniques", ordered)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What it does, as plain data: its techniques, and how its chunks are executed."""
+        return [[_settings(technique) for technique in self.techniques], self.execution.chosen]
+
+    def executed(self, execution: ChunkExecution) -> "AccelerationPlan":
+        """Return it for chunks that are executed as somebody says; of what is not said the plan's stays."""
+        return replace(self, execution=execution.over(self.execution))
 
     def check(self, found: Fingerprint) -> None:
         """Raise `PlanMismatch` if the plan was made for another policy."""
@@ -78,6 +90,7 @@ class AccelerationPlan:
             "version": VERSION,
             "fingerprint": plain(self.fingerprint),
             "techniques": [_settings(technique) for technique in self.techniques],
+            **({"execution": told} if (told := self.execution.chosen) else {}),
             "measurements": dict(self.measurements),
         }
 
@@ -100,7 +113,7 @@ class AccelerationPlan:
             techniques = tuple(_technique(entry, known) for entry in stored.techniques)
             if known:
                 raise BadSetting(f"tensor {min(known)!r} belongs to no technique of the plan")
-            return cls(fingerprint, techniques, stored.measurements)
+            return cls(fingerprint, techniques, stored.measurements, stored.execution)
         except BadSetting as error:
             raise PlanMismatch(f"plan is malformed: {error}; {_AGAIN}") from error
 
@@ -145,6 +158,7 @@ class _Stored:
     fingerprint: dict[str, Any]
     techniques: tuple[dict[str, Any], ...]
     measurements: dict[str, Any] = field(default_factory=dict)
+    execution: ChunkExecution = ChunkExecution()
 
 
 def _settings(technique: Technique) -> dict[str, Any]:

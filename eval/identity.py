@@ -35,6 +35,7 @@ def describe_run(session: Session) -> dict[str, Any]:
         "tensors": [_arrays_digest(getattr(technique, "tensors", {})) for technique in techniques],
         "chunking": None if session.chunking is None else vars(session.chunking),
         "n_action_steps": session.spec.n_action_steps,
+        **({} if session.spec.request_at is None else {"request_at": session.spec.request_at}),
         "task": session.task,
     }
 

@@ -351,7 +351,8 @@ def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     """Load the plan a command names, else the one beside the checkpoint; it must be the policy's.
 
-    Made in another dtype it is run all the same, for its decisions are those of the same weights, and told.
+    How its chunks are executed is the user's choice first, then the plan's. Made in another dtype it is run
+    all the same, for its decisions are those of the same weights, and told.
     """
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
@@ -359,4 +360,4 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     made_in = plan.measurements.get("dtype", runs_in)
     if made_in != runs_in:
         console.print(f"the plan was made in {made_in}, the policy runs in {runs_in}", style="yellow")
-    return plan
+    return plan.executed(command.loop.execution)

@@ -184,7 +184,10 @@ def as_trained(policy: StagedPolicy) -> Execution:
 
 
 def executing[Policy: StagedPolicy](
-    policy: Policy, n_action_steps: int | None, control_hz: float | None = None
+    policy: Policy,
+    n_action_steps: int | None,
+    control_hz: float | None = None,
+    request_at: int | None = None,
 ) -> Policy:
     """Return a twin of a staged policy that executes chunks otherwise; itself when nothing is said.
 
@@ -192,8 +195,9 @@ def executing[Policy: StagedPolicy](
         policy: the policy.
         n_action_steps: actions executed of a chunk; its own number when None.
         control_hz: rate of the demonstrations it was trained on [Hz], where its checkpoint does not say it.
+        request_at: how many of them are left when the next chunk is asked for.
     """
-    said: dict[str, Any] = {"n_action_steps": n_action_steps}
+    said: dict[str, Any] = {"n_action_steps": n_action_steps, "request_at": request_at}
     if policy.spec.control_hz is None:
         said["control_hz"] = control_hz
     changes = {name: value for name, value in said.items() if value is not None}

@@ -64,6 +64,40 @@ class ActionRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChunkExecution:
+    """How the loop executes chunks, where it is not as the policy has it; the mode is the user's."""
+
+    n_action_steps: Count | None = None
+    """Actions of a chunk that are fresh; the policy's own number when None."""
+    request_at: Annotated[int, Between(0, 4096)] | None = None
+    """Ask for the next chunk when at most so many are left; as many as the latency takes when None."""
+
+    def __post_init__(self) -> None:
+        """One cannot ask before the first is executed."""
+        n, at = self.n_action_steps, self.request_at
+        if n is not None and at is not None and at > n:
+            raise BadSetting(f"request_at={at} of n_action_steps={n}; needed: 0..{n}, or nothing")
+
+    def over(self, other: "ChunkExecution") -> "ChunkExecution":
+        """Return what it says, and of what it leaves open what another says, as far as they go together."""
+        found = {**other.chosen, **self.chosen}
+        if self.request_at is None and "n_action_steps" in found and "request_at" in found:
+            found["request_at"] = min(found["request_at"], found["n_action_steps"])
+        return ChunkExecution(**found)
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """What it says."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        """In words: "1 action executed", "the next asked for with 8 left"; empty where it says nothing."""
+        n, at = self.n_action_steps, self.request_at
+        told = [] if n is None else [f"{n} action{'s' if n > 1 else ''} executed"]
+        return ", ".join([*told, *([] if at is None else [f"the next asked for with {at} left"])])
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicySpec:
     """Shapes and meaning of a policy's inputs and outputs."""
 
@@ -75,6 +109,9 @@ class PolicySpec:
     n_obs_steps: Annotated[int, Between(1, 64)]
     n_action_steps: Count
     """Actions executed of a chunk before the next one is asked for."""
+    request_at: Annotated[int, Between(0, 4096)] | None = field(default=None, metadata=SELDOM)
+    """A plan's choice: where the robot does not wait for chunks, the next one is asked for when at most so
+    many of these are left; None: as many as the latency takes."""
     observation_shapes: Annotated[Mapping[Text, Shape], Longest(64)]
     """Input key -> shape of one observation, e.g. {"observation.state": (39,)}."""
     action_kinds: Annotated[tuple[ActionKind, ...], Longest(4096)]

@@ -43,7 +43,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session, check_begins
-from vivace.policies.spec import ActionRange, Fingerprint, PolicySpec
+from vivace.policies.spec import ActionRange, ChunkExecution, Fingerprint, PolicySpec
 from vivace.policies.training_range import training_ranges
 
 PLAIN_NAME = "plan"
@@ -93,7 +93,7 @@ def export(
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     given = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else plans
-    named = {name: _carried(plan) for name, plan in given.items()}
+    named = _carried(given, Bundle.load(folder).spec if into else None)
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
@@ -128,11 +128,12 @@ def check_exportable(
 
     Raises:
         BadSetting: the policy was not loaded in float32, or a plan has no name.
-        UnsupportedPolicy: the policy, a plan or a processor cannot be carried over.
+        UnsupportedPolicy: the policy, a plan or a processor cannot be carried over, or plans execute chunks
+            in several ways.
     """
     _check_dtype(loaded)
     check_names(plans)
-    plans = {name: _carried(plan) for name, plan in plans.items()}
+    plans = _carried(plans)
     for plan in plans.values():
         _check_techniques(plan)
     runs = {name: accelerate(loaded.staged, plan, loaded.fingerprint) for name, plan in plans.items()}
@@ -195,7 +196,8 @@ def _chunks_of(spec: PolicySpec, runs: Mapping[str, Execution]) -> PolicySpec:
             f"the plans make chunks of several lengths ({told}), a bundle has one; export them apart"
         )
     one = next(iter(found.values()))
-    return replace(spec, horizon=one.horizon, latent_horizon=one.latent_horizon, is_cut=one.is_cut)
+    names = ("horizon", "latent_horizon", "is_cut", "n_action_steps", "request_at")
+    return replace(spec, **{name: getattr(one, name) for name in names})
 
 
 def _with_sizes(spec: PolicySpec, data: CalibrationData, renamed: Mapping[str, str]) -> PolicySpec:
@@ -353,9 +355,34 @@ def _denoising(runs: Mapping[str, Execution]) -> dict[str, Denoising]:
     return {name: run for name, run in runs.items() if isinstance(run, Denoising)}
 
 
-def _carried(plan: AccelerationPlan) -> AccelerationPlan:
-    """What a bundle can have of a plan: not how torch is to compute the same."""
-    return replace(plan, techniques=tuple(one for one in plan.techniques if not one.is_for_torch))
+def _carried(
+    plans: Mapping[str, AccelerationPlan], bundle: PolicySpec | None = None
+) -> dict[str, AccelerationPlan]:
+    """What a bundle can have of plans: not how torch is to compute the same, and one way to execute chunks.
+
+    That is the way of those that say one, or of the bundle that they are added to.
+
+    Raises:
+        UnsupportedPolicy: they say different things, and a bundle executes chunks one way.
+    """
+    told = {name: plan.execution for name, plan in plans.items() if plan.execution.chosen}
+    if bundle is not None:
+        own = ChunkExecution(n_action_steps=bundle.n_action_steps, request_at=bundle.request_at)
+        told = {name: execution.over(own) for name, execution in told.items()} | {"the bundle": own}
+    if len(set(told.values())) > 1:
+        each = "; ".join(f"{name}: {execution}" for name, execution in told.items())
+        raise UnsupportedPolicy(
+            f"chunks are to be executed in several ways ({each}), a bundle's are in one; export them apart, "
+            "or say for all: --loop.n_action_steps"
+        )
+    alike = next(iter(told.values()), ChunkExecution())
+    return {
+        name: replace(
+            plan.executed(alike),
+            techniques=tuple(one for one in plan.techniques if not one.is_for_torch),
+        )
+        for name, plan in plans.items()
+    }
 
 
 def _check_techniques(plan: AccelerationPlan) -> None:

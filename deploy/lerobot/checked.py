@@ -4,15 +4,18 @@ The check is made again after the policy was moved, trained or given other weigh
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vivace.accel.plan import AccelerationPlan
 from vivace.accel.technique import Technique
 from vivace.deploy.lerobot.chunks import Chunks
 from vivace.policies.errors import in_one_line
 from vivace.policies.placement import dtype_name
+from vivace.policies.spec import ChunkExecution
 
 LOG = logging.getLogger("vivace")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -23,6 +26,15 @@ def tolerance(policy: Any) -> tuple[float, str]:
     dtypes = {p.dtype for p in policy.parameters() if p.is_floating_point()}
     coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     return _TOLERANCE.get(coarsest, 0.0), dtype_name(coarsest)
+
+
+def as_configured(plan: AccelerationPlan, policy: Any) -> AccelerationPlan:
+    """Return a plan for the number of actions that lerobot executes of a chunk, which its own config says."""
+    wanted, found = plan.execution.n_action_steps, getattr(policy.config, "n_action_steps", None)
+    if wanted not in (None, found):
+        LOG.warning("vivace: the plan was chosen for %s executed of a chunk, lerobot executes %s; "
+                    "--policy.n_action_steps=%d does as the plan", wanted, found, wanted)  # fmt: skip
+    return replace(plan, execution=ChunkExecution())
 
 
 class CheckedChunks(Chunks):

@@ -19,6 +19,7 @@ from vivace.policies.checkpoint.manifest import read_manifest
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.files import replacing
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.spec import ChunkExecution
 
 _CONFIG, _PREPROCESSOR = "config.json", "policy_preprocessor.json"
 _LEFT = {
@@ -88,16 +89,16 @@ def write(loaded: LoadedPolicy, plan: AccelerationPlan, target: Path, copies: bo
             if not (folder / _PREPROCESSOR).is_file():  # of lerobot before 0.4, its statistics in its weights
                 loaded.preprocess.save_pretrained(folder)  # type: ignore[attr-defined]
                 loaded.postprocess.save_pretrained(folder)  # type: ignore[attr-defined]
-            _config(loaded.path)._save_pretrained(folder)
+            _config(loaded.path, plan.execution)._save_pretrained(folder)
             plan.save(folder)
     except OSError as error:
         raise BadSetting(f"{target} cannot be written ({error.strerror}); give another folder") from error
     return next(way for way in (COPIED, SYMBOLIC, HARD) if way in ways)
 
 
-def _config(base: Path) -> VivaceConfig:
+def _config(base: Path, execution: ChunkExecution) -> VivaceConfig:
     settings = base_settings(read_manifest(base / _CONFIG))
-    return VivaceConfig(base=settings, device=settings.get("device"))
+    return VivaceConfig(base=settings, device=settings.get("device"), n_action_steps=execution.n_action_steps)
 
 
 def _bring(entry: Path, folder: Path, copies: bool) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vivace.accel.apply import accelerate
 from vivace.accel.plan import AccelerationPlan
+from vivace.deploy.lerobot.checked import as_configured
 from vivace.deploy.lerobot.chunks import Chunks, drops_in
 from vivace.deploy.lerobot.configuration_vivace import VivaceConfig
 from vivace.policies.checkpoint.config import ACCELERATED
@@ -66,7 +67,7 @@ class VivacePolicy(PreTrainedPolicy):
         self.chunks = Chunks(self.base, form.chunk_method, self._execution)
 
     def _execution(self, base: Any) -> Execution:
-        execution = accelerate(stage(base), self.plan)
+        execution = accelerate(stage(base), as_configured(self.plan, base))
         check_begins(execution, self._preprocess)
         return execution
 

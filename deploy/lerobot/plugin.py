@@ -20,7 +20,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from vivace.accel.apply import accelerate, exact_plan
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.deploy.lerobot import configuration_vivace  # noqa: F401  registers the type
-from vivace.deploy.lerobot.checked import LOG, CheckedChunks
+from vivace.deploy.lerobot.checked import LOG, CheckedChunks, as_configured
 from vivace.deploy.lerobot.chunks import drops_in
 from vivace.policies.checkpoint.find import resolve
 from vivace.policies.checkpoint.weights import is_loading
@@ -104,8 +104,9 @@ def drop_in(policy: Any, place: str, revision: str | None = None) -> None:
 
     def build(policy: Any) -> Execution:
         staged = stage(policy)
-        exact = exact_plan(staged, _NOBODY) if plan is None else plan
-        return accelerate(staged, exact)
+        if plan is None:
+            return accelerate(staged, exact_plan(staged, _NOBODY))
+        return accelerate(staged, as_configured(plan, policy))
 
     CheckedChunks(policy, form.chunk_method, build)
 

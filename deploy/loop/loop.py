@@ -119,7 +119,8 @@ class ControlLoop:
         self._robot, self._worker, self._clock = robot, worker, clock
         self._listener = able(robot, Listens)
         self._settings, self._spec, self._seed = settings, spec, episode_seed
-        self._n_fresh, self._knows_posture = settings.fresh_actions(spec), posture is not None
+        self._n_fresh, self._lead = settings.fresh_actions(spec), settings.lead(spec)
+        self._knows_posture = posture is not None
         self.queue, self.guard, self.budget = queue, guard, budget
         self.tick_count = 0
         """Number of the next tick: ticks that have acted, and deadlines that passed without one."""
@@ -278,8 +279,7 @@ class ControlLoop:
     def _is_due(self, fresh: int) -> bool:
         if self._settings.mode == Mode.SYNC:
             return self.queue.remaining(self.tick_count) == 0
-        lead = self._settings.request_at
-        return fresh <= (self.budget.lead_ticks if lead is None else lead)
+        return fresh <= (self.budget.lead_ticks if self._lead is None else self._lead)
 
     def _ask(self, fresh: int) -> None:
         self._asked_s = self._clock.now()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from vivace.policies.backports import Self, StrEnum
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.spec import PolicySpec
+from vivace.policies.spec import ChunkExecution, PolicySpec
 
 
 class Mode(StrEnum):
@@ -27,12 +27,12 @@ class LoopSettings:
     mode: Mode = Mode.SYNC
     """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
     n_action_steps: int | None = None
-    """Actions of a chunk that are fresh, in sync mode the ones that are executed; the policy's own when not
-    given."""
+    """Actions of a chunk that are fresh, in sync mode the ones that are executed; when not given as the plan
+    says, else the policy's own number."""
     request_at: int | None = None
     """async, rtc: ask for the next chunk when at most so many fresh actions are left, which times the control
-    period is the latency budget; when not given, as many as the expected latency takes, or the best plan of a
-    ladder."""
+    period is the latency budget; when not given as the plan says, else as many as the expected latency takes,
+    or the best plan of a ladder."""
     ladder: tuple[str, ...] = ()
     """async, rtc: before every chunk the best of these is chosen that will be there in time, best first: what
     vivace eval runs (plain, accelerated, or rows of bench's table such as ddim-4); elsewhere the folders of
@@ -79,6 +79,21 @@ class LoopSettings:
         if mode != Mode.SYNC:
             return replace(self, mode=mode)
         return replace(self, mode=mode, request_at=None, ladder=(), anytime=False, blend_ticks=0)
+
+    @property
+    def execution(self) -> ChunkExecution:
+        """What a user says of how chunks are executed."""
+        return ChunkExecution(n_action_steps=self.n_action_steps, request_at=self.request_at)
+
+    def executing(self, execution: ChunkExecution) -> Self:
+        """Return the same with a plan's way to execute chunks; of what it does not say the user's stays."""
+        found = execution.over(self.execution)
+        at = None if self.mode == Mode.SYNC else found.request_at  # where nobody asks early
+        return replace(self, n_action_steps=found.n_action_steps, request_at=at)
+
+    def lead(self, spec: PolicySpec) -> int | None:
+        """How many actions are left when the next chunk is asked for; None: as many as the latency takes."""
+        return spec.request_at if self.request_at is None else self.request_at
 
     def fresh_actions(self, spec: PolicySpec) -> int:
         """Return how many actions of a policy's chunk are fresh: so many as are asked for, or its own number.

@@ -96,7 +96,7 @@ class Budget:
         """Control periods that the loop leaves its chunk."""
         if self.loop.mode == Mode.SYNC:
             return 1
-        loop = candidate.execution.of(self.loop)
+        loop = self.loop.executing(candidate.execution)
         n = loop.fresh_actions(self.spec)
         return n // 2 if loop.request_at is None else min(n // 2, loop.request_at)
 

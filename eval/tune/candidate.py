@@ -7,11 +7,11 @@ from typing import Any
 
 from vivace.accel.registry import techniques
 from vivace.accel.variant import Request
-from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.identity import digest
 from vivace.policies.backports import StrEnum
 from vivace.policies.errors import BadSetting
 from vivace.policies.plain_data import plain
+from vivace.policies.spec import ChunkExecution
 
 
 class Origin(StrEnum):
@@ -36,27 +36,12 @@ class Origin(StrEnum):
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How the loop executes the chunks of a candidate; the mode is the user's."""
-
-    n_action_steps: int | None = None
-    """Actions of a chunk that are fresh; the policy's own number when None."""
-    request_at: int | None = None
-    """Ask for the next chunk when at most so many are left; as many as the latency takes when None."""
-
-    def of(self, loop: LoopSettings) -> LoopSettings:
-        """Return a user's settings with these choices; what is None here stays the user's."""
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(loop, **chosen)
-
-
-@dataclass(frozen=True)
 class Candidate:
     """Techniques with their options, and how chunks are executed; what it is called is no part of it."""
 
     requests: tuple[Request, ...] = ()
     """Techniques to calibrate, in any order; none: as trained."""
-    execution: Execution = Execution()
+    execution: ChunkExecution = ChunkExecution()
     origin: Origin = field(default=Origin.SEARCH, compare=False)
     label: str = field(default="", compare=False)
     """What a person reads."""
@@ -120,7 +105,7 @@ class Candidate:
         """Restore a candidate from plain data."""
         return cls(
             requests=tuple((kind, dict(options)) for kind, options in data["requests"]),
-            execution=Execution(**data["execution"]),
+            execution=ChunkExecution(**data["execution"]),
             origin=Origin(data["origin"]),
             label=data["label"],
         )

@@ -226,7 +226,7 @@ class Arena:
                     key,
                     self.label(trial.candidate),
                     self.made(trial.candidate),
-                    trial.candidate.execution.of(self.command.loop),
+                    self.command.loop.executing(trial.candidate.execution),
                     MeasuredLatency(samples_s=trial.latencies_s),
                     self.make_env,
                     seeds,

@@ -36,7 +36,7 @@ def former(loaded: LoadedPolicy, exact: tuple[Request, ...] = ()) -> tuple[Candi
     kinds = {kind for kind, _ in requests}
     added = tuple(request for request in exact if request[0] not in kinds)
     label = "the plan beside the checkpoint"
-    return (Candidate((*requests, *added), origin=Origin.FORMER, label=label),)
+    return (Candidate((*requests, *added), plan.execution, Origin.FORMER, label),)
 
 
 def _options(technique: Technique) -> dict[str, Any]:

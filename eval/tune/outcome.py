@@ -19,7 +19,7 @@ from vivace.eval.race.sentence import Found, Success, Timed
 from vivace.eval.race.sentence import sentence as told
 from vivace.eval.race.sentence import too_slow as told_too_slow
 from vivace.eval.tune.budget import tail
-from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
+from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.expected import median_s
@@ -70,7 +70,6 @@ def measurements(
         "latency": Latency.of(best).to_json(),
         **({"latency_as_trained": Latency.of(trained).to_json()} if trained.latencies_s else {}),
         **({"as_trained_failed": trained.reason} if trained.status is Status.FAILED else {}),
-        "execution": {k: v for k, v in vars(best.candidate.execution).items() if v is not None},
         "judged_by": "success" if best.confirmed else "action error",
     }
     if best.confirmed:
@@ -180,6 +179,12 @@ def rows(trials: Iterable[Trial], rule: Rule) -> list[dict[str, Any]]:
     return found
 
 
+def made(command: CommonOptions, counting: Counting, trial: Trial) -> AccelerationPlan:
+    """Make the plan of a trial, which says how its chunks were executed."""
+    plan, _ = counting.made(trial.candidate)
+    return plan.executed(command.loop.executing(trial.candidate.execution).execution)
+
+
 def save(plan: AccelerationPlan, target: Path) -> Path:
     """Write a plan; returns its file."""
     plan.save(target)
@@ -187,14 +192,14 @@ def save(plan: AccelerationPlan, target: Path) -> Path:
 
 
 def save_ladder(
-    found: Ladder, trials: Mapping[str, Trial], counting: Counting, folder: Path
+    command: CommonOptions, found: Ladder, trials: Mapping[str, Trial], counting: Counting, folder: Path
 ) -> dict[str, Any]:
     """Write ladder.json and, in a folder beside it, the plans of the ladder; returns what it says."""
     rungs = []
     for step in found.steps:
         trial, place = trials[step.key], folder / "ladder" / step.key
         place.mkdir(parents=True, exist_ok=True)
-        save(counting.made(trial.candidate)[0], place)
+        save(made(command, counting, trial), place)
         rungs.append(
             {
                 "plan": str(place),
@@ -213,10 +218,3 @@ def save_ladder(
     told = {"rungs": rungs, "told": found.told, "export_and_run_with": flags}
     write_json(folder / "ladder.json", told)
     return told
-
-
-def execution_flags(candidate: Candidate) -> list[str]:
-    """Flags by which other verbs execute chunks as a candidate does."""
-    return [
-        f"--loop.{name}={value}" for name, value in vars(candidate.execution).items() if value is not None
-    ]

@@ -19,10 +19,11 @@ from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.technique import Seam, Technique
 from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
-from vivace.eval.tune.candidate import Candidate, Execution, Origin
+from vivace.eval.tune.candidate import Candidate, Origin
 from vivace.eval.tune.choosing import MUTATED, NONE, Replay, ask, mutated, others, stepped
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import executing
+from vivace.policies.spec import ChunkExecution
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Space:
         self,
         candidate: Candidate,
         random: np.random.Generator,
-        executions: Sequence[Execution] = (),
+        executions: Sequence[ChunkExecution] = (),
     ) -> Candidate:
         """Return a candidate like another: most choices are its own, some are made anew, near them.
 
@@ -71,7 +72,7 @@ class Space:
         execution = candidate.execution
         if executions and random.random() < MUTATED:
             execution = executions[int(random.integers(len(executions)))]
-        is_own = execution == Execution() or not self._executes(child, execution)
+        is_own = execution == ChunkExecution() or not self._executes(child, execution)
         return child if is_own else _with(child, execution)
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
@@ -153,7 +154,7 @@ class Space:
             if self._executes(candidate, execution):
                 yield _with(candidate, execution)
 
-    def executions(self, is_sync: bool) -> list[Execution]:
+    def executions(self, is_sync: bool) -> list[ChunkExecution]:
         """Other ways to execute chunks than the policy's own: fewer or more actions, or asked for early.
 
         Args:
@@ -162,10 +163,10 @@ class Space:
         spec = self.staged.spec
         own, most = spec.n_action_steps, spec.horizon - spec.first_action
         numbers = {1, max(1, own // 2), min(most, 2 * own), most} - {own}
-        early = [Execution(request_at=own)] if not is_sync and own > 1 else []
-        return [*(Execution(n_action_steps=n) for n in sorted(numbers)), *early]
+        early = [ChunkExecution(request_at=own)] if not is_sync and own > 1 else []
+        return [*(ChunkExecution(n_action_steps=n) for n in sorted(numbers)), *early]
 
-    def _executes(self, candidate: Candidate, execution: Execution) -> bool:
+    def _executes(self, candidate: Candidate, execution: ChunkExecution) -> bool:
         """Whether its techniques fit a policy that executes chunks so."""
         twin = executing(self.staged, execution.n_action_steps)
         return all(fits(techniques()[kind], twin) for kind in candidate.kinds)
@@ -181,7 +182,7 @@ class Space:
         kinds = {kind for kind, _ in row.wanted}
         exact = [request for request in self.exact if row.wanted and request[0] not in kinds]
         origin = Origin.BASELINE if row.is_baseline else Origin.DEFAULT
-        execution = Execution(n_action_steps=row.n_action_steps)
+        execution = ChunkExecution(n_action_steps=row.n_action_steps)
         return Candidate((*row.wanted, *exact), execution, origin, row.label)
 
     def _is_judged(self, row: Variant) -> bool:
@@ -275,14 +276,10 @@ def _name(seam: Seam) -> str:
     return seam.name.lower()
 
 
-def _with(candidate: Candidate, execution: Execution) -> Candidate:
+def _with(candidate: Candidate, execution: ChunkExecution) -> Candidate:
     """A candidate whose chunks are executed in another way, which its label says."""
-    told = [describe(candidate)]
-    if (n := execution.n_action_steps) is not None:
-        told.append(f"{n} action{'s' if n > 1 else ''} executed")
-    if execution.request_at is not None:
-        told.append(f"the next asked for with {execution.request_at} left")
-    return replace(candidate, execution=execution, origin=Origin.SEARCH, label=", ".join(told))
+    label = f"{describe(candidate)}, {execution}"
+    return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 
 
 def _of(choose: Choose, kind: str, option: str, choices: Choices, widest: range | None = None) -> Any:

@@ -365,7 +365,7 @@ def _identity(command: BenchCommand, loaded: LoadedPolicy, variants: Sequence[Va
         "weights": loaded.fingerprint.weights,
         "processors": loaded.fingerprint.processors,
         "plans": {variant.name: variant.wanted for variant in variants if not variant.is_compiled},
-        "saved": load_plan(command, loaded).to_json()["techniques"] if ACCELERATED in variants else None,
+        "saved": load_plan(command, loaded).identity if ACCELERATED in variants else None,
         "calibration": [command.accel.episodes, command.accel.samples],
         "judgement": [command.accel.judged_episodes, command.accel.judged_samples],
         "env": vars(command.env),

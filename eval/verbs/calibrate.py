@@ -99,7 +99,7 @@ def make_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
         "judged_observations": len(judged.noise_keys),
         "judged_from": judged.source,
     }
-    plan = replace(plan, measurements=measurements)
+    plan = replace(plan, measurements=measurements, execution=command.loop.execution)
     console.print(explain(plan, execution, *flops, console.width), highlight=False)
     console.print(measured(plan), highlight=False)
     return plan

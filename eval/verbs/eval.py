@@ -272,7 +272,7 @@ def _identity(command: EvalCommand, loaded: LoadedPolicy, plan: AccelerationPlan
         "verb": "eval",
         "weights": loaded.fingerprint.weights,
         "processors": loaded.fingerprint.processors,
-        "plan": None if plan is None else plan.to_json()["techniques"],
+        "plan": None if plan is None else plan.identity,
         "env": vars(command.env),
         "data": asdict(command.data),
         "seed": command.seed,
@@ -294,7 +294,10 @@ def _circumstances(
     techniques = () if plan is None else plan.techniques
     for technique in techniques:
         results |= technique.pictured()
-    return results | {"plan": [{"kind": t.kind, **t.told()} for t in techniques]}
+    told = [{"kind": t.kind, **t.told()} for t in techniques]
+    if plan is not None and plan.execution.chosen:
+        told.append({"kind": "chunks", **plan.execution.chosen})
+    return results | {"plan": told}
 
 
 def _executions(

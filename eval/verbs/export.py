@@ -114,7 +114,12 @@ def _folder(command: ExportCommand) -> Path:
 
 
 def _plans(command: ExportCommand, loaded: LoadedPolicy) -> dict[str, AccelerationPlan]:
-    """Name -> plan, the usual one first."""
+    """Name -> plan, the usual one first; its chunks executed as the user says, where they say it."""
+    found = _named(command, loaded)
+    return {name: plan.executed(command.loop.execution) for name, plan in found.items()}
+
+
+def _named(command: ExportCommand, loaded: LoadedPolicy) -> dict[str, AccelerationPlan]:
     if not command.export.plans:
         has_plan = command.export.plan and (command.accel.path or (loaded.path / FILE_NAME).is_file())
         name = _name(command.accel.path) if command.accel.path else OWN

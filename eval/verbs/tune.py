@@ -34,7 +34,7 @@ from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.outcome import (
     Latency,
     as_trained,
-    execution_flags,
+    made,
     measurements,
     on_front,
     rows,
@@ -188,7 +188,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
             console.print(found_beside.told, highlight=False)
         if command.tune.ladder and command.loop.mode != Mode.SYNC:
             found = search.finals.ladder(best)
-            judged["ladder"] = save_ladder(found, store.trials, search.counting, folder)
+            judged["ladder"] = save_ladder(command, found, store.trials, search.counting, folder)
             console.print(f"{found.told}", highlight=False)
     told = sentence(rule, best, store.trials, confirmation)
     return _chosen(command, loaded, rule, store, search.counting, best, folder, told, judged), True
@@ -300,13 +300,12 @@ def _chosen(
 ) -> dict[str, Any]:
     """Save the plan, and tell what it costs."""
     trained = as_trained(store.trials.values())
-    plan, _ = counting.made(best.candidate)
+    plan = made(command, counting, best)
     found = measurements(command, loaded, rule, best, trained)
     file = save(with_measurements(plan, found), loaded.path if command.output_dir is None else folder)
     said = {
         "plan": str(file),
         "winner": {"key": best.key, "label": describe(best.candidate)},
-        "run_with": execution_flags(best.candidate),
         "measured": found,
         **judged,
     }

@@ -19,6 +19,7 @@ from vivace.accel.techniques.hoist import Hoist
 from vivace.accel.techniques.mlp_prune import MlpPrune
 from vivace.accel.techniques.patch_select import PatchSelect
 from vivace.accel.techniques.step_schedule import StepSchedule
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.policies.errors import (
     BadSetting,
     CalibrationError,
@@ -30,6 +31,7 @@ from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.sampling.noise import EpisodeNoise
+from vivace.policies.spec import ChunkExecution
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))
@@ -61,6 +63,56 @@ def test_computing_everything_on_a_schedule_is_bit_equal_to_no_plan(policy, mark
     planned = accelerate(policy, AccelerationPlan(mark, (everything,)))
     plain = sample(as_trained(policy), data.batch, EpisodeNoise(KEYS))
     assert torch.equal(plain, sample(planned, data.batch, EpisodeNoise(KEYS)))
+
+
+def test_a_plan_says_how_its_chunks_are_executed(policy, mark, tmp_path):
+    plan = AccelerationPlan(mark, execution=ChunkExecution(n_action_steps=2, request_at=1))
+    plan.save(tmp_path)
+    restored = AccelerationPlan.load(tmp_path)
+    assert restored == plan
+    spec = accelerate(policy, restored, mark).policy.spec
+    assert (spec.n_action_steps, spec.request_at) == (2, 1)
+    assert (policy.spec.n_action_steps, policy.spec.request_at) == (4, None), "the policy stays as it is"
+    assert "execution" not in AccelerationPlan(mark).to_json(), "plans of before are written as they were"
+    one = count_flops(accelerate(policy, plan), {"observation.state": torch.zeros(1, 2, 5)})
+    assert "2 actions executed, the next asked for with 1 left" in explain(
+        plan, accelerate(policy, plan), one, one
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, {"n_action_steps": 3, "request_at": 2}),
+        ({"n_action_steps": 4}, {"n_action_steps": 4, "request_at": 2}),
+        ({"n_action_steps": 1}, {"n_action_steps": 1, "request_at": 1}),
+        ({"request_at": 0}, {"n_action_steps": 3, "request_at": 0}),
+    ],
+)
+def test_what_a_user_says_of_chunks_goes_before_what_the_plan_says(mark, said, wanted):
+    plan = AccelerationPlan(mark, execution=ChunkExecution(n_action_steps=3, request_at=2))
+    assert plan.executed(ChunkExecution(**said)).execution.chosen == wanted
+    loop = LoopSettings(mode="async", **said).executing(plan.execution)
+    assert loop.execution == plan.execution, "in a search the candidate goes before the user"
+    assert LoopSettings().executing(plan.execution).execution.chosen == {"n_action_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("execution", "told"),
+    [
+        ({"n_action_steps": 0}, "n_action_steps is 0"),
+        ({"n_action_steps": 1.5}, r"n_action_steps is 1\.5"),
+        ({"request_at": 3, "n_action_steps": 2}, "request_at=3 of n_action_steps=2; needed: 0..2"),
+        ({"mode": "async"}, "has no option 'mode'"),
+        (4, "needed is an object"),
+        ({"n_action_steps": 99}, "executes 99 actions of a chunk, this policy's have 7"),
+        ({"request_at": 5}, "with 5 actions left, and 4 are executed"),
+    ],
+)
+def test_a_way_to_execute_chunks_that_makes_no_sense_is_refused(policy, mark, execution, told):
+    data = {**AccelerationPlan(mark).to_json(), "execution": execution}
+    with pytest.raises(PlanMismatch, match=told):
+        accelerate(policy, AccelerationPlan.from_json(data))
 
 
 def test_plan_survives_json_and_files(policy, mark, data, tmp_path):

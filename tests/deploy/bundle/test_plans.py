@@ -27,7 +27,7 @@ from vivace.deploy.loop.ladder import load_ladder
 from vivace.eval.training.fit import save
 from vivace.eval.training.recipe import statistics
 from vivace.policies.carry import NOTHING
-from vivace.policies.errors import BadBundle, BadSetting, ParityError
+from vivace.policies.errors import BadBundle, BadSetting, ParityError, UnsupportedPolicy
 from vivace.policies.execution import sample
 from vivace.policies.families.dp_transformer.policy import make_dp_transformer_pre_post_processors
 from vivace.policies.fingerprint import fingerprint
@@ -35,6 +35,7 @@ from vivace.policies.load import load_policy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.streams import Streams
 from vivace.policies.session import Session
+from vivace.policies.spec import ChunkExecution
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 KEYS, FITTED = ((1, 0), (2, 8)), ((3, 0), (4, 0))
@@ -108,6 +109,24 @@ def test_plans_share_the_graphs_that_are_made_of_the_same(bundle):
         (index,) = called[name]
         assert not [key for key in bundle.graphs[index].inputs if key.startswith(FRESH)]
     assert all(program.receipt["chunk_error"] <= 1e-5 for program in bundle.plans.values())
+
+
+def test_a_bundle_executes_chunks_as_its_plans_say(policy, tmp_path):
+    loaded, data, plan = policy
+    short = plan(PLANS["plain"]).executed(ChunkExecution(n_action_steps=2, request_at=1))
+    found = export(loaded, {"short": short, "few": plan(PLANS["few"])}, data, tmp_path / "dp")
+    assert (found.spec.n_action_steps, found.spec.request_at) == (2, 1)
+    assert AccelerationPlan.load(found.record("few")).execution == short.execution
+    later = export(loaded, {"tuned": plan(LATER["tuned"])}, data, tmp_path / "dp", into=True)
+    assert (later.spec, set(later.plans)) == (found.spec, {"short", "few", "tuned"})
+    other = plan(LATER["fewer"]).executed(ChunkExecution(n_action_steps=3))
+    for more, names in (
+        ({"into": True}, "fewer: 3 actions.*the bundle: 2 actions"),
+        ({}, "fewer: 3.*short: 2"),
+    ):
+        plans = {"fewer": other} if more else {"fewer": other, "short": short}
+        with pytest.raises(UnsupportedPolicy, match=f"several ways .{names}"):
+            export(loaded, plans, data, tmp_path / "dp", **more)
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -23,6 +23,7 @@ from vivace.deploy.lerobot.configuration_vivace import VivaceConfig
 from vivace.deploy.lerobot.modeling_vivace import VivacePolicy
 from vivace.policies.errors import BadSetting, PlanMismatch, PolicyNotFound, UnsupportedPolicy
 from vivace.policies.load import load_policy
+from vivace.policies.spec import ChunkExecution
 
 WEIGHTS = "model.safetensors"
 
@@ -151,6 +152,20 @@ def test_settings_of_the_command_line_reach_the_base(same):
     assert not policy.supports_rtc(), "lerobot's diffusion has none"
     with pytest.raises(AttributeError, match="nonsense"):
         _ = policy.config.nonsense
+
+
+def test_as_many_actions_are_executed_as_the_plan_was_chosen_for(loaded, base, tmp_path, caplog):
+    plan = AccelerationPlan(loaded.fingerprint, execution=ChunkExecution(n_action_steps=2))
+    write(loaded, plan, tmp_path / "out")
+    policy = lerobots(tmp_path / "out")
+    assert (policy.config.n_action_steps, policy.base.config.n_action_steps) == (2, 2)
+    twos = lerobots(base, cli_overrides=["--n_action_steps=2"])
+    assert torch.equal(executed(policy), executed(twos))
+    assert not caplog.records
+    fours = lerobots(tmp_path / "out", cli_overrides=["--n_action_steps=4"])
+    assert torch.equal(executed(fours), executed(lerobots(base, cli_overrides=["--n_action_steps=4"])))
+    assert fours.chunks.present.policy.spec.n_action_steps == 4, "lerobot's queue executes as many"
+    assert "chosen for 2 executed of a chunk, lerobot executes 4" in caplog.text
 
 
 def test_other_weights_than_the_plans_are_refused(same, tmp_path):

@@ -52,8 +52,10 @@ def count_on(observations, keys):
     return np.tile(ticks[:, None] + np.arange(1, 9, dtype=np.float32)[:, None], (1, 1, 3))
 
 
-def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, ladder=(), window=8, **options):
-    """A loop over `CountingRobot`; the latency is a number of ticks, or request -> ticks."""
+def make_loop(
+    latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, ladder=(), window=8, plan=None, **options
+):
+    """A loop over `CountingRobot`; the latency is in ticks, or request -> ticks; `plan` is its request_at."""
     ticks = latency_ticks if callable(latency_ticks) else lambda request: latency_ticks
     choices, options = part(options, n_action_steps=4)
     inference = BatchedInference(predict, {rung.name: predict for rung in ladder})
@@ -66,6 +68,7 @@ def make_loop(latency_ticks=0.0, predict=count_on, kinds=KINDS, limits=None, lad
         observation_shapes={KEY: (1,)},
         action_kinds=kinds,
         blocks=(),
+        request_at=plan,
     )
     loop = build_loop(
         CountingRobot(),
@@ -172,6 +175,21 @@ def test_async_that_asks_too_late_executes_stale_actions_and_misses_every_deadli
     assert [record.tick for record in records if record.has_asked] == [0, 4, 8, 12]
     assert loop.budget.misses == 4
     assert first_column(records)[2:] == [1, 2, 3, 4, *range(7, 15)]
+
+
+def test_a_plan_says_when_the_next_chunk_is_asked_for_unless_the_user_does():
+    asked = {
+        (plan, user): [
+            record.tick
+            for record in run(make_loop(1, mode=Mode.ASYNC, plan=plan, request_at=user), 9)[0]
+            if record.has_asked
+        ]
+        for plan, user in ((None, 0), (None, 3), (0, None), (3, None), (0, 3), (3, 0))
+    }
+    assert asked[None, 0] != asked[None, 3]
+    assert asked[0, None] == asked[3, 0] == asked[None, 0]
+    assert asked[3, None] == asked[0, 3] == asked[None, 3]
+    assert run(make_loop(plan=3), 8)[1] == "c" * 8, "in mode sync nobody asks early"
 
 
 def test_a_deadline_is_not_missed_while_fresh_actions_are_left():
