@@ -33,8 +33,8 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
         action_kinds: how its actions are to be understood instead, by name.
 
     Raises:
-        BadSetting: its actions have another number of dimensions than the environment's, or what is named is
-            an architecture and the command takes none.
+        BadSetting: its actions have another number of dimensions than the environment's, more of a chunk are
+            to be executed than it has, or what is named is an architecture and the command takes none.
     """
     if command.policy.type:
         return _built(command)
@@ -57,6 +57,7 @@ def load(command: CommonOptions, action_kinds: Sequence[str] = ()) -> LoadedPoli
     _tell_base(command, loaded)
     tell_absent(loaded, _place(command))
     spec = loaded.staged.spec
+    command.loop.fresh_actions(spec)
     if known.size not in (None, spec.action_dim):
         raise BadSetting(
             f"actions in {_place(command)} have {known.size} dimensions, the policy's have "
@@ -169,6 +170,7 @@ def _built(command: CommonOptions) -> LoadedPolicy:
     for name in ("samples", "judged_samples"):
         setattr(command.accel, name, min(getattr(command.accel, name), _FEW))
     loaded = build_published(policy.type, policy.chosen(), policy.device, policy.dtype)
+    command.loop.fresh_actions(loaded.staged.spec)
     command.env.control_hz = control_hz(command, loaded.staged.spec)
     return replace(loaded, staged=executing(loaded.staged, command.loop.n_action_steps))
 

@@ -15,7 +15,7 @@ from vivace.eval.measure.action_error import action_errors, row_errors
 from vivace.eval.measure.statistics import ratio_of_medians, spread_of
 from vivace.eval.measure.variants import LEROBOT
 from vivace.policies.adapters.opaque import OpaquePolicy
-from vivace.policies.execution import Decoding, Denoising, Execution, decode
+from vivace.policies.execution import Decoding, Denoising, Execution, decode, eagerly
 from vivace.policies.sampling.noise import EpisodeNoise
 
 
@@ -35,13 +35,14 @@ def pareto_row(
         reference: normalised actions (B, H, A) of the plain loop on `data`, with the same noise.
         data: observations to compare actions on.
     """
-    found: dict[str, Any] = {"action_error": None, "gflop": None}
+    found: dict[str, Any] = {"action_error": None}
     if execution.carries:
         found["follows"] = True
-    if execution.eager is None:  # else its actions are those of the row that it was made of
-        own_noise = variant is LEROBOT and _draws_inside(execution.policy, data)
-        compared = {"action_error": None} if own_noise else _compared(execution, reference, data)
-        found |= {"gflop": gflop(execution, data.one)} | compared
+    eager = eagerly(execution)  # how it is launched changes neither what it computes nor how much
+    may_draw = variant is LEROBOT or eager is not execution
+    own_noise = may_draw and _draws_inside(eager.policy, data)
+    compared = {"action_error": None} if own_noise else _compared(eager, reference, data)
+    found |= {"gflop": gflop(eager, data.one)} | compared
     match execution:
         case Decoding():
             found |= _token_speed(execution, times[variant.name])

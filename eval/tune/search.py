@@ -20,6 +20,7 @@ from vivace.eval.terminal import console, milliseconds, progress
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import Counting, count
+from vivace.eval.tune.drift import DRIFT, drift, forgotten
 from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.finals import Finals
 from vivace.eval.tune.former import former
@@ -173,6 +174,7 @@ class Search:
 
     def time(self) -> None:
         """Time the promising ones, interleaved; those near the budget, and the policy as trained, often."""
+        self._forget_what_drifted()
         shares = self._shares
         options, rule, trials = self._command.tune, self._rule, self._store.trials
         timing, counted = self._timing, list(trials.values())
@@ -210,6 +212,24 @@ class Search:
             has_time = any(trials[trial.key] is not trial for trial in before)
             finalists = [trial for trial in best if has_time and len(trial.latencies_s) < MANY]
         self._tell_best()
+
+    def _forget_what_drifted(self) -> None:
+        """Time all anew where stored latencies are no longer this machine's."""
+        trials = list(self._store.trials.values())
+        if self._rule.budget.elsewhere is not None:
+            return
+        ratio = drift(trials, self._session, self._data, self._measure)
+        if abs(ratio - 1) <= DRIFT:
+            return
+        console.print(
+            f"chunks take {ratio:.2f} times as long as when they were timed: all are timed again, what "
+            "was run under those latencies is run again",
+            style="yellow",
+            highlight=False,
+        )
+        for trial in trials:
+            if trial.latencies_s:
+                self._store.add(forgotten(trial))
 
     @property
     def _timing(self) -> Timing:

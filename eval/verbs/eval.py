@@ -130,7 +130,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     plan = find_plan(command, loaded)
     both = _both(command, loaded, plan)
     ours, mine = list(both.items())[-1]
-    rollout_settings(command, NoLatency()).loop.fresh_actions(loaded.staged.spec)  # before it measures
+    rollout_settings(command, NoLatency())  # raises before anything is measured
     folder = output_folder("eval", command.output_dir, command.job_name)
     notes = _notes(command, folder)
     if command.scale.share:

@@ -15,13 +15,13 @@ from vivace.accel.apply import accelerate, calibrate
 from vivace.accel.rows import make_rows
 from vivace.accel.technique import CalibrationData, Need, Seam, Technique
 from vivace.eval.measure.variants import variants_of
-from vivace.eval.tune.candidate import Candidate, Execution, Origin, Status, Trial
+from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.space import describe, space_of
 from vivace.eval.tune.study import Study
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.load import stage
-from vivace.policies.spec import Fingerprint
+from vivace.policies.spec import ChunkExecution, Fingerprint
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 POLICIES = {"dp_transformer": tiny_dp_transformer, "cogact": tiny_cogact, "token_vla": tiny_token_vla}
@@ -120,7 +120,10 @@ def test_what_has_to_be_beaten_comes_first_and_every_row_of_the_tables_is_there(
     for row in variants_of(staged):
         if not row.is_compiled:
             requests = {**exact, **dict(row.wanted)} if row.wanted else {}
-            assert Candidate(tuple(requests.items()), Execution(row.n_action_steps)).key in keys, row.name
+            assert (
+                Candidate(tuple(requests.items()), ChunkExecution(n_action_steps=row.n_action_steps)).key
+                in keys
+            ), row.name
 
 
 def test_a_candidate_is_said_back_in_the_names_it_was_chosen_by(staged):
@@ -174,12 +177,12 @@ def test_one_bred_from_another_is_like_it_and_in_the_space(staged):
 
 def test_a_child_executes_chunks_as_its_parent_does_or_in_a_way_that_is_offered(staged):
     space, random = space_of(staged), np.random.default_rng(0)
-    parent = replace(suggested(space, 1)[0], execution=Execution(n_action_steps=1))
+    parent = replace(suggested(space, 1)[0], execution=ChunkExecution(n_action_steps=1))
     assert {space.bred(parent, random).execution for _ in range(20)} == {parent.execution}
     offered = space.executions(is_sync=False)
     children = [space.bred(parent, random, offered) for _ in range(100)]
     seen = {child.execution for child in children}
-    assert {parent.execution, *offered} <= seen <= {parent.execution, *offered, Execution()}
+    assert {parent.execution, *offered} <= seen <= {parent.execution, *offered, ChunkExecution()}
     assert sum(child.execution == parent.execution for child in children) > 60
     for child in children:
         if child.execution.n_action_steps:
@@ -218,7 +221,7 @@ def test_a_key_says_what_a_candidate_is_and_not_what_it_is_called():
     one = Candidate((("hoist", {}), ("step_schedule", {"n_steps": 4})), label="four")
     same = Candidate((("step_schedule", {"n_steps": 4}), ("hoist", {})), origin=Origin.DEFAULT)
     assert one.key == same.key == Candidate.from_json(one.to_json()).key
-    assert one.key != Candidate(one.requests, Execution(n_action_steps=2)).key
+    assert one.key != Candidate(one.requests, ChunkExecution(n_action_steps=2)).key
     assert one.key != Candidate((("hoist", {}), ("step_schedule", {"n_steps": 5}))).key
 
 

@@ -1,11 +1,15 @@
 """The whole search in planted worlds: it finds what wins there, and claims nothing that won by chance."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from planted import HZ, PlantedWorld, planted_checkpoint, planted_latencies
 
+from vivace.eval.measure.latencies import Measured
+from vivace.eval.measure.timing import Rounds
 from vivace.eval.options import EnvOptions, PolicyOptions
 from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.candidate import Origin, Status, Trial
@@ -143,6 +147,32 @@ def test_what_another_search_knows_is_taken_over_for_another_budget(checkpoint: 
     plan = after.trials[last["winner"]["key"]]
     assert max(plan.latencies_s) <= 1 / HZ
     assert all(max(after.trials[key].latencies_s) <= 1 / HZ for key in last["race"]["entrants"])
+
+
+def test_what_was_timed_on_a_faster_machine_is_timed_and_run_again(
+    checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    """A machine that has become twice as slow: another hour's latencies were held against its own."""
+    few = {"candidates": 20, "samples": 2, "n_episodes": 20, "confirm": 20, "techniques": ["step_schedule"]}
+    run(command(checkpoint, tmp_path / "then", 0, ms=2e3 / HZ, **few), planted_latencies)
+    before = Store(tmp_path / "then").trials
+
+    def slower(runs: Any, data: Any, rounds: Rounds) -> Measured:
+        found = planted_latencies(runs, data, rounds)
+        return replace(found, times_s={k: [2 * t for t in times] for k, times in found.times_s.items()})
+
+    now = command(checkpoint, tmp_path / "now", 0, ms=2e3 / HZ, known=str(tmp_path / "then"), **few)
+    capsys.readouterr()
+    last, is_found = run(now, slower)
+    assert is_found
+    assert "take 2.00 times as long as when they were timed" in " ".join(capsys.readouterr().err.split())
+    after = Store(tmp_path / "now").trials
+    timed = [key for key, trial in before.items() if trial.latencies_s and after[key].latencies_s]
+    assert timed
+    for key in timed:
+        assert after[key].latencies_s[0] == pytest.approx(2 * before[key].latencies_s[0])
+        assert (after[key].flops, after[key].action_error) == (before[key].flops, before[key].action_error)
+    assert max(after[last["winner"]["key"]].latencies_s) <= 2 / HZ
 
 
 def test_who_alone_keeps_the_budget_is_confirmed_without_a_race(checkpoint, tmp_path, monkeypatch) -> None:

@@ -191,6 +191,10 @@ def test_of_a_plan_that_compiles_one_chunk_at_a_time_is_compiled(checkpoint, eva
     plan = ["--accel.path=compiled", "--output_dir=of_compiled", *QUICK]
     assert main(["eval", f"--policy.path={checkpoint}", *plan]) == 0
     assert set(rows) == {1}
+    table = json.loads((evaluated / "of_compiled" / "results.json").read_text())["pareto"]
+    row = next(row for row in table if row["name"] == "accelerated")
+    assert 0 < row["action_error"] < 1, "of what it was made of"
+    assert row["gflop"] < table[0]["gflop"]
 
 
 @pytest.mark.long

@@ -1,0 +1,53 @@
+"""Whether latencies that were stored in another run, or another search, are still those of this machine."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from vivace.accel.technique import CalibrationData
+from vivace.eval.measure.timing import Rounds
+from vivace.eval.tune.candidate import Status, Trial
+from vivace.eval.tune.expected import median_s
+from vivace.eval.tune.timing import FEW, Measure
+from vivace.policies.session import Session
+
+DRIFT = 0.15
+"""Chunks may take so much longer or shorter than then; five rounds of an even machine differ by less."""
+_ASKED = 3
+"""Candidates that are asked, the quickest ones."""
+
+
+def drift(
+    trials: Iterable[Trial],
+    session_of: Callable[[Trial], Session],
+    data: CalibrationData,
+    measure: Measure,
+) -> float:
+    """Time some candidates again; returns how long their chunks take now over then, 1 where none was timed.
+
+    Args:
+        trials: of a search.
+        session_of: makes a candidate ready to run.
+        data: observations, one a round.
+        measure: times chunks.
+    """
+    timed = [one for one in trials if one.is_alive and one.latencies_s and not one.candidate.starts_late]
+    asked = {one.key: one for one in sorted(timed, key=median_s)[:_ASKED]}
+    if not asked:
+        return 1.0
+    sessions = {key: session_of(trial) for key, trial in asked.items()}
+    rounds = Rounds(repeats=FEW, more=dict.fromkeys(sessions, FEW), limit_s=np.inf, goes_on=True)
+    now = measure(sessions, data, rounds).times_s
+    ratios = [float(np.median(times)) / median_s(asked[key]) for key, times in now.items()]
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+def forgotten(trial: Trial) -> Trial:
+    """A trial without its latencies, and the episodes that it met under them; its work and error hold."""
+    was_dropped_before = trial.status is Status.FAILED or trial.stage is Status.COUNTED
+    if was_dropped_before:
+        return trial
+    return replace(
+        trial, status=Status.COUNTED, stage=None, reason="", latencies_s=(), raced={}, confirmed={}
+    )
