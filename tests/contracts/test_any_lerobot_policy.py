@@ -164,7 +164,7 @@ def test_a_policy_of_one_pass_without_noise_is_exported_as_one_graph():
     """B5: ACT with two cameras and a state, run by ONNX Runtime as by torch; what it cannot, it says."""
     assert outcome("act", "export") == WORKS
     loaded = load_policy(saved("act"))
-    bundle = Bundle.load(saved("act").parent / "export")
+    bundle = Bundle.load(saved("act").parent / "act-export")
     assert [graph.origin.part for graph in bundle.graphs] == ["whole"]
     assert bundle.receipt["chunk_error"] <= 1e-5
     policy, session = OrtPolicy(bundle), Session(loaded)

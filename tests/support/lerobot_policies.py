@@ -198,17 +198,29 @@ def _make_pi_small() -> None:
 
         return small
 
+    def config(real: Any) -> Any:
+        return lambda variant: gemma
+
     for module in (modeling_pi0, modeling_pi05, modeling_pi0_fast):
-        module.get_gemma_config = lambda variant: gemma
         for name, smaller in (
+            ("get_gemma_config", config),
             ("PaliGemmaForConditionalGenerationWithPiGemma", paligemma),
             ("PiGemmaForCausalLM", expert),
         ):
             if hasattr(module, name):
+                _PI.append((module, name, getattr(module, name)))
                 setattr(module, name, smaller(getattr(module, name)))
 
 
+_PI: list[tuple[Any, str, Any]] = []
+"""Module, name and what lerobot has there, of all that makes pi0 and its kin small."""
 _make_pi_small()
+
+
+def pi_as_published(monkeypatch: Any) -> None:
+    """Let pi0, pi05 and pi0_fast have lerobot's own sizes for the length of a test."""
+    for module, name, real in _PI:
+        monkeypatch.setattr(module, name, real)
 
 
 _FAST_IDS = 128

@@ -1,27 +1,17 @@
 """What lerobot's pi05, and pi0, compute at their true size, counted without their weights."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.policies import pi_gemma
 from lerobot.policies.factory import make_policy_config
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi05 import modeling_pi05
+from lerobot_policies import pi_as_published
 
 from vivace.accel.flops import count_flops
 from vivace.policies.execution import as_trained
 from vivace.policies.load import stage
 
-GEMMA = {
-    "gemma_2b": SimpleNamespace(
-        width=2048, depth=18, mlp_dim=16_384, num_heads=8, num_kv_heads=1, head_dim=256
-    ),
-    "gemma_300m": SimpleNamespace(
-        width=1024, depth=18, mlp_dim=4096, num_heads=8, num_kv_heads=1, head_dim=256
-    ),
-}
 CASES = {
     "pi05": (modeling_pi05, "PI05Policy", 60, 200, 1.6),
     "pi0": (modeling_pi0, "PI0Policy", 20, 48, 1.5),
@@ -32,9 +22,7 @@ CASES = {
 def true_size(kind, monkeypatch):
     """A policy of the published sizes, whose weights have no values; two cameras and an empty one."""
     module, name = CASES[kind][:2]
-    for part in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-        monkeypatch.setattr(module, part, getattr(pi_gemma, part))
-    monkeypatch.setattr(module, "get_gemma_config", GEMMA.__getitem__)
+    pi_as_published(monkeypatch)
     cameras = {
         f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 224, 224))
         for name in ("front", "wrist")

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from lerobot_policies import pi_as_published
 from torch import nn
 
 from vivace.eval.cli import main
@@ -37,6 +38,12 @@ SMALL_ACT = {
     "chunk_size": 8,
 }
 FLAGS = [f"--policy.{name}={value}" for name, value in SMALL_ACT.items()]
+
+
+@pytest.fixture(autouse=True)
+def published_sizes(monkeypatch):
+    """Other tests of this process make pi0 and its kin small."""
+    pi_as_published(monkeypatch)
 
 
 def test_every_architecture_is_held_to_a_number():
