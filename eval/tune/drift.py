@@ -1,6 +1,7 @@
 """Whether latencies that were stored in another run, or another search, are still those of this machine."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -34,9 +35,12 @@ def drift(
     """
     timed = [one for one in trials if one.is_alive and one.latencies_s and not one.candidate.starts_late]
     asked = {one.key: one for one in sorted(timed, key=median_s)[:_ASKED]}
-    if not asked:
+    sessions = {}
+    for key, trial in asked.items():
+        with suppress(Exception):  # whoever times it tells why it cannot be made ready
+            sessions[key] = session_of(trial)
+    if not sessions:
         return 1.0
-    sessions = {key: session_of(trial) for key, trial in asked.items()}
     rounds = Rounds(repeats=FEW, more=dict.fromkeys(sessions, FEW), limit_s=np.inf, goes_on=True)
     now = measure(sessions, data, rounds).times_s
     ratios = [float(np.median(times)) / median_s(asked[key]) for key, times in now.items()]

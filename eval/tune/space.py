@@ -252,14 +252,15 @@ def space_of(
 
 
 def describe(candidate: Candidate) -> str:
-    """What a candidate is, in words."""
+    """What a candidate is, in words; and how its chunks are executed, where it is not the policy's way."""
     if candidate.label:
         return candidate.label
     known, parts = techniques(), []
     for kind, options in sorted(candidate.requests, key=lambda request: known[request[0]].seam):
         told = ", ".join(f"{name} {_short(value)}" for name, value in options.items())
         parts.append(f"{known[kind].label}{f' ({told})' if told else ''}")
-    return ", ".join(parts) or PLAIN.label
+    executed = [f"{candidate.execution}"] if candidate.execution.chosen else []
+    return ", ".join([*(parts or [PLAIN.label]), *executed])
 
 
 def _names(kinds: str, only: Collection[str] | None) -> bool:
@@ -278,7 +279,7 @@ def _name(seam: Seam) -> str:
 
 def _with(candidate: Candidate, execution: ChunkExecution) -> Candidate:
     """A candidate whose chunks are executed in another way, which its label says."""
-    label = f"{describe(candidate)}, {execution}"
+    label = f"{candidate.label}, {execution}" if candidate.label else ""
     return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 
 

@@ -183,6 +183,9 @@ def test_a_child_executes_chunks_as_its_parent_does_or_in_a_way_that_is_offered(
     children = [space.bred(parent, random, offered) for _ in range(100)]
     seen = {child.execution for child in children}
     assert {parent.execution, *offered} <= seen <= {parent.execution, *offered, ChunkExecution()}
+    for one in (*children, *space.neighbours(parent)):
+        assert ("executed" in describe(one)) == (one.execution.n_action_steps is not None)
+        assert describe(one).count("asked for with") == (one.execution.request_at is not None)
     assert sum(child.execution == parent.execution for child in children) > 60
     for child in children:
         if child.execution.n_action_steps:
