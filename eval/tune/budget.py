@@ -1,6 +1,7 @@
 """The time a chunk may take, and which plans keep to it.
 
---budget.ms   the p99 of a whole chunk may be so long
+--budget.ms   the p99 of a whole chunk may be so long; where a candidate executes chunks in a way of its own,
+              it must besides be so short that every tick has a fresh action, as below
 --budget.hz   control rate that is to be kept: no tick without a fresh action. At n fresh actions a chunk
               that takes d ticks leaves n - d of them, which must last until the next one is there: d
               ticks, asked for as soon as it arrives. So a chunk may take floor(n / 2) periods in modes
@@ -71,9 +72,10 @@ class Budget:
     """As the user has it; a candidate may execute chunks otherwise."""
     spec: PolicySpec
     seconds: float | None = None
-    """The same for all candidates [s]; None: as the rate leaves."""
+    """The most for all candidates [s]; None: as the rate leaves."""
     control_hz: float | None = None
-    """Rate that must be kept [Hz]."""
+    """Rate that must be kept [Hz]: by all where nobody says seconds, else by ways to execute chunks that a
+    search chooses, for a robot is not to run on stale actions by its choice."""
     elsewhere: Elsewhere | None = None
     """None: latencies are this machine's, measured."""
 
@@ -87,10 +89,11 @@ class Budget:
 
     def of(self, candidate: Candidate) -> float:
         """Longest time of its chunk [s]; 0 where the loop leaves it none."""
-        if self.seconds is not None:
+        is_own_way = self.loop.mode != Mode.SYNC and bool(candidate.execution.chosen)
+        if self.control_hz is None or (self.seconds is not None and not is_own_way):
+            assert self.seconds is not None
             return self.seconds
-        assert self.control_hz is not None
-        return self.ticks(candidate) / self.control_hz
+        return min(self.ticks(candidate) / self.control_hz, self.seconds or math.inf)
 
     def ticks(self, candidate: Candidate) -> int:
         """Control periods that the loop leaves its chunk."""

@@ -184,9 +184,10 @@ class Rule:
         return [trial for trial, percent in zip(kept, known, strict=True) if percent == max(known)]
 
     def fastest(self, trials: Iterable[Trial]) -> Trial | None:
-        """The one of the shortest tail; None if none was timed."""
+        """The one of the shortest tail, of those that the loop leaves any time; None if none was timed."""
         timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
-        return min(timed, key=lambda trial: tail(trial.latencies_s)[1], default=None)
+        left = [trial for trial in timed if self.budget.of(trial.candidate)]
+        return min(left or timed, key=lambda trial: tail(trial.latencies_s)[1], default=None)
 
 
 def _error(trial: Trial) -> float:

@@ -162,7 +162,8 @@ class Space:
         """
         spec = self.staged.spec
         own, most = spec.n_action_steps, spec.horizon - spec.first_action
-        numbers = {1, max(1, own // 2), min(most, 2 * own), most} - {own}
+        fewest = 1 if is_sync else 2  # of one action none is left by the time that the next chunk is there
+        numbers = {n for n in (1, max(1, own // 2), min(most, 2 * own), most) if n >= fewest} - {own}
         early = [ChunkExecution(request_at=own)] if not is_sync and own > 1 else []
         return [*(ChunkExecution(n_action_steps=n) for n in sorted(numbers)), *early]
 
