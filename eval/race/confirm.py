@@ -3,8 +3,9 @@
 The best of many is too good by chance. On fresh seeds the winner has to hold against each simple plan that
 keeps to the budget, such as as trained, exact work removed, fewer steps: it holds if it is better, that is,
 the paired interval of the difference lies above zero, or if it is faster and not worse, that is, the interval
-lies above -margin. Where it does not, the most successful of the simple plans is the plan. A winner that is
-no better holds against a plan as fast as itself with a chance of at most (1 - confidence) / 2.
+lies above -margin. Where it does not, the most successful of the simple plans is the plan; that may be the
+winner, if it is one of them, for then it claims nothing that took a search. Another winner that is no better
+holds against a plan as fast as itself with a chance of at most (1 - confidence) / 2.
 
 A winner whose episodes raise something loses its place to the next one of the race; a simple plan of which
 that holds is told, and compared with nobody.
@@ -218,11 +219,14 @@ def _compared(
         for one in others
         if one.keeps_budget and not holds(winner, one, against[one.key], rules)
     }
+    own = [one for one in simple if one.key == winner.key]  # which claims nothing that took a search
     best = max(
-        (one for one in others if one.key in lost_to),
+        (one for one in (*own, *others) if one.key in lost_to or one in own),
         key=lambda one: (sum(outcomes[one.key].values()), -one.latency_s),
         default=winner,
     )
+    if best.key == winner.key:
+        best, lost_to = winner, {}
     return Confirmation(winner, tuple(simple), best, dict(outcomes), against, lost_to, raised)
 
 

@@ -35,6 +35,11 @@ def first_of(n: int) -> Callable[[int], bool]:
     return lambda seed: seed % 100 < n
 
 
+def last_of(n: int) -> Callable[[int], bool]:
+    """Solves the last n of every hundred episodes."""
+    return lambda seed: seed % 100 >= 100 - n
+
+
 def test_a_better_winner_is_the_plan() -> None:
     play = solving({"cache": first_of(90), "fewer": first_of(70), "trained": first_of(95)})
     found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules())
@@ -79,6 +84,20 @@ def test_what_does_not_keep_to_the_budget_is_told_and_never_the_plan() -> None:
     found = confirm(CACHE, [TRAINED], FRESH, play, ConfirmRules())
     assert found.has_held
     assert found.difference("trained").difference == pytest.approx(-0.9)
+
+
+def test_a_simple_plan_that_won_the_race_need_not_be_shown_better_than_another() -> None:
+    """It claims nothing that took a search; of plans that anybody could have made the most successful one is
+    the plan, where another, faster and less successful, took its place."""
+    former = Contender("former", "the plan beside the checkpoint", 0.020)
+    play = solving({"fewer": first_of(77), "former": last_of(70), "trained": first_of(2)})
+    found = confirm(FEWER, [TRAINED, former, FEWER], FRESH, play, ConfirmRules())
+    assert (found.plan, found.has_held, found.lost_to) == (FEWER, True, {})
+    play = solving({"fewer": first_of(70), "former": last_of(77), "trained": first_of(2)})
+    found = confirm(FEWER, [TRAINED, former, FEWER], FRESH, play, ConfirmRules())
+    assert (found.plan, found.has_held, set(found.lost_to)) == (former, False, {"former"})
+    play = solving({"fewer": first_of(77), "former": last_of(77), "trained": first_of(2)})
+    assert confirm(FEWER, [former, FEWER], FRESH, play, ConfirmRules()).plan == former, "as good, and faster"
 
 
 def test_a_simple_plan_that_won_the_race_is_the_plan() -> None:
