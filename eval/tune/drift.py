@@ -25,7 +25,10 @@ def drift(
     data: CalibrationData,
     measure: Measure,
 ) -> float:
-    """Time some candidates again; returns how long their chunks take now over then, 1 where none was timed.
+    """Time some candidates again; returns how long their chunks take now over then.
+
+    By all rounds of now, the quickest if it is slower, the slowest if it is faster: a burst of other work is
+    no other machine. 1 where none was timed, or some are slower and some faster.
 
     Args:
         trials: of a search.
@@ -43,8 +46,11 @@ def drift(
         return 1.0
     rounds = Rounds(repeats=FEW, more=dict.fromkeys(sessions, FEW), limit_s=np.inf, goes_on=True)
     now = measure(sessions, data, rounds).times_s
-    ratios = [float(np.median(times)) / median_s(asked[key]) for key, times in now.items()]
-    return float(np.median(ratios)) if ratios else 1.0
+    ratios = np.array(
+        [np.array([min(times), max(times)]) / median_s(asked[key]) for key, times in now.items()]
+    )
+    quickest, slowest = np.median(ratios, axis=0) if len(ratios) else (1.0, 1.0)
+    return float(max(quickest, 1.0) if slowest >= 1 else slowest)
 
 
 def forgotten(trial: Trial) -> Trial:

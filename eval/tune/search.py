@@ -214,9 +214,10 @@ class Search:
         self._tell_best()
 
     def _forget_what_drifted(self) -> None:
-        """Time all anew where stored latencies are no longer this machine's."""
+        """Time all anew where stored latencies are no longer this machine's, and have not decided yet."""
         trials = list(self._store.trials.values())
-        if self._rule.budget.elsewhere is not None:
+        decided = self._store.has_chosen("raced" if self._rule.is_world else "timed often")
+        if decided or self._rule.budget.elsewhere is not None:
             return
         ratio = drift(trials, self._session, self._data, self._measure)
         if abs(ratio - 1) <= DRIFT:

@@ -116,6 +116,10 @@ class Store:
         found = (self._trials.get(key) for key in known[stage])
         return [trial for trial in found if trial is not None and trial.is_alive]
 
+    def has_chosen(self, stage: str) -> bool:
+        """Whether it has been chosen whom a stage takes."""
+        return stage in self._read(CHOSEN)
+
     def _read(self, name: str) -> dict[str, Any]:
         """What a file of decisions holds; empty if there is none yet."""
         file = self.folder / name
