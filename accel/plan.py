@@ -71,6 +71,11 @@ class AccelerationPlan:
         """What it does, as plain data: its techniques, and how its chunks are executed."""
         return [[_settings(technique) for technique in self.techniques], self.execution.chosen]
 
+    def told(self) -> list[dict[str, Any]]:
+        """What it does, for results and pages: what each technique tells, and how its chunks are executed."""
+        found = [{"kind": technique.kind, **technique.told()} for technique in self.techniques]
+        return [*found, *([{"kind": "chunks", **chosen}] if (chosen := self.execution.chosen) else [])]
+
     def executed(self, execution: ChunkExecution) -> "AccelerationPlan":
         """Return it for chunks that are executed as somebody says; of what is not said the plan's stays."""
         return replace(self, execution=execution.over(self.execution))

@@ -93,14 +93,15 @@ def export(
     runtime = Runtime.of((provider,), None, shares_threads=False)
     key = private_key(sign_key) if sign_key else None
     given = {PLAIN_NAME: plans} if isinstance(plans, AccelerationPlan) else plans
-    named = _carried(given, Bundle.load(folder).spec if into else None)
+    held = Bundle.load(folder) if into else None
+    named = _carried(given, None if held is None else held.spec)
     runs, processing = check_exportable(loaded, named, data.one)
     for plan in named.values():
         check_apart(fitted_seeds(plan), data.seeds)
     spec = _with_sizes(_chunks_of(loaded.staged.spec, runs), data, processing.renamed or {})
     with replacing(folder) as unfinished:
-        if into:
-            bundle = _copied(loaded, spec, folder, unfinished, key)
+        if held is not None:
+            bundle = _copied(held, loaded, spec, unfinished, key)
         else:
             is_known = processing.relative is None  # statistics of offsets say nothing of targets
             known = _action_range(loaded, next(iter(runs.values())), data) if is_known else None
@@ -216,9 +217,9 @@ def _with_sizes(spec: PolicySpec, data: CalibrationData, renamed: Mapping[str, s
     return replace(spec, observation_shapes=shapes, resizes=False)
 
 
-def _copied(loaded: LoadedPolicy, spec: PolicySpec, folder: Path, unfinished: Path, key: Any) -> Bundle:
+def _copied(bundle: Bundle, loaded: LoadedPolicy, spec: PolicySpec, unfinished: Path, key: Any) -> Bundle:
     """A whole bundle, copied to be added to: what its manifest names, and nothing else."""
-    bundle, signed = Bundle.load(folder), folder / SIGNATURE
+    folder, signed = bundle.folder, bundle.folder / SIGNATURE
     _check_same(bundle, loaded, spec)
     is_ours = (
         key is not None

@@ -330,7 +330,7 @@ class Search:
         pairs = [pair for pair in self._rule.faster(trials) if not pair[1].candidate.starts_late]
         found = [_both(*pair) for pair in pairs[: self._command.tune.timed // 2]]
         for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
-            if not any(vars(best.candidate.execution).values()):
+            if not best.candidate.execution.chosen:
                 found += self._space.executed(best.candidate, is_sync)
         return self._all_counted(found, share)
 

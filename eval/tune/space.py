@@ -279,7 +279,7 @@ def _name(seam: Seam) -> str:
 
 
 def _with(candidate: Candidate, execution: ChunkExecution) -> Candidate:
-    """A candidate whose chunks are executed in another way, which its label says."""
+    """A candidate whose chunks are executed in another way, which its label says if it has one."""
     label = f"{candidate.label}, {execution}" if candidate.label else ""
     return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 

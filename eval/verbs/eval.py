@@ -291,13 +291,10 @@ def _circumstances(
     """What was evaluated, where, and by which command."""
     results = circumstances("eval", command, loaded)
     results["environment"]["mode"] = command.loop.mode
-    techniques = () if plan is None else plan.techniques
-    for technique in techniques:
+    plan = plan or AccelerationPlan(loaded.fingerprint)
+    for technique in plan.techniques:
         results |= technique.pictured()
-    told = [{"kind": t.kind, **t.told()} for t in techniques]
-    if plan is not None and plan.execution.chosen:
-        told.append({"kind": "chunks", **plan.execution.chosen})
-    return results | {"plan": told}
+    return results | {"plan": plan.told()}
 
 
 def _executions(
