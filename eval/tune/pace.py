@@ -2,8 +2,8 @@
 
 A stage ends by a share of the limit. The race and the confirmation share what is left by what episodes cost,
 measured on a first batch: an episode takes the world its time, and a policy the longer the slower its chunks
-are. What is confirmed comes first, for a winner that nobody confirmed is none; then as many may race as can
-meet enough episodes.
+are. What is confirmed comes first, for a winner that nobody confirmed is none; then the race of its ways to
+execute chunks; then as many may race as can meet enough episodes.
 """
 
 import time
@@ -17,6 +17,10 @@ _ENOUGH = 30
 """Episodes that everyone in a race should be able to meet: fewer tell nobody apart."""
 _CONFIRMED = 0.5
 """A confirmation takes at most such a share of the time that is left to it and the race."""
+_WAYS = 0.3
+"""A race of ways to execute chunks takes at most such a share of what is left then."""
+_SLOW = 0.25
+"""What is too slow to be the plan is confirmed for such a share at most, but on `_ENOUGH` episodes."""
 _CANDIDATES = 16
 """So many candidates at least should be looked at, each at the cost of a chunk as trained an observation."""
 
@@ -30,7 +34,7 @@ class Shares:
     bred: float
     """Others are bred from the best."""
     related: float
-    """The best are tried with what computes the same faster, and with chunks executed otherwise."""
+    """The best are tried with what computes the same faster."""
     some_timed: float
     """The promising are timed a few times."""
     timed: float
@@ -135,8 +139,10 @@ class Stakes:
 
     n_others: int
     """So many race beside what has to be beaten."""
+    ways_s: float
+    """What the race leaves to one of the winner's ways to execute chunks [s]."""
     confirm_s: float
-    """What the race leaves to the confirmation [s]."""
+    """What both leave to the confirmation [s]."""
     last_s: float
     """What a batch of the confirmation takes [s]: it does not begin one later than so long before the end."""
 
@@ -145,7 +151,9 @@ def stakes(
     left_s: float,
     rivals_s: Sequence[float],
     others_s: Sequence[float],
+    ways_s: Sequence[float],
     confirmed_s: Sequence[float],
+    slow_s: Sequence[float],
     n_episodes: int,
     n_confirm: int,
     at_once: int,
@@ -156,18 +164,24 @@ def stakes(
         left_s: time there is [s].
         rivals_s: what an episode takes of each that has to be beaten [s]; all of them race.
         others_s: the same of the others, the preferred first.
-        confirmed_s: the same of those that are confirmed.
+        ways_s: the same of the winner with its chunks executed otherwise, at most.
+        confirmed_s: the same of those that are confirmed and may be the plan.
+        slow_s: the same of those that are confirmed and are too slow to be it.
         n_episodes: of a race, at most.
         n_confirm: fresh ones.
         at_once: episodes of each between two looks at the clock.
     """
-    confirm_s = min(n_confirm * sum(confirmed_s), _CONFIRMED * left_s)
+    once_s = sum(slow_s)
+    slow_all_s = min(n_confirm * once_s, max(min(n_confirm, _ENOUGH) * once_s, _SLOW * left_s))
+    confirm_s = min(n_confirm * sum(confirmed_s) + slow_all_s, _CONFIRMED * left_s)
     enough = min(n_episodes, _ENOUGH)
-    free_s = left_s - confirm_s - enough * sum(rivals_s)
+    executed_s = min(enough * sum(ways_s), _WAYS * (left_s - confirm_s))
+    free_s = left_s - confirm_s - executed_s - enough * sum(rivals_s)
     n_others = 0
     for cost_s in others_s:
         free_s -= enough * cost_s
         if free_s < 0 and n_others:
             break
         n_others += 1
-    return Stakes(n_others, confirm_s, min(at_once, n_confirm) * sum(confirmed_s))
+    last_s = min(at_once, n_confirm) * (sum(confirmed_s) + once_s)
+    return Stakes(n_others, executed_s, confirm_s, last_s)

@@ -38,7 +38,8 @@ from vivace.eval.tune.pace import (
 from vivace.eval.tune.space import Space, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
-from vivace.eval.tune.timing import FEW, MANY, Measure, Timing
+from vivace.eval.tune.timing import FEW, MANY, NO_LIMIT_S, Measure, Timing
+from vivace.eval.tune.ways import Ways
 from vivace.policies.execution import as_trained
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.session import Session
@@ -52,14 +53,10 @@ _PARENTS = 10
 """The best that others are bred from, as in AutoDiffusion (arXiv 2309.10438)."""
 _STEPS = 0.5
 """Share of those that differ from a parent, one of the better ones, in one choice; in the others in any."""
-_NO_LIMIT_S = 1e6
-"""What a lineup times is timed however long it takes [s]."""
 _TRIES = 50
 """Times another one is bred where one came out that is known."""
 _LATE = 4
 """So many of those whose first chunk takes a minute are tried over others, from near to fast ones."""
-_BEST = 2
-"""So many of the best are tried with other ways to execute chunks."""
 
 
 class Search:
@@ -239,6 +236,10 @@ class Search:
         return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
     @property
+    def _is_sync(self) -> bool:
+        return self._command.loop.mode == Mode.SYNC
+
+    @property
     def finals(self) -> Finals:
         """The stages in closed loop."""
         return Finals(
@@ -248,6 +249,7 @@ class Search:
             self._store,
             self._deadline,
             self.counting,
+            Ways(self._space, self.counting, self._store, self._timing, self._is_sync),
             self._chosen,
             self._seeds,
             self._fresh,
@@ -257,7 +259,7 @@ class Search:
         """Time what needs no search, however long it takes: a lineup wants all of it."""
         trials = self._store.trials.values()
         alone = [trial for trial in trials if trial.is_alive and trial.candidate.is_alone]
-        self._timing.time(alone, FEW, _NO_LIMIT_S)
+        self._timing.time(alone, FEW, NO_LIMIT_S)
 
     def _breed(self) -> None:
         """Count candidates like the best that should keep the budget, or nearly."""
@@ -296,8 +298,7 @@ class Search:
             new = [one for one in near if one.key not in self._store.trials]
             if new:
                 return new[int(random.integers(len(new)))]
-        is_sync = self._command.loop.mode == Mode.SYNC
-        executions = self._space.executions(is_sync) if self._rule.is_world else ()
+        executions = self._space.executions(self._is_sync) if self._rule.is_world else ()
         for _ in range(_TRIES if parents else 0):
             child = self._space.bred(parents[int(random.integers(len(parents)))], random, executions)
             if child.key not in self._store.trials:
@@ -321,18 +322,14 @@ class Search:
         return found
 
     def _relatives(self, share: float) -> list[Trial]:
-        """What should be best with what computes the same faster; in a world, with chunks executed otherwise.
+        """What should be best with what computes the same faster.
 
         Args:
             share: of the time, by which no more are counted.
         """
-        is_sync, trials = self._command.loop.mode == Mode.SYNC, list(self._store.trials.values())
-        pairs = [pair for pair in self._rule.faster(trials) if not pair[1].candidate.starts_late]
-        found = [_both(*pair) for pair in pairs[: self._command.tune.timed // 2]]
-        for best in self._rule.keeping(trials)[:_BEST] if self._rule.is_world else ():
-            if not best.candidate.execution.chosen:
-                found += self._space.executed(best.candidate, is_sync)
-        return self._all_counted(found, share)
+        pairs = self._rule.faster(list(self._store.trials.values()))
+        soon = [pair for pair in pairs if not pair[1].candidate.starts_late]
+        return self._all_counted([_both(*pair) for pair in soon[: self._command.tune.timed // 2]], share)
 
     def _late(self, share: float) -> list[Trial]:
         """Some that were timed with what takes a minute to start: the former plan, then near to fast ones.
@@ -353,7 +350,7 @@ class Search:
             known = self._store.trials.get(candidate.key)
             if known is None and self._deadline.left_s(share) <= 0:
                 self._deadline.cut(
-                    f"{i} of {len(found)} ways to compute or execute the best were tried, for time was up"
+                    f"{i} of {len(found)} ways to compute the best faster were tried, for time was up"
                 )
                 break
             counted.append(known or self._counted(candidate))

@@ -73,7 +73,7 @@ class Space:
         if executions and random.random() < MUTATED:
             execution = executions[int(random.integers(len(executions)))]
         is_own = execution == ChunkExecution() or not self._executes(child, execution)
-        return child if is_own else _with(child, execution)
+        return child if is_own else self.executed(child, execution)
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
         """Yield candidates of which one choice is another one than of this, or two numbers are traded.
@@ -148,11 +148,17 @@ class Space:
         first = {one.key: one for one in reversed(found)}
         return tuple(one for one in found if first[one.key] is one)
 
-    def executed(self, candidate: Candidate, is_sync: bool) -> Iterator[Candidate]:
-        """Yield a candidate whose chunks are executed in other ways (`executions`)."""
-        for execution in self.executions(is_sync):
-            if self._executes(candidate, execution):
-                yield _with(candidate, execution)
+    def ways(self, candidate: Candidate, is_sync: bool) -> Iterator[ChunkExecution]:
+        """Yield other ways to execute a candidate's chunks: the policy's own, and `executions`."""
+        for execution in (ChunkExecution(), *self.executions(is_sync)):
+            if execution != candidate.execution and self._executes(candidate, execution):
+                yield execution
+
+    def executed(self, candidate: Candidate, execution: ChunkExecution) -> Candidate:
+        """Return a candidate whose chunks are executed in another way, which its label says if it has one."""
+        told = f"{execution}" or "chunks executed as trained"
+        label = f"{candidate.label}, {told}" if candidate.label else ""
+        return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 
     def executions(self, is_sync: bool) -> list[ChunkExecution]:
         """Other ways to execute chunks than the policy's own: fewer or more actions, or asked for early.
@@ -276,12 +282,6 @@ def _short(value: Any) -> str:
 
 def _name(seam: Seam) -> str:
     return seam.name.lower()
-
-
-def _with(candidate: Candidate, execution: ChunkExecution) -> Candidate:
-    """A candidate whose chunks are executed in another way, which its label says if it has one."""
-    label = f"{candidate.label}, {execution}" if candidate.label else ""
-    return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
 
 
 def _of(choose: Choose, kind: str, option: str, choices: Choices, widest: range | None = None) -> Any:

@@ -16,6 +16,8 @@ from vivace.policies.session import Session
 
 FEW, MANY = 5, 100
 """Rounds in which all are timed, and as many as a p99 takes."""
+NO_LIMIT_S = 1e6
+"""However long it takes [s]."""
 _FIRST = 0.4
 """Share of its time after which no more candidates are made ready: those that are must be timed, too."""
 _SLOW_S = 1.0

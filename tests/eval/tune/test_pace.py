@@ -54,7 +54,7 @@ def test_an_episode_costs_its_world_and_the_more_the_slower_its_chunks_are():
 
 
 def shared(left_s, **changed):
-    asked = dict(rivals_s=[1.0, 1.0], others_s=[1.0] * 8, confirmed_s=[2.0, 1.0, 1.0],
+    asked = dict(rivals_s=[1.0, 1.0], others_s=[1.0] * 8, ways_s=[], confirmed_s=[2.0, 1.0, 1.0], slow_s=[],
                  n_episodes=100, n_confirm=100, at_once=10)  # fmt: skip
     return stakes(left_s, **asked | changed)
 
@@ -73,6 +73,23 @@ def test_with_less_time_fewer_race_so_that_they_meet_enough_episodes():
     assert [shared(left_s).n_others for left_s in (500, 300, 200)] == [6, 3, 1]
     assert shared(1).n_others == 1, "a race of what has to be beaten alone finds nothing"
     assert shared(200, n_episodes=5).n_others == 8, "they race no longer than there are episodes"
+
+
+def test_ways_to_execute_chunks_have_their_race_of_what_the_confirmation_leaves():
+    assert shared(10_000, ways_s=[2.0] * 4).ways_s == 30 * 8, "as many episodes as tell them apart"
+    found = shared(600, ways_s=[2.0] * 4)
+    assert found.ways_s == pytest.approx(0.3 * 300)
+    assert found.n_others < shared(600).n_others
+
+
+def test_what_is_too_slow_to_be_the_plan_takes_no_half_of_the_time():
+    """Slow as it is, as trained mostly solves little, and is given up after a few episodes."""
+    slow = {"slow_s": [40.0]}
+    assert shared(100_000, **slow).confirm_s == 100 * (4 + 40), "all episodes where there is time"
+    assert shared(6_000, **slow).confirm_s == 400 + 0.25 * 6_000
+    assert shared(3_000, **slow).confirm_s == 400 + 30 * 40
+    assert shared(1_000, **slow).confirm_s == 500, "half of what is left is the race's"
+    assert shared(100_000, **slow).last_s == 10 * (4 + 40)
 
 
 def drawn(is_drawn: bool, n: int = 0) -> Candidate:
