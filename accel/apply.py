@@ -168,7 +168,7 @@ def _executed(policy: StagedPolicy, execution: ChunkExecution) -> StagedPolicy:
             f"the plan asks for the next chunk with {at} actions left, and {n or spec.n_action_steps} are "
             "executed"
         )
-    return executing(policy, n, request_at=at)
+    return executing(policy, n, request_at=at, mode=execution.mode)
 
 
 def _apply(technique: Technique, execution: Execution) -> Execution:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from inspect import cleandoc
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 _WIDTH = 80
 _FILE_OF_GROUP = "Config file for"
@@ -93,8 +93,9 @@ def _form(action: Any) -> str:
     from draccus.wrappers.field_metavar import get_metavar
 
     choices = action.choices
-    if isinstance(action.type, type) and issubclass(action.type, Enum):
-        choices = [kind.value for kind in action.type]
+    kinds = get_args(action.type) or (action.type,)  # of one that may be left open, too
+    for kind in (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)):
+        choices = [one.value for one in kind]
     if choices:
         return f"{{{','.join(map(str, choices))}}}"
     return str(get_metavar(action.type) or "")

@@ -308,7 +308,8 @@ def session(
     text = env.instruction
     if not text:
         text = instruction(env.type, task, **env.chosen()) if task else told(command)[0].instruction
-    return Session(loaded, execution, text, command.loop.chunking)
+    spec = (loaded.as_trained if execution is None else execution).policy.spec
+    return Session(loaded, execution, text, command.loop.settled(spec.mode).chunking)
 
 
 def env_maker(command: CommonOptions, spec: PolicySpec, task: str = "") -> Callable[[], Any]:
@@ -353,8 +354,9 @@ def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     """Load the plan a command names, else the one beside the checkpoint; it must be the policy's.
 
-    How its chunks are executed is the user's choice first, then the plan's. Made in another dtype it is run
-    all the same, for its decisions are those of the same weights, and told.
+    How its chunks are executed is the user's choice first, then the plan's; where a command runs the loop, it
+    runs all in the mode that the plan says, if the user says none. Made in another dtype it is run all the
+    same, for its decisions are those of the same weights, and told.
     """
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
@@ -362,4 +364,7 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     made_in = plan.measurements.get("dtype", runs_in)
     if made_in != runs_in:
         console.print(f"the plan was made in {made_in}, the policy runs in {runs_in}", style="yellow")
-    return plan.executed(command.loop.execution)
+    plan = plan.executed(command.loop.execution)
+    if command.RUNS_LOOP:
+        command.loop = command.loop.settled(plan.execution.mode)
+    return plan

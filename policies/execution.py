@@ -25,7 +25,7 @@ from vivace.policies.sampling.real_time_chunking import (
 )
 from vivace.policies.sampling.sampler import Memory, Sampler, Step, presumed
 from vivace.policies.sampling.step_table import StepTable
-from vivace.policies.spec import check_actions
+from vivace.policies.spec import Mode, check_actions
 from vivace.policies.staged import (
     Batch,
     Context,
@@ -188,6 +188,7 @@ def executing[Policy: StagedPolicy](
     n_action_steps: int | None,
     control_hz: float | None = None,
     request_at: int | None = None,
+    mode: Mode | None = None,
 ) -> Policy:
     """Return a twin of a staged policy that executes chunks otherwise; itself when nothing is said.
 
@@ -196,8 +197,9 @@ def executing[Policy: StagedPolicy](
         n_action_steps: actions executed of a chunk; its own number when None.
         control_hz: rate of the demonstrations it was trained on [Hz], where its checkpoint does not say it.
         request_at: how many of them are left when the next chunk is asked for.
+        mode: how thinking and acting overlap, where the user does not say it.
     """
-    said: dict[str, Any] = {"n_action_steps": n_action_steps, "request_at": request_at}
+    said: dict[str, Any] = {"n_action_steps": n_action_steps, "request_at": request_at, "mode": mode}
     if policy.spec.control_hz is None:
         said["control_hz"] = control_hz
     changes = {name: value for name, value in said.items() if value is not None}

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from vivace.policies.backports import StrEnum
+from vivace.policies.backports import Self, StrEnum
 from vivace.policies.errors import BadSetting, NonFiniteActions
 from vivace.policies.plain_data import SELDOM, Between, Longest
 
@@ -63,10 +63,27 @@ class ActionRange:
     """Where the step is from."""
 
 
+class Mode(StrEnum):
+    """How thinking and acting overlap."""
+
+    SYNC = "sync"
+    """Act, then think."""
+    ASYNC = "async"
+    """Think while acting."""
+    RTC = "rtc"
+    """Think while acting; each chunk is made to continue the one before (real-time chunking)."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self:
+        raise BadSetting(f"mode={value!r} is unknown; the modes: {', '.join(cls)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChunkExecution:
-    """How the loop executes chunks, where it is not as the policy has it; the mode is the user's."""
+    """How the loop executes chunks, where it is not as the policy has it."""
 
+    mode: Mode | None = None
+    """How thinking and acting overlap; the loop's usual mode when None."""
     n_action_steps: Count | None = None
     """Actions of a chunk that are fresh; the policy's own number when None."""
     request_at: Annotated[int, Between(0, 4096)] | None = None
@@ -86,14 +103,15 @@ class ChunkExecution:
         return ChunkExecution(**found)
 
     @property
-    def chosen(self) -> dict[str, int]:
+    def chosen(self) -> dict[str, Any]:
         """What it says."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
-        """In words: "1 action executed", "the next asked for with 8 left"; empty where it says nothing."""
+        """In words: "mode rtc, 4 actions executed, the next asked for with 4 left"; else nothing."""
         n, at = self.n_action_steps, self.request_at
-        told = [] if n is None else [f"{n} action{'s' if n > 1 else ''} executed"]
+        told = [] if self.mode is None else [f"mode {self.mode}"]
+        told += [] if n is None else [f"{n} action{'s' if n > 1 else ''} executed"]
         return ", ".join([*told, *([] if at is None else [f"the next asked for with {at} left"])])
 
 
@@ -109,6 +127,8 @@ class PolicySpec:
     n_obs_steps: Annotated[int, Between(1, 64)]
     n_action_steps: Count
     """Actions executed of a chunk before the next one is asked for."""
+    mode: Mode | None = field(default=None, metadata=SELDOM)
+    """A plan's choice: how thinking and acting overlap, where the user does not say it."""
     request_at: Annotated[int, Between(0, 4096)] | None = field(default=None, metadata=SELDOM)
     """A plan's choice: where the robot does not wait for chunks, the next one is asked for when at most so
     many of these are left; None: as many as the latency takes."""

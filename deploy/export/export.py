@@ -197,7 +197,7 @@ def _chunks_of(spec: PolicySpec, runs: Mapping[str, Execution]) -> PolicySpec:
             f"the plans make chunks of several lengths ({told}), a bundle has one; export them apart"
         )
     one = next(iter(found.values()))
-    names = ("horizon", "latent_horizon", "is_cut", "n_action_steps", "request_at")
+    names = ("horizon", "latent_horizon", "is_cut", "n_action_steps", "request_at", "mode")
     return replace(spec, **{name: getattr(one, name) for name in names})
 
 
@@ -368,7 +368,9 @@ def _carried(
     """
     told = {name: plan.execution for name, plan in plans.items() if plan.execution.chosen}
     if bundle is not None:
-        own = ChunkExecution(n_action_steps=bundle.n_action_steps, request_at=bundle.request_at)
+        own = ChunkExecution(
+            mode=bundle.mode, n_action_steps=bundle.n_action_steps, request_at=bundle.request_at
+        )
         told = {name: execution.over(own) for name, execution in told.items()} | {"the bundle": own}
     if len(set(told.values())) > 1:
         each = "; ".join(f"{name}: {execution}" for name, execution in told.items())

@@ -36,7 +36,7 @@ from vivace.deploy.loop.clock import Clock
 from vivace.deploy.loop.guard import ActionGuard
 from vivace.deploy.loop.pace import Beat, Pace
 from vivace.deploy.loop.robot import Listens, Robot, able
-from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.loop.standstill import fallback_action, is_standstill
 from vivace.deploy.loop.watchdog import State, Watchdog
 from vivace.deploy.workers.worker import Request, Worker
@@ -190,7 +190,7 @@ class ControlLoop:
         self._robot.act(action)
         ended_s = self._clock.now()
         if self._watchdog is not None:
-            alive = (Source.CHUNK, Source.STALE) if self._settings.mode == Mode.SYNC else (Source.CHUNK,)
+            alive = (Source.CHUNK, Source.STALE) if self._settings.is_sync else (Source.CHUNK,)
             has_reached = self._listener is None or self._listener.has_reached
             # In sync mode late actions are usual.
             self._watchdog.acted(ended_s, is_fresh=source in alive, has_reached=has_reached)
@@ -277,7 +277,7 @@ class ControlLoop:
         return max(0, min(young, self.queue.remaining(self.tick_count)))
 
     def _is_due(self, fresh: int) -> bool:
-        if self._settings.mode == Mode.SYNC:
+        if self._settings.is_sync:
             return self.queue.remaining(self.tick_count) == 0
         return fresh <= (self.budget.lead_ticks if self._lead is None else self._lead)
 
@@ -289,7 +289,7 @@ class ControlLoop:
             self._fail(error)
             return
         self._has_asked = self._waits = True
-        if self._settings.mode != Mode.SYNC:  # there the robot waits for every chunk: no deadline
+        if not self._settings.is_sync:  # there the robot waits for every chunk: no deadline
             self.budget.ask(self.tick_count + fresh)
 
     def _request(self, fresh: int) -> Request:
@@ -355,7 +355,8 @@ def build_loop(
     Raises:
         BadSetting: parts do not fit one another, or a chunk has fewer actions than are asked for.
     """
-    is_sync = settings.mode == Mode.SYNC
+    settings = settings.settled(spec.mode)
+    is_sync = settings.is_sync
     limit, blend = (settings.fresh_actions(spec), 0) if is_sync else (None, settings.blend_ticks)
     queue = ChunkQueue(drop_late=not is_sync, limit=limit, blend_ticks=blend, ensemble=spec.temporal_ensemble)
     return ControlLoop(
@@ -380,7 +381,7 @@ def _check_sizes(
     spec: PolicySpec,
     posture: Sequence[float] | None,
 ) -> None:
-    if queue.drop_late == (settings.mode == Mode.SYNC):
+    if queue.drop_late == settings.is_sync:
         raise BadSetting(
             f"the queue has drop_late={queue.drop_late}, which mode {settings.mode} cannot use; "
             "let build_loop make it"

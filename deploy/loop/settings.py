@@ -1,31 +1,24 @@
 """How the loop executes chunks: one set of choices, the same for a simulation, a robot and a ROS node."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from vivace.policies.backports import Self, StrEnum
+from vivace.policies.backports import Self
 from vivace.policies.errors import BadSetting
 from vivace.policies.sampling.real_time_chunking import RealTimeChunking
-from vivace.policies.spec import ChunkExecution, PolicySpec
-
-
-class Mode(StrEnum):
-    """How thinking and acting overlap."""
-
-    SYNC = "sync"
-    ASYNC = "async"
-    RTC = "rtc"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Self:
-        raise BadSetting(f"mode={value!r} is unknown; the modes: {', '.join(cls)}")
+from vivace.policies.spec import ChunkExecution, Mode, PolicySpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
     """How the loop executes chunks."""
 
-    mode: Mode = Mode.SYNC
-    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
+    USUAL: ClassVar[Mode] = Mode.SYNC
+    """The mode where nobody says one."""
+
+    mode: Mode | None = None
+    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before.
+    When not given as the plan says, else sync."""
     n_action_steps: int | None = None
     """Actions of a chunk that are fresh, in sync mode the ones that are executed; when not given as the plan
     says, else the policy's own number."""
@@ -49,7 +42,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         """Check the choices."""
-        object.__setattr__(self, "mode", Mode(self.mode))
+        object.__setattr__(self, "mode", None if self.mode is None else Mode(self.mode))
         object.__setattr__(self, "ladder", tuple(self.ladder))
         steps, at = self.n_action_steps, self.request_at
         if steps is not None and steps < 1:
@@ -70,6 +63,20 @@ class LoopSettings:
             )
 
     @property
+    def known_mode(self) -> Mode:
+        """The mode, the usual one where nobody said one."""
+        return self.mode or self.USUAL
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether the robot waits for each chunk."""
+        return self.known_mode == Mode.SYNC
+
+    def settled(self, said: Mode | None) -> Self:
+        """Return the same in a mode: the user's, else the one that a plan says, else the usual one."""
+        return replace(self, mode=self.mode or said or self.USUAL)
+
+    @property
     def chunking(self) -> RealTimeChunking | None:
         """How a chunk continues the one before; None unless the mode is rtc."""
         return self.rtc if self.mode == Mode.RTC else None
@@ -83,13 +90,14 @@ class LoopSettings:
     @property
     def execution(self) -> ChunkExecution:
         """What a user says of how chunks are executed."""
-        return ChunkExecution(n_action_steps=self.n_action_steps, request_at=self.request_at)
+        return ChunkExecution(mode=self.mode, n_action_steps=self.n_action_steps, request_at=self.request_at)
 
     def executing(self, execution: ChunkExecution) -> Self:
         """Return the same with a plan's way to execute chunks; of what it does not say the user's stays."""
         found = execution.over(self.execution)
-        at = None if self.mode == Mode.SYNC else found.request_at  # where nobody asks early
-        return replace(self, n_action_steps=found.n_action_steps, request_at=at)
+        is_sync = (found.mode or self.USUAL) == Mode.SYNC
+        at = None if is_sync else found.request_at  # there nobody asks early
+        return replace(self, mode=found.mode, n_action_steps=found.n_action_steps, request_at=at)
 
     def lead(self, spec: PolicySpec) -> int | None:
         """How many actions are left when the next chunk is asked for; None: as many as the latency takes."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.workers.process_worker import ProcessWorker
 from vivace.deploy.workers.worker import Request
 from vivace.policies.arrays import observation_layout
@@ -87,7 +87,7 @@ def check_rate(fastest_s: float, control_hz: float, settings: LoopSettings, spec
     Raises:
         BadSetting: even the fastest chunk would miss its deadline every time.
     """
-    if settings.mode == Mode.SYNC:
+    if settings.is_sync:
         return
     count = settings.fresh_actions(spec)
     ticks = max(1, math.ceil(fastest_s * control_hz - _SLACK_TICKS))

@@ -217,7 +217,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             raise BadSetting("the parameter bundle is empty; give the folder that vivace export wrote")
         plans = load_ladder(settings.bundle, settings.loop.ladder, settings.public_key)
         bundle = plans[settings.bundle]
-        settings = settings.at_rate_of(bundle.spec)
+        settings = settings.for_policy(bundle.spec)
         spec = fit(settings, bundle.spec)
         folders = {name: plan.reference for name, plan in plans.items()}
         load = bundles(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from vivace.deploy.deadman.deadman import DeadmanSettings
 from vivace.deploy.loop.settings import LoopSettings, Mode
@@ -40,8 +40,11 @@ class RobotOptions:
 class RunLoop(LoopSettings):
     """On a robot the policy thinks while it acts, unless it is told otherwise."""
 
-    mode: Mode = Mode.ASYNC
-    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
+    USUAL: ClassVar[Mode] = Mode.ASYNC
+
+    mode: Mode | None = None
+    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before.
+    When not given as the bundle's plan says, else async."""
 
 
 @dataclass(kw_only=True)

@@ -136,7 +136,7 @@ class Trials:
 
     def _modes(self) -> list[Mode]:
         """Modes in which there is a curve."""
-        return [Mode(mode) for mode in self._command.eval.curve_modes] or [self._command.loop.mode]
+        return [Mode(mode) for mode in self._command.eval.curve_modes] or [self._command.loop.known_mode]
 
     def film(self, runs: list[Trial], seed: int) -> str | None:
         """Run one episode of every run again with a camera; None, and a line why, if that fails."""

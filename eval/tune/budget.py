@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vivace.deploy.loop.settings import LoopSettings, Mode
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.terminal import milliseconds
 from vivace.eval.tune.candidate import Candidate
@@ -89,7 +89,7 @@ class Budget:
 
     def of(self, candidate: Candidate) -> float:
         """Longest time of its chunk [s]; 0 where the loop leaves it none."""
-        is_own_way = self.loop.mode != Mode.SYNC and bool(candidate.execution.chosen)
+        is_own_way = not self.loop.is_sync and bool(candidate.execution.chosen)
         if self.control_hz is None or (self.seconds is not None and not is_own_way):
             assert self.seconds is not None
             return self.seconds
@@ -97,7 +97,7 @@ class Budget:
 
     def ticks(self, candidate: Candidate) -> int:
         """Control periods that the loop leaves its chunk."""
-        if self.loop.mode == Mode.SYNC:
+        if self.loop.is_sync:
             return 1
         loop = self.loop.executing(candidate.execution)
         n = loop.fresh_actions(self.spec)
@@ -115,7 +115,7 @@ class Budget:
         ms = f"{milliseconds(self.of(own), 1)} ms"
         if self.seconds is not None:
             return f"{ms} for a whole chunk (p99)"
-        if self.loop.mode == Mode.SYNC:
+        if self.loop.is_sync:
             return f"{self.control_hz:g} Hz, mode sync: {ms}, one control period, for a whole chunk (p99)"
         n = self.loop.fresh_actions(self.spec)
         return (

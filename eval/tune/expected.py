@@ -26,7 +26,8 @@ Expectation = Callable[[Trial], float | None]
 def expectation(trials: Iterable[Trial]) -> Expectation:
     """Return what is to be expected after some were timed: others of counted work, whatever they are."""
     timed = [trial for trial in trials if trial.latencies_s and trial.flops]
-    plainly = [trial for trial in timed if not trial.candidate.same_work]
+    alike = [trial for trial in timed if trial.candidate.execution.mode is None]  # in the loop's own mode
+    plainly = [trial for trial in alike if not trial.candidate.same_work]
     if len({trial.flops for trial in plainly}) < 2:
         return lambda trial: median_s(trial) if trial.latencies_s else None
     times_s = np.array([median_s(trial) for trial in plainly])
@@ -39,7 +40,7 @@ def expectation(trials: Iterable[Trial]) -> Expectation:
 
     gains = {
         _name(trial.candidate.same_work[0]): median_s(trial) / by_work(trial)
-        for trial in timed
+        for trial in alike
         if len(trial.candidate.same_work) == 1 and by_work(trial) > 0
     }
 

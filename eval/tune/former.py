@@ -1,6 +1,7 @@
 """The plan that lies beside the checkpoint: what somebody made by hand, or an earlier search."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from vivace.eval.terminal import console
 from vivace.eval.tune.candidate import Candidate, Origin
 from vivace.policies.errors import VivaceError, in_one_line
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.spec import Mode
 
 
-def former(loaded: LoadedPolicy, exact: tuple[Request, ...] = ()) -> tuple[Candidate, ...]:
+def former(
+    loaded: LoadedPolicy, exact: tuple[Request, ...] = (), modes: Sequence[Mode] = (Mode.ASYNC,)
+) -> tuple[Candidate, ...]:
     """Return the plan beside a checkpoint as a candidate, to be calibrated anew; none if there is none.
 
     One that does not fit the policy is told, and passed over.
@@ -21,6 +25,7 @@ def former(loaded: LoadedPolicy, exact: tuple[Request, ...] = ()) -> tuple[Candi
     Args:
         loaded: the policy.
         exact: what removes work at no error: it is added where the plan has none of its kind.
+        modes: in which chunks may be executed, the loop's own first; a plan for another is run in that.
     """
     file = Path(loaded.path) / FILE_NAME
     if not file.is_file():
@@ -36,7 +41,10 @@ def former(loaded: LoadedPolicy, exact: tuple[Request, ...] = ()) -> tuple[Candi
     kinds = {kind for kind, _ in requests}
     added = tuple(request for request in exact if request[0] not in kinds)
     label = "the plan beside the checkpoint"
-    return (Candidate((*requests, *added), plan.execution, Origin.FORMER, label),)
+    execution = plan.execution
+    if execution.mode == modes[0] or execution.mode not in modes:
+        execution = replace(execution, mode=None)
+    return (Candidate((*requests, *added), execution, Origin.FORMER, label),)
 
 
 def _options(technique: Technique) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One search: counted, timed, then `finals`; every stage stores what it finds, and ends in time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class Search:
         options = self._command.tune
         share = self._shares.counted
         starters = self._space.starters(self._command.accel.chosen())
-        starters = (*former(self._loaded, self._space.exact), *starters)
+        starters = (*former(self._loaded, self._space.exact, self._modes), *starters)
         most = min(options.candidates, max(round((1 - _LIKE) * options.candidates), len(starters)))
         with progress() as bars:
             bar = bars.add_task("counting work, comparing actions", total=most)
@@ -236,8 +237,13 @@ class Search:
         return Timing(self._session, self._data, self._store, self._measure, self._about_s, now)
 
     @property
+    def _modes(self) -> list[Mode]:
+        """In which chunks may be executed, the loop's own first."""
+        return [self._command.loop.known_mode, *([Mode.RTC] if self._space.may_continue else [])]
+
+    @property
     def _is_sync(self) -> bool:
-        return self._command.loop.mode == Mode.SYNC
+        return self._command.loop.is_sync
 
     @property
     def finals(self) -> Finals:
@@ -249,7 +255,7 @@ class Search:
             self._store,
             self._deadline,
             self.counting,
-            Ways(self._space, self.counting, self._store, self._timing, self._is_sync),
+            Ways(self._space, self.counting, self._store, self._timing, self._command.loop),
             self._chosen,
             self._seeds,
             self._fresh,
@@ -365,7 +371,8 @@ class Search:
             return self._warm[trial.key]
         _, execution = self.counting.made(trial.candidate)
         warm_up(execution, self._data)  # compiling takes a minute, which is no chunk's
-        found = session(self._command, self._loaded, execution)
+        loop = self._command.loop.executing(trial.candidate.execution)
+        found = session(replace(self._command, loop=loop), self._loaded, execution)
         if trial.candidate.starts_late:
             self._warm[trial.key] = found
         return found

@@ -23,7 +23,7 @@ from vivace.eval.tune.candidate import Candidate, Origin
 from vivace.eval.tune.choosing import MUTATED, NONE, Replay, ask, mutated, others, stepped
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import executing
-from vivace.policies.spec import ChunkExecution
+from vivace.policies.spec import ChunkExecution, Mode
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Space:
     """Kinds of techniques that nobody asked for whose first chunk takes a minute or more."""
     unjudged: tuple[str, ...] = ()
     """Kinds of techniques whose chunks make use of those before, where there is no world to judge them."""
+    may_continue: bool = False
+    """Chunks may also be made to continue the ones before (mode rtc)."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -149,8 +151,11 @@ class Space:
         return tuple(one for one in found if first[one.key] is one)
 
     def ways(self, candidate: Candidate, is_sync: bool) -> Iterator[ChunkExecution]:
-        """Yield other ways to execute a candidate's chunks: the policy's own, and `executions`."""
-        for execution in (ChunkExecution(), *self.executions(is_sync)):
+        """Yield other ways to execute a candidate's chunks: the policy's own, `executions`, some in rtc."""
+        found = [ChunkExecution(), *self.executions(is_sync)]
+        if self.may_continue and not is_sync:
+            found += [replace(one, mode=Mode.RTC) for one in found if one.n_action_steps is None]
+        for execution in found:
             if execution != candidate.execution and self._executes(candidate, execution):
                 yield execution
 
@@ -210,7 +215,11 @@ class Space:
 
 
 def space_of(
-    staged: Any, only: Collection[str] | None = None, is_world: bool = True, compiles: bool = False
+    staged: Any,
+    only: Collection[str] | None = None,
+    is_world: bool = True,
+    compiles: bool = False,
+    may_continue: bool = False,
 ) -> Space:
     """Return what there is to choose for a policy.
 
@@ -219,6 +228,7 @@ def space_of(
         only: kinds of techniques to choose from; all that fit when None.
         is_world: whether a world judges; without one nobody knows of chunks that make use of those before.
         compiles: whether what `starts_late` is worth its time; else it is there where `only` names it.
+        may_continue: whether chunks may also be made to continue the ones before.
 
     Raises:
         UnsupportedPolicy: no technique fits it, or none of those.
@@ -255,6 +265,7 @@ def space_of(
         tuple(kind for kind, one in chosen.items() if not one.saves_flops),
         left_out,
         unjudged,
+        may_continue,
     )
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from vivace.deploy.loop.settings import LoopSettings
 from vivace.eval.tune.candidate import Status, Trial
 from vivace.eval.tune.counting import Counting
 from vivace.eval.tune.space import Space
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.timing import MANY, Timing
+from vivace.policies.errors import BadSetting, UnsupportedPolicy
+from vivace.policies.execution import check_continuing
 from vivace.policies.spec import ChunkExecution
 
 
@@ -19,12 +22,13 @@ class Ways:
     counting: Counting
     store: Store
     timing: Timing
-    is_sync: bool
-    """The loop acts, then thinks."""
+    loop: LoopSettings
+    """As the user has it."""
 
     def of(self, trial: Trial) -> list[ChunkExecution]:
         """Ways that its techniques fit, its own left out."""
-        return list(self.space.ways(trial.candidate, self.is_sync))
+        found = list(self.space.ways(trial.candidate, self.loop.is_sync))
+        return [one for one in found if self._can_continue(trial, one)]
 
     def timed(
         self, trial: Trial, executions: Iterable[ChunkExecution], left_s: Callable[[], float]
@@ -43,8 +47,24 @@ class Ways:
             if known is None and left_s() <= 0:
                 break
             known = known or self.store.add(self.counting.trial(candidate, (trial,)))
-            is_same = (known.flops, known.passes) == (trial.flops, trial.passes)
-            if known.is_alive and is_same and not known.latencies_s:
+            if known.is_alive and not known.latencies_s and _takes_as_long(known, trial):
                 known = self.store.add(known.became(Status.TIMED, latencies_s=trial.latencies_s))
             found += [known] if known.is_alive else []
         return self.timing.time(found, min(MANY, len(trial.latencies_s)), left_s())
+
+    def _can_continue(self, trial: Trial, execution: ChunkExecution) -> bool:
+        """Whether its chunks can continue each other, where they would have to."""
+        chunking = self.loop.executing(execution).chunking
+        if chunking is None:
+            return True
+        try:
+            check_continuing(self.counting.made(trial.candidate)[1], chunking)
+        except (BadSetting, UnsupportedPolicy):
+            return False
+        return True
+
+
+def _takes_as_long(one: Trial, other: Trial) -> bool:
+    """Whether two that differ in how chunks are executed compute the same."""
+    modes = {trial.candidate.execution.mode for trial in (one, other)}
+    return len(modes) == 1 and (one.flops, one.passes) == (other.flops, other.passes)

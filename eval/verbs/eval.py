@@ -128,6 +128,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     loaded = load(command)
     _check_task(command)
     plan = find_plan(command, loaded)
+    command.loop = command.loop.settled(None)  # without a plan nobody says it
     both = _both(command, loaded, plan)
     ours, mine = list(both.items())[-1]
     rollout_settings(command, NoLatency())  # raises before anything is measured

@@ -28,7 +28,9 @@ def run(command: RunCommand) -> tuple[dict[str, Any], bool]:
     """
     requirements = read_requirements(command.require, ("run",), REQUIRED)
     plans = load_ladder(command.bundle, command.loop.ladder, command.public_key)
-    command = replace(command, control_hz=settled_hz(command, plans[command.bundle].spec))
+    spec = plans[command.bundle].spec
+    loop = command.loop.settled(spec.mode)
+    command = replace(command, control_hz=settled_hz(command, spec), loop=loop)
     with Interrupts() as interrupts:
         parts = drive(command, plans, interrupts)
         found, folder = results(parts), parts.recorder.folder

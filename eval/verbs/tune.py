@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vivace.deploy.loop.settings import LoopSettings, Mode
 from vivace.eval.identity import digest
@@ -102,8 +102,11 @@ class TunedLoop(LoopSettings):
     """How the loop executes chunks: thinking while it acts, unless the user says otherwise."""
 
     # a class of its own, for draccus reads defaults off classes
-    mode: Mode = Mode.ASYNC
-    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before."""
+    USUAL: ClassVar[Mode] = Mode.ASYNC
+
+    mode: Mode | None = None
+    """sync: act, then think; async: think while acting; rtc: async, and a chunk continues the one before.
+    When not given async, and rtc is tried of what wins."""
 
 
 @dataclass(kw_only=True)
@@ -144,6 +147,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
     """
     deadline = Deadline(60 * command.tune.minutes)
     loaded = load(command)
+    is_open, command.loop = command.loop.mode is None, command.loop.settled(None)
     if not command.env.is_named and not command.data.is_named:
         raise BadSetting(
             "a plan is found on observations, and none are named: give --env.type and --env.task (success is "
@@ -151,7 +155,8 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
         )
     elsewhere, measure = _machine(command, loaded, measure)
     asked = command.tune
-    space = space_of(loaded.staged, asked.techniques, command.env.is_named, asked.compile)
+    may_continue = is_open and elsewhere is None  # no profile has times of both
+    space = space_of(loaded.staged, asked.techniques, command.env.is_named, asked.compile, may_continue)
     hz = command.env.control_hz
     seconds = None if command.budget.ms is None else command.budget.ms / 1e3
     budget = Budget(command.loop, loaded.staged.spec, seconds, hz, elsewhere)
@@ -186,7 +191,7 @@ def run(command: TuneCommand, measure: Measure = chunk_latencies) -> tuple[dict[
             found_beside = search.finals.lineup(best)
             judged["lineup"] = found_beside.to_json()
             console.print(found_beside.told, highlight=False)
-        if command.tune.ladder and command.loop.mode != Mode.SYNC:
+        if command.tune.ladder and not command.loop.is_sync:
             found = search.finals.ladder(best)
             judged["ladder"] = save_ladder(command, found, store.trials, search.counting, folder)
             console.print(f"{found.told}", highlight=False)

@@ -31,7 +31,7 @@ from vivace.policies.execution import as_trained, sample
 from vivace.policies.families.dp_transformer.staged import StagedDPTransformer
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.sampling.noise import EpisodeNoise
-from vivace.policies.spec import ChunkExecution
+from vivace.policies.spec import ChunkExecution, Mode
 from vivace.policies.tiny.policies import tiny_dp_transformer
 
 KEYS = ((1, 0), (2, 0))
@@ -83,18 +83,34 @@ def test_a_plan_says_how_its_chunks_are_executed(policy, mark, tmp_path):
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ({}, {"n_action_steps": 3, "request_at": 2}),
-        ({"n_action_steps": 4}, {"n_action_steps": 4, "request_at": 2}),
+        ({}, {}),
+        ({"n_action_steps": 4}, {"n_action_steps": 4}),
         ({"n_action_steps": 1}, {"n_action_steps": 1, "request_at": 1}),
-        ({"request_at": 0}, {"n_action_steps": 3, "request_at": 0}),
+        ({"request_at": 0}, {"request_at": 0}),
+        ({"mode": "async"}, {"mode": "async"}),
     ],
 )
 def test_what_a_user_says_of_chunks_goes_before_what_the_plan_says(mark, said, wanted):
-    plan = AccelerationPlan(mark, execution=ChunkExecution(n_action_steps=3, request_at=2))
-    assert plan.executed(ChunkExecution(**said)).execution.chosen == wanted
-    loop = LoopSettings(mode="async", **said).executing(plan.execution)
+    own = {"mode": Mode.RTC, "n_action_steps": 3, "request_at": 2}
+    plan = AccelerationPlan(mark, execution=ChunkExecution(**own))
+    assert plan.executed(ChunkExecution(**said)).execution.chosen == own | wanted
+    loop = LoopSettings(**{"mode": "async"} | said).executing(plan.execution)
     assert loop.execution == plan.execution, "in a search the candidate goes before the user"
-    assert LoopSettings().executing(plan.execution).execution.chosen == {"n_action_steps": 3}
+    silent = AccelerationPlan(mark, execution=ChunkExecution(n_action_steps=3, request_at=2))
+    assert LoopSettings().executing(silent.execution).execution.chosen == {"n_action_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "mode"),
+    [(None, None, "sync"), (None, "rtc", "rtc"), ("async", "rtc", "async"), ("sync", "rtc", "sync")],
+)
+def test_a_plan_says_the_mode_where_the_user_does_not(policy, mark, asked, said, mode):
+    """So what a search confirmed is what runs beside the checkpoint, and in a bundle of it."""
+    plan = AccelerationPlan(mark, execution=ChunkExecution(mode=None if said is None else Mode(said)))
+    assert AccelerationPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    spec = accelerate(policy, plan).policy.spec
+    assert spec.mode == said
+    assert LoopSettings(mode=asked).settled(spec.mode).mode == mode
 
 
 @pytest.mark.parametrize(
@@ -103,7 +119,7 @@ def test_what_a_user_says_of_chunks_goes_before_what_the_plan_says(mark, said, w
         ({"n_action_steps": 0}, "n_action_steps is 0"),
         ({"n_action_steps": 1.5}, r"n_action_steps is 1\.5"),
         ({"request_at": 3, "n_action_steps": 2}, "request_at=3 of n_action_steps=2; needed: 0..2"),
-        ({"mode": "async"}, "has no option 'mode'"),
+        ({"mode": "turbo"}, "mode is 'turbo'"),
         (4, "needed is an object"),
         ({"n_action_steps": 99}, "executes 99 actions of a chunk, this policy's have 7"),
         ({"request_at": 5}, "with 5 actions left, and 4 are executed"),

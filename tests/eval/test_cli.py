@@ -119,7 +119,9 @@ def test_defaults_are_those_that_count(capsys):
         assert text in told, text
     with pytest.raises(SystemExit):
         main(["run", "--help"])
-    assert "a chunk continues the one before. (default: async)" in " ".join(capsys.readouterr().out.split())
+    assert "as the bundle's plan says, else async. (default: none)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_the_first_page_leads_from_nothing_to_a_robot(capsys):

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from vivace.deploy.loop.guard import Limits
-from vivace.deploy.loop.settings import Mode
 from vivace.deploy.ros2.messages.command import TWISTS
 from vivace.deploy.ros2.messages.pose import (
     OTHER,
@@ -68,7 +67,7 @@ def check_rate(settings: RosSettings, spec: PolicySpec, latencies_s: list[float]
     """
     n_action_steps = settings.loop.fresh_actions(spec)
     lasts_s, quickest_s = n_action_steps / settings.control_hz, min(latencies_s)
-    if settings.loop.mode != Mode.SYNC and quickest_s > lasts_s:
+    if not settings.loop.is_sync and quickest_s > lasts_s:
         raise BadSetting(
             f"a chunk takes {quickest_s * 1e3:.0f} ms on this machine, but its {n_action_steps} actions last "
             f"{lasts_s * 1e3:.0f} ms at {settings.control_hz:g} Hz, so none would be there in time; use a "

@@ -28,7 +28,7 @@ class Parameter:
 
     name: str
     default: Any
-    """A list where the field holds a tuple, `UNSET` where it holds None."""
+    """A list where the field holds a tuple, `UNSET` or an empty text where it holds None."""
     description: str
     kind: type
     """Of a value, or of what a list holds."""
@@ -46,7 +46,8 @@ class Parameter:
     @property
     def meaning(self) -> str:
         """Description and range, in words."""
-        said = f"{self.description} {UNSET}: not given." if self.is_optional else self.description
+        left_open = f"{_unset(self.kind)}" or "Empty"
+        said = f"{self.description} {left_open}: not given." if self.is_optional else self.description
         return said if self.low is None or self.high is None else f"{said} {self.low} to {self.high}."
 
 
@@ -119,7 +120,7 @@ def parameters_within(settings: Any, most: float, live: tuple[str, ...]) -> tupl
         found.append(
             Parameter(
                 f.name,
-                list(value) if isinstance(value, tuple) else UNSET if value is None else plain(value),
+                list(value) if isinstance(value, tuple) else _unset(plain) if value is None else plain(value),
                 texts[f.name],
                 plain,
                 low=plain(UNSET if is_optional else 0) if plain in (int, float) else None,
@@ -163,7 +164,7 @@ def read(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
         check(parameter, value)
         is_list = isinstance(parameter.default, list)
         read_value = tuple(map(parameter.kind, value)) if is_list else parameter.kind(value)
-        if parameter.is_optional and value == UNSET:
+        if parameter.is_optional and value == _unset(parameter.kind):
             read_value = None
         *outer, last = parameter.place
         home = found.setdefault(outer[0], {}) if outer else found
@@ -173,6 +174,11 @@ def read(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
             default: Any = f.default
             found[f.name] = replace(default, **found.get(f.name, {}))
     return found
+
+
+def _unset(kind: type) -> Any:
+    """What stands for a value that is not given."""
+    return "" if kind is str else UNSET
 
 
 def check_names(given: Iterable[str], known: Iterable[str], renamed: Mapping[str, str] | None = None) -> None:

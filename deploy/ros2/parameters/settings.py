@@ -197,20 +197,19 @@ class RosSettings:
         """
         return cls(**read(cls, given))
 
-    def at_rate_of(self, spec: PolicySpec) -> Self:
-        """Return these settings with the control rate of a policy's demonstrations, unless one was given.
+    def for_policy(self, spec: PolicySpec) -> Self:
+        """Return these settings with a policy's control rate and mode, unless they were given.
 
         Raises:
-            BadSetting: neither is known.
+            BadSetting: no control rate is known.
         """
-        if self.control_hz:
-            return self
-        if not spec.control_hz:
+        if not self.control_hz and not spec.control_hz:
             raise BadSetting(
                 "the bundle does not say at which rate its policy was trained; set control_hz to that of the "
                 "demonstrations [Hz]"
             )
-        return replace(self, control_hz=float(spec.control_hz))
+        hz = self.control_hz or float(spec.control_hz or 0.0)
+        return replace(self, control_hz=hz, loop=self.loop.settled(spec.mode))
 
     @property
     def camera_topics(self) -> dict[str, str]:

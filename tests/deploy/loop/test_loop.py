@@ -357,8 +357,9 @@ def test_a_cold_start_is_waited_out_and_forgotten():
     ],
 )
 def test_bad_settings_are_refused(options, message):
+    """At the latest when it is known what a plan says of the mode."""
     with pytest.raises(BadSetting, match=message):
-        LoopSettings(**options)
+        LoopSettings(**options).settled(None)
 
 
 def test_wrong_action_sizes_are_refused():

@@ -62,7 +62,7 @@ def test_the_example_is_valid_and_fits_a_policy(capsys):
         action_kinds=(ActionKind.ABSOLUTE,) * 6,
         blocks=(),
     )
-    assert fit(settings.at_rate_of(replace(arm, control_hz=20.0)), arm) == arm
+    assert fit(settings.for_policy(replace(arm, control_hz=20.0)), arm) == arm
     assert settings.camera_topics["observation.images.wrist"].endswith("/compressed")
 
 

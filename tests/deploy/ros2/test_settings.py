@@ -12,7 +12,7 @@ from vivace.deploy.ros2.parameters.fit import check_rate, fit
 from vivace.deploy.ros2.parameters.parameters import UNSET, check_names
 from vivace.deploy.ros2.parameters.settings import RENAMED, RosSettings, parameters
 from vivace.policies.errors import BadSetting, ObservationMismatch
-from vivace.policies.spec import ActionKind
+from vivace.policies.spec import ActionKind, Mode
 
 KEY = "observation.state"
 ABSOLUTE, DELTA = ActionKind.ABSOLUTE, ActionKind.DELTA
@@ -46,7 +46,7 @@ def test_parameters_are_settings():
         ({"joint_names": "a"}, "joint_names='a'; a list is needed"),
         ({"loop.mode": "fast"}, "mode='fast' is unknown; the modes: sync, async, rtc"),
         ({"loop.n_action_steps": 0}, "n_action_steps=0; at least 1"),
-        ({"loop.request_at": 2}, "do nothing in mode sync"),
+        ({"loop.mode": "sync", "loop.request_at": 2}, "do nothing in mode sync"),
         ({"watchdog.misses": 1.5}, "watchdog.misses has 1.5; a whole number"),
         ({"provider": "abacus"}, "provider='abacus' is unknown; needed: cpu"),
         ({"command.type": "dance"}, "command.type='dance' is unknown; needed: array, trajectory"),
@@ -164,10 +164,23 @@ def test_inputs_that_no_topic_gives_are_refused():
 
 
 def test_the_rate_is_that_of_the_demonstrations_unless_it_is_given():
-    assert RosSettings().at_rate_of(replace(SPEC, control_hz=25)).control_hz == 25.0
-    assert RosSettings(control_hz=10.0).at_rate_of(replace(SPEC, control_hz=25)).control_hz == 10.0
+    assert RosSettings().for_policy(replace(SPEC, control_hz=25)).control_hz == 25.0
+    assert RosSettings(control_hz=10.0).for_policy(replace(SPEC, control_hz=25)).control_hz == 10.0
     with pytest.raises(BadSetting, match="does not say at which rate its policy was trained; set control_hz"):
-        RosSettings().at_rate_of(SPEC)
+        RosSettings().for_policy(SPEC)
+
+
+def test_a_mode_that_is_not_given_is_that_of_the_plan_else_sync():
+    spec = replace(SPEC, control_hz=25.0)
+    assert RosSettings().for_policy(spec).loop.mode == "sync"
+    assert RosSettings().for_policy(replace(spec, mode=Mode.RTC)).loop.mode == "rtc"
+    given = RosSettings.read({"loop.mode": "async", "loop.request_at": 2})
+    assert given.for_policy(replace(spec, mode=Mode.RTC)).loop.mode == "async"
+    (told,) = [one for one in parameters() if one.name == "loop.mode"]
+    assert (told.default, told.meaning[-17:]) == ("", "Empty: not given.")
+    assert RosSettings.read({"loop.mode": ""}).loop.mode is None
+    with pytest.raises(BadSetting, match="do nothing in mode sync"):
+        RosSettings.read({"loop.request_at": 2}).for_policy(spec)
 
 
 def test_a_rate_that_no_chunk_can_keep_is_refused():

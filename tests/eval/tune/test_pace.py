@@ -87,7 +87,7 @@ def test_what_is_too_slow_to_be_the_plan_takes_no_half_of_the_time():
     slow = {"slow_s": [40.0]}
     assert shared(100_000, **slow).confirm_s == 100 * (4 + 40), "all episodes where there is time"
     assert shared(6_000, **slow).confirm_s == 400 + 0.25 * 6_000
-    assert shared(3_000, **slow).confirm_s == 400 + 30 * 40
+    assert shared(4_000, **slow).confirm_s == 400 + 30 * 40
     assert shared(1_000, **slow).confirm_s == 500, "half of what is left is the race's"
     assert shared(100_000, **slow).last_s == 10 * (4 + 40)
 
