@@ -194,6 +194,8 @@ class CommonOptions:
 
     RUNS_LOOP = False
     """Whether the control loop executes chunks; else only how many of their actions count is of concern."""
+    TIMES_CHUNKS = False
+    """Whether it times chunks as the loop asks for them, which in mode rtc continue the ones before."""
     BUILDS = False
     """Whether it takes --policy.type, a published architecture of random weights, instead of a checkpoint."""
     COUNTS_BASES = False
@@ -207,10 +209,13 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         """Refuse what would do nothing."""
-        if not self.RUNS_LOOP and self.loop != LoopSettings(n_action_steps=self.loop.n_action_steps):
+        told = {"mode": self.loop.mode, "rtc": self.loop.rtc} if self.TIMES_CHUNKS else {}
+        kept = LoopSettings(n_action_steps=self.loop.n_action_steps, **told)
+        if not self.RUNS_LOOP and self.loop != kept:
             raise BadSetting(
-                "of loop only n_action_steps has a meaning here; vivace eval and vivace run execute chunks "
-                "in other ways"
+                f"of loop only {', '.join(['n_action_steps', *told])} "
+                f"{'have' if told else 'has'} a meaning here; vivace eval and vivace run execute chunks in "
+                "other ways"
             )
 
     @classmethod

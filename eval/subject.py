@@ -341,6 +341,8 @@ def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan 
     """
     if command.accel.path or (loaded.path / FILE_NAME).is_file():
         return load_plan(command, loaded)
+    if command.RUNS_LOOP:
+        command.loop = command.loop.settled(None)
     spec = loaded.staged.spec
     remedy = f"make one: vivace calibrate --policy.path={command.policy.path}"
     if loaded.as_trained.is_opaque:

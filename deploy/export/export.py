@@ -43,7 +43,7 @@ from vivace.policies.placement import dtype_name
 from vivace.policies.plain_data import build
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.session import Session, check_begins
-from vivace.policies.spec import ActionRange, ChunkExecution, Fingerprint, PolicySpec
+from vivace.policies.spec import ActionRange, ChunkExecution, Fingerprint, Mode, PolicySpec
 from vivace.policies.training_range import training_ranges
 
 PLAIN_NAME = "plan"
@@ -361,7 +361,8 @@ def _carried(
 ) -> dict[str, AccelerationPlan]:
     """What a bundle can have of plans: not how torch is to compute the same, and one way to execute chunks.
 
-    That is the way of those that say one, or of the bundle that they are added to.
+    That is the way of those that say one, or of the bundle that they are added to. Where none says a mode a
+    bundle runs in async.
 
     Raises:
         UnsupportedPolicy: they say different things, and a bundle executes chunks one way.
@@ -371,8 +372,8 @@ def _carried(
         own = ChunkExecution(
             mode=bundle.mode, n_action_steps=bundle.n_action_steps, request_at=bundle.request_at
         )
-        told = {name: execution.over(own) for name, execution in told.items()} | {"the bundle": own}
-    if len(set(told.values())) > 1:
+        told = {"the bundle": own} | {name: execution.over(own) for name, execution in told.items()}
+    if len({replace(execution, mode=execution.mode or Mode.ASYNC) for execution in told.values()}) > 1:
         each = "; ".join(f"{name}: {execution}" for name, execution in told.items())
         raise UnsupportedPolicy(
             f"chunks are to be executed in several ways ({each}), a bundle's are in one; export them apart, "
@@ -381,7 +382,8 @@ def _carried(
     alike = next(iter(told.values()), ChunkExecution())
     return {
         name: replace(
-            plan.executed(alike),
+            plan,
+            execution=alike,
             techniques=tuple(one for one in plan.techniques if not one.is_for_torch),
         )
         for name, plan in plans.items()

@@ -242,10 +242,6 @@ class Search:
         return [self._command.loop.known_mode, *([Mode.RTC] if self._space.may_continue else [])]
 
     @property
-    def _is_sync(self) -> bool:
-        return self._command.loop.is_sync
-
-    @property
     def finals(self) -> Finals:
         """The stages in closed loop."""
         return Finals(
@@ -304,7 +300,7 @@ class Search:
             new = [one for one in near if one.key not in self._store.trials]
             if new:
                 return new[int(random.integers(len(new)))]
-        executions = self._space.executions(self._is_sync) if self._rule.is_world else ()
+        executions = self._space.executions(self._command.loop.is_sync) if self._rule.is_world else ()
         for _ in range(_TRIES if parents else 0):
             child = self._space.bred(parents[int(random.integers(len(parents)))], random, executions)
             if child.key not in self._store.trials:

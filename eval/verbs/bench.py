@@ -62,9 +62,10 @@ from vivace.policies.errors import (
     UnsupportedPolicy,
     in_one_line,
 )
-from vivace.policies.execution import Execution, as_trained, executing
+from vivace.policies.execution import Execution, as_trained, check_continuing, executing
 from vivace.policies.load import LoadedPolicy
 from vivace.policies.published.build import told as built_from
+from vivace.policies.sampling.real_time_chunking import RealTimeChunking
 
 
 @dataclass(kw_only=True)
@@ -102,6 +103,7 @@ class BenchCommand(CommonOptions):
     vivace bench --policy.type=smolvla --policy.dtype=bfloat16 --bench.only=[hoist] --bench.repeats=5
     """
 
+    TIMES_CHUNKS = True
     BUILDS = True
     COUNTS_BASES = True
     bench: BenchOptions = field(default_factory=BenchOptions)
@@ -142,7 +144,8 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     known = [saved, *(run.plan for run in exported)]
     seeds = fitted.seeds.union(*(fitted_seeds(plan) for plan in known if plan))
     check_judging(command, names, seeds)
-    built = build(loaded, [one for one in variants if one not in SAVED], fitted)
+    alone = [one for one in variants if one not in SAVED]
+    built = build(loaded, alone, fitted, command.loop.chunking)
     if not command.bench.only:
         built = built.joined(Built((), {}, unfit(loaded.staged)))
     data = observe(command, loaded, seed=JUDGEMENT_SEED)
@@ -267,13 +270,19 @@ class Built:
         )
 
 
-def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationData) -> Built:
+def build(
+    loaded: LoadedPolicy,
+    variants: Sequence[Variant],
+    data: CalibrationData,
+    chunking: RealTimeChunking | None = None,
+) -> Built:
     """Calibrate and apply every variant.
 
     Args:
         loaded: the policy.
         variants: rows, such as `variants_of` gives.
         data: observations to calibrate on.
+        chunking: how their chunks are to continue the ones before; they need not when None.
 
     Returns:
         The rows that fit the policy, what calibration chose added to their labels, and why others do not.
@@ -290,6 +299,8 @@ def build(loaded: LoadedPolicy, variants: Sequence[Variant], data: CalibrationDa
                     policy = executing(loaded.staged, variant.n_action_steps)
                     eager[key] = calibrated(policy, loaded.fingerprint, data, variant.wanted)
                 plan, execution = eager[key]
+                if chunking is not None:
+                    check_continuing(execution, chunking)
                 warm_up(execution, data)
                 executions[variant.name] = execution
         except UNFIT as error:  # it does not fit this policy; else a mistake

@@ -128,7 +128,6 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     loaded = load(command)
     _check_task(command)
     plan = find_plan(command, loaded)
-    command.loop = command.loop.settled(None)  # without a plan nobody says it
     both = _both(command, loaded, plan)
     ours, mine = list(both.items())[-1]
     rollout_settings(command, NoLatency())  # raises before anything is measured
@@ -312,7 +311,7 @@ def _executions(
         if one not in built.variants and (one.is_short or one.name in ladder)
     ]
     others = [one for one in others if command.eval.lineup or one.name in runs]
-    return built.joined(build(loaded, others, fitted))
+    return built.joined(build(loaded, others, fitted, command.loop.chunking))
 
 
 def _rivals(

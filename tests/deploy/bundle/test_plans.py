@@ -35,7 +35,7 @@ from vivace.policies.load import load_policy, stage
 from vivace.policies.sampling.noise import EpisodeNoise
 from vivace.policies.sampling.streams import Streams
 from vivace.policies.session import Session
-from vivace.policies.spec import ChunkExecution
+from vivace.policies.spec import ChunkExecution, Mode
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer
 
 KEYS, FITTED = ((1, 0), (2, 8)), ((3, 0), (4, 0))
@@ -120,8 +120,15 @@ def test_a_bundle_executes_chunks_as_its_plans_say(policy, tmp_path):
     later = export(loaded, {"tuned": plan(LATER["tuned"])}, data, tmp_path / "dp", into=True)
     assert (later.spec, set(later.plans)) == (found.spec, {"short", "few", "tuned"})
     other = plan(LATER["fewer"]).executed(ChunkExecution(n_action_steps=3))
+    tuned = plan(LATER["fewer"]).executed(replace(short.execution, mode=Mode.ASYNC))
+    later = export(loaded, {"async": tuned}, data, tmp_path / "dp", into=True)
+    assert (later.spec, set(later.plans)) == (found.spec, {"short", "few", "tuned", "async"})
+    follows = plan(LATER["fewer"]).executed(replace(short.execution, mode=Mode.RTC))
+    assert export(loaded, {"rtc": follows}, data, tmp_path / "rtc").spec.mode == Mode.RTC
+    with pytest.raises(UnsupportedPolicy, match=r"several ways .the bundle: 2 actions.*rtc: mode rtc, 2 act"):
+        export(loaded, {"rtc": follows}, data, tmp_path / "dp", into=True)
     for more, names in (
-        ({"into": True}, "fewer: 3 actions.*the bundle: 2 actions"),
+        ({"into": True}, "the bundle: 2 actions.*fewer: 3 actions"),
         ({}, "fewer: 3.*short: 2"),
     ):
         plans = {"fewer": other} if more else {"fewer": other, "short": short}

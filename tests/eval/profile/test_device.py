@@ -35,12 +35,12 @@ def data(tmp_path_factory) -> Path:
     return file
 
 
-def bench(checkpoint: Path, data: Path, file: Path) -> int:
+def bench(checkpoint: Path, data: Path, file: Path, *more: str) -> int:
     """Profile this machine, briefly."""
     asked = ["bench", f"--policy.path={checkpoint}", f"--data.file={data}", f"--bench.profile={file}",
              "--bench.repeats=2", "--bench.threads=1", "--accel.samples=2",
              "--accel.judged_samples=1"]  # fmt: skip
-    return main(asked)
+    return main([*asked, *more])
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,21 @@ def test_a_profile_of_something_else_is_refused(tune, written, change, flags, to
     assert (code, last) == (2, None)
     assert told in err
     assert not Path("out").exists()
+
+
+@pytest.mark.long
+def test_chunks_that_continue_others_are_profiled_and_planned_for(tune, bare_checkpoint, data, monkeypatch):
+    monkeypatch.setattr(measuring, "_SPREAD", 4)
+    monkeypatch.setattr(measuring, "_CHECKS", 1)
+    with monkeypatch.context() as patched:  # few plans are enough
+        patched.setattr(measuring, "_fitted", lambda space: [*space.starters()[:4]])
+        assert bench(bare_checkpoint, data, Path("rtc.json"), "--loop.mode=rtc") == 0
+    assert json.loads(Path("rtc.json").read_text())["continues"]
+    code, _, told = tune("--budget.ms=5000", "--budget.device=rtc.json")
+    assert (code, "measure it with no --loop.mode=rtc" in told) == (2, True)
+    code, _, _ = tune("--budget.ms=5000", "--budget.device=rtc.json", "--loop.mode=rtc")
+    assert code == 0
+    assert AccelerationPlan.load(Path("out")).execution.mode == "rtc"
 
 
 @pytest.mark.long

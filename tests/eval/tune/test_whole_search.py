@@ -18,7 +18,7 @@ from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.store import Store
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 from vivace.policies.errors import BadSetting
-from vivace.policies.spec import ChunkExecution
+from vivace.policies.spec import ChunkExecution, Mode
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 20))]
 FIRST = 10_000
@@ -217,6 +217,7 @@ def test_the_winner_is_tried_with_its_chunks_executed_otherwise(
     ways = {one.candidate.execution: one for one in alike if one.raced}
     own = ways[ChunkExecution()]
     assert len(ways) >= 4
+    assert ChunkExecution(mode=Mode.RTC) in ways, "who is not told a mode tries this one too"
     assert plan.candidate.execution.chosen
     assert rate(plan) > rate(own) + 0.2
     assert all(

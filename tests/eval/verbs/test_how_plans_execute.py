@@ -11,12 +11,15 @@ from vivace.accel.apply import accelerate
 from vivace.accel.plan import FILE_NAME, AccelerationPlan
 from vivace.eval.cli import main
 from vivace.eval.identity import describe_run
+from vivace.eval.options import CommonOptions, EnvOptions, PolicyOptions
 from vivace.eval.scale.job import Actor
+from vivace.eval.subject import session
 from vivace.eval.tune.former import former
 from vivace.policies.load import load_policy
 from vivace.policies.session import Session
-from vivace.policies.spec import ChunkExecution
+from vivace.policies.spec import ChunkExecution, Mode
 
+MODES = ((Mode.ASYNC, Mode.RTC), (Mode.ASYNC,), (Mode.RTC,))
 WORLD = ("--env.type=planted", "--env.task=follow")
 FEW = ("--accel.samples=2", "--accel.episodes=1", "--accel.judged_episodes=1", "--accel.judged_samples=2",
        "--accel.techniques=[hoist]")  # fmt: skip
@@ -66,26 +69,66 @@ def test_eval_executes_chunks_as_the_plan_says_and_as_the_user_says_before(check
     assert undone[1] == own
 
 
+def test_eval_runs_all_in_the_mode_that_the_plan_says_unless_the_user_says_one(checkpoint, plans, tmp_path):
+    plan = AccelerationPlan.load(plans / "own").executed(ChunkExecution(mode=Mode.RTC))
+    (tmp_path / "rtc").mkdir()
+    plan.save(tmp_path / "rtc")
+    late = ("--latency.type=constant", "--latency.seconds=0.1")
+    modes, found = {}, {}
+    for name, at, more in (
+        ("silent", plans / "own", []),
+        ("said", tmp_path / "rtc", []),
+        ("flagged", plans / "own", ["--loop.mode=rtc"]),
+        ("undone", tmp_path / "rtc", ["--loop.mode=async"]),
+    ):
+        found[name] = evaluated(checkpoint, at, tmp_path / name, *late, *more)
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        modes[name] = results["environment"]["mode"]
+    assert modes == {"silent": "sync", "said": "rtc", "flagged": "rtc", "undone": "async"}
+    assert found["said"][:2] == found["flagged"][:2]
+    assert found["said"][1] != found["silent"][1]
+
+
+def test_a_session_continues_chunks_where_the_plan_says_so(checkpoint, plans):
+    """So a bench of it times what the loop asks for."""
+    loaded = load_policy(checkpoint)
+    asked = CommonOptions(
+        policy=PolicyOptions(path=str(checkpoint)), env=EnvOptions(type="planted", task="follow")
+    )
+    for mode in (None, Mode.ASYNC, Mode.RTC):
+        plan = AccelerationPlan.load(plans / "own").executed(ChunkExecution(mode=mode))
+        runner = session(asked, loaded, accelerate(loaded.staged, plan))
+        assert (runner.chunking is not None) == (mode == Mode.RTC)
+
+
 def test_it_is_executed_so_in_another_process_too(checkpoint, plans):
     loaded = load_policy(checkpoint)
     plan = AccelerationPlan.load(plans / "one").executed(ChunkExecution(request_at=0))
-    session = Session(loaded, accelerate(loaded.staged, plan))
-    assert (session.spec.n_action_steps, session.spec.request_at) == (1, 0)
-    there = Actor.of(session).session(load_policy(checkpoint))
-    assert there.spec == session.spec
-    assert describe_run(there) == describe_run(session)
+    here = Session(loaded, accelerate(loaded.staged, plan))
+    assert (here.spec.n_action_steps, here.spec.request_at) == (1, 0)
+    there = Actor.of(here).session(load_policy(checkpoint))
+    assert there.spec == here.spec
+    assert describe_run(there) == describe_run(here)
     otherwise = accelerate(loaded.staged, replace(plan, execution=ChunkExecution()))
     assert describe_run(there) != describe_run(Session(loaded, otherwise))
 
 
 def test_a_search_holds_the_plan_beside_a_checkpoint_as_it_is_executed(checkpoint, plans):
     loaded = load_policy(checkpoint)
-    AccelerationPlan.load(plans / "one").save(checkpoint)
+    plan = AccelerationPlan.load(plans / "one")
+    plan.save(checkpoint)
     try:
         (found,) = former(loaded)
     finally:
         (checkpoint / FILE_NAME).unlink()
     assert found.execution == ChunkExecution(n_action_steps=1)
+    rtc = plan.executed(ChunkExecution(mode=Mode.RTC))
+    rtc.save(checkpoint)
+    try:
+        ways = [former(loaded, (), modes)[0].execution.mode for modes in MODES]
+    finally:
+        (checkpoint / FILE_NAME).unlink()
+    assert ways == [Mode.RTC, None, None], "in the loop's own mode where it is that, or where it is not tried"
     assert found.requests == (("hoist", {}),)
 
 
