@@ -1,7 +1,7 @@
 """Options that many verbs share: dotted flags as lerobot's users type them, read by draccus."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -209,13 +209,13 @@ class CommonOptions:
 
     def __post_init__(self) -> None:
         """Refuse what would do nothing."""
-        told = {"mode": self.loop.mode, "rtc": self.loop.rtc} if self.TIMES_CHUNKS else {}
-        kept = LoopSettings(n_action_steps=self.loop.n_action_steps, **told)
+        kept, told = LoopSettings(n_action_steps=self.loop.n_action_steps), "n_action_steps has"
+        if self.TIMES_CHUNKS:
+            kept = replace(kept, mode=self.loop.mode, rtc=self.loop.rtc)
+            told = "n_action_steps, mode and rtc have"
         if not self.RUNS_LOOP and self.loop != kept:
             raise BadSetting(
-                f"of loop only {', '.join(['n_action_steps', *told])} "
-                f"{'have' if told else 'has'} a meaning here; vivace eval and vivace run execute chunks in "
-                "other ways"
+                f"of loop only {told} a meaning here; vivace eval and vivace run execute chunks in other ways"
             )
 
     @classmethod

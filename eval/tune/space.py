@@ -16,7 +16,7 @@ from optuna import Trial as Asked
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from vivace.accel.registry import exact_work, fits, techniques
-from vivace.accel.technique import Seam, Technique
+from vivace.accel.technique import Part, Seam, Technique
 from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
 from vivace.eval.tune.candidate import Candidate, Origin
@@ -160,10 +160,17 @@ class Space:
                 yield execution
 
     def executed(self, candidate: Candidate, execution: ChunkExecution) -> Candidate:
-        """Return a candidate whose chunks are executed in another way, which its label says if it has one."""
-        told = f"{execution}" or "chunks executed as trained"
+        """Return a candidate whose chunks are executed in another way, which its label says if it has one.
+
+        Chunks that continue the ones before are whole: what leaves some of their actions out is left out.
+        """
+        requests, told = candidate.requests, f"{execution}" or "chunks executed as trained"
+        if execution.mode == Mode.RTC:
+            known = techniques()
+            requests = tuple(one for one in requests if Part.CHUNK not in known[one[0]].taken(one[1]))
+            told += ", chunks whole" if requests != candidate.requests else ""
         label = f"{candidate.label}, {told}" if candidate.label else ""
-        return replace(candidate, execution=execution, origin=Origin.SEARCH, label=label)
+        return replace(candidate, requests=requests, execution=execution, origin=Origin.SEARCH, label=label)
 
     def executions(self, is_sync: bool) -> list[ChunkExecution]:
         """Other ways to execute chunks than the policy's own: fewer or more actions, or asked for early.

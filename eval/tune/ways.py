@@ -47,7 +47,8 @@ class Ways:
             if known is None and left_s() <= 0:
                 break
             known = known or self.store.add(self.counting.trial(candidate, (trial,)))
-            if known.is_alive and not known.latencies_s and _takes_as_long(known, trial):
+            is_known = len(known.latencies_s) >= len(trial.latencies_s)
+            if known.is_alive and not is_known and _takes_as_long(known, trial):
                 known = self.store.add(known.became(Status.TIMED, latencies_s=trial.latencies_s))
             found += [known] if known.is_alive else []
         return self.timing.time(found, min(MANY, len(trial.latencies_s)), left_s())
@@ -58,7 +59,8 @@ class Ways:
         if chunking is None:
             return True
         try:
-            check_continuing(self.counting.made(trial.candidate)[1], chunking)
+            candidate = self.space.executed(trial.candidate, execution)
+            check_continuing(self.counting.made(candidate)[1], chunking)
         except (BadSetting, UnsupportedPolicy):
             return False
         return True

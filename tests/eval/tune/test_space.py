@@ -21,7 +21,7 @@ from vivace.eval.tune.study import Study
 from vivace.policies.adapters.opaque import OpaquePolicy
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.load import stage
-from vivace.policies.spec import ChunkExecution, Fingerprint
+from vivace.policies.spec import ChunkExecution, Fingerprint, Mode
 from vivace.policies.tiny.policies import tiny_cogact, tiny_dp_transformer, tiny_token_vla
 
 POLICIES = {"dp_transformer": tiny_dp_transformer, "cogact": tiny_cogact, "token_vla": tiny_token_vla}
@@ -298,3 +298,16 @@ def test_neighbours_lead_to_fewer_layers_from_a_plan_that_drops_none():
     one_pass = Candidate((("jacobi", {"max_iterations": 1, "until": "all"}), *space.exact))
     kinds = [set(one.kinds) - {kind for kind, _ in space.exact} for one in space.neighbours(one_pass)]
     assert {"layer_skip", "jacobi"} in kinds
+
+
+def test_chunks_that_continue_others_are_tried_whole_where_no_mode_was_asked_for():
+    staged, rtc = stage(tiny_dp_transformer()), ChunkExecution(mode=Mode.RTC)
+    space = space_of(staged, may_continue=True)
+    short = Candidate((("dead_actions", {}), *space.exact))
+    assert rtc in list(space.ways(short, is_sync=False))
+    assert space.executed(short, rtc).requests == space.exact
+    early = ChunkExecution(request_at=staged.spec.n_action_steps)
+    assert space.executed(short, early).requests == short.requests
+    assert space.executed(replace(short, label="short"), rtc).label == "short, mode rtc, chunks whole"
+    for ways in (space.ways(short, is_sync=True), space_of(staged).ways(short, is_sync=False)):
+        assert all(one.mode is None for one in ways)
