@@ -99,7 +99,8 @@ class Finals:
             return stayed
         state = arena.race([winner, *racing], self.seeds, RaceRules())
         self._tell(state)
-        return [*_stayed(state, self.store.trials), *others]
+        has_met = any(state.outcomes.values())
+        return [*_stayed(state, self.store.trials), *others] if has_met else stayed
 
     def _tell(self, state: Race) -> None:
         """Say who leads a race that is over."""
@@ -107,7 +108,8 @@ class Finals:
         solved = state.outcomes[winner.key].values()
         told = f"{describe(winner.candidate)} leads: {sum(solved)} of {len(solved)}"
         alone = f"{describe(winner.candidate)} alone keeps the budget: no race"
-        console.print(f"race over ({state.ending}): {told}" if solved else alone, highlight=False)
+        said = alone if len(state.keys) == 1 else f"race over ({state.ending}): {told}"
+        console.print(said, highlight=False)
         if state.ending is Ending.TIME:
             self.deadline.cut(
                 f"a race met {len(solved)} of {len(self.seeds)} episodes, for the rest of the time is for "

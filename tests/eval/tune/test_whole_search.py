@@ -15,6 +15,7 @@ from vivace.eval.options import EnvOptions, PolicyOptions
 from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
+from vivace.eval.tune.contest import Arena
 from vivace.eval.tune.store import Store
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 from vivace.policies.errors import BadSetting
@@ -225,3 +226,22 @@ def test_the_winner_is_tried_with_its_chunks_executed_otherwise(
     )
     saved = AccelerationPlan.load(tmp_path / "out").execution
     assert saved.chosen == {"mode": "async", **plan.candidate.execution.chosen}
+
+
+def test_where_no_time_is_left_for_other_ways_to_execute_chunks_the_winner_of_the_race_stays(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, races = Arena.race, list[int]()
+
+    def race(arena: Arena, trials: Any, seeds: range, rules: Any) -> Any:
+        races.append(len(trials))
+        return original(replace(arena, is_over=lambda: len(races) == 2), trials, seeds, rules)
+
+    monkeypatch.setattr(Arena, "race", race)
+    few = {"candidates": 20, "samples": 2, "n_episodes": 20, "confirm": 20, "techniques": ["step_schedule"]}
+    last, is_found = run(command(checkpoint, tmp_path / "out", 0, ms=1e3 / HZ, **few), planted_latencies)
+    assert is_found
+    assert len(races) == 2
+    winner = Store(tmp_path / "out").trials[last["confirmed"][0]["key"]]
+    assert len(winner.raced) == 20, "nobody is confirmed who has not raced"
+    assert any("a race met 0 of 20 episodes" in one for one in last["cut_short"])
