@@ -82,7 +82,7 @@ class Mode(StrEnum):
 class ChunkExecution:
     """How the loop executes chunks, where it is not as the policy has it."""
 
-    mode: Mode | None = None
+    mode: Mode | None = field(default=None, metadata=SELDOM)
     """How thinking and acting overlap; the loop's usual mode when None."""
     n_action_steps: Count | None = None
     """Actions of a chunk that are fresh; the policy's own number when None."""

@@ -225,6 +225,8 @@ def test_a_key_says_what_a_candidate_is_and_not_what_it_is_called():
     same = Candidate((("step_schedule", {"n_steps": 4}), ("hoist", {})), origin=Origin.DEFAULT)
     assert one.key == same.key == Candidate.from_json(one.to_json()).key
     assert one.key != Candidate(one.requests, ChunkExecution(n_action_steps=2)).key
+    assert one.key != Candidate(one.requests, ChunkExecution(mode=Mode.RTC)).key
+    assert Candidate().key == "e4868431aec4", "an earlier version's search goes on"
     assert one.key != Candidate((("hoist", {}), ("step_schedule", {"n_steps": 5}))).key
 
 
