@@ -10,6 +10,7 @@ from typing import Any
 from vivace.deploy.loop.budget import Rung
 from vivace.deploy.loop.settings import LoopSettings
 from vivace.deploy.telemetry.histogram import percentile
+from vivace.eval.identity import digest
 from vivace.eval.options import CommonOptions
 from vivace.eval.race.ladder import Step
 from vivace.eval.race.race import Played, nobodys_fault
@@ -23,6 +24,7 @@ from vivace.eval.subject import session
 from vivace.policies.errors import BadSetting, NoRoom, named
 from vivace.policies.execution import Execution
 from vivace.policies.load import LoadedPolicy
+from vivace.policies.plain_data import plain
 
 _WITNESSES = 3
 """So many others are asked where nobody could run an episode."""
@@ -160,7 +162,10 @@ def closed_loop_job(
         latency=latency,
         max_steps=command.env.max_steps,
     )
-    return Job(f"{key}.from_{seeds[0]}", label, runner, make_env, settings)
+    name = (
+        f"{key}.{digest(plain(latency))[:8]}.from_{seeds[0]}"  # under other latencies it is another episode
+    )
+    return Job(name, label, runner, make_env, settings)
 
 
 class BurstyLoop:

@@ -13,7 +13,7 @@ from vivace.eval.tune.expected import median_s
 from vivace.eval.tune.timing import FEW, Measure
 from vivace.policies.session import Session
 
-DRIFT = 0.15
+DRIFT = 0.1
 """Chunks may take so much longer or shorter than then; five rounds of an even machine differ by less."""
 _ASKED = 3
 """Candidates that are asked, the quickest ones."""

@@ -1,5 +1,6 @@
 """The whole search in planted worlds: it finds what wins there, and claims nothing that won by chance."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,15 @@ def test_what_another_search_knows_is_taken_over_for_another_budget(checkpoint: 
     assert all(max(after.trials[key].latencies_s) <= 1 / HZ for key in last["race"]["entrants"])
 
 
+def differing(some: Mapping[str, Trial], others: Mapping[str, Trial]) -> list[tuple[str, int]]:
+    """Candidates and seeds of the episodes that both have met, of which one was solved and the other not."""
+    both = [(some[key].raced, others[key].raced, key) for key in some.keys() & others.keys()]
+    both += [(some[key].confirmed, others[key].confirmed, key) for key in some.keys() & others.keys()]
+    return [
+        (key, seed) for one, other, key in both for seed in one.keys() & other if one[seed] != other[seed]
+    ]
+
+
 def test_what_was_timed_on_a_faster_machine_is_timed_and_run_again(
     checkpoint: Path, tmp_path: Path, capsys
 ) -> None:
@@ -170,6 +180,10 @@ def test_what_was_timed_on_a_faster_machine_is_timed_and_run_again(
     assert is_found
     assert "take 2.00 times as long as when they were timed" in " ".join(capsys.readouterr().err.split())
     after = Store(tmp_path / "now").trials
+    run(command(checkpoint, tmp_path / "fresh", 0, ms=2e3 / HZ, **few), slower)
+    fresh = Store(tmp_path / "fresh").trials
+    assert len(differing(before, fresh)) > 10, "a slower machine solves less"
+    assert not differing(after, fresh), "as if nothing had been known"
     timed = [key for key, trial in before.items() if trial.latencies_s and after[key].latencies_s]
     assert timed
     for key in timed:
