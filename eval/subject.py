@@ -341,8 +341,6 @@ def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan 
     """
     if command.accel.path or (loaded.path / FILE_NAME).is_file():
         return load_plan(command, loaded)
-    if command.RUNS_LOOP:
-        command.loop = command.loop.settled(None)
     spec = loaded.staged.spec
     remedy = f"make one: vivace calibrate --policy.path={command.policy.path}"
     if loaded.as_trained.is_opaque:
@@ -356,9 +354,8 @@ def find_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan 
 def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     """Load the plan a command names, else the one beside the checkpoint; it must be the policy's.
 
-    How its chunks are executed is the user's choice first, then the plan's; where a command runs the loop, it
-    runs all in the mode that the plan says, if the user says none. Made in another dtype it is run all the
-    same, for its decisions are those of the same weights, and told.
+    How its chunks are executed is the user's choice first, then the plan's. Made in another dtype it is run
+    all the same, for its decisions are those of the same weights, and told.
     """
     plan = AccelerationPlan.load(Path(command.accel.path) if command.accel.path else loaded.path)
     plan.check(loaded.fingerprint)
@@ -366,7 +363,4 @@ def load_plan(command: CommonOptions, loaded: LoadedPolicy) -> AccelerationPlan:
     made_in = plan.measurements.get("dtype", runs_in)
     if made_in != runs_in:
         console.print(f"the plan was made in {made_in}, the policy runs in {runs_in}", style="yellow")
-    plan = plan.executed(command.loop.execution)
-    if command.RUNS_LOOP:
-        command.loop = command.loop.settled(plan.execution.mode)
-    return plan
+    return plan.executed(command.loop.execution)

@@ -95,9 +95,8 @@ class LoopSettings:
     def executing(self, execution: ChunkExecution) -> Self:
         """Return the same with a plan's way to execute chunks; of what it does not say the user's stays."""
         found = execution.over(self.execution)
-        is_sync = (found.mode or self.USUAL) == Mode.SYNC
-        at = None if is_sync else found.request_at  # there nobody asks early
-        return replace(self, mode=found.mode, n_action_steps=found.n_action_steps, request_at=at)
+        loop = replace(self, mode=found.mode, n_action_steps=found.n_action_steps, request_at=None)
+        return loop if loop.is_sync else replace(loop, request_at=found.request_at)  # else nobody asks early
 
     def lead(self, spec: PolicySpec) -> int | None:
         """How many actions are left when the next chunk is asked for; None: as many as the latency takes."""

@@ -137,11 +137,12 @@ class Finals:
             and trial.status is not Status.FAILED
             and not self.rule.keeps(trial)
         ]
+        n_ways = len(self.ways.of(kept[0])) if kept else 0
         shares = stakes(
             self.deadline.left_s(),
             [cost.of(median_s(trial)) for trial in rivals],
             [cost.of(median_s(trial)) for trial in others],
-            [cost.of(slowest) for one in kept[:1] for _ in self.ways.of(one)],
+            [cost.of(slowest)] * n_ways,
             3 * [cost.of(slowest)],  # the winner, exact work or a former plan, the best of baselines
             [cost.of(median_s(trial)) for trial in slow],
             tune.n_episodes,

@@ -42,7 +42,7 @@ def former(
     added = tuple(request for request in exact if request[0] not in kinds)
     label = "the plan beside the checkpoint"
     execution = plan.execution
-    if execution.mode == modes[0] or execution.mode not in modes:
+    if execution.mode not in modes[1:]:
         execution = replace(execution, mode=None)
     return (Candidate((*requests, *added), execution, Origin.FORMER, label),)
 

@@ -144,8 +144,7 @@ def run(command: BenchCommand) -> tuple[dict[str, Any], bool]:
     known = [saved, *(run.plan for run in exported)]
     seeds = fitted.seeds.union(*(fitted_seeds(plan) for plan in known if plan))
     check_judging(command, names, seeds)
-    alone = [one for one in variants if one not in SAVED]
-    built = build(loaded, alone, fitted, command.loop.chunking)
+    built = build(loaded, [one for one in variants if one not in SAVED], fitted, command.loop.chunking)
     if not command.bench.only:
         built = built.joined(Built((), {}, unfit(loaded.staged)))
     data = observe(command, loaded, seed=JUDGEMENT_SEED)

@@ -128,6 +128,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
     loaded = load(command)
     _check_task(command)
     plan = find_plan(command, loaded)
+    command.loop = command.loop.settled(None if plan is None else plan.execution.mode)  # of all rows
     both = _both(command, loaded, plan)
     ours, mine = list(both.items())[-1]
     rollout_settings(command, NoLatency())  # raises before anything is measured
@@ -137,8 +138,7 @@ def run(command: EvalCommand) -> tuple[dict[str, Any], bool]:
         folder = share_folder(folder, command.scale.share)
     identity = _identity(command, loaded, plan)
     claim(folder, identity)
-    decides = {ours: session(command, loaded, mine)}
-    threads = choose_threads(decides, command.bench.threads, notes)
+    threads = choose_threads({ours: session(command, loaded, mine)}, command.bench.threads, notes)
     fitted = observe(command, loaded, mine)
     data = observe(command, loaded, mine, JUDGEMENT_SEED)
     episodes_asked = range(command.seed, command.seed + command.eval.n_episodes)
