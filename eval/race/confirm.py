@@ -54,6 +54,8 @@ class Contender:
     """Of a chunk, as far as one can tell it from another's: the median [s]."""
     keeps_budget: bool = True
     """Whether it may be the plan at all."""
+    is_simple: bool = False
+    """Whether anybody could have had it without a search."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,8 @@ def _compared(
         for one in others
         if one.keeps_budget and not holds(winner, one, against[one.key], rules)
     }
-    own = [one for one in simple if one.key == winner.key]  # which claims nothing that took a search
+    is_simple = winner.is_simple or any(one.key == winner.key for one in simple)
+    own = [winner] if is_simple else []  # which claims nothing that took a search
     best = max(
         (one for one in (*own, *others) if one.key in lost_to or one in own),
         key=lambda one: (sum(outcomes[one.key].values()), -one.latency_s),

@@ -138,6 +138,7 @@ class Arena:
                 self.label(trial.candidate),
                 median_s(trial),
                 key in stayed or keeps_budget(trial),
+                trial.candidate.origin.is_rival,
             )
             for key, trial in trials.items()
         }

@@ -155,6 +155,16 @@ def test_a_winner_that_raises_loses_its_place_to_the_next_of_the_race(seed: int)
     assert (found.winner, found.n) == (SECOND, 200), "where nothing simple keeps the budget, too"
 
 
+def test_who_stands_in_and_is_simple_has_to_be_shown_better_than_nobody() -> None:
+    """Which baseline is compared with others is chosen before the winner raises; this one is another."""
+    few = Contender("few", "DDIM 4 steps", 0.02, is_simple=True)
+    slow = Contender("fewer", "DDIM 8 steps", 0.030, is_simple=True)
+    play = failing({"cache": first_of(90), "few": first_of(80), "fewer": first_of(80)}, ["cache"])
+    found = confirm(CACHE, [slow], FRESH, play, ConfirmRules(margin=0.001), others=[few])
+    assert found.winner == found.plan == few
+    assert not found.lost_to
+
+
 def test_a_simple_plan_that_raises_is_told_and_compared_with_nobody() -> None:
     play = failing(SOLVED, ["trained"])
     found = confirm(CACHE, [TRAINED, FEWER], FRESH, play, ConfirmRules())
