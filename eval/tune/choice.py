@@ -7,11 +7,11 @@ from itertools import product
 
 from vivace.eval.tune.budget import Budget, tail
 from vivace.eval.tune.candidate import Origin, Status, Trial
-from vivace.eval.tune.expected import expectation, median_s
+from vivace.eval.tune.expected import expectation, median_s, tail_over_median
 from vivace.eval.tune.front import promising, spread
 
 _NEAR = 1.2
-"""What takes longer than so many budgets in the median is not timed again, nor expected to be worth it."""
+"""What takes longer than so many budgets in one chunk of twenty is not timed again."""
 
 _NEARLY = 2.0
 """Others are bred from what is expected to take so many budgets at most."""
@@ -19,6 +19,8 @@ _BASELINES = 4
 """So many baselines race."""
 _FEW = 4
 """One of so many places is for those that follow chunks before, of which nobody knows before they race."""
+_FAR = 0.8
+"""What computes the same faster by so much is worth trying together with the others."""
 _LOT = 8
 """Besides so many one is drawn by lot: what is near need not succeed, nor what succeeds be near."""
 
@@ -71,22 +73,37 @@ class Rule:
             and {*one.candidate.kinds} - exact == {kind for kind, _ in one.candidate.same_work}
         ]
 
+    def together(self, trials: Sequence[Trial], most: int) -> list[tuple[Trial, Trial]]:
+        """Pairs of what is by far the fastest to compute the same, alone, and of others that it goes with.
+
+        What they gain together is not known from what each gains; the fastest of the others first.
+        """
+        rows = sorted((row for row in self.faster_alone(trials) if row.latencies_s), key=median_s)
+        soon = [row for row in rows if not row.candidate.starts_late and len(row.candidate.same_work) == 1]
+        exact = [one for one in trials if one.candidate.origin is Origin.EXACT and one.latencies_s]
+        if not soon or not exact or median_s(soon[0]) > _FAR * median_s(exact[0]):
+            return []
+        kinds = {kind for kind, _ in soon[0].candidate.same_work}
+        others = [row for row in soon if kinds.isdisjoint(kind for kind, _ in row.candidate.same_work)]
+        return [(soon[0], row) for row in others[:most]]
+
     def faster(self, trials: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
         """Pairs of one and of what computes the same faster that together should keep the budget.
 
         The nearest first, as if their errors added up. The policy as trained stays what it is.
         """
-        expected, known = expectation(self.candidates(trials)), {trial.key for trial in trials}
+        some = self.candidates(trials)
+        expected, slack, known = expectation(some), tail_over_median(some), {trial.key for trial in trials}
         rows = [row for row in self.faster_alone(trials) if row.latencies_s]
-        plain = [one for one in self.candidates(trials) if one.candidate.requests]
+        plain = [one for one in some if one.candidate.requests]
         unlike = {(one.flops, _error(one)): one for one in reversed(plain) if not one.candidate.same_work}
         found: list[tuple[float, float, Trial, Trial]] = []
         for one, row in product(unlike.values(), rows):
-            both = replace(one, latencies_s=(), candidate=one.candidate.computed_as(row.candidate))
+            both = _both(one, row)
             own_s, both_s = expected(one), expected(both)
             if both.key in known or own_s is None or both_s is None:
                 continue
-            if both_s <= min(own_s, self.budget.of(both.candidate)):
+            if both_s <= own_s and slack * both_s <= self.budget.of(both.candidate):
                 found.append((_error(one) + _error(row), both_s, one, row))
         return [(one, row) for _, _, one, row in sorted(found, key=lambda pair: pair[:2])]
 
@@ -96,27 +113,38 @@ class Rule:
 
     def fitting(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those that keep the budget, or should by their counted work, the nearest actions first."""
-        return self._within(trials, 1.0)[0]
+        return self._within(trials, (), 1.0)[0]
 
     def parents(self, trials: Sequence[Trial], most: int) -> list[Trial]:
         """Those that others are bred from: half fit the budget, half need a little less to; all differ.
 
         Where what fits is far off, a relative of what nearly fits is the better plan: some from what is
-        just too slow to what acts as trained.
+        just too slow to what acts as trained. What would fit if it were computed faster, at no error, fits.
         """
         unlike = {(one.flops, _error(one)): one for one in reversed(trials) if one.flops}
-        fit, near = self._within([*unlike.values()], 1.0, _NEARLY)
+        timed = (row for row in self.faster_alone(trials) if row.latencies_s)
+        rows = [row for row in timed if not row.candidate.starts_late and not _error(row)]
+        fit, near = self._within([*unlike.values()], rows, 1.0, _NEARLY)
         front = promising(_compared(near), most // 2, _work)
         return _once(fit[: most - len(front)], front, fit)[:most]
 
-    def _within(self, trials: Sequence[Trial], *budgets: float) -> list[list[Trial]]:
-        """Those expected to take so many budgets at most but no fewer of these; the nearest actions first."""
+    def _within(self, trials: Sequence[Trial], rows: Sequence[Trial], *budgets: float) -> list[list[Trial]]:
+        """Those expected to take so many budgets at most but no fewer of these; the nearest actions first.
+
+        Args:
+            trials: some.
+            rows: what may compute them faster.
+            budgets: in order.
+        """
         some = self.candidates(trials)
-        expected = expectation(some)
+        known = {trial.key: trial for trial in (*some, *rows)}
+        expected, slack = expectation(known.values()), tail_over_median(known.values())
         found: list[list[Trial]] = [[] for _ in budgets]
         for trial in sorted(some, key=_error):
-            takes_s, budget_s = expected(trial), self.budget.of(trial.candidate)
-            fits = [i for i, n in enumerate(budgets) if takes_s is not None and takes_s <= n * budget_s]
+            ways = [trial, *(_both(trial, row) for row in rows if not trial.candidate.same_work)]
+            takes_s = min((it for it in map(expected, ways) if it is not None), default=math.inf)
+            budget_s = self.budget.of(trial.candidate)
+            fits = [i for i, n in enumerate(budgets) if slack * takes_s <= n * budget_s]
             if fits:
                 found[fits[0]].append(trial)
         return found
@@ -128,7 +156,8 @@ class Rule:
         be said what they take.
         """
         timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
-        near = [trial for trial in timed if median_s(trial) <= _NEAR * self.budget.of(trial.candidate)]
+        slack = tail_over_median(timed)
+        near = [one for one in timed if slack * median_s(one) <= _NEAR * self.budget.of(one.candidate)]
         if not near:
             return sorted(timed, key=median_s)[:2]
         rivals = [trial for trial in near if trial.candidate.origin.is_rival]
@@ -188,6 +217,11 @@ class Rule:
         timed = [trial for trial in self.candidates(trials) if trial.latencies_s]
         left = [trial for trial in timed if self.budget.of(trial.candidate)]
         return min(left or timed, key=lambda trial: tail(trial.latencies_s)[1], default=None)
+
+
+def _both(one: Trial, row: Trial) -> Trial:
+    """One that nobody timed yet: computed as another one is."""
+    return replace(one, latencies_s=(), candidate=one.candidate.computed_as(row.candidate))
 
 
 def _error(trial: Trial) -> float:

@@ -5,17 +5,20 @@
 a, b and c, none below 0, are fitted to what was timed without such techniques, by relative error: work alone
 says little of tokens, of which a pass that writes one takes about as long as a pass that writes a hundred.
 The gain of a technique is what it took of the time that its work should take, in a candidate that has no
-other. Of one that was never timed nothing is expected.
+other; of some that were timed together it is what they took, for gains need not multiply: where a GPU waits
+for the host, fewer bits are worth nothing until its kernels are launched at once. Of one that was never timed
+nothing is expected.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from math import prod
 
 import numpy as np
 from scipy.optimize import nnls
 
-from vivace.accel.variant import Request
+from vivace.deploy.telemetry.histogram import percentile
 from vivace.eval.tune.candidate import Trial
 from vivace.policies.plain_data import plain
 
@@ -38,19 +41,23 @@ def expectation(trials: Iterable[Trial]) -> Expectation:
     def by_work(trial: Trial) -> float:
         return float(_terms(trial) @ factors)
 
-    gains = {
-        _name(trial.candidate.same_work[0]): median_s(trial) / by_work(trial)
-        for trial in alike
-        if len(trial.candidate.same_work) == 1 and by_work(trial) > 0
-    }
+    found = defaultdict[tuple[str, ...], list[float]](list)
+    for trial in alike:
+        if trial.candidate.same_work and by_work(trial) > 0:
+            found[_names(trial)].append(median_s(trial) / by_work(trial))
+    gains = {names: float(np.median(some)) for names, some in found.items()}
+
+    def gain(names: tuple[str, ...]) -> float | None:
+        if not names or names in gains:
+            return gains.get(names, 1.0)
+        singly = [gains.get((name,)) for name in names]
+        return None if None in singly else prod(one for one in singly if one is not None)
 
     def expected(trial: Trial) -> float | None:
         if trial.latencies_s:
             return median_s(trial)
-        names = [_name(request) for request in trial.candidate.same_work]
-        if not trial.flops or not gains.keys() >= {*names}:
-            return None
-        return by_work(trial) * prod(gains[name] for name in names)
+        times = gain(_names(trial))
+        return by_work(trial) * times if trial.flops and times is not None else None
 
     return expected
 
@@ -65,6 +72,17 @@ def median_s(trial: Trial) -> float:
     return float(np.median(trial.latencies_s))
 
 
-def _name(request: Request) -> str:
-    """What a technique is asked for, as a key."""
-    return json.dumps(plain(list(request)), sort_keys=True)
+def tail_over_median(trials: Iterable[Trial]) -> float:
+    """How much longer than its median one chunk of twenty takes here; 1 if too few were timed to know.
+
+    A budget is about the slow ones: on a computer that does other things besides, a plan whose median is
+    within it need not be. Of twenty chunks and not of a hundred, since a plan that keeps it does so by the
+    95th percentile, whatever the 99th turns out to be.
+    """
+    ratios = [time_s / median_s(trial) for trial in trials for time_s in trial.latencies_s]
+    return max(1.0, percentile(ratios, 95.0) or 1.0) if ratios else 1.0
+
+
+def _names(trial: Trial) -> tuple[str, ...]:
+    """What computes the same faster in a trial, as keys."""
+    return tuple(sorted(json.dumps(plain(list(it)), sort_keys=True) for it in trial.candidate.same_work))

@@ -36,7 +36,7 @@ from vivace.eval.tune.pace import (
     affordable,
     affordable_samples,
 )
-from vivace.eval.tune.space import Space, describe
+from vivace.eval.tune.space import Space, computed_as, describe
 from vivace.eval.tune.store import Store
 from vivace.eval.tune.study import Study
 from vivace.eval.tune.timing import FEW, MANY, NO_LIMIT_S, Measure, Timing
@@ -189,6 +189,8 @@ class Search:
             self._deadline.cut(
                 f"{len(untimed)} of {len(first)} promising candidates were not timed, for time was up"
             )
+        pairs = self._chosen("timed together", lambda: self._together(options.timed // 4, shares.bred))
+        timing.time(pairs, FEW, self._deadline.left_s(shares.bred) / 3)
         self._breed()
         some = options.timed // 2
         more = self._chosen(
@@ -323,6 +325,11 @@ class Search:
             self._deadline.cut(f"{len(found)} of {len(asked)} finalists were timed again, for time was up")
         return found
 
+    def _together(self, most: int, share: float) -> list[Trial]:
+        """What computes the same much faster, with others that do; counted by a share of the time."""
+        pairs = self._rule.together(list(self._store.trials.values()), most)
+        return self._all_counted([computed_as(*pair) for pair in pairs], share)
+
     def _relatives(self, share: float) -> list[Trial]:
         """What should be best with what computes the same faster.
 
@@ -331,7 +338,9 @@ class Search:
         """
         pairs = self._rule.faster(list(self._store.trials.values()))
         soon = [pair for pair in pairs if not pair[1].candidate.starts_late]
-        return self._all_counted([_both(*pair) for pair in soon[: self._command.tune.timed // 2]], share)
+        return self._all_counted(
+            [computed_as(*pair) for pair in soon[: self._command.tune.timed // 2]], share
+        )
 
     def _late(self, share: float) -> list[Trial]:
         """Some that were timed with what takes a minute to start: the former plan, then near to fast ones.
@@ -343,7 +352,7 @@ class Search:
         late = [pair for pair in pairs if pair[1].candidate.starts_late and pair[0].latencies_s]
         former = [pair for pair in late if pair[0].candidate.origin is Origin.FORMER]
         chosen = [*former, *(pair for pair in spread(late, _LATE) if pair not in former)]
-        return self._all_counted([_both(*pair) for pair in chosen], share)
+        return self._all_counted([computed_as(*pair) for pair in chosen], share)
 
     def _all_counted(self, found: Sequence[Candidate], share: float) -> list[Trial]:
         """Those that are known, and others as far as a share of the time reaches."""
@@ -383,13 +392,6 @@ class Search:
                 f"{best.action_error:.3f} from those as trained",
                 highlight=False,
             )
-
-
-def _both(one: Trial, row: Trial) -> Candidate:
-    """A candidate with what computes the same faster in another one."""
-    added = ", ".join(techniques()[kind].label for kind, _ in row.candidate.same_work)
-    label = f"{describe(one.candidate)}, {added if row.candidate.starts_late else describe(row.candidate)}"
-    return one.candidate.computed_as(row.candidate, label)
 
 
 def _late_last(trials: Sequence[Trial]) -> list[Trial]:

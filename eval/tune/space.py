@@ -19,7 +19,7 @@ from vivace.accel.registry import exact_work, fits, techniques
 from vivace.accel.technique import Part, Seam, Technique
 from vivace.accel.variant import Choices, Choose, Request, Variant
 from vivace.eval.measure.variants import PLAIN, unfit, variants_of
-from vivace.eval.tune.candidate import Candidate, Origin
+from vivace.eval.tune.candidate import Candidate, Origin, Trial
 from vivace.eval.tune.choosing import MUTATED, NONE, Replay, ask, mutated, others, stepped
 from vivace.policies.errors import BadSetting, UnsupportedPolicy
 from vivace.policies.execution import executing
@@ -274,6 +274,13 @@ def space_of(
         unjudged,
         may_continue,
     )
+
+
+def computed_as(one: Trial, row: Trial) -> Candidate:
+    """A candidate with what computes the same faster in another one."""
+    added = ", ".join(techniques()[kind].label for kind, _ in row.candidate.same_work)
+    told = added if row.candidate.starts_late else describe(row.candidate)
+    return one.candidate.computed_as(row.candidate, f"{describe(one.candidate)}, {told}")
 
 
 def describe(candidate: Candidate) -> str:

@@ -10,7 +10,7 @@ import torch
 from vivace.eval.tune.candidate import Candidate, Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.counting import beaten, moments_apart, pointless
-from vivace.eval.tune.expected import expectation
+from vivace.eval.tune.expected import expectation, tail_over_median
 from vivace.eval.tune.study import Study
 
 
@@ -197,3 +197,67 @@ def test_the_nearest_and_the_fastest_race_in_turn_and_what_follows_comes_last(ru
     kept = [*(trial(f"plain {i}", 10 * i, 1 / i) for i in range(1, 5)), *FOLLOWING[:1]]
     labels = [one.candidate.label for one in rule.contenders(kept)]
     assert labels == ["plain 4", "plain 1", "plain 3", "plain 2", "following 1"]
+
+
+LAUNCHED = ("cuda_graph", {})
+LAUNCH_BOUND = [
+    running(208, 0.0, origin=Origin.TRAINED, work=800),
+    running(188, 0.0, EXACT, origin=Origin.EXACT, work=790),
+    running(80, 0.0, EXACT, LAUNCHED, work=790),
+    running(190, 0.004, EXACT, IN_HALVES, work=790),
+    running(185, 0.0, EXACT, ("cameras_together", {}), work=790),
+    running(126, 0.07, EXACT, fewer(5), work=760),
+]
+"""As of a GPU that waits for the host: how long a chunk takes says nothing of its work."""
+
+
+def passes(trials: list[Trial]) -> list[Trial]:
+    """A step is a pass."""
+    steps = [dict(one.candidate.requests).get("step_schedule", {"n_steps": 10})["n_steps"] for one in trials]
+    return [replace(one, passes=n) for one, n in zip(trials, steps, strict=True)]
+
+
+def test_what_is_by_far_the_fastest_alone_is_timed_together_with_the_others(rule):
+    """Halves gain nothing until the kernels are launched at once; then they are expected to gain that."""
+    trials = passes(LAUNCH_BOUND)
+    graph, halves = trials[2], trials[3]
+    assert rule.together(trials, 4) == [(graph, trials[4]), (graph, halves)]
+    assert rule.together(trials, 1) == [(graph, trials[4])]
+    slower = replace(graph, latencies_s=(0.18,) * 5)
+    assert not rule.together([slower if one is graph else one for one in trials], 4), "nothing stands out"
+    both = replace(halves, latencies_s=(), candidate=graph.candidate.computed_as(halves.candidate))
+    five = replace(trials[5], latencies_s=(), candidate=trials[5].candidate.computed_as(both.candidate))
+    multiplied = expectation(trials)(five)
+    timed = replace(both, latencies_s=(0.02,) * 5)
+    assert timed in rule.faster_alone([*trials, timed])
+    assert multiplied == pytest.approx(0.126 * 80 / 188, rel=0.1)
+    assert expectation([*trials, timed])(five) == pytest.approx(0.126 * 20 / 188, rel=0.1)
+
+
+def test_others_are_bred_from_what_would_fit_if_it_were_computed_faster_at_no_error(rule):
+    """Ten steps take 80 ms in graphs, where 100 are allowed; what fits by itself is far off."""
+    fits = running(90, 2.0, ("layer_skip", {}), work=300)
+    trials = passes([*LAUNCH_BOUND, fits])
+    assert [one.action_error for one in rule.parents(trials, 6)][:4] == [0.0, 0.0, 0.07, 2.0]
+    plain = [one for one in trials if LAUNCHED not in one.candidate.requests]
+    assert rule.parents(plain, 4)[0] == trials[-1], "it is the only one that fits"
+
+
+def test_a_budget_is_held_against_the_slow_ones_of_twenty_chunks(rule):
+    """Every seventh chunk takes 1.6 times as long: what takes 80 ms in the median does not keep 100."""
+    shape = np.ones(14)
+    shape[[3, 10]] = 1.6
+
+    def noisy(name: str, ms: float, error: float) -> Trial:
+        return replace(trial(name, ms, error), latencies_s=tuple(1e-3 * ms * shape))
+
+    some = [noisy("near", 80, 0.1), noisy("far", 60, 0.3), noisy("slow", 130, 0.0)]
+    assert tail_over_median(some) == pytest.approx(1.6)
+    untimed = [replace(trial(f"untimed {ms}", ms, 0.2), latencies_s=()) for ms in (80, 60)]
+    assert rule.fitting(some) == [some[1]]
+    assert rule.next([*some, *untimed], 8) == [untimed[1]]
+    assert [one.candidate.label for one in rule.finalists(some, 8)] == ["far"]
+    even = [replace(one, latencies_s=(one.latencies_s[0],) * 14) for one in some]
+    assert tail_over_median(even) == 1
+    assert rule.fitting(even) == even[:2]
+    assert tail_over_median(replace(one, latencies_s=one.latencies_s[:5]) for one in some) == 1, "too few"
