@@ -18,7 +18,7 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.accel.registry import techniques
 from vivace.accel.technique import CalibrationData, Need
 from vivace.policies.errors import VivaceError
-from vivace.policies.execution import Execution, as_trained, sample
+from vivace.policies.execution import Execution, as_trained, eagerly, sample
 from vivace.policies.fingerprint import fingerprint
 from vivace.policies.load import stage
 from vivace.policies.sampling.noise import EpisodeNoise
@@ -200,7 +200,8 @@ def mutate_tensors(tensors: dict[str, Tensor], draw: random.Random) -> None:
 
 
 def run(execution: Execution, subject: Subject) -> Tensor:
-    return sample(execution, subject.data.batch, EpisodeNoise(KEYS))
+    """Its actions; nothing is compiled, which takes half a minute and depends on no setting of a plan."""
+    return sample(eagerly(execution), subject.data.batch, EpisodeNoise(KEYS))
 
 
 def outcomes(subject: Subject, n: int, seed: str) -> dict[str, int]:

@@ -121,7 +121,10 @@ def cuda(subject) -> Iterator[FakeCuda]:
 
 
 def pairs(once: bool = False) -> Any:
-    """Every policy under every variant that fits it; `once`: a variant on one policy of those it fits."""
+    """Every policy under every variant that fits it; `once`: a variant on one policy of those it fits.
+
+    Every day a technique runs on one policy, and what runs several together on all.
+    """
     found: dict[tuple[str, str], str] = {}
     types: set[str] = set()
     for policy, (_, has) in POLICIES.items():
@@ -129,10 +132,13 @@ def pairs(once: bool = False) -> Any:
         for variant in VARIANTS:
             if (variant in TOGETHER or not is_second) and (variant == "as trained" or fits(has, variant)):
                 found.setdefault((variant, "" if once else policy), policy)
-    return pytest.mark.parametrize(
-        ("subject", "variant"), [(policy, variant) for (variant, _), policy in found.items()],
-        indirect=["subject"],
-    )  # fmt: skip
+    seen: set[str] = set()
+    cases = []
+    for (variant, _), policy in found.items():
+        is_everyday = variant in TOGETHER or variant not in seen
+        cases.append(pytest.param(policy, variant, marks=() if is_everyday else pytest.mark.long))
+        seen.add(variant)
+    return pytest.mark.parametrize(("subject", "variant"), cases, indirect=["subject"])
 
 
 def named(table: Mapping[str, set[str]], *names: str) -> set[str]:
