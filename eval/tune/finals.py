@@ -94,7 +94,7 @@ class Finals:
             ways = self.ways.timed(winner, self.ways.of(winner), left_s)
             return [one for one in self.rule.sure((winner, *ways)) if one.key != winner.key]
 
-        racing = self.chosen("raced otherwise", choose)
+        racing = self.chosen(f"raced otherwise than {winner.key}", choose)
         if not racing:
             return stayed
         state = arena.race([winner, *racing], self.seeds, RaceRules())

@@ -68,8 +68,9 @@ class TuneOptions:
     timed besides."""
     finalists: int = 8
     """Of those, how many are timed as often as a p99 takes, and race in a world."""
-    n_episodes: int = 100
-    """Episodes that those in a race meet at most, the same for all; the hopeless are dropped before."""
+    n_episodes: int = 300
+    """Episodes that those in a race meet at most, the same for all, as far as the time reaches; the hopeless
+    are dropped before, and the race ends where one leads by enough."""
     confirm: int = 100
     """Fresh episodes on which the winner is confirmed, beside what needs no search."""
     techniques: list[str] | None = None

@@ -13,11 +13,14 @@ from vivace.accel.plan import AccelerationPlan
 from vivace.eval.measure.latencies import Measured
 from vivace.eval.measure.timing import Rounds
 from vivace.eval.options import EnvOptions, PolicyOptions
+from vivace.eval.race.race import Race
+from vivace.eval.tune import finals
 from vivace.eval.tune.budget import BudgetOptions
 from vivace.eval.tune.candidate import Origin, Status, Trial
 from vivace.eval.tune.choice import Rule
 from vivace.eval.tune.contest import Arena
 from vivace.eval.tune.store import Store
+from vivace.eval.tune.ways import Ways
 from vivace.eval.verbs.tune import TuneCommand, TuneOptions, run
 from vivace.policies.errors import BadSetting
 from vivace.policies.spec import ChunkExecution, Mode
@@ -259,3 +262,32 @@ def test_where_no_time_is_left_for_other_ways_to_execute_chunks_the_winner_of_th
     winner = Store(tmp_path / "out").trials[last["confirmed"][0]["key"]]
     assert len(winner.raced) == 20, "nobody is confirmed who has not raced"
     assert any("a race met 0 of 20 episodes" in one for one in last["cut_short"])
+
+
+def test_other_ways_to_execute_chunks_are_those_of_who_wins_where_a_search_goes_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more episodes another may win; chunks of who won before were executed otherwise, and raced it."""
+    few = {"candidates": 20, "samples": 2, "n_episodes": 20, "confirm": 20, "techniques": ["step_schedule"]}
+    asked = command(checkpoint, tmp_path / "out", 0, ms=1e3 / HZ, **few)
+    stayed, timed, winners = finals._stayed, Ways.timed, list[str]()
+
+    def last_first(state: Race, trials: Mapping[str, Trial]) -> list[Trial]:
+        return stayed(state, trials)[::-1]
+
+    def told(ways: Ways, trial: Trial, *rest: Any) -> list[Trial]:
+        winners.append(trial.key)
+        return timed(ways, trial, *rest)
+
+    monkeypatch.setattr(Ways, "timed", told)
+    with monkeypatch.context() as patch:
+        patch.setattr(finals, "_stayed", last_first)
+        run(asked, planted_latencies)
+    assert run(asked, planted_latencies)[1]
+    trials = Store(tmp_path / "out").trials
+    before, now = (trials[key] for key in winners)
+    assert before.candidate.requests != now.candidate.requests
+    assert any(
+        one.raced and one.candidate.requests == now.candidate.requests and one.candidate.execution.chosen
+        for one in trials.values()
+    )
