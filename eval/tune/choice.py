@@ -13,6 +13,8 @@ from vivace.eval.tune.front import promising, spread
 _NEAR = 1.2
 """What takes longer than so many budgets in one chunk of twenty is not timed again."""
 
+_SURE = 95.0
+"""Percentile by which one is known well enough to keep a budget."""
 _NEARLY = 2.0
 """Others are bred from what is expected to take so many budgets at most."""
 _BASELINES = 4
@@ -207,9 +209,12 @@ class Rule:
         return sorted(kept, key=lambda trial: (_error(trial), median_s(trial)))
 
     def sure(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those of `keeping` that are known to by as high a percentile as is known of any of them."""
+        """Those of `keeping` that are known to by as high a percentile as is known of any of them.
+
+        The 95th is high enough: who has a few measurements fewer than a hundred is no less of a choice.
+        """
         kept = self.keeping(trials)
-        known = [tail(trial.latencies_s)[0] for trial in kept]
+        known = [min(tail(trial.latencies_s)[0], _SURE) for trial in kept]
         return [trial for trial, percent in zip(kept, known, strict=True) if percent == max(known)]
 
     def fastest(self, trials: Iterable[Trial]) -> Trial | None:

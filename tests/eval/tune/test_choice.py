@@ -116,6 +116,10 @@ def test_what_keeps_the_budget_is_as_sure_as_any_of_those_that_keep_it(rule):
     often = replace(often, latencies_s=(0.09,) * 10)
     assert rule.sure([slow, few, often]) == [often]
     assert rule.sure([slow]) == []
+    eleven = [replace(trial(f"finalist {i}", 50, 0.3), latencies_s=(0.05,) * 88) for i in range(11)]
+    best = replace(trial("best", 90, 0.1), latencies_s=(0.09,) * 100)
+    assert rule.sure([*eleven, best]) == [best, *eleven], "time was up before the others had a hundred"
+    assert rule.sure([few, *eleven]) == eleven
 
 
 def test_a_study_does_not_learn_from_errors_that_say_nothing():
