@@ -82,8 +82,9 @@ class Rule:
         """
         rows = sorted((row for row in self.faster_alone(trials) if row.latencies_s), key=median_s)
         soon = [row for row in rows if not row.candidate.starts_late and len(row.candidate.same_work) == 1]
-        exact = [one for one in trials if one.candidate.origin is Origin.EXACT and one.latencies_s]
-        if not soon or not exact or median_s(soon[0]) > _FAR * median_s(exact[0]):
+        plain = [one for one in trials if one.candidate.origin in (Origin.TRAINED, Origin.EXACT)]
+        plain_s = [median_s(one) for one in plain if one.latencies_s]
+        if not soon or not plain_s or median_s(soon[0]) > _FAR * min(plain_s):
             return []
         kinds = {kind for kind, _ in soon[0].candidate.same_work}
         others = [row for row in soon if kinds.isdisjoint(kind for kind, _ in row.candidate.same_work)]

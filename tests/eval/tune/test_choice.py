@@ -221,6 +221,11 @@ def passes(trials: list[Trial]) -> list[Trial]:
     return [replace(one, passes=n) for one, n in zip(trials, steps, strict=True)]
 
 
+def without(one: Trial, request: tuple[str, dict]) -> Candidate:
+    """Its candidate without a technique."""
+    return replace(one.candidate, requests=tuple(it for it in one.candidate.requests if it != request))
+
+
 def test_what_is_by_far_the_fastest_alone_is_timed_together_with_the_others(rule):
     """Halves gain nothing until the kernels are launched at once; then they are expected to gain that."""
     trials = passes(LAUNCH_BOUND)
@@ -229,6 +234,8 @@ def test_what_is_by_far_the_fastest_alone_is_timed_together_with_the_others(rule
     assert rule.together(trials, 1) == [(graph, trials[4])]
     slower = replace(graph, latencies_s=(0.18,) * 5)
     assert not rule.together([slower if one is graph else one for one in trials], 4), "nothing stands out"
+    no_exact_work = [trials[0], *(replace(one, candidate=without(one, EXACT)) for one in trials[2:])]
+    assert len(rule.together(no_exact_work, 4)) == 2, "a policy of which nothing can be left out"
     both = replace(halves, latencies_s=(), candidate=graph.candidate.computed_as(halves.candidate))
     five = replace(trials[5], latencies_s=(), candidate=trials[5].candidate.computed_as(both.candidate))
     multiplied = expectation(trials)(five)
