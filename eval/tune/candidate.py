@@ -70,7 +70,7 @@ class Candidate:
         """Kinds of its techniques."""
         return tuple(kind for kind, _ in self.requests)
 
-    @property
+    @cached_property
     def same_work(self) -> tuple[Request, ...]:
         """Of its techniques those that compute the same faster, of which counted work does not know."""
         known = techniques()

@@ -75,12 +75,16 @@ class Rule:
             and {*one.candidate.kinds} - exact == {kind for kind, _ in one.candidate.same_work}
         ]
 
+    def _timed_alone(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those of `faster_alone` whose gain is known."""
+        return [row for row in self.faster_alone(trials) if row.latencies_s]
+
     def together(self, trials: Sequence[Trial], most: int) -> list[tuple[Trial, Trial]]:
         """Pairs of what is by far the fastest to compute the same, alone, and of others that it goes with.
 
         What they gain together is not known from what each gains; the fastest of the others first.
         """
-        rows = sorted((row for row in self.faster_alone(trials) if row.latencies_s), key=median_s)
+        rows = sorted(self._timed_alone(trials), key=median_s)
         soon = [row for row in rows if not row.candidate.starts_late and len(row.candidate.same_work) == 1]
         plain = [one for one in trials if one.candidate.origin in (Origin.TRAINED, Origin.EXACT)]
         plain_s = [median_s(one) for one in plain if one.latencies_s]
@@ -97,7 +101,7 @@ class Rule:
         """
         some = self.candidates(trials)
         expected, slack, known = expectation(some), tail_over_median(some), {trial.key for trial in trials}
-        rows = [row for row in self.faster_alone(trials) if row.latencies_s]
+        rows = self._timed_alone(trials)
         plain = [one for one in some if one.candidate.requests]
         unlike = {(one.flops, _error(one)): one for one in reversed(plain) if not one.candidate.same_work}
         found: list[tuple[float, float, Trial, Trial]] = []
@@ -125,7 +129,7 @@ class Rule:
         just too slow to what acts as trained. What would fit if it were computed faster, at no error, fits.
         """
         unlike = {(one.flops, _error(one)): one for one in reversed(trials) if one.flops}
-        timed = (row for row in self.faster_alone(trials) if row.latencies_s)
+        timed = self._timed_alone(trials)
         rows = [row for row in timed if not row.candidate.starts_late and not _error(row)]
         fit, near = self._within([*unlike.values()], rows, 1.0, _NEARLY)
         front = promising(_compared(near), most // 2, _work)
